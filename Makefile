@@ -1,0 +1,54 @@
+# Everything runs in a virtual environment of its own: VENV=elsewhere make test
+VENV   ?= .venv
+PYTHON ?= python3
+# The build of PyTorch. On Linux without a GPU you may want the smaller CPU build:
+#   make setup TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH  ?= torch==2.13.0
+JOBS   ?= 2
+
+PY   = $(VENV)/bin/python
+PIP  = $(PY) -m pip --disable-pip-version-check install --quiet
+TEST = $(PY) -m pytest -n $(JOBS) -q
+
+.PHONY: setup demo test slow lint check bench docs clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml
+	$(PIP) -e ".[all,dev,docs]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.ready
+	$(PIP) -e ".[bench]"
+	touch $@
+
+demo: setup
+	$(VENV)/bin/tersor demo
+
+test: setup
+	$(TEST) -m "not slow"
+
+slow: setup
+	$(TEST) -m slow
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright --pythonpath $(PY)
+	$(VENV)/bin/lint-imports
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+# Tests last: their summary is the last line.
+check: lint docs slow
+
+bench: $(VENV)/.bench
+	$(PY) -m benchmarks
+
+clean:
+	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis

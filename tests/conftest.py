@@ -1,0 +1,32 @@
+"""What all tests share: where the real networks and pictures are, and one thread for each worker."""
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+SHARED = Path(os.environ.get("TERSOR_SHARED") or Path(__file__).parents[1] / "../shared").resolve()
+
+
+def pytest_configure(config):
+    # Workers run side by side: more threads than cores would only slow each other down.
+    torch.set_num_threads(1)
+    # A busy machine must not fail a property by its clock; in continuous integration no draw is by chance.
+    settings.register_profile("tersor", deadline=None, derandomize=bool(os.environ.get("CI")))
+    settings.load_profile("tersor")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data, `shared / "data/cifar10"` and so on.
+
+    Absent, the test is skipped on a contributor's machine and fails in continuous integration, where a
+    silent skip would mean that the real networks were never tried.
+    """
+    if (SHARED / "data").is_dir():
+        return SHARED
+    reason = f"no shared data at {SHARED}; set TERSOR_SHARED to the folder that holds data/"
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)

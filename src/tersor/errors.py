@@ -1,0 +1,33 @@
+"""Every error that Tersor raises on purpose; each text names the thing, the value and the remedy."""
+
+
+class TersorError(Exception):
+    """Base of all errors raised on purpose; its text says what is wrong and what to do."""
+
+
+class TaskError(TersorError):
+    """The task (model, example, data or judge) cannot be used as it is."""
+
+
+class CaptureError(TersorError):
+    """The model cannot be turned into a graph."""
+
+
+class NumericsError(TersorError):
+    """A tensor, a range or a specification that no quantizer can use."""
+
+
+class CalibrationError(TersorError):
+    """The calibration data cannot be used: empty, of the wrong shape, or not finite."""
+
+
+class RecipeError(TersorError):
+    """A recipe that cannot be read, matches nothing, or cannot be expressed by the engine."""
+
+
+class EngineError(TersorError):
+    """An engine that is absent or refuses a network."""
+
+
+class SavedFolderError(TersorError):
+    """A saved folder that is incomplete, altered, or would be overwritten."""

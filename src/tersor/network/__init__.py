@@ -1,0 +1,1 @@
+"""The model as a graph: capture, planning of sites, rewrites, corrections."""

@@ -1,0 +1,196 @@
+"""torch.export → Network: nothing folded, nothing silently left out."""
+
+import inspect
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from tersor.errors import CaptureError
+from tersor.network.network import WEIGHTED, Network, finish, op_name
+from tersor.task import Arguments
+
+_PASSING = {"detach", "alias", "lift_fresh_copy"}
+_CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size"}
+
+
+def capture(model: nn.Module, example: Arguments) -> Network:
+    """Capture a model as a Network with a dynamic batch; the model is not changed.
+
+    The example is doubled to a batch of 2 where it has 1, since a batch of 1 would be taken for a
+    constant. Where the model's own code fixes the batch, the Network says so in its ``notes``.
+
+    Raises:
+        CaptureError: with the offending line of the model and what to do about it.
+
+    >>> net = capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()).eval(), (torch.zeros(1, 4),))
+    >>> [op_name(n) for n in net.operators()]
+    ['linear', 'relu']
+    >>> net(torch.ones(5, 4)).shape
+    torch.Size([5, 2])
+    """
+    training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
+    if training:
+        raise CaptureError(f"the model is in training mode ({training[0]}); call model.eval() before compressing it")
+    names = tuple(example) if isinstance(example, Mapping) else ()
+    values = tuple(example.values()) if isinstance(example, Mapping) else tuple(example)
+    doubled = tuple(_doubled(v) for v in values)
+    notes: tuple[str, ...] = ()
+    try:
+        program = _export(model, doubled, names, dynamic=True)
+    except Exception as error:  # torch.export raises many kinds
+        try:
+            program = _export(model, values, names, dynamic=False)
+        except Exception as second:
+            raise _explained(second) from second
+        doubled = values
+        notes = (f"the batch is fixed to the example's, since the model's own code fixes it: {_summary(error)}",)
+    return _titled(_network(program, doubled, names, notes))
+
+
+def _doubled(value: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.ndim and t.shape[0] == 1 else t, value)
+
+
+def _export(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], dynamic: bool) -> Any:
+    batch = torch.export.Dim("batch", min=1)
+    shapes: list[Any] = pytree.tree_map(
+        lambda v: {0: batch} if dynamic and isinstance(v, Tensor) and v.ndim else None, list(values)
+    )
+    spec: Any = dict(zip(names, shapes, strict=True)) if names else tuple(shapes)
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    if not names and parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
+        spec = (spec,)
+    args = () if names else values
+    kwargs = dict(zip(names, values, strict=True)) if names else None
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, args, kwargs, dynamic_shapes=spec if dynamic else None, strict=False)
+
+
+def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], notes: tuple[str, ...]) -> Network:
+    """The exported program as a plain graph: weights are get_attr nodes, inputs and outputs are flat."""
+    graph = fx.Graph()
+    env: dict[fx.Node, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    specs = iter(program.graph_signature.input_specs)
+    leaves = iter(pytree.tree_leaves(values))
+    inputs: list[str] = []
+    example: list[Tensor] = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            spec = next(specs)
+            if spec.kind.name != "USER_INPUT":
+                env[node] = _weight(program, spec, graph, tensors)
+            elif isinstance(value := next(leaves), Tensor):
+                env[node] = graph.placeholder(node.name)
+                inputs.append(node.name)
+                example.append(value)
+            else:
+                env[node] = value
+        elif node.op == "call_function":
+            _copy_call(node, graph, env)
+        elif node.op == "output":
+            kept = [s.kind.name == "USER_OUTPUT" for s in program.graph_signature.output_specs]
+            results = [env[r] for r, keep in zip(node.args[0], kept, strict=True) if keep and isinstance(r, fx.Node)]
+            graph.output(tuple(results))
+        else:
+            raise CaptureError(
+                f"the model uses control flow that depends on data ({node.op} {node.target}); move it out of the "
+                "model, or compress the part without it"
+            )
+        if isinstance(env.get(node), fx.Node) and "val" in node.meta:
+            env[node].meta.setdefault("val", node.meta["val"])
+    module = fx.GraphModule(tensors, graph)
+    outputs = _output_names(program, len(graph.output_node().args[0]))  # type: ignore[arg-type]
+    keyed = bool(names) and len(names) == len(inputs)
+    return finish(Network(module, names if keyed else tuple(inputs), outputs, tuple(example), keyed, notes))
+
+
+def _weight(program: Any, spec: Any, graph: fx.Graph, tensors: dict[str, Tensor]) -> fx.Node:
+    target = str(spec.target)
+    value = program.state_dict[target] if target in program.state_dict else program.constants[target]
+    if not isinstance(value, Tensor):
+        raise CaptureError(f"the graph reads {target}, a {type(value).__name__} and no tensor; Tersor cannot save it")
+    # Tied weights stay tied: one tensor keeps one name.
+    for name, known in tensors.items():
+        if known.data_ptr() == value.data_ptr() and known.shape == value.shape and value.numel():
+            return graph.get_attr(name)
+    tensors[target] = value.detach()
+    return graph.get_attr(target)
+
+
+def _copy_call(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:
+    name = op_name(node)
+    if name in _CHECKS:
+        return
+    if name in _PASSING and node.args:
+        env[node] = env[node.args[0]]  # type: ignore[index]
+        return
+    if "higher_order" in str(getattr(node.target, "namespace", "")):
+        raise CaptureError(
+            f"the model uses {node.target} (control flow or a wrapped region) at {_where(node)}; Tersor captures plain "
+            "operators only: move it out of the model, or compress the part without it"
+        )
+    lookup = env.__getitem__
+    copied = graph.create_node(
+        "call_function", node.target, map_arg(node.args, lookup), map_arg(node.kwargs, lookup), node.name
+    )
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    copied.meta["path"] = str(stack[-1][0]) if stack else ""
+    env[node] = copied
+
+
+def _titled(network: Network) -> Network:
+    """Give every operator the name a person would look for."""
+    used: Counter[str] = Counter()
+    for node in network.operators():
+        weight = node.args[1] if node.target in WEIGHTED and len(node.args) > 1 else None
+        if isinstance(weight, fx.Node) and weight.op == "get_attr" and str(weight.target).endswith(".weight"):
+            name = str(weight.target).removesuffix(".weight")
+        else:
+            path = node.meta.get("path", "")
+            name = f"{path}.{op_name(node)}" if path else op_name(node)
+        used[name] += 1
+        node.meta["title"] = name if used[name] == 1 else f"{name}_{used[name]}"
+    return network
+
+
+def _output_names(program: Any, count: int) -> tuple[str, ...]:
+    context = getattr(program.call_spec.out_spec, "context", None)
+    names = context if isinstance(context, list) else None
+    if names and len(names) == count and all(isinstance(n, str) for n in names):
+        return tuple(names)
+    return ("output",) if count == 1 else tuple(f"output_{k}" for k in range(count))
+
+
+def _where(node: fx.Node) -> str:
+    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
+    return " ".join(line.strip() for line in trace[-2:]) or node.name
+
+
+def _summary(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def _explained(error: Exception) -> CaptureError:
+    """The line of the user's code at fault, found in the traceback or in torch.export's own text."""
+    lines = re.findall(r'File "([^"]+)", line (\d+), in (\w+)\n\s+(.+)', str(error))
+    own = [f'{f}:{n} in {fn}: "{code.strip()}"' for f, n, fn, code in lines if "/torch/" not in f]
+    frame, trace = None, error.__traceback__
+    while trace is not None:
+        if "/torch/" not in trace.tb_frame.f_code.co_filename and __file__ != trace.tb_frame.f_code.co_filename:
+            frame = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno} in {trace.tb_frame.f_code.co_name}"
+        trace = trace.tb_next
+    place = own[-1] if own else frame or "(torch.export names no line)"
+    return CaptureError(
+        f"torch.export cannot take this model. Offending line: {place}. Reason: {type(error).__name__}: "
+        f"{_summary(error)}. What to do: a Python `if`, loop or `.item()` on tensor values must leave forward() or become "
+        "torch.where; an operator written in C++ or with numpy must be replaced; or compress a submodule without it"
+    )

@@ -1,0 +1,219 @@
+"""The network as a graph of ATen operators, and the few verbs to edit one."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+aten = torch.ops.aten
+
+CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv2d.padding, aten.conv1d.padding)
+TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+LINEARS = (aten.linear.default,)
+WEIGHTED = CONVOLUTIONS + TRANSPOSED + LINEARS
+
+
+@dataclass(frozen=True)
+class Network:
+    """A captured network: an ATen graph whose tensors keep their original dotted names.
+
+    ``module`` is a GraphModule with placeholders, get_attr nodes for the weights and call_function
+    nodes for the operators. Editing functions return a new Network; tensors are shared until replaced.
+
+    Args:
+        module: the graph and its tensors.
+        input_names: names of the inputs in order.
+        output_names: names of the outputs in order.
+        example: one batch (of at least 2) that the graph was captured with.
+        keywords: True when the model is called with keyword arguments.
+    """
+
+    module: fx.GraphModule
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    example: tuple[Tensor, ...]
+    keywords: bool = False
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    def __call__(self, *inputs: Tensor, **keyword_inputs: Tensor) -> Any:
+        """Run the network: one tensor, or a tuple of them where there are several outputs."""
+        inputs = inputs + tuple(keyword_inputs[n] for n in self.input_names[len(inputs) :])
+        with torch.no_grad():
+            out = self.module(*inputs)
+        return out[0] if len(out) == 1 else tuple(out)
+
+    def edit(self) -> "Network":
+        """A copy whose graph may be changed; the tensors are shared with this network."""
+        tensors = dict(self.tensors())
+        module = fx.GraphModule(tensors, copy.deepcopy(self.graph))
+        return replace(self, module=module)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor that the graph reads, by dotted name."""
+        seen: set[str] = set()
+        for node in self.graph.nodes:
+            if node.op == "get_attr" and node.target not in seen:
+                seen.add(node.target)
+                yield node.target, self.tensor(node)
+
+    def tensor(self, node: fx.Node | str) -> Tensor:
+        """The tensor behind a get_attr node or a dotted name."""
+        target = node if isinstance(node, str) else str(node.target)
+        value: Any = self.module
+        for part in target.split("."):
+            value = getattr(value, part)
+        return value
+
+    def node(self, name: str) -> fx.Node:
+        """The operator node of that graph name."""
+        return next(n for n in self.graph.nodes if n.name == name)
+
+    def operators(self) -> list[fx.Node]:
+        """The call_function nodes in order."""
+        return [n for n in self.graph.nodes if n.op == "call_function"]
+
+    def weight_bytes(self) -> int:
+        """Bytes of all tensors as they are held."""
+        return sum(t.numel() * t.element_size() for _, t in self.tensors())
+
+
+def weight_node(node: fx.Node) -> fx.Node | None:
+    """The get_attr node of the weight that ``node`` reads, or None (a weight computed at run time)."""
+    if node.target not in WEIGHTED or len(node.args) < 2:
+        return None
+    weight = node.args[1]
+    return weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+
+
+def bias_node(node: fx.Node) -> fx.Node | None:
+    """The get_attr node of the bias of a weighted operator, or None."""
+    bias = argument(node, 2, "bias")
+    return bias if isinstance(bias, fx.Node) and bias.op == "get_attr" else None
+
+
+def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    """An argument of an ATen call, wherever it stands."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)
+
+
+def groups_of(node: fx.Node) -> int:
+    """The number of groups of a convolution; 1 for anything else."""
+    if node.target in CONVOLUTIONS:
+        return int(argument(node, 6, "groups", 1))
+    if node.target in TRANSPOSED:
+        return int(argument(node, 6, "groups", 1))
+    return 1
+
+
+def title(node: fx.Node) -> str:
+    """The name a person knows: the module's dotted name for a weighted operator, else path and op."""
+    return str(node.meta.get("title", node.name))
+
+
+def op_name(node: fx.Node) -> str:
+    """The operator's short name: ``conv2d``, ``add``, ``fake_quantize``."""
+    target = node.target
+    text = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    return str(text).split(".")[0].rstrip("_")
+
+
+def add_tensor(network: Network, name: str, value: Tensor) -> str:
+    """Put a new tensor into an edited network under a free dotted name near ``name``; its name is returned."""
+    free, k = name, 0
+    taken = {n for n, _ in network.tensors()}
+    while free in taken or _exists(network.module, free):
+        k += 1
+        free = f"{name}_{k}"
+    set_tensor(network, free, value)
+    return free
+
+
+def set_tensor(network: Network, name: str, value: Tensor) -> None:
+    """Replace the tensor of that dotted name in an edited network; the old tensor is not touched."""
+    *path, leaf = name.split(".")
+    owner: torch.nn.Module = network.module
+    for part in path:
+        if not hasattr(owner, part):
+            owner.add_module(part, torch.nn.Module())
+        owner = getattr(owner, part)
+    for table in (owner._parameters, owner._buffers):
+        table.pop(leaf, None)
+    owner.register_buffer(leaf, value.detach())
+
+
+def _exists(module: torch.nn.Module, name: str) -> bool:
+    value: Any = module
+    for part in name.split("."):
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return True
+
+
+def finish(network: Network) -> Network:
+    """Close an edit: drop dead nodes, check the graph, generate its code."""
+    network.graph.eliminate_dead_code()
+    network.graph.lint()
+    network.module.recompile()
+    return network
+
+
+def walk(
+    network: Network,
+    inputs: tuple[Any, ...],
+    visit: Callable[[fx.Node, Any], Any] | None = None,
+    run: Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any] | None = None,
+) -> tuple[Any, ...]:
+    """Run the graph node by node, freeing each value after its last use.
+
+    ``visit(node, value)`` sees every value as it is made; what it returns, if not None, replaces it.
+    ``run(node, args, kwargs)`` may compute the node in place of its own operator.
+    """
+    last: dict[fx.Node, list[fx.Node]] = {}
+    seen: set[fx.Node] = set()
+    for node in reversed(network.graph.nodes):
+        for source in node.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                last.setdefault(node, []).append(source)
+    values: dict[fx.Node, Any] = {}
+    feed = iter(inputs)
+    with torch.no_grad():
+        for node in network.graph.nodes:
+            if node.op == "placeholder":
+                value = next(feed)
+            elif node.op == "get_attr":
+                value = network.tensor(node)
+            elif node.op == "output":
+                return tuple(map_arg(node.args[0], lambda n: values[n]))
+            else:
+                args = map_arg(node.args, lambda n: values[n])
+                kwargs = map_arg(node.kwargs, lambda n: values[n])
+                value = run(node, args, kwargs) if run else node.target(*args, **kwargs)
+            if visit is not None:
+                changed = visit(node, value)
+                value = value if changed is None else changed
+            values[node] = value
+            for dead in last.get(node, ()):
+                values.pop(dead, None)
+    raise AssertionError("a graph without an output node")
+
+
+def users_through(node: fx.Node, transparent: Iterable[Any]) -> Iterator[fx.Node]:
+    """The consumers of a node's value, looking through operators that only move values."""
+    passing = set(transparent)
+    for user in node.users:
+        if user.op == "call_function" and user.target in passing:
+            yield from users_through(user, passing)
+        else:
+            yield user

@@ -1,0 +1,149 @@
+"""What is to be compressed and how it is judged: the network, its data and its judge."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import CalibrationError, TaskError
+
+Arguments = tuple[Any, ...] | Mapping[str, Any]
+Predict = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network, an example of its input, data to calibrate it and a judge.
+
+    Args:
+        name: what the report calls it.
+        model: the trained network in eval mode; it is never changed.
+        example: the arguments of one call: a tuple, or a dict of keyword arguments. The first
+            dimension of every tensor is the batch and stays dynamic.
+        calibration: a function returning an iterable of argument tuples (or dicts) like ``example``.
+            It is called once for each pass and streamed; nothing is held.
+        evaluate: ``evaluate(predict)`` returns the metric as a float, or the scores of all samples
+            (1-D), whose mean is the metric. ``predict`` is called like the model.
+        metric: the name of the metric.
+        higher_is_better: its direction.
+
+    Raises:
+        TaskError: naming the field that cannot be used and what to do.
+
+    >>> import torch
+    >>> net = torch.nn.Linear(4, 2).eval()
+    >>> task = Task("tiny", net, (torch.zeros(1, 4),), lambda: [(torch.ones(8, 4),)])
+    >>> task.arguments(task.example)
+    (tensor([[0., 0., 0., 0.]]),)
+    """
+
+    name: str
+    model: nn.Module
+    example: Arguments
+    calibration: Callable[[], Iterable[Arguments]]
+    evaluate: Callable[[Predict], Any] | None = None
+    metric: str = "score"
+    higher_is_better: bool = True
+    loss: Callable[..., Tensor] | None = None
+    train: Callable[[], Iterable[Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, nn.Module):
+            raise TaskError(f"Task.model must be a torch.nn.Module, got {type(self.model).__name__}")
+        if not isinstance(self.example, (tuple, list, Mapping)) or not self.example:
+            raise TaskError(
+                "Task.example must be a non-empty tuple of positional arguments or a dict of keyword "
+                f"arguments, got {type(self.example).__name__}; for one tensor write example=(x,)"
+            )
+        if not callable(self.calibration):
+            raise TaskError(
+                "Task.calibration must be a function that returns an iterable of batches, got "
+                f"{type(self.calibration).__name__}; a list is passed as `lambda: batches`. A generator "
+                "object can be read only once, a function that makes one can be read again"
+            )
+        if self.evaluate is not None and not callable(self.evaluate):
+            raise TaskError("Task.evaluate must be a function of `predict`")
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of keyword inputs, or ``()`` when the example is positional."""
+        return tuple(self.example) if isinstance(self.example, Mapping) else ()
+
+    def arguments(self, batch: Any) -> tuple[Any, ...]:
+        """One batch as the flat tuple of inputs, keyword inputs in the order of the example."""
+        names = self.input_names
+        if isinstance(batch, Tensor):
+            batch = (batch,)
+        if names:
+            if not isinstance(batch, Mapping):
+                raise TaskError(f"the example has keyword arguments {list(names)}, the batch is a {type(batch).__name__}")
+            missing = [n for n in names if n not in batch]
+            if missing:
+                raise TaskError(f"the batch lacks the keyword arguments {missing} of the example")
+            return tuple(batch[n] for n in names)
+        if isinstance(batch, Mapping):
+            raise TaskError("the example is positional, the batch is a dict: give both in the same form")
+        return tuple(batch)
+
+    def calibration_batches(self) -> Iterator[tuple[Any, ...]]:
+        """One pass over the calibration data; every batch is checked against the example.
+
+        Raises:
+            CalibrationError: naming the batch, the argument and the value.
+        """
+        example = self.arguments(self.example)
+        empty = True
+        for number, batch in enumerate(self.calibration()):
+            empty = False
+            inputs = self.arguments(batch)
+            _check_batch(inputs, example, number)
+            yield inputs
+        if empty:
+            raise CalibrationError(
+                "calibration() yielded no batch. Either the data is empty, or it is a generator that was "
+                "read before: let calibration be a function that makes a fresh iterable at every call"
+            )
+
+    def samples(self) -> int:
+        """How many samples one calibration pass holds (the first dimension of the first tensor)."""
+        return sum(batch_size(inputs) for inputs in self.calibration_batches())
+
+
+def batch_size(inputs: tuple[Any, ...]) -> int:
+    """The first dimension of the first tensor among ``inputs``; 1 where there is none."""
+    return next((int(x.shape[0]) for x in inputs if isinstance(x, Tensor) and x.ndim), 1)
+
+
+def _check_batch(inputs: tuple[Any, ...], example: tuple[Any, ...], number: int) -> None:
+    where = f"calibration batch {number}"
+    if len(inputs) != len(example):
+        raise CalibrationError(
+            f"{where} has {len(inputs)} arguments, the example has {len(example)}; a batch is the tuple of "
+            "the model's arguments, without labels"
+        )
+    for k, (x, e) in enumerate(zip(inputs, example, strict=True)):
+        if not isinstance(e, Tensor):
+            continue
+        if not isinstance(x, Tensor):
+            raise CalibrationError(f"{where}, argument {k}: expected a tensor, got {type(x).__name__}")
+        if x.dtype != e.dtype:
+            raise CalibrationError(
+                f"{where}, argument {k}: dtype {x.dtype}, the example has {e.dtype}; convert one of them"
+            )
+        if x.ndim != e.ndim:
+            raise CalibrationError(
+                f"{where}, argument {k}: shape {tuple(x.shape)} has {x.ndim} dimensions, the example "
+                f"{tuple(e.shape)} has {e.ndim}"
+            )
+        if x.ndim > 1 and x.ndim == 4 and x.shape[1] != e.shape[1]:
+            raise CalibrationError(
+                f"{where}, argument {k}: {x.shape[1]} channels in shape {tuple(x.shape)}, the example "
+                f"{tuple(e.shape)} has {e.shape[1]}"
+            )
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise CalibrationError(
+                f"{where}, argument {k}: {int((~torch.isfinite(x)).sum())} values are NaN or infinite; "
+                "clean the calibration data"
+            )

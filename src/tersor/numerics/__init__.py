@@ -1,0 +1,24 @@
+"""Arithmetic only: number formats, scales, codes, packing and fake quantization. Knows no model."""
+
+from tersor.numerics.fakequant import fake_quantize
+from tersor.numerics.formats import FORMATS, NumberFormat
+from tersor.numerics.packing import pack, packed_bytes, unpack
+from tersor.numerics.qtensor import QTensor, expand, qparams, quantize, quantize_tensor, reduce_range
+from tersor.numerics.spec import Granularity, QuantSpec
+
+__all__ = [
+    "FORMATS",
+    "Granularity",
+    "NumberFormat",
+    "QTensor",
+    "QuantSpec",
+    "expand",
+    "fake_quantize",
+    "pack",
+    "packed_bytes",
+    "qparams",
+    "quantize",
+    "quantize_tensor",
+    "reduce_range",
+    "unpack",
+]

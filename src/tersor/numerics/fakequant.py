@@ -1,0 +1,123 @@
+"""Fake quantization as nodes of our own: three operators that every engine lowers to what it takes.
+
+They are kept by ``torch.export`` under their names in ``torch.ops.tersor``. PyTorch's own fused
+``fake_quantize_per_tensor_affine`` is not used: it multiplies by 1/scale, which rounds differently near a tie
+than the division that ONNX Runtime and this package do, and on a CPU it is several times slower than the four
+passes below.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tersor.numerics.formats import FORMATS
+from tersor.numerics.qtensor import expand
+from tersor.numerics.spec import QuantSpec
+
+
+def fake_quantize(
+    x: Float[Tensor, "..."], scale: Float[Tensor, "..."], zero_point: Float[Tensor, "..."], spec: QuantSpec
+) -> Float[Tensor, "..."]:
+    """``x`` as it comes back from the codes of ``spec``, rounded to nearest, in the shape and dtype of ``x``.
+
+    The gradient is straight-through: 1 inside the range, 0 outside (Bengio et al., arXiv 1308.3432).
+
+    >>> x = torch.tensor([0.3, 5.0], requires_grad=True)
+    >>> y = fake_quantize(x, torch.tensor(0.25), torch.tensor(0.0), QuantSpec("int4"))
+    >>> y.tolist(), torch.autograd.grad(y.sum(), x)[0].tolist()
+    ([0.25, 1.75], [1.0, 0.0])
+    """
+    if spec.format.kind == "float" or spec.format.name == "binary":
+        return torch.ops.tersor.cast(x, spec.format.name, expand(scale, x.shape, spec.block))
+    return torch.ops.tersor.fake_quantize(x, scale, zero_point, spec.low, spec.high, spec.block)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@torch.library.custom_op(
+    "tersor::fake_quantize",
+    mutates_args=(),
+    schema="(Tensor x, Tensor scale, Tensor zero_point, int low, int high, int block) -> Tensor",
+)
+def fake_quantize_op(x, scale, zero_point, low, high, block):
+    """``(clamp(round(x/scale) + zero_point, low, high) − zero_point)·scale``, ties to even, in x's dtype."""
+    wide = _wide(x)
+    if scale.numel() == 1 and zero_point.numel() == 1:
+        step, zero = scale.item(), zero_point.item()
+        out = wide.div(step).round_().clamp_(low - zero, high - zero).mul_(step)
+        return out.to(x.dtype)
+    step, zero = expand(scale, x.shape, block), expand(zero_point, x.shape, block)
+    return wide.div(step).round_().add_(zero).clamp_(low, high).sub_(zero).mul_(step).to(x.dtype)
+
+
+@fake_quantize_op.register_fake
+def _(x, scale, zero_point, low, high, block):
+    return torch.empty_like(x)
+
+
+def _save_for_fake_quantize(ctx, inputs, output):
+    x, scale, zero_point, ctx.low, ctx.high, ctx.block = inputs
+    ctx.save_for_backward(x, scale, zero_point)
+
+
+def _fake_quantize_backward(ctx, gradient):
+    x, scale, zero_point = ctx.saved_tensors
+    step, zero = expand(scale, x.shape, ctx.block), expand(zero_point, x.shape, ctx.block)
+    code = (_wide(x) / step).round() + zero
+    inside = (code >= ctx.low) & (code <= ctx.high)
+    return gradient * inside, None, None, None, None, None
+
+
+fake_quantize_op.register_autograd(_fake_quantize_backward, setup_context=_save_for_fake_quantize)
+
+
+@torch.library.custom_op(
+    "tersor::dequantize",
+    mutates_args=(),
+    schema="(Tensor codes, Tensor scale, Tensor zero_point, int block) -> Tensor",
+)
+def dequantize_op(codes, scale, zero_point, block):
+    """``(codes − zero_point)·scale`` in float32: a stored weight, exactly as deployed."""
+    step, zero = expand(scale, codes.shape, block), expand(zero_point, codes.shape, block)
+    return (codes.float() - zero) * step
+
+
+@dequantize_op.register_fake
+def _(codes, scale, zero_point, block):
+    return torch.empty_like(codes, dtype=torch.float32)
+
+
+@torch.library.custom_op(
+    "tersor::cast", mutates_args=(), schema="(Tensor x, str format, Tensor scale) -> Tensor"
+)
+def cast_op(x, format, scale):
+    """``x/scale`` through a float format (saturating) or binary's ±1, times ``scale``, in x's dtype."""
+    y = _wide(x) / scale
+    if format == "binary":
+        y = torch.where(y >= 0, 1.0, -1.0)
+    else:
+        target = FORMATS[format]
+        y = y.clamp_(target.low, target.high).to(target.dtype).to(y.dtype)
+    return (y * scale).to(x.dtype)
+
+
+@cast_op.register_fake
+def _(x, format, scale):
+    return torch.empty_like(x)
+
+
+def _save_for_cast(ctx, inputs, output):
+    x, ctx.format, scale = inputs
+    ctx.save_for_backward(x, scale)
+
+
+def _cast_backward(ctx, gradient):
+    x, scale = ctx.saved_tensors
+    return gradient * ((_wide(x) / scale).abs() <= FORMATS[ctx.format].high), None, None
+
+
+cast_op.register_autograd(_cast_backward, setup_context=_save_for_cast)
+
+

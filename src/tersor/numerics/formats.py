@@ -1,0 +1,91 @@
+"""The number formats: what a code of so many bits can say."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """One number format.
+
+    Args:
+        name: as in recipes and reports.
+        bits: what one code takes in a packed file.
+        kind: ``int``, codes are consecutive integers; ``levels``, codes are a handful of symmetric
+            integer levels; ``float``, a code is a floating-point number itself.
+        low, high: the smallest and the largest code (``float``: the finite limits, where it saturates).
+        dtype: what PyTorch holds one unpacked code in.
+        exponent, mantissa: the bits of a float (1 sign bit aside); 0 for the others.
+
+    Binary is the only format that cannot represent zero.
+
+    FP8 is from Micikevicius et al., arXiv 2209.05433; e4m3 is its variant without infinities.
+
+    >>> FORMATS["int8"].low, FORMATS["int8"].high, FORMATS["int8"].signed
+    (-128, 127, True)
+    >>> FORMATS["fp8_e4m3"].high
+    448
+    """
+
+    name: str
+    bits: int
+    kind: Literal["int", "float", "levels"]
+    low: int
+    high: int
+    dtype: torch.dtype
+    exponent: int = 0
+    mantissa: int = 0
+
+    @property
+    def signed(self) -> bool:
+        """Whether there are codes below zero."""
+        return self.low < 0
+
+    @property
+    def smallest_exponent(self) -> int:
+        """The power of two of the smallest normal number of a float format.
+
+        >>> FORMATS["fp16"].smallest_exponent
+        -14
+        """
+        return 2 - 2 ** (self.exponent - 1)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def _integer(name: str, bits: int, dtype: torch.dtype) -> NumberFormat:
+    signed = dtype.is_signed
+    low = -(2 ** (bits - 1)) if signed else 0
+    return NumberFormat(name, bits, "int", low, low + 2**bits - 1, dtype)
+
+
+def _float(name: str, dtype: torch.dtype, exponent: int, mantissa: int) -> NumberFormat:
+    # Every float format's limit is a whole number, and a Python int holds it exactly.
+    limit = int(torch.finfo(dtype).max)
+    return NumberFormat(name, 1 + exponent + mantissa, "float", -limit, limit, dtype, exponent, mantissa)
+
+
+FORMATS: dict[str, NumberFormat] = {
+    one.name: one
+    for one in (
+        _integer("int2", 2, torch.int8),
+        _integer("int3", 3, torch.int8),
+        _integer("int4", 4, torch.int8),
+        _integer("int8", 8, torch.int8),
+        _integer("int16", 16, torch.int16),
+        _integer("uint2", 2, torch.uint8),
+        _integer("uint4", 4, torch.uint8),
+        _integer("uint8", 8, torch.uint8),
+        NumberFormat("binary", 1, "levels", -1, 1, torch.int8),
+        NumberFormat("ternary", 2, "levels", -1, 1, torch.int8),
+        _float("fp8_e4m3", torch.float8_e4m3fn, 4, 3),
+        _float("fp8_e5m2", torch.float8_e5m2, 5, 2),
+        _float("fp16", torch.float16, 5, 10),
+        _float("bf16", torch.bfloat16, 8, 7),
+        _float("fp32", torch.float32, 8, 23),
+    )
+}
+"""All formats by name."""

@@ -1,0 +1,218 @@
+"""How a tensor is quantized: the format, who shares a scale, and how is rounded."""
+
+import re
+from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from tersor.errors import RecipeError
+from tersor.numerics.formats import FORMATS, NumberFormat
+
+Rounding = Literal["nearest", "stochastic"]
+ScaleDtype = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """Who shares a scale.
+
+    | written | one scale for |
+    |---|---|
+    | ``tensor`` | all of it |
+    | ``channel``, ``channel:1`` | each index of dimension 0, 1 … |
+    | ``group:32`` | each row (dimension 0) and 32 consecutive inputs (dimension 1) |
+    | ``filters:16`` | 16 consecutive filters (dimension 0), as a grouped convolution's |
+    | ``token`` | each row: all dimensions but the last |
+
+    A last group may be ragged.
+
+    >>> Granularity.parse("group:32")
+    Granularity(kind='group', axis=0, size=32)
+    >>> str(Granularity.channel(1))
+    'channel:1'
+    """
+
+    kind: Literal["tensor", "channel", "group", "filters", "token"]
+    axis: int = 0
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        blocked = self.kind in ("group", "filters")
+        sized = self.size >= 1 if blocked else self.size == 0
+        if not sized or (self.axis and self.kind != "channel"):
+            raise RecipeError(
+                f"granularity {self.kind!r} with axis {self.axis} and size {self.size} does not exist: "
+                "a size belongs to group and filters and is at least 1, an axis to channel"
+            )
+
+    @classmethod
+    def tensor(cls) -> "Granularity":
+        """One scale for the whole tensor."""
+        return cls("tensor")
+
+    @classmethod
+    def channel(cls, axis: int = 0) -> "Granularity":
+        """One scale for each index of dimension ``axis``."""
+        return cls("channel", axis=axis)
+
+    @classmethod
+    def group(cls, size: int) -> "Granularity":
+        """One scale for each row and each ``size`` inputs (dimension 1)."""
+        return cls("group", size=size)
+
+    @classmethod
+    def filters(cls, size: int) -> "Granularity":
+        """One scale for each ``size`` filters (dimension 0)."""
+        return cls("filters", size=size)
+
+    @classmethod
+    def token(cls) -> "Granularity":
+        """One scale for each row: all dimensions but the last."""
+        return cls("token")
+
+    @classmethod
+    def parse(cls, text: str) -> "Granularity":
+        """The granularity that ``str`` writes as ``text``; raises RecipeError for any other text."""
+        match = re.fullmatch(r"(tensor|token)|(channel)(?::(-?\d+))?|(group|filters):(\d+)", text.strip())
+        if match is None:
+            raise RecipeError(
+                f"granularity {text!r} is unknown: "
+                "write tensor, channel, channel:1, group:32, filters:16 or token"
+            )
+        whole, channel, axis, blocked, size = match.groups()
+        if blocked:
+            return cls(blocked, size=int(size))
+        return cls(whole or channel, axis=int(axis or 0))
+
+    def scale_shape(self, shape: tuple[int, ...] | torch.Size) -> tuple[int, ...]:
+        """The shape of the scale of a tensor of ``shape``: as many dimensions, each of them 1 (shared),
+        whole (one each) or divided by the group's size, rounded up.
+
+        Raises RecipeError if the tensor lacks the dimension.
+
+        >>> Granularity.channel().scale_shape((64, 3, 7, 7))
+        (64, 1, 1, 1)
+        >>> Granularity.group(32).scale_shape((10, 100))
+        (10, 4)
+        """
+        needed = {"tensor": 0, "token": 1, "group": 2, "filters": 1, "channel": self.axis + 1}[self.kind]
+        if self.kind == "channel" and self.axis < 0:
+            needed = -self.axis
+        if len(shape) < needed:
+            raise RecipeError(
+                f"granularity {self} needs {needed} dimensions, the tensor's shape is {tuple(shape)}: use tensor"
+            )
+        counts = [1] * len(shape)
+        if self.kind == "token":
+            counts[:-1] = shape[:-1]
+        elif self.kind == "channel":
+            counts[self.axis] = shape[self.axis]
+        elif self.kind == "filters":
+            counts[0] = -(-shape[0] // self.size)
+        elif self.kind == "group":
+            counts[0], counts[1] = shape[0], -(-shape[1] // self.size)
+        return tuple(counts)
+
+    def __str__(self) -> str:
+        if self.size:
+            return f"{self.kind}:{self.size}"
+        return f"{self.kind}:{self.axis}" if self.axis else self.kind
+
+
+@dataclass(frozen=True)
+class QuantSpec:
+    """Format × granularity × symmetry × rounding × how the scale is stored. ``x ≈ (q − zero_point)·scale``.
+
+    Args:
+        format: a NumberFormat or its name.
+        granularity: a Granularity or its text.
+        symmetric: the zero point is 0. Signed codes then stay on ±(2^(b−1) − 1), unsigned ones take
+            no negative values. Only integer formats can be asymmetric.
+        rounding: to nearest, ties to even, or stochastic (unbiased, needs a generator).
+        scale_dtype: what the scale is stored in; it is rounded to this before it is used.
+
+    Raises:
+        RecipeError: a name or a combination that does not exist.
+
+    >>> spec = QuantSpec("int8", "channel")
+    >>> str(spec), spec.low, spec.high
+    ('int8 per channel symmetric', -127, 127)
+    >>> QuantSpec("uint8", symmetric=False).high
+    255
+    """
+
+    format: NumberFormat
+    granularity: Granularity = Granularity("tensor")
+    symmetric: bool = True
+    rounding: Rounding = "nearest"
+    scale_dtype: ScaleDtype = "float32"
+
+    if TYPE_CHECKING:  # the generated __init__, but for the names that __post_init__ also takes
+
+        def __init__(
+            self,
+            format: NumberFormat | str,
+            granularity: Granularity | str = "tensor",
+            symmetric: bool = True,
+            rounding: Rounding = "nearest",
+            scale_dtype: ScaleDtype = "float32",
+        ) -> None: ...
+
+    def __post_init__(self) -> None:
+        if isinstance(self.format, str):
+            object.__setattr__(self, "format", _named_format(self.format))
+        if isinstance(self.granularity, str):
+            object.__setattr__(self, "granularity", Granularity.parse(self.granularity))
+        if self.format.kind != "int" and not self.symmetric:
+            raise RecipeError(f"{self.format} has no zero point: use symmetric=True or an integer format")
+        if self.rounding not in ("nearest", "stochastic"):
+            raise RecipeError(f"rounding {self.rounding!r} is unknown: nearest or stochastic")
+        if self.scale_dtype not in ("float32", "float16", "bfloat16"):
+            raise RecipeError(f"scale_dtype {self.scale_dtype!r} is unknown: float32, float16 or bfloat16")
+
+    @property
+    def low(self) -> int:
+        """The smallest code in use."""
+        return -self.format.high if self.symmetric and self.format.signed else self.format.low
+
+    @property
+    def high(self) -> int:
+        """The largest code in use."""
+        return self.format.high
+
+    @property
+    def block(self) -> int:
+        """How many neighbours share a scale in a blocked dimension; 0 where none is blocked."""
+        return self.granularity.size
+
+    def with_(self, **changes) -> "QuantSpec":
+        """A copy with other fields.
+
+        >>> str(QuantSpec("int8").with_(format="int4", granularity="group:32"))
+        'int4 per group:32 symmetric'
+        """
+        return replace(self, **changes)
+
+    def as_dict(self) -> dict[str, str | bool]:
+        """Plain values, for files; ``QuantSpec(**spec.as_dict()) == spec``."""
+        return {**asdict(self), "format": self.format.name, "granularity": str(self.granularity)}
+
+    def __str__(self) -> str:
+        parts = [self.format.name, f"per {self.granularity}"]
+        if self.format.kind == "int":
+            parts.append("symmetric" if self.symmetric else "asymmetric")
+        if self.rounding != "nearest":
+            parts.append(self.rounding)
+        if self.scale_dtype != "float32":
+            parts.append(f"{self.scale_dtype} scales")
+        return " ".join(parts)
+
+
+def _named_format(name: str) -> NumberFormat:
+    if name not in FORMATS:
+        near = get_close_matches(name, FORMATS, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(FORMATS)}"
+        raise RecipeError(f"number format {name!r} is unknown: {hint}")
+    return FORMATS[name]

@@ -1,23 +1,42 @@
 """What the result is worth: latency, memory, size, metric, error per layer, energy, as one Report."""
 
+from tersor.measure.agreement import Agreement, AgreementRecorder, agreed, same_inputs
+from tersor.measure.energy import joules_per_call
+from tersor.measure.environment import describe_environment, exact_int8
+from tersor.measure.fidelity import SignalNoise, compare, sqnr_db
 from tersor.measure.latency import Ratio, interleave, ratio
+from tersor.measure.memory import Memory, measure_memory, peak_bytes, resident_bytes
 from tersor.measure.metric import Judged, judge, paired_interval
 from tersor.measure.schema import Latency, Report, json_schema, missing_explanations, read_report, unknown
 from tersor.measure.size import shipped_bytes, shipped_files
 
 __all__ = [
+    "Agreement",
+    "AgreementRecorder",
     "Judged",
     "Latency",
+    "Memory",
     "Ratio",
     "Report",
+    "SignalNoise",
+    "agreed",
+    "compare",
+    "describe_environment",
+    "exact_int8",
     "interleave",
+    "joules_per_call",
     "json_schema",
     "judge",
+    "measure_memory",
     "missing_explanations",
     "paired_interval",
+    "peak_bytes",
     "ratio",
     "read_report",
+    "resident_bytes",
+    "same_inputs",
     "shipped_bytes",
     "shipped_files",
+    "sqnr_db",
     "unknown",
 ]

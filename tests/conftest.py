@@ -5,6 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# Before anything imports it: while testing, every shape and type in the signatures of numerics is checked.
+install_import_hook("tersor.numerics", "beartype.beartype")
 
 SHARED = Path(os.environ.get("TERSOR_SHARED") or Path(__file__).parents[1] / "../shared").resolve()
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tersor.numerics.formats import FORMATS
-from tersor.numerics.qtensor import expand
+from tersor.numerics.qtensor import expand, wide
 from tersor.numerics.spec import QuantSpec
 
 
@@ -32,10 +32,6 @@ def fake_quantize(
     return torch.ops.tersor.fake_quantize(x, scale, zero_point, spec.low, spec.high, spec.block)
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 @torch.library.custom_op(
     "tersor::fake_quantize",
     mutates_args=(),
@@ -43,13 +39,12 @@ def _wide(x: Tensor) -> Tensor:
 )
 def fake_quantize_op(x, scale, zero_point, low, high, block):
     """``(clamp(round(x/scale) + zero_point, low, high) − zero_point)·scale``, ties to even, in x's dtype."""
-    wide = _wide(x)
     if scale.numel() == 1 and zero_point.numel() == 1:
         step, zero = scale.item(), zero_point.item()
-        out = wide.div(step).round_().clamp_(low - zero, high - zero).mul_(step)
+        out = wide(x).div(step).round_().clamp_(low - zero, high - zero).mul_(step)
         return out.to(x.dtype)
     step, zero = expand(scale, x.shape, block), expand(zero_point, x.shape, block)
-    return wide.div(step).round_().add_(zero).clamp_(low, high).sub_(zero).mul_(step).to(x.dtype)
+    return wide(x).div(step).round_().add_(zero).clamp_(low, high).sub_(zero).mul_(step).to(x.dtype)
 
 
 @fake_quantize_op.register_fake
@@ -65,7 +60,7 @@ def _save_for_fake_quantize(ctx, inputs, output):
 def _fake_quantize_backward(ctx, gradient):
     x, scale, zero_point = ctx.saved_tensors
     step, zero = expand(scale, x.shape, ctx.block), expand(zero_point, x.shape, ctx.block)
-    code = (_wide(x) / step).round() + zero
+    code = (wide(x) / step).round() + zero
     inside = (code >= ctx.low) & (code <= ctx.high)
     return gradient * inside, None, None, None, None, None
 
@@ -94,7 +89,7 @@ def _(codes, scale, zero_point, block):
 )
 def cast_op(x, format, scale):
     """``x/scale`` through a float format (saturating) or binary's ±1, times ``scale``, in x's dtype."""
-    y = _wide(x) / scale
+    y = wide(x) / scale
     if format == "binary":
         y = torch.where(y >= 0, 1.0, -1.0)
     else:
@@ -115,9 +110,7 @@ def _save_for_cast(ctx, inputs, output):
 
 def _cast_backward(ctx, gradient):
     x, scale = ctx.saved_tensors
-    return gradient * ((_wide(x) / scale).abs() <= FORMATS[ctx.format].high), None, None
+    return gradient * ((wide(x) / scale).abs() <= FORMATS[ctx.format].high), None, None
 
 
 cast_op.register_autograd(_cast_backward, setup_context=_save_for_cast)
-
-

@@ -3,7 +3,7 @@
 from math import gcd
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Integer, UInt8
 from torch import Tensor
 
 from tersor.errors import NumericsError
@@ -11,7 +11,7 @@ from tersor.errors import NumericsError
 WIDTHS = (1, 2, 3, 4, 8, 16)
 
 
-def pack(codes: Int[Tensor, "..."], bits: int) -> UInt8[Tensor, " bytes"]:
+def pack(codes: Integer[Tensor, "..."], bits: int) -> UInt8[Tensor, " bytes"]:
     """Codes as a dense stream of ``ceil(count·bits / 8)`` bytes, little-endian in bits and bytes.
 
     Code ``i`` takes the bits ``i·bits … (i+1)·bits − 1``; negative codes are in two's complement. A single
@@ -44,7 +44,7 @@ def pack(codes: Int[Tensor, "..."], bits: int) -> UInt8[Tensor, " bytes"]:
     return stream[: packed_bytes(flat.numel(), bits)].clone()
 
 
-def unpack(packed: UInt8[Tensor, " bytes"], bits: int, count: int, signed: bool) -> Int[Tensor, " count"]:
+def unpack(packed: UInt8[Tensor, " bytes"], bits: int, count: int, signed: bool) -> Integer[Tensor, " count"]:
     """The first ``count`` codes of a stream that ``pack`` wrote, as int8, uint8 or int16.
 
     Raises NumericsError if the stream has another length, or for another width.

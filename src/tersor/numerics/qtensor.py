@@ -12,6 +12,7 @@ from tersor.numerics.spec import QuantSpec
 
 Scale = Float[Tensor, "..."]
 Codes = Shaped[Tensor, "..."]
+Bound = Scale | float | int
 
 
 def expand(t: Tensor, shape: tuple[int, ...] | torch.Size, block: int) -> Tensor:
@@ -40,8 +41,8 @@ def expand(t: Tensor, shape: tuple[int, ...] | torch.Size, block: int) -> Tensor
 
 def _misfit(t: Tensor, shape: tuple[int, ...] | torch.Size, block: int) -> NumericsError:
     return NumericsError(
-        f"a scale of shape {tuple(t.shape)} in groups of {block} does not fit a tensor of shape {tuple(shape)}: "
-        "Granularity.scale_shape tells the shape that does"
+        f"a scale of shape {tuple(t.shape)}, in groups of {block}, does not fit a tensor of shape "
+        f"{tuple(shape)}: Granularity.scale_shape tells the shape that does"
     )
 
 
@@ -56,7 +57,7 @@ def reduce_range(x: Float[Tensor, "..."], spec: QuantSpec) -> tuple[Scale, Scale
     ([[-2.0], [0.0]], [[5.0], [4.0]])
     """
     if x.numel() == 0:
-        raise NumericsError(f"a tensor of shape {tuple(x.shape)} is empty and has no range: leave it in float")
+        raise NumericsError(f"a tensor of shape {tuple(x.shape)} is empty, it has no range: leave it float")
     shape = spec.granularity.scale_shape(x.shape)
     shared = [dim for dim, count in enumerate(shape) if count == 1]
     if spec.block:
@@ -76,7 +77,7 @@ def _grouped(x: Tensor, dim: int, block: int) -> Tensor:
     return x.unflatten(dim, (groups, block))
 
 
-def qparams(low: Scale | float, high: Scale | float, spec: QuantSpec) -> tuple[Scale, Scale]:
+def qparams(low: Bound, high: Bound, spec: QuantSpec) -> tuple[Scale, Scale]:
     """Scale and zero point of a range, both float32; the zero point holds whole numbers.
 
     The range is widened to hold 0, so that 0 is represented exactly. Integers: symmetric,
@@ -110,12 +111,12 @@ def qparams(low: Scale | float, high: Scale | float, spec: QuantSpec) -> tuple[S
     return scale, zero_point.float()
 
 
-def _checked_range(low: Tensor | float, high: Tensor | float, spec: QuantSpec) -> tuple[Tensor, Tensor]:
+def _checked_range(low: Bound, high: Bound, spec: QuantSpec) -> tuple[Tensor, Tensor]:
     low, high = torch.as_tensor(low).double(), torch.as_tensor(high).double()
     for name, bound in (("low", low), ("high", high)):
         if not bound.isfinite().all():
             bad = bound[~bound.isfinite()].reshape(-1)[0].item()
-            raise NumericsError(f"the {name} end of a range is {bad}: look for NaN or infinity in what was given")
+            raise NumericsError(f"the {name} end of a range is {bad}: look for NaN or infinity in the data")
     if (low > high).any():
         raise NumericsError("a range has low > high: were the two exchanged?")
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
@@ -141,7 +142,7 @@ def _stored(scale: Tensor, dtype_name: str) -> Tensor:
         # Half a step on top before rounding to nearest makes it the next one above.
         stored = torch.where(stored < scale, (scale * (1 + info.eps / 2)).to(dtype), stored)
     if not stored.isfinite().all():
-        raise NumericsError(f"a scale of {scale.max().item():.4g} overflows {dtype_name}: store it in float32")
+        raise NumericsError(f"a scale of {scale.max().item():.4g} overflows {dtype_name}: use float32")
     return stored.float()
 
 
@@ -164,13 +165,13 @@ def quantize(
     tensor([-128,  -23,  127], dtype=torch.int8)
     """
     if x.isnan().any():
-        raise NumericsError(f"a tensor of shape {tuple(x.shape)} holds NaN, which has no code: mend its source")
+        raise NumericsError(f"a tensor of shape {tuple(x.shape)} holds NaN, which has no code: clean it")
     noise = None
     if spec.rounding == "stochastic":
         if generator is None:
             raise NumericsError("stochastic rounding needs generator=torch.Generator().manual_seed(…)")
         noise = torch.rand(x.shape, generator=generator, device=x.device)
-    y = _wide(x) / expand(scale, x.shape, spec.block)
+    y = wide(x) / expand(scale, x.shape, spec.block)
     if spec.format.name == "binary":
         # Two levels, 2 apart; 0 goes up.
         up = y >= 0 if noise is None else y + 1 > 2 * noise
@@ -182,7 +183,8 @@ def quantize(
     return (y + expand(zero_point, x.shape, spec.block)).clamp(spec.low, spec.high).to(spec.format.dtype)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """``x`` in the dtype that is computed in: float32 at least."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -260,8 +262,8 @@ class QTensor:
 def quantize_tensor(
     x: Float[Tensor, "..."],
     spec: QuantSpec,
-    low: Scale | float | None = None,
-    high: Scale | float | None = None,
+    low: Bound | None = None,
+    high: Bound | None = None,
     generator: torch.Generator | None = None,
 ) -> QTensor:
     """``x`` quantized over the range [low, high], by default its own minimum and maximum.

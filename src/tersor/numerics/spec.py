@@ -1,9 +1,9 @@
 """How a tensor is quantized: the format, who shares a scale, and how is rounded."""
 
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, cast, get_args
 
 import torch
 
@@ -11,6 +11,7 @@ from tersor.errors import RecipeError
 from tersor.numerics.formats import FORMATS, NumberFormat
 
 Rounding = Literal["nearest", "stochastic"]
+Kind = Literal["tensor", "channel", "group", "filters", "token"]
 ScaleDtype = Literal["float32", "float16", "bfloat16"]
 
 
@@ -34,7 +35,7 @@ class Granularity:
     'channel:1'
     """
 
-    kind: Literal["tensor", "channel", "group", "filters", "token"]
+    kind: Kind
     axis: int = 0
     size: int = 0
 
@@ -82,9 +83,8 @@ class Granularity:
                 "write tensor, channel, channel:1, group:32, filters:16 or token"
             )
         whole, channel, axis, blocked, size = match.groups()
-        if blocked:
-            return cls(blocked, size=int(size))
-        return cls(whole or channel, axis=int(axis or 0))
+        kind = cast(Kind, whole or channel or blocked)
+        return cls(kind, axis=int(axis or 0), size=int(size or 0))
 
     def scale_shape(self, shape: tuple[int, ...] | torch.Size) -> tuple[int, ...]:
         """The shape of the scale of a tensor of ``shape``: as many dimensions, each of them 1 (shared),
@@ -102,7 +102,7 @@ class Granularity:
             needed = -self.axis
         if len(shape) < needed:
             raise RecipeError(
-                f"granularity {self} needs {needed} dimensions, the tensor's shape is {tuple(shape)}: use tensor"
+                f"granularity {self} needs {needed} dimensions, a tensor has {tuple(shape)}: use tensor"
             )
         counts = [1] * len(shape)
         if self.kind == "token":
@@ -121,7 +121,7 @@ class Granularity:
         return f"{self.kind}:{self.axis}" if self.axis else self.kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class QuantSpec:
     """Format × granularity × symmetry × rounding × how the scale is stored. ``x ≈ (q − zero_point)·scale``.
 
@@ -144,33 +144,31 @@ class QuantSpec:
     """
 
     format: NumberFormat
-    granularity: Granularity = Granularity("tensor")
-    symmetric: bool = True
-    rounding: Rounding = "nearest"
-    scale_dtype: ScaleDtype = "float32"
+    granularity: Granularity
+    symmetric: bool
+    rounding: Rounding
+    scale_dtype: ScaleDtype
 
-    if TYPE_CHECKING:  # the generated __init__, but for the names that __post_init__ also takes
-
-        def __init__(
-            self,
-            format: NumberFormat | str,
-            granularity: Granularity | str = "tensor",
-            symmetric: bool = True,
-            rounding: Rounding = "nearest",
-            scale_dtype: ScaleDtype = "float32",
-        ) -> None: ...
-
-    def __post_init__(self) -> None:
-        if isinstance(self.format, str):
-            object.__setattr__(self, "format", _named_format(self.format))
-        if isinstance(self.granularity, str):
-            object.__setattr__(self, "granularity", Granularity.parse(self.granularity))
-        if self.format.kind != "int" and not self.symmetric:
-            raise RecipeError(f"{self.format} has no zero point: use symmetric=True or an integer format")
-        if self.rounding not in ("nearest", "stochastic"):
-            raise RecipeError(f"rounding {self.rounding!r} is unknown: nearest or stochastic")
-        if self.scale_dtype not in ("float32", "float16", "bfloat16"):
-            raise RecipeError(f"scale_dtype {self.scale_dtype!r} is unknown: float32, float16 or bfloat16")
+    # Written out because it takes more than the fields hold: the names and texts of a recipe's file.
+    def __init__(
+        self,
+        format: NumberFormat | str,
+        granularity: Granularity | str = "tensor",
+        symmetric: bool = True,
+        rounding: str = "nearest",
+        scale_dtype: str = "float32",
+    ) -> None:
+        format = _named_format(format) if isinstance(format, str) else format
+        granularity = Granularity.parse(granularity) if isinstance(granularity, str) else granularity
+        if format.kind != "int" and not symmetric:
+            raise RecipeError(f"{format} has no zero point: use symmetric=True or an integer format")
+        if rounding not in get_args(Rounding):
+            raise RecipeError(f"rounding {rounding!r} is unknown: {' or '.join(get_args(Rounding))}")
+        if scale_dtype not in get_args(ScaleDtype):
+            raise RecipeError(f"scale_dtype {scale_dtype!r} is unknown: {', '.join(get_args(ScaleDtype))}")
+        values = (format, granularity, symmetric, rounding, scale_dtype)
+        for field, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, field.name, value)
 
     @property
     def low(self) -> int:

@@ -1,0 +1,126 @@
+"""One weight to be quantized, and what came of it: the vocabulary that all solvers share."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tersor.errors import CalibrationError
+from tersor.numerics import FORMATS, QTensor, QuantSpec
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution moves over its input; a linear layer has the default one.
+
+    Args:
+        stride, padding, dilation: one number for each spatial dimension; none for a linear layer. The
+            padding may also be ``"same"`` or ``"valid"``.
+        groups: how many independent groups the channels form.
+    """
+
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | Literal["same", "valid"] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """One weight and everything that a solver may ask about its layer.
+
+    Args:
+        name: the layer's dotted name, for errors and reports.
+        weight: float [out, in/groups, *kernel] of a convolution, [out, in] of a linear layer.
+        spec: how the weight is to be quantized.
+        geometry: of a convolution.
+        sample: inputs of the layer, [pictures, in, *spatial] or [..., in]; only solvers that name
+            ``"sample"`` in ``needs`` read it.
+        input_spec: how the layer's input is quantized; None where it stays float.
+        input_range: (low, high) of that input, the start of whoever searches a better one.
+    """
+
+    name: str
+    weight: Float[Tensor, "out inputs *kernel"]
+    spec: QuantSpec
+    geometry: Geometry = field(default_factory=Geometry)
+    sample: Tensor | None = None
+    input_spec: QuantSpec | None = None
+    input_range: tuple[float, float] | None = None
+
+    def require(self, needs: Sequence[str]) -> None:
+        """Raise CalibrationError unless every field of ``needs`` was given."""
+        for name in needs:
+            if getattr(self, name) is None:
+                raise CalibrationError(
+                    f"layer {self.name}: this solver needs {name}, which was not collected; calibrate with the "
+                    "statistics that the solver names in `needs`, or use the solver rtn"
+                )
+
+
+@dataclass(frozen=True)
+class LayerSolution:
+    """A quantized weight and how good it is.
+
+    Args:
+        qtensor: codes, scale and zero point.
+        method: the solver with its options, as the report prints it.
+        sqnr_db: power of the weight over the power of its error, in dB; infinite without error.
+        cosine: of the layer's output before and after on the sample (a mean over channels), where the
+            solver measured it.
+        input_range: the range that the solver chose for the layer's input, where it did.
+    """
+
+    qtensor: QTensor
+    method: str
+    sqnr_db: float
+    cosine: float | None = None
+    input_range: tuple[float, float] | None = None
+
+
+class Solver(Protocol):
+    """A frozen dataclass of options that turns a LayerProblem into a LayerSolution."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The fields of LayerProblem, beyond the weight, that must be given."""
+        ...
+
+    def __call__(self, problem: LayerProblem) -> LayerSolution: ...
+
+    def curve(self, problem: LayerProblem, levels: Sequence[str]) -> list[tuple[int, float]]: ...
+
+
+def curve(solver: Solver, problem: LayerProblem, levels: Sequence[str]) -> list[tuple[int, float]]:
+    """What each number format of ``levels`` costs, and the error it leaves.
+
+    Returns (bits that a file needs, power of the weight's error over the power of the weight), in the order
+    of ``levels``: what an allocation of bits to layers starts from.
+    """
+    points = []
+    for level in levels:
+        solution = solver(replace(problem, spec=problem.spec.with_(format=FORMATS[level])))
+        points.append((8 * solution.qtensor.nbytes, 10 ** (-solution.sqnr_db / 10)))
+    return points
+
+
+def decibels(signal: float, noise: float) -> float:
+    """10·log10(signal/noise): infinite without noise, minus infinite for noise alone.
+
+    >>> decibels(100.0, 1.0), decibels(0.0, 0.0)
+    (20.0, inf)
+    """
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf
+
+
+def weight_sqnr(weight: Tensor, qtensor: QTensor) -> float:
+    """The signal-to-quantization-noise ratio of a weight, in dB."""
+    # Sums of squares in float32 are good to 1e-6 here (PyTorch adds pairwise); float64 would double the time.
+    error = qtensor.dequantize() - weight.float()
+    return decibels(float(torch.linalg.vector_norm(weight.float())) ** 2, float(torch.linalg.vector_norm(error)) ** 2)

@@ -4,6 +4,7 @@ from tersor.measure.agreement import Agreement, AgreementRecorder, agreed, same_
 from tersor.measure.energy import joules_per_call
 from tersor.measure.environment import describe_environment, exact_int8
 from tersor.measure.fidelity import SignalNoise, compare, sqnr_db
+from tersor.measure.headline import Diagnosis, Problem, diagnose, with_headline
 from tersor.measure.latency import Ratio, interleave, ratio
 from tersor.measure.memory import Memory, measure_memory, peak_bytes, resident_bytes
 from tersor.measure.metric import Judged, judge, paired_interval
@@ -13,15 +14,18 @@ from tersor.measure.size import shipped_bytes, shipped_files
 __all__ = [
     "Agreement",
     "AgreementRecorder",
+    "Diagnosis",
     "Judged",
     "Latency",
     "Memory",
+    "Problem",
     "Ratio",
     "Report",
     "SignalNoise",
     "agreed",
     "compare",
     "describe_environment",
+    "diagnose",
     "exact_int8",
     "interleave",
     "joules_per_call",
@@ -39,4 +43,5 @@ __all__ = [
     "shipped_files",
     "sqnr_db",
     "unknown",
+    "with_headline",
 ]

@@ -1,0 +1,184 @@
+"""The diagnosis: did it work, and if not, why, and what to try."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tersor.measure.environment import exact_int8
+from tersor.measure.schema import Layer, Report
+from tersor.measure.words import change_text, is_fraction, metric_text, plain, size_text, time_text
+
+WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16, "fp16": 16, "bf16": 16, "fp32": 32}
+TOLERATED = 0.01  # of the metric, where no interval tells what is chance
+TINY = 0.1  # ms; below it, calling costs more than computing
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong, why, and what to try."""
+
+    what: str
+    why: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.what}, because {self.why}; try: {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """`gain` is the result in figures; `problems` is empty when it worked."""
+
+    gain: str
+    problems: tuple[Problem, ...]
+
+    @property
+    def worked(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    @property
+    def first_line(self) -> str:
+        """The first line of every form of the report."""
+        if self.worked:
+            return self.gain
+        return " | ".join(["NOT AS HOPED: " + str(self.problems[0]), *map(str, self.problems[1:]), self.gain])
+
+
+def diagnose(report: Report) -> Diagnosis:
+    """Judges a report: slower than FP32, fallen back, not shrunk, worse beyond chance?"""
+    found = (_slower(report), _fell_back(report), _not_shrunk(report), _worse(report))
+    return Diagnosis(_gain(report), tuple(problem for problem in found if problem is not None))
+
+
+def with_headline(report: Report) -> Report:
+    """The report with its first line filled in."""
+    return report.model_copy(update={"headline": diagnose(report).first_line})
+
+
+def fallbacks(report: Report) -> tuple[Layer, ...]:
+    """The layers that ran in something wider than planned."""
+    return tuple(layer for layer in report.layers if is_fallback(layer.planned, layer.executed))
+
+
+def is_fallback(planned: str | None, executed: str | None) -> bool:
+    """Whether something ran wider than planned; `fused` runs inside its neighbour and is none.
+
+    >>> is_fallback("int8", "fp32"), is_fallback("int8", "fused"), is_fallback("fp16", "fp16")
+    (True, False, False)
+    """
+    return WIDTH.get(executed or "", 0) > WIDTH.get(planned or "", 99)
+
+
+def _gain(report: Report) -> str:
+    before, after = report.original.metric, report.compressed.metric
+    parts = []
+    if report.ratios.compression is not None:
+        parts.append(change_text(report.ratios.compression, "smaller", "larger"))
+    if report.ratios.speedup is not None:
+        parts.append(change_text(report.ratios.speedup, "faster", "slower"))
+    if before is not None and after is not None:
+        fraction = is_fraction(report.metric.name, before, after)
+        parts.append(
+            f"{plain(report.metric.name)} {metric_text(before, fraction)} -> {metric_text(after, fraction)}"
+        )
+    else:
+        parts.append(f"{plain(report.metric.name)} not measured")
+    return ", ".join(parts)
+
+
+def _slower(report: Report) -> Problem | None:
+    speedup, latency = report.ratios.speedup, report.original.latency_ms
+    if speedup is None or speedup >= 1:
+        return None
+    what = f"{change_text(speedup, 'faster', 'slower')} than FP32 in the same engine"
+    if report.engine == "torch":
+        return Problem(what, "the torch engine only simulates integers", "--engine openvino or onnxruntime")
+    if wide := fallbacks(report):
+        return Problem(what, f"{len(wide)} layers fell back to float", "what is said of the fallback")
+    if report.environment.isa and not exact_int8(report.environment.isa):
+        return Problem(
+            what, "this CPU multiplies no 8-bit integers (no VNNI)", "a newer CPU; here only the size gains"
+        )
+    if latency is not None and latency.median < TINY:
+        return Problem(
+            what, f"one call takes {time_text(latency.median)}: calling it dominates", "a larger batch"
+        )
+    return Problem(
+        what,
+        "converting between float and int8 costs more than int8 saves",
+        "another engine, or larger layers only",
+    )
+
+
+def _fell_back(report: Report) -> Problem | None:
+    wide = fallbacks(report)
+    if not wide:
+        return None
+    reasons = list(dict.fromkeys(plain(layer.note) for layer in wide if layer.note))
+    names = _names([layer.name for layer in wide])
+    return Problem(
+        f"{len(wide)} of {len(report.layers)} layers fell back to float ({names})",
+        "; ".join(reasons[:2]) or f"{plain(report.engine)} has no kernel for them as planned",
+        "another granularity or engine for these layers, or a rule that leaves them in float on purpose",
+    )
+
+
+def _not_shrunk(report: Report) -> Problem | None:
+    if report.ratios.compression is None or report.ratios.compression > 1:
+        return None
+    before, after = report.original.bytes, report.compressed.bytes
+    weights = sum(layer.weight_bytes or 0 for layer in report.layers)
+    what = f"the file did not shrink ({size_text(before)} -> {size_text(after)})"
+    if after is not None and weights < after / 2:
+        why = f"the weights are only {size_text(weights)} of it, the rest is the graph"
+        return Problem(what, why, "nothing: a network this small is not worth compressing for size")
+    return Problem(
+        what, "the weights were stored as wide as before", "`tersor inspect` on which layers are int8"
+    )
+
+
+def _worse(report: Report) -> Problem | None:
+    drop, interval, before = (
+        report.ratios.metric_drop,
+        report.compressed.metric_interval,
+        report.original.metric,
+    )
+    if drop is None or drop <= 0 or before is None:
+        return None
+    fraction = is_fraction(report.metric.name, before, report.compressed.metric)
+    amount = metric_text(drop, fraction, signed=True).lstrip("+")
+    if interval is None:
+        if drop <= TOLERATED * abs(before):
+            return None
+        what = f"{plain(report.metric.name)} is worse by {amount}"
+    elif interval[0] <= 0:
+        return None
+    else:
+        low, high = (metric_text(bound, fraction, signed=True) for bound in interval)
+        what = f"{plain(report.metric.name)} is worse by {amount}, beyond chance (95 %: {low} to {high})"
+    return Problem(what, *_why_worse(report, drop))
+
+
+def _why_worse(report: Report, drop: float) -> tuple[str, str]:
+    simulated, before = report.compressed.metric_simulated, report.original.metric
+    if simulated is not None and before is not None and abs(simulated - before) < drop / 2:
+        why = f"the simulation keeps it and {plain(report.engine)} does not"
+        return why, "another engine, or 7-bit activations if this CPU has no VNNI"
+    if report.calibration is not None and not report.calibration.adequate:
+        notes = plain("; ".join(report.calibration.notes[:1])) or "its ranges still moved"
+        return f"the calibration data is inadequate ({notes})", "more, and more varied, calibration samples"
+    known = sorted(
+        (layer for layer in report.layers if layer.sqnr_db is not None), key=lambda x: x.sqnr_db or 0.0
+    )
+    if not known:
+        return (
+            "quantization added too much noise",
+            "`tersor calibrate --compare`, or a rule that keeps layers in fp16",
+        )
+    worst = ", ".join(f"{plain(layer.name)} {layer.sqnr_db:.1f} dB" for layer in known[:3])
+    return f"these layers lose most: {worst}", "a recipe rule that keeps them in fp16, or weights per channel"
+
+
+def _names(names: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(plain(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,109 @@
+"""Numbers as people read them, and foreign text made harmless to look at."""
+
+import re
+import unicodedata
+
+_FRACTION = re.compile(r"accura|top-?\d|\bf1\b|recall|precision|agree|\biou\b|\bmap\b", re.IGNORECASE)
+
+
+def size_text(count: float | None) -> str:
+    """Bytes with three digits, decimal units.
+
+    >>> size_text(1_093_000), size_text(987), size_text(None)
+    ('1.09 MB', '987 B', 'unknown')
+    """
+    if count is None:
+        return "unknown"
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(value) < 999.5:
+            return f"{value:.0f} B" if unit == "B" else f"{_three_digits(value)} {unit}"
+        value /= 1000
+    return f"{_three_digits(value)} TB"
+
+
+def time_text(milliseconds: float | None) -> str:
+    """Milliseconds in the unit that fits.
+
+    >>> time_text(0.0421), time_text(3.2), time_text(4200.0), time_text(None)
+    ('42.1 µs', '3.20 ms', '4.20 s', 'unknown')
+    """
+    if milliseconds is None:
+        return "unknown"
+    if milliseconds < 0.9995:
+        return f"{_three_digits(milliseconds * 1000)} µs"
+    if milliseconds < 999.5:
+        return f"{_three_digits(milliseconds)} ms"
+    return f"{_three_digits(milliseconds / 1000)} s"
+
+
+def ratio_text(value: float | None) -> str:
+    """A ratio with as many digits as it deserves.
+
+    >>> ratio_text(3.94), ratio_text(0.81), ratio_text(12.34), ratio_text(None)
+    ('3.9x', '0.81x', '12x', 'unknown')
+    """
+    if value is None:
+        return "unknown"
+    return f"{value:.2f}x" if value < 1 else f"{value:.1f}x" if value < 9.95 else f"{value:.0f}x"
+
+
+def change_text(value: float | None, better: str, worse: str) -> str:
+    """A ratio as a comparison: above 1 is better.
+
+    >>> change_text(3.94, "smaller", "larger"), change_text(0.5, "faster", "slower")
+    ('3.9x smaller', '2.0x slower')
+    >>> change_text(0.98, "faster", "slower"), change_text(1.0, "faster", "slower")
+    ('1.02x slower', 'as fast')
+    """
+    if value is None or value <= 0:
+        return "unknown"
+    if value == 1:
+        return {"smaller": "as large", "faster": "as fast"}.get(better, "the same")
+    factor, word = (value, better) if value > 1 else (1 / value, worse)
+    # 1.0x would hide on which side of 1 it is.
+    return f"{factor:.2f}x {word}" if factor < 1.05 else f"{ratio_text(factor)} {word}"
+
+
+def is_fraction(name: str, *values: float | None) -> bool:
+    """Whether a metric reads best in percent: an accuracy by its name, and all values within 0 and 1.
+
+    >>> is_fraction("top-1 accuracy", 0.917), is_fraction("perplexity", 0.5), is_fraction("accuracy", 91.7)
+    (True, False, False)
+    """
+    return bool(_FRACTION.search(name)) and all(0 <= value <= 1 for value in values if value is not None)
+
+
+def metric_text(value: float | None, fraction: bool, *, signed: bool = False) -> str:
+    """A metric's value, or a difference of two (signed; in points where it is a fraction).
+
+    >>> metric_text(0.9168, True), metric_text(12.3456, False), metric_text(-0.0002, True, signed=True)
+    ('91.68 %', '12.35', '-0.02 points')
+    """
+    if value is None:
+        return "unknown"
+    if fraction:
+        return f"{value * 100:+.2f} points" if signed else f"{value * 100:.2f} %"
+    return f"{value:+.4g}" if signed else f"{value:.4g}"
+
+
+def db_text(value: float | None) -> str:
+    """Decibels; 150 is what an exact copy has.
+
+    >>> db_text(31.26), db_text(150.0), db_text(None)
+    ('31.3', 'exact', 'unknown')
+    """
+    return "unknown" if value is None else "exact" if value >= 150 else f"{value:.1f}"
+
+
+def plain(text: str) -> str:
+    """Text without control, direction and surrogate characters: a file cannot steer a terminal or a page.
+
+    >>> plain("conv\\x1b[31m\\n1")
+    'conv [31m 1'
+    """
+    return "".join(" " if unicodedata.category(letter) in ("Cc", "Cf", "Cs") else letter for letter in text)
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 9.995 else f"{value:.1f}" if abs(value) < 99.95 else f"{value:.0f}"

@@ -1,0 +1,44 @@
+"""A stream of tensors → Statistics, a value that merges → a range.
+
+Every estimator reads the same Statistics, so one pass over the data feeds them all. EasyQuant, which needs a
+layer's weights, is a solver; what it samples of the inputs is ``Statistics.sample``.
+"""
+
+from tersor.observers.admm import Admm
+from tersor.observers.base import Observer
+from tersor.observers.channels import Channels
+from tersor.observers.ema import MovingAverage
+from tersor.observers.histogram import Histogram
+from tersor.observers.kl import KullbackLeibler, kl_threshold
+from tersor.observers.minmax import MinMax
+from tersor.observers.mse import MeanSquaredError
+from tersor.observers.percentile import Percentile
+from tersor.observers.sample import Sample
+from tersor.observers.statistics import Statistics, merge, observe
+
+OBSERVERS: dict[str, Observer] = {
+    "minmax": MinMax(),
+    "ema": MovingAverage(),
+    "percentile": Percentile(),
+    "kl": KullbackLeibler(),
+    "mse": MeanSquaredError(),
+    "admm": Admm(),
+}
+
+__all__ = [
+    "OBSERVERS",
+    "Admm",
+    "Channels",
+    "Histogram",
+    "KullbackLeibler",
+    "MeanSquaredError",
+    "MinMax",
+    "MovingAverage",
+    "Observer",
+    "Percentile",
+    "Sample",
+    "Statistics",
+    "kl_threshold",
+    "merge",
+    "observe",
+]

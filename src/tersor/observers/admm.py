@@ -1,0 +1,55 @@
+"""The projection step of ADMM quantization: scale and codes in turn."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tersor.numerics import QuantSpec
+from tersor.observers.base import code_sides, needs_codes, seen_range
+from tersor.observers.moments import moments_of
+from tersor.observers.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Admm:
+    """``q = clip(round(x/α))``, ``α = Σxq / Σq²``, in turn until α is stable: a local minimum of ‖x − αq‖².
+
+    α begins at ``max|x| / (levels · shrink)``; MNN's shrink is 2.5 for features (1.25 for weights), its limit
+    300 rounds. Where Σq² = 0 it stops and keeps α. Only the projection step of Leng et al., arXiv 1707.09870;
+    the whole method also trains the weights towards αq. Under an asymmetric spec the codes are shared out
+    between the signs as the extremes are.
+
+    >>> import torch
+    >>> from tersor.observers import observe
+    >>> x = torch.arange(-127.0, 128.0)                   # already on a grid of step 1
+    >>> low, high = Admm(shrink=1.0).range(observe(None, x), QuantSpec("int8"))
+    >>> round(low), round(high)
+    (-127, 127)
+    """
+
+    shrink: float = 2.5
+    rounds: int = 300
+    order_dependent = False
+
+    def range(self, statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
+        """The range; raises CalibrationError for float formats and granularities other than tensor."""
+        needs_codes(spec, "admm")
+        low, high = seen_range(statistics, spec)
+        if low == high:
+            return low, high
+        moments = moments_of(statistics.histogram)
+        below, above = code_sides(low, high, spec)
+        code = np.arange(-below, above)
+        alpha = max(-low, high) / (max(below, above) * self.shrink)
+        for _ in range(self.rounds):
+            midpoints = (code + 0.5) * alpha
+            mass, shortfall = moments.below(midpoints)
+            # Sums over cells, by parts: Σ q·x and Σ q² from what lies below each midpoint.
+            products = above * moments.first - (midpoints * mass - shortfall).sum()
+            squares = above**2 * moments.total - ((2 * code + 1) * mass).sum()
+            if squares <= 0:
+                break
+            before, alpha = alpha, products / squares
+            if abs(alpha - before) <= 1e-9 * alpha:
+                break
+        return float(-below * alpha) if low < 0 else 0.0, float(above * alpha) if high > 0 else 0.0

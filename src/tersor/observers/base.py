@@ -1,0 +1,69 @@
+"""What every range estimator is, and the checks that all share."""
+
+from typing import Protocol
+
+from tersor.errors import CalibrationError
+from tersor.numerics import QuantSpec
+from tersor.observers.statistics import Statistics
+
+
+class Observer(Protocol):
+    """A range estimator: a frozen dataclass of its options with one verb."""
+
+    @property
+    def order_dependent(self) -> bool:
+        """True where the range depends on the order and the size of the batches."""
+        ...
+
+    def range(self, statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
+        """The range ``(low, high)`` to quantize the tensor in, ``low ≤ 0 ≤ high``.
+
+        Raises CalibrationError where this estimator knows no range for this spec.
+        """
+        ...
+
+
+def seen_range(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
+    """The extremes seen, widened to hold 0; one-sided data would else push the zero point out of the codes.
+
+    Raises CalibrationError unless ``spec`` has one scale for the whole tensor.
+    """
+    if spec.granularity.kind != "tensor":
+        raise CalibrationError(
+            f"an activation has one range, {spec.format.name} per {spec.granularity} asks for many: use "
+            "granularity tensor, or scales that are computed at run time"
+        )
+    return min(statistics.min, 0.0), max(statistics.max, 0.0)
+
+
+def needs_codes(spec: QuantSpec, name: str) -> None:
+    """Raises CalibrationError for formats whose codes are not evenly spaced integers with a zero."""
+    if spec.format.kind != "int":
+        raise CalibrationError(
+            f"{name} chooses ranges for integer codes, {spec.format.name} has none: use minmax, ema or "
+            "percentile"
+        )
+
+
+def cut(low: float, high: float, threshold: float) -> tuple[float, float]:
+    """``(low, high)`` inside ±threshold.
+
+    >>> cut(-0.5, 6.0, 4.0)
+    (-0.5, 4.0)
+    """
+    return max(low, -threshold), min(high, threshold)
+
+
+def code_sides(low: float, high: float, spec: QuantSpec) -> tuple[int, int]:
+    """How many codes lie below and above that of 0, for a range.
+
+    >>> code_sides(-1.0, 3.0, QuantSpec("int8")), code_sides(0.0, 3.0, QuantSpec("uint8"))
+    ((127, 127), (0, 255))
+    >>> code_sides(-1.0, 4.0, QuantSpec("uint8", symmetric=False))
+    (51, 204)
+    """
+    if spec.symmetric or low == high:
+        return -spec.low, spec.high
+    codes = spec.high - spec.low
+    below = round(codes * -low / (high - low))
+    return below, codes - below

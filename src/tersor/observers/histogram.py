@@ -1,0 +1,117 @@
+"""A histogram whose grid is the same for everybody: aligned to zero, its bin width a power of two."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BINS = 8192  # on each side of zero, of which more than half lie inside max|x|
+_SMALLEST = -100  # the grid's reach is at least 2**_SMALLEST, so that 1/width is a float32 too
+COARSE = 2048  # what KL searches; also TensorRT's number
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """Counts of a signed, zero-aligned grid of ``2 · 8192`` bins.
+
+    The bin width is the smallest power of two with which 8192 bins a side hold max|x|. A grid twice as wide
+    has every second edge of this one, so growing only adds up neighbours: the counts do not depend on the
+    order of the batches, and two workers' histograms merge to exactly the one that a single worker would
+    have made.
+
+    Exact zeros are kept apart: every quantizer represents them exactly, whatever its range, and after a ReLU
+    they are half of all values and would drown the rest.
+
+    Attributes:
+        exponent: the bin width is ``2.0 ** exponent``.
+        counts: int64 ``[2 · 8192]``; bin k holds ``(k − 8192)·width ≤ x < (k − 8191)·width`` but not x = 0.
+        zeros: how many values were exactly 0.
+
+    >>> h = histogram_of(torch.tensor([0.0, 1.0, 1.0, -3.0]), 3.0)
+    >>> h.total, h.zeros, h.width
+    (4, 1, 0.00048828125)
+    """
+
+    exponent: int
+    counts: np.ndarray
+    zeros: int
+
+    @property
+    def width(self) -> float:
+        """The width of a bin, in the unit of the tensor."""
+        return math.ldexp(1.0, self.exponent)
+
+    @property
+    def total(self) -> int:
+        """How many values were counted, zeros included."""
+        return int(self.counts.sum()) + self.zeros
+
+    @property
+    def edges(self) -> np.ndarray:
+        """The ``2 · 8192 + 1`` edges of the bins, float64, ascending."""
+        return np.arange(-BINS, BINS + 1) * self.width
+
+    @property
+    def magnitudes(self) -> np.ndarray:
+        """The histogram of |x| without the zeros: int64 ``[8192]``, bin k from ``k·width``."""
+        return self.counts[BINS:] + self.counts[BINS - 1 :: -1]
+
+    def coarsened(self, exponent: int) -> "Histogram":
+        """The same values on the grid of a wider (or this) bin."""
+        steps = exponent - self.exponent
+        if steps == 0:
+            return self
+        # Beyond 2^14 a side is one bin; the loop below would only shuffle zeros.
+        ratio = 1 << min(steps, 14)
+        reach = -(-BINS // ratio)
+        positive = _summed(self.counts[BINS:], ratio)
+        negative = _summed(self.counts[BINS - 1 :: -1], ratio)
+        counts = np.zeros_like(self.counts)
+        counts[BINS : BINS + reach] = positive
+        counts[BINS - reach : BINS] = negative[::-1]
+        return Histogram(exponent, counts, self.zeros)
+
+    def merged(self, other: "Histogram") -> "Histogram":
+        """Both together, on the wider of the two grids."""
+        exponent = max(self.exponent, other.exponent)
+        a, b = self.coarsened(exponent), other.coarsened(exponent)
+        return Histogram(exponent, a.counts + b.counts, a.zeros + b.zeros)
+
+
+def _summed(counts: np.ndarray, ratio: int) -> np.ndarray:
+    """Every ``ratio`` neighbours added up, the last ones padded with nothing."""
+    padded = np.pad(counts, (0, -len(counts) % ratio))
+    return padded.reshape(-1, ratio).sum(1)
+
+
+def histogram_of(values: Tensor, largest: float) -> Histogram:
+    """The histogram of a finite float32 tensor on the CPU, on the grid that holds ``largest`` ≥ max|values|.
+
+    ``largest`` may come from more values than are counted: a subsample lands on the grid of the whole.
+    """
+    exponent = max(math.frexp(largest)[1], _SMALLEST) - BINS.bit_length() + 1
+    # Multiplying by a power of two is exact, and so is floor: no value changes its bin by rounding.
+    index = (values.reshape(-1) * math.ldexp(1.0, -exponent)).floor_().add_(BINS).to(torch.int32)
+    counts = torch.bincount(index, minlength=2 * BINS).numpy()
+    zeros = values.numel() - int(torch.count_nonzero(values))
+    counts[BINS] -= zeros
+    return Histogram(exponent, counts, zeros)
+
+
+def rebinned(counts: np.ndarray, width: float, largest: float, bins: int = COARSE) -> np.ndarray:
+    """``counts`` of ``bins`` equal bins on [0, largest], from those of bins of ``width`` that reach as far.
+
+    An old bin that straddles a new edge is divided as if it were filled evenly, rounded so that every value
+    is counted once.
+
+    >>> rebinned(np.array([4, 4, 4, 4]), 1.0, 4.0, 2).tolist()
+    [8, 8]
+    >>> rebinned(np.array([6, 6, 6]), 1.0, 3.0, 2).tolist()
+    [9, 9]
+    """
+    below = np.concatenate(([0], np.cumsum(counts)))
+    at = np.interp(np.linspace(0.0, largest / width, bins + 1), np.arange(len(below)), below)
+    at[-1] = below[-1]
+    return np.diff(np.rint(at)).astype(np.int64)

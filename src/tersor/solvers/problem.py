@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from jaxtyping import Float
@@ -45,7 +45,7 @@ class LayerProblem:
     """
 
     name: str
-    weight: Float[Tensor, "out inputs *kernel"]
+    weight: Float[Tensor, "..."]
     spec: QuantSpec
     geometry: Geometry = field(default_factory=Geometry)
     sample: Tensor | None = None
@@ -57,8 +57,8 @@ class LayerProblem:
         for name in needs:
             if getattr(self, name) is None:
                 raise CalibrationError(
-                    f"layer {self.name}: this solver needs {name}, which was not collected; calibrate with the "
-                    "statistics that the solver names in `needs`, or use the solver rtn"
+                    f"layer {self.name}: this solver needs {name}, which was not collected; calibrate with "
+                    "the statistics that the solver names in `needs`, or use the solver rtn"
                 )
 
 
@@ -85,10 +85,7 @@ class LayerSolution:
 class Solver(Protocol):
     """A frozen dataclass of options that turns a LayerProblem into a LayerSolution."""
 
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """The fields of LayerProblem, beyond the weight, that must be given."""
-        ...
+    needs: ClassVar[tuple[str, ...]]  # the fields of LayerProblem that must be given
 
     def __call__(self, problem: LayerProblem) -> LayerSolution: ...
 
@@ -122,5 +119,6 @@ def decibels(signal: float, noise: float) -> float:
 def weight_sqnr(weight: Tensor, qtensor: QTensor) -> float:
     """The signal-to-quantization-noise ratio of a weight, in dB."""
     # Sums of squares in float32 are good to 1e-6 here (PyTorch adds pairwise); float64 would double the time.
-    error = qtensor.dequantize() - weight.float()
-    return decibels(float(torch.linalg.vector_norm(weight.float())) ** 2, float(torch.linalg.vector_norm(error)) ** 2)
+    weight = weight.float()
+    signal, noise = (float(torch.linalg.vector_norm(t)) ** 2 for t in (weight, qtensor.dequantize() - weight))
+    return decibels(signal, noise)

@@ -15,7 +15,7 @@ from tersor.solvers.problem import LayerProblem, LayerSolution, curve, weight_sq
 _COARSE = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _STEPS = (0.05, 0.025, 0.0125, 0.00625)
 _DENSE = tuple(k / 100 for k in range(99, 9, -1))
-# The error of few weights jumps with the range; that of many is smooth, and a coarse search finds its minimum.
+# The error of few weights jumps with the range; that of many is smooth: a coarse search finds its minimum.
 _FEW = 128
 # Elements that are worked on at once: their intermediates stay in the processor's cache.
 _CHUNK = 2**16
@@ -87,8 +87,8 @@ def mse_range(x: Float[Tensor, "..."], spec: QuantSpec) -> tuple[Tensor, Tensor]
     return (low * best).reshape(shape), (high * best).reshape(shape)
 
 
-def squared_error(rows: Tensor, low: Tensor, high: Tensor, spec: QuantSpec) -> Float[Tensor, "rows 1"]:
-    """Sum of squared errors of each row quantized over its own range; ``spec`` is per channel."""
+def squared_error(rows: Tensor, low: Tensor, high: Tensor, spec: QuantSpec) -> Float[Tensor, "..."]:
+    """Sum of squared errors of each row quantized over its own range, [rows, 1]; ``spec`` is per channel."""
     scale, zero_point = qparams(low, high, spec)
     bottom, top = spec.low - zero_point, spec.high - zero_point
     columns = min(rows.shape[1], _CHUNK)
@@ -108,8 +108,8 @@ def squared_error(rows: Tensor, low: Tensor, high: Tensor, spec: QuantSpec) -> F
     return errors * scale.square()
 
 
-def granules(x: Float[Tensor, "..."], spec: QuantSpec) -> Float[Tensor, "scales members"]:
-    """``x`` with one row for each of its scales; a ragged last group is filled up with zeros, which cost nothing."""
+def granules(x: Float[Tensor, "..."], spec: QuantSpec) -> Float[Tensor, "..."]:
+    """``x`` as [scales, members]; a ragged last group is filled up with zeros, which have no error."""
     kind, size = spec.granularity.kind, spec.granularity.size
     if kind == "tensor":
         return x.reshape(1, -1)

@@ -1,4 +1,5 @@
 """What all tests share: where the real networks and pictures are, and one thread for each worker."""
+
 import os
 from pathlib import Path
 

@@ -7,6 +7,7 @@ layer's weights, is a solver; what it samples of the inputs is ``Statistics.samp
 from tersor.observers.admm import Admm
 from tersor.observers.base import Observer
 from tersor.observers.channels import Channels
+from tersor.observers.compare import Estimate, compare, range_error
 from tersor.observers.ema import MovingAverage
 from tersor.observers.histogram import Histogram
 from tersor.observers.kl import KullbackLeibler, kl_threshold
@@ -15,6 +16,7 @@ from tersor.observers.mse import MeanSquaredError
 from tersor.observers.percentile import Percentile
 from tersor.observers.sample import Sample
 from tersor.observers.statistics import Statistics, merge, observe
+from tersor.observers.verdict import Verdict, judge
 
 OBSERVERS: dict[str, Observer] = {
     "minmax": MinMax(),
@@ -29,6 +31,7 @@ __all__ = [
     "OBSERVERS",
     "Admm",
     "Channels",
+    "Estimate",
     "Histogram",
     "KullbackLeibler",
     "MeanSquaredError",
@@ -38,7 +41,11 @@ __all__ = [
     "Percentile",
     "Sample",
     "Statistics",
+    "Verdict",
+    "compare",
+    "judge",
     "kl_threshold",
     "merge",
     "observe",
+    "range_error",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.numerics import QuantSpec
-from tersor.observers.base import code_sides, needs_codes, seen_range
+from tersor.observers.base import code_sides, cut, finer_than_bins, needs_codes, seen_range
 from tersor.observers.moments import moments_of
 from tersor.observers.statistics import Statistics
 
@@ -17,7 +17,7 @@ class Admm:
     α begins at ``max|x| / (levels · shrink)``; MNN's shrink is 2.5 for features (1.25 for weights), its limit
     300 rounds. Where Σq² = 0 it stops and keeps α. Only the projection step of Leng et al., arXiv 1707.09870;
     the whole method also trains the weights towards αq. Under an asymmetric spec the codes are shared out
-    between the signs as the extremes are.
+    between the signs as the extremes are. More codes than bins (int16): the extremes.
 
     >>> import torch
     >>> from tersor.observers import observe
@@ -35,7 +35,7 @@ class Admm:
         """The range; raises CalibrationError for float formats and granularities other than tensor."""
         needs_codes(spec, "admm")
         low, high = seen_range(statistics, spec)
-        if low == high:
+        if low == high or finer_than_bins(spec):
             return low, high
         moments = moments_of(statistics.histogram)
         below, above = code_sides(low, high, spec)
@@ -50,6 +50,8 @@ class Admm:
             if squares <= 0:
                 break
             before, alpha = alpha, products / squares
-            if abs(alpha - before) <= 1e-9 * alpha:
+            if abs(alpha - before) <= 1e-6 * alpha:
                 break
-        return float(-below * alpha) if low < 0 else 0.0, float(above * alpha) if high > 0 else 0.0
+        if spec.symmetric:
+            return cut(low, high, float(above * alpha))
+        return float(-below * alpha), float(above * alpha)

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from tersor.errors import CalibrationError
 from tersor.numerics import QuantSpec
+from tersor.observers.histogram import BINS
 from tersor.observers.statistics import Statistics
 
 
@@ -43,6 +44,11 @@ def needs_codes(spec: QuantSpec, name: str) -> None:
             f"{name} chooses ranges for integer codes, {spec.format.name} has none: use minmax, ema or "
             "percentile"
         )
+
+
+def finer_than_bins(spec: QuantSpec) -> bool:
+    """True for int16: its steps are finer than the histogram, which cannot say what clipping would gain."""
+    return spec.high - spec.low >= BINS
 
 
 def cut(low: float, high: float, threshold: float) -> tuple[float, float]:

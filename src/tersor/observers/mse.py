@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tersor.numerics import QuantSpec
-from tersor.observers.base import cut, needs_codes, seen_range
+from tersor.observers.base import cut, finer_than_bins, needs_codes, seen_range
 from tersor.observers.moments import Moments, grid_error, moments_of
 from tersor.observers.statistics import Statistics
 
@@ -19,7 +19,8 @@ class MeanSquaredError:
     Symmetric specs and one-sided data have one threshold to find: a geometric grid, then a fine one around
     its best. An asymmetric spec of two-sided data has two: shrunk together first, then one at a time until
     neither moves, on the very grids that ``qparams`` will make of them. The idea is that of Banner et al.,
-    arXiv 1810.05723, on the measured instead of an assumed distribution.
+    arXiv 1810.05723, on the measured instead of an assumed distribution. More codes than
+    bins (int16): the extremes.
 
     >>> import torch
     >>> from tersor.observers import observe
@@ -36,7 +37,7 @@ class MeanSquaredError:
         """The range; raises CalibrationError for float formats and granularities other than tensor."""
         needs_codes(spec, "mse")
         low, high = seen_range(statistics, spec)
-        if low == high:
+        if low == high or finer_than_bins(spec):
             return low, high
         if not spec.symmetric and low < 0 < high:
             return _two_sided(moments_of(statistics.histogram), low, high, spec)

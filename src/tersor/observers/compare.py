@@ -1,0 +1,86 @@
+"""Every range estimator side by side, for one tensor."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tersor.errors import TersorError
+from tersor.numerics import QuantSpec, qparams, quantize_tensor
+from tersor.observers.base import Observer
+from tersor.observers.histogram import Histogram
+from tersor.observers.moments import grid_error, moments_of
+from tersor.observers.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one estimator chose and what it costs.
+
+    Attributes:
+        observer: its name.
+        low, high: its range; None where it knows none for this spec, and ``note`` says why.
+        mse: mean of (x − q(x))² over the histogram, zeros included, in the unit of x squared.
+        sqnr_db: 10·log10 of mean x² over mse; None where either is 0.
+        clipped: the share of values outside the range.
+    """
+
+    observer: str
+    low: float | None = None
+    high: float | None = None
+    mse: float | None = None
+    sqnr_db: float | None = None
+    clipped: float | None = None
+    note: str = ""
+
+
+def compare(statistics: Statistics, spec: QuantSpec, observers: Mapping[str, Observer]) -> list[Estimate]:
+    """One row for each of ``observers`` (usually OBSERVERS), in their order.
+
+    >>> from tersor.observers import OBSERVERS, observe
+    >>> x = torch.linspace(-1, 1, 10_000)
+    >>> x[0] = -3.0
+    >>> rows = {row.observer: row for row in compare(observe(None, x), QuantSpec("int4"), OBSERVERS)}
+    >>> rows["mse"].sqnr_db > rows["minmax"].sqnr_db + 6
+    True
+    """
+    return [_estimate(name, observer, statistics, spec) for name, observer in observers.items()]
+
+
+def range_error(statistics: Statistics, spec: QuantSpec, low: float, high: float) -> float:
+    """The mean of (x − q(x))² of a range, over the histogram, zeros included."""
+    scale, zero_point = qparams(low, high, spec)
+    histogram = statistics.histogram
+    if spec.format.kind != "int":
+        return _cast_error(histogram, spec, low, high)
+    below, above = int(zero_point) - spec.low, spec.high - int(zero_point)
+    return (
+        float(grid_error(moments_of(histogram), np.array([float(scale)]), below, above)[0]) / histogram.total
+    )
+
+
+def _cast_error(histogram: Histogram, spec: QuantSpec, low: float, high: float) -> float:
+    """For floats and levels, whose grids are not even: at the middle of each bin."""
+    used = np.flatnonzero(histogram.counts)
+    middle = (histogram.edges[used] + histogram.width / 2).clip(low, high)
+    quantized = (
+        quantize_tensor(torch.from_numpy(middle).float(), spec, low, high).dequantize().double().numpy()
+    )
+    return float(histogram.counts[used] @ (middle - quantized) ** 2) / histogram.total
+
+
+def _estimate(name: str, observer: Observer, statistics: Statistics, spec: QuantSpec) -> Estimate:
+    try:
+        low, high = observer.range(statistics, spec)
+        mse = range_error(statistics, spec, low, high)
+    except TersorError as error:
+        return Estimate(name, note=str(error))
+    moments = moments_of(statistics.histogram)
+    total = statistics.histogram.total
+    power = moments.second / total
+    inside, _ = moments.below(np.array([low, high]))
+    clipped = (moments.total - float(inside[1] - inside[0])) / total
+    decibels = 10 * math.log10(power / mse) if power > 0 and mse > 0 else None
+    return Estimate(name, low, high, mse, decibels, max(clipped, 0.0))

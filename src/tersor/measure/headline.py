@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 from tersor.measure.environment import exact_int8
 from tersor.measure.schema import Layer, Report
-from tersor.measure.words import change_text, is_fraction, metric_text, plain, size_text, time_text
+from tersor.measure.words import (
+    change_text,
+    interval_text,
+    is_fraction,
+    metric_text,
+    plain,
+    size_text,
+    time_text,
+)
 
 WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16, "fp16": 16, "bf16": 16, "fp32": 32}
 TOLERATED = 0.01  # of the metric, where no interval tells what is chance
@@ -154,8 +162,8 @@ def _worse(report: Report) -> Problem | None:
     elif interval[0] <= 0:
         return None
     else:
-        low, high = (metric_text(bound, fraction, signed=True) for bound in interval)
-        what = f"{plain(report.metric.name)} is worse by {amount}, beyond chance (95 %: {low} to {high})"
+        span = interval_text(*interval, fraction)
+        what = f"{plain(report.metric.name)} is worse by {amount}, beyond chance (95 %: {span})"
     return Problem(what, *_why_worse(report, drop))
 
 

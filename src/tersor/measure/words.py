@@ -87,6 +87,16 @@ def metric_text(value: float | None, fraction: bool, *, signed: bool = False) ->
     return f"{value:+.4g}" if signed else f"{value:.4g}"
 
 
+def interval_text(low: float, high: float, fraction: bool) -> str:
+    """The interval of a difference.
+
+    >>> interval_text(-0.0011, 0.0015, True)
+    '-0.11 to +0.15 points'
+    """
+    first, last = (metric_text(bound, fraction, signed=True) for bound in (low, high))
+    return f"{first.removesuffix(' points')} to {last}"
+
+
 def db_text(value: float | None) -> str:
     """Decibels; 150 is what an exact copy has.
 

@@ -1,0 +1,5 @@
+"""The Report for people: in a terminal and as one page."""
+
+from tersor.report.text import print_report, render, text
+
+__all__ = ["print_report", "render", "text"]

@@ -1,0 +1,180 @@
+"""The report in a terminal: the verdict, the figures, the layers that lose most, and every warning."""
+
+import io
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tersor.measure.headline import Diagnosis, diagnose, is_fallback
+from tersor.measure.schema import Latency, Layer, Report
+from tersor.measure.words import (
+    change_text,
+    db_text,
+    interval_text,
+    is_fraction,
+    metric_text,
+    plain,
+    ratio_text,
+    size_text,
+    time_text,
+)
+
+
+def render(report: Report, *, top: int = 10) -> Group:
+    """The report for a rich console: the `top` worst layers in full, the others in one line."""
+    return Group(_verdict(diagnose(report)), *_body(report, top))
+
+
+def text(report: Report, *, width: int = 100, top: int = 10) -> str:
+    """The report as plain text without colours.
+
+    The first line is `report.headline`, whatever the width.
+    """
+    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    for part in _body(report, top):
+        console.print(part)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    return "\n".join([plain(diagnose(report).first_line), *(line.rstrip() for line in lines)]) + "\n"
+
+
+def print_report(report: Report, console: Console | None = None, *, top: int = 10) -> None:
+    """Prints the report."""
+    (console or Console()).print(render(report, top=top))
+
+
+def _say(words: str, style: str = "") -> Text:
+    # Text, never markup: names come from files that others may have made.
+    return Text(plain(words), style=style)
+
+
+def _verdict(diagnosis: Diagnosis) -> Text:
+    return _say(diagnosis.first_line, "bold green" if diagnosis.worked else "bold yellow")
+
+
+def _body(report: Report, top: int) -> list[RenderableType]:
+    return [
+        _say(f"{report.task} · {report.recipe} · {report.engine}", "dim"),
+        "",
+        _figures(report),
+        _ratios(report),
+        "",
+        *_layers(report, top),
+        "",
+        _environment(report),
+        *_warnings(report),
+    ]
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, header_style="dim")
+    for place, name in enumerate(columns):
+        table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
+    return table
+
+
+def _figures(report: Report) -> Table:
+    before, after, ratios = report.original, report.compressed, report.ratios
+    fraction = is_fraction(report.metric.name, before.metric, after.metric)
+    drop = None if ratios.metric_drop is None else metric_text(-_gained(report), fraction, signed=True)
+    table = _table("", "FP32", plain(report.recipe), "")
+    rows = [
+        ("on disk", size_text(before.bytes), size_text(after.bytes),
+         change_text(ratios.compression, "smaller", "larger")),
+        ("latency", time_text(_median(before.latency_ms)), time_text(_median(after.latency_ms)),
+         change_text(ratios.speedup, "faster", "slower")),
+        ("  p10 to p90", _spread(before.latency_ms), _spread(after.latency_ms), ""),
+        ("  eager PyTorch", time_text(_median(report.original_eager.latency_ms)), "",
+         change_text(ratios.speedup_over_eager, "faster", "slower")),
+        ("memory", size_text(before.memory_bytes), size_text(after.memory_bytes), ""),
+        (plain(report.metric.name), metric_text(before.metric, fraction), metric_text(after.metric, fraction),
+         drop or "unknown"),
+    ]  # fmt: skip
+    if before.energy_joules is not None and after.energy_joules is not None:
+        rows.append(("energy per call", f"{before.energy_joules:.3g} J", f"{after.energy_joules:.3g} J", ""))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _gained(report: Report) -> float:
+    """How far the metric's own value went down."""
+    drop = report.ratios.metric_drop or 0.0
+    return drop if report.metric.higher_is_better else -drop
+
+
+def _ratios(report: Report) -> Text:
+    after, fraction = report.compressed, is_fraction(report.metric.name, report.compressed.metric)
+    said = []
+    if after.metric_interval is not None:
+        said.append(f"drop, paired 95 %: {interval_text(*after.metric_interval, fraction)}")
+    if after.agreement is not None:
+        said.append(f"{after.agreement:.1%} of predictions agree with FP32")
+    if after.metric_simulated is not None:
+        said.append(f"simulated {metric_text(after.metric_simulated, fraction)}")
+    if report.ratios.speedup_spread is not None:
+        low, high = report.ratios.speedup_spread
+        said.append(f"speed-up {ratio_text(low)} to {ratio_text(high)} over the rounds")
+    return _say("; ".join(said), "dim")
+
+
+def _layers(report: Report, top: int) -> list[RenderableType]:
+    if not report.layers:
+        return [_say("no layers")]
+    worst = sorted(report.layers, key=_worst_first)
+    table = _table("layer, worst first", "op", "ran in", "SQNR dB", "accumulated")
+    for layer in worst[:top]:
+        fell = is_fallback(layer.planned, layer.executed)
+        ran = f"{layer.executed}, not {layer.planned}" if fell else layer.executed or "unknown"
+        cells = (layer.name, layer.op, ran, db_text(layer.sqnr_db), db_text(layer.accumulated_sqnr_db))
+        table.add_row(*(_say(cell, "bold yellow" if fell else "") for cell in cells))
+    rest = worst[top:]
+    return [table, _say(_rest(rest), "dim")] if rest else [table]
+
+
+def _worst_first(layer: Layer) -> tuple[bool, float]:
+    # A fallback is worse than any noise; what is not known comes last.
+    fell = is_fallback(layer.planned, layer.executed)
+    return not fell, float("inf") if layer.sqnr_db is None else layer.sqnr_db
+
+
+def _rest(layers: list[Layer]) -> str:
+    counts: dict[str, int] = {}
+    for layer in layers:
+        executed = layer.executed or "unknown"
+        counts[executed] = counts.get(executed, 0) + 1
+    ran = ", ".join(f"{count} {name}" for name, count in counts.items())
+    known = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None]
+    span = f"; {db_text(min(known))} to {db_text(max(known))} dB" if known else ""
+    return f"and {len(layers)} more: {ran}{span}"
+
+
+def _environment(report: Report) -> Text:
+    place, steps = report.environment, report.timings_s.model_dump()
+    versions = " ".join(f"{name} {number}" for name, number in place.versions.items())
+    took = ", ".join(f"{name} {value:.1f} s" for name, value in steps.items() if value is not None)
+    calibrated, judged = report.samples.calibration or "no", report.samples.evaluation or "no"
+    seen = f"{calibrated} samples calibrated, {judged} judged"
+    lines = (
+        f"{place.cpu or 'unknown CPU'} ({' '.join(place.isa)}), {place.threads} threads, {place.precision}",
+        f"{versions}; seed {report.seed}; {seen}",
+        f"{took}; peak memory {size_text(report.peak_memory_bytes)}",
+    )
+    return Text("\n").join(_say(line, "dim") for line in lines)
+
+
+def _warnings(report: Report) -> list[Text]:
+    return [Text("warning: ", style="yellow") + _say(words) for words in report.warnings]
+
+
+def _median(latency: Latency | None) -> float | None:
+    return None if latency is None else latency.median
+
+
+def _spread(latency: Latency | None) -> str:
+    if latency is None:
+        return ""
+    low, high = time_text(latency.p10), time_text(latency.p90)
+    # One unit is enough where both have the same.
+    return f"{low.removesuffix(high[high.index(' ') :])} to {high}"

@@ -1,0 +1,223 @@
+"""The report as one self-contained page: no network, no library; everything foreign is escaped."""
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from tersor.measure.headline import diagnose, is_fallback
+from tersor.measure.schema import Histogram, Latency, Layer, Report
+from tersor.measure.words import (
+    change_text,
+    db_text,
+    interval_text,
+    is_fraction,
+    metric_text,
+    plain,
+    ratio_text,
+    size_text,
+    time_text,
+)
+from tersor.report import svg
+
+WORST = 24  # layers drawn as bars; all of them stand in the table
+SITES = 12  # histograms shown at once; the others unfold
+EXACT = 150.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a chart: what it is, its value in words, its drawing."""
+
+    label: str
+    value: str
+    drawing: Markup
+
+
+def html(report: Report) -> str:
+    """The page as text."""
+    room = files("tersor.report")
+    style, script, template = (
+        room.joinpath(name).read_text(encoding="utf-8")
+        for name in ("page.css", "page.js", "template.html.j2")
+    )
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_harmless, trim_blocks=True, lstrip_blocks=True
+    )
+    # With the hash nothing but this very script runs, whatever a name in the report may hold.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.from_string(template).render(
+        style=Markup(style), script=Markup(script), digest=digest, **_view(report)
+    )
+
+
+def _harmless(value: object) -> object:
+    return plain(value) if type(value) is str else value
+
+
+def _view(report: Report) -> dict[str, object]:
+    fell = [layer for layer in report.layers if is_fallback(layer.planned, layer.executed)]
+    ran = Counter(layer.executed or "unknown" for layer in report.layers)
+    return {
+        "report": report,
+        "diagnosis": diagnose(report),
+        "tiles": _tiles(report),
+        "charts": _charts(report),
+        "profile": _profile(report.layers),
+        "worst": _worst(report.layers),
+        "fell": fell,
+        "ran": ran.most_common(),
+        "histograms": [_histogram(found) for found in report.histograms],
+        "shown": SITES,
+        "facts": _facts(report),
+        "timings": _timings(report),
+        "is_fallback": is_fallback,
+        "size_text": size_text,
+        "db_text": db_text,
+    }
+
+
+def _tiles(report: Report) -> list[tuple[str, str, str]]:
+    """Name, figure and remark of the four figures that matter."""
+    after, ratios = report.compressed, report.ratios
+    fraction = is_fraction(report.metric.name, report.original.metric, after.metric)
+    remark = f"from {metric_text(report.original.metric, fraction)}"
+    if after.metric_interval is not None:
+        remark += f"; drop {interval_text(*after.metric_interval, fraction)} (95 %)"
+    spread = ratios.speedup_spread
+    speed = change_text(ratios.speedup, "faster", "slower")
+    agreement = "unknown" if after.agreement is None else f"{after.agreement:.1%}".replace("%", " %")
+    return [
+        ("On disk", size_text(after.bytes), change_text(ratios.compression, "smaller", "larger")),
+        ("Latency", time_text(after.latency_ms.median if after.latency_ms else None),
+         speed if spread is None else f"{speed} ({ratio_text(spread[0])} to {ratio_text(spread[1])})"),
+        (report.metric.name, metric_text(after.metric, fraction), remark),
+        ("Agreement", agreement, "of predictions equal FP32's"),
+    ]  # fmt: skip
+
+
+def _charts(report: Report) -> list[tuple[str, list[Row]]]:
+    before, after, name = report.original, report.compressed, report.recipe
+    charts = [
+        ("On disk", _bars([("FP32", before.bytes), (name, after.bytes)])),
+        ("Latency of one call", _latencies(report)),
+        ("Memory of the loaded model", _bars([("FP32", before.memory_bytes), (name, after.memory_bytes)])),
+    ]
+    if before.energy_joules is not None and after.energy_joules is not None:
+        top = max(before.energy_joules, after.energy_joules)
+        pairs = (("FP32", before.energy_joules, "base"), (name, after.energy_joules, ""))
+        rows = [Row(who, f"{value:.3g} J", svg.bar(value, top, who, kind=kind)) for who, value, kind in pairs]
+        charts.append(("Energy of one call", rows))
+    return [(title, rows) for title, rows in charts if rows]
+
+
+def _bars(pairs: Sequence[tuple[str, int | None]]) -> list[Row]:
+    known = [(name, value) for name, value in pairs if value is not None]
+    top = max((value for _, value in known), default=0)
+    return [
+        Row(name, size_text(value), svg.bar(value, top, f"{name}: {size_text(value)}", kind=_kind(name)))
+        for name, value in known
+    ]
+
+
+def _latencies(report: Report) -> list[Row]:
+    pairs: list[tuple[str, Latency | None]] = [
+        ("FP32, eager", report.original_eager.latency_ms),
+        ("FP32", report.original.latency_ms),
+        (report.recipe, report.compressed.latency_ms),
+    ]
+    known = [(name, found) for name, found in pairs if found is not None]
+    top = max((found.p90 for _, found in known), default=0.0)
+    rows = []
+    for name, found in known:
+        low, middle, high = time_text(found.p10), time_text(found.median), time_text(found.p90)
+        words = f"{name}: median {middle}, p10 {low}, p90 {high}"
+        drawing = svg.bar(found.median, top, words, kind=_kind(name), spread=(found.p10, found.p90))
+        rows.append(Row(name, middle, drawing))
+    return rows
+
+
+def _kind(name: str) -> str:
+    return "base" if name.startswith("FP32") else ""
+
+
+def _top(layers: Sequence[Layer]) -> float:
+    """The end of the dB axis: a multiple of 10 over all that is not exact."""
+    both = [value for layer in layers for value in (layer.sqnr_db, layer.accumulated_sqnr_db)]
+    known = [value for value in both if value is not None and value < EXACT]
+    return max(10.0, 10.0 * -(-max(known, default=10.0) // 10))
+
+
+def _profile(layers: Sequence[Layer]) -> tuple[Markup, int] | None:
+    if not any(layer.sqnr_db is not None or layer.accumulated_sqnr_db is not None for layer in layers):
+        return None
+    top = _top(layers)
+    marked = [at for at, layer in enumerate(layers) if is_fallback(layer.planned, layer.executed)]
+    local, accumulated = [layer.sqnr_db for layer in layers], [layer.accumulated_sqnr_db for layer in layers]
+    words = f"SQNR over {len(layers)} layers, local and accumulated, 0 to {top:.0f} dB"
+    return svg.profile(local, accumulated, marked, top, words), int(top)
+
+
+def _worst(layers: Sequence[Layer]) -> list[Row]:
+    known = [layer for layer in layers if layer.sqnr_db is not None]
+    top, rows = _top(layers), []
+    for layer in sorted(known, key=lambda layer: layer.sqnr_db or 0.0)[:WORST]:
+        local, accumulated = db_text(layer.sqnr_db), db_text(layer.accumulated_sqnr_db)
+        words = f"{layer.name}: local {local} dB, accumulated {accumulated} dB"
+        kind = "fell" if is_fallback(layer.planned, layer.executed) else ""
+        drawing = svg.twin_bar(layer.sqnr_db, layer.accumulated_sqnr_db, top, words, kind=kind)
+        rows.append(Row(layer.name, f"{local} / {accumulated}", drawing))
+    return rows
+
+
+def _histogram(found: Histogram) -> dict[str, object]:
+    ends = [found.bins[0], found.bins[-1], *(bound for pair in found.thresholds.values() for bound in pair)]
+    low, high = min(ends), max(ends)
+    first, last = found.bins[0], found.bins[-1]
+    words = f"histogram of {found.site}: {sum(found.counts)} values from {first:.4g} to {last:.4g}"
+    rows = [
+        Row(
+            name,
+            f"{first:.4g} … {last:.4g}",
+            svg.bracket(first, last, low, high, f"{name}: {first:.4g} to {last:.4g}"),
+        )
+        for name, (first, last) in found.thresholds.items()
+    ]
+    drawing = svg.histogram(found.bins, found.counts, low, high, words)
+    return {"site": found.site, "low": f"{low:.4g}", "high": f"{high:.4g}", "drawing": drawing, "rows": rows}
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    place, after = report.environment, report.compressed
+    fraction = is_fraction(report.metric.name, after.metric)
+    return [
+        ("Processor", place.cpu or "unknown"),
+        ("Instructions", ", ".join(place.isa) or "unknown"),
+        ("System", place.system or "unknown"),
+        ("Threads", str(place.threads)),
+        ("Float precision", place.precision),
+        ("Versions", ", ".join(f"{name} {number}" for name, number in place.versions.items())),
+        ("Calibrated on", _samples(report.samples.calibration)),
+        ("Evaluated on", _samples(report.samples.evaluation)),
+        ("Metric in the simulation", metric_text(after.metric_simulated, fraction)),
+        ("Seed", str(report.seed)),
+        ("Peak memory while compressing", size_text(report.peak_memory_bytes)),
+    ]
+
+
+def _samples(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,} samples".replace(",", " ")
+
+
+def _timings(report: Report) -> list[Row]:
+    steps = [(name, value) for name, value in report.timings_s.model_dump().items() if value is not None]
+    top = max((value for _, value in steps), default=0.0)
+    return [
+        Row(name, f"{value:.1f} s", svg.bar(value, top, f"{name}: {value:.1f} s", kind="base"))
+        for name, value in steps
+    ]

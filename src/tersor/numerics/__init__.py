@@ -3,7 +3,8 @@
 from tersor.numerics.fakequant import fake_quantize
 from tersor.numerics.formats import FORMATS, NumberFormat
 from tersor.numerics.packing import pack, packed_bytes, unpack
-from tersor.numerics.qtensor import QTensor, expand, qparams, quantize, quantize_tensor, reduce_range
+from tersor.numerics.qtensor import QTensor, quantize, quantize_tensor
+from tersor.numerics.ranges import expand, qparams, reduce_range
 from tersor.numerics.spec import Granularity, QuantSpec
 
 __all__ = [

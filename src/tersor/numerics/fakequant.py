@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tersor.numerics.formats import FORMATS
-from tersor.numerics.qtensor import expand, wide
+from tersor.numerics.qtensor import wide
+from tersor.numerics.ranges import expand
 from tersor.numerics.spec import QuantSpec
 
 

@@ -26,14 +26,14 @@ class NumberFormat:
     >>> FORMATS["int8"].low, FORMATS["int8"].high, FORMATS["int8"].signed
     (-128, 127, True)
     >>> FORMATS["fp8_e4m3"].high
-    448
+    448.0
     """
 
     name: str
     bits: int
     kind: Literal["int", "float", "levels"]
-    low: int
-    high: int
+    low: int | float
+    high: int | float
     dtype: torch.dtype
     exponent: int = 0
     mantissa: int = 0
@@ -63,8 +63,7 @@ def _integer(name: str, bits: int, dtype: torch.dtype) -> NumberFormat:
 
 
 def _float(name: str, dtype: torch.dtype, exponent: int, mantissa: int) -> NumberFormat:
-    # Every float format's limit is a whole number, and a Python int holds it exactly.
-    limit = int(torch.finfo(dtype).max)
+    limit = torch.finfo(dtype).max
     return NumberFormat(name, 1 + exponent + mantissa, "float", -limit, limit, dtype, exponent, mantissa)
 
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 
@@ -170,14 +170,15 @@ class QuantSpec:
         for field, value in zip(fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
+    # Typed Any because only a float format's codes are floats, and who counts levels never meets one.
     @property
-    def low(self) -> int:
-        """The smallest code in use."""
+    def low(self) -> Any:
+        """The smallest code in use: an int, of a float format its finite limit."""
         return -self.format.high if self.symmetric and self.format.signed else self.format.low
 
     @property
-    def high(self) -> int:
-        """The largest code in use."""
+    def high(self) -> Any:
+        """The largest code in use: an int, of a float format its finite limit."""
         return self.format.high
 
     @property

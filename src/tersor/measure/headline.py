@@ -102,7 +102,9 @@ def _slower(report: Report) -> Problem | None:
     if report.engine == "torch":
         return Problem(what, "the torch engine only simulates integers", "--engine openvino or onnxruntime")
     if wide := fallbacks(report):
-        return Problem(what, f"{len(wide)} layers fell back to float", "what is said of the fallback")
+        return Problem(
+            what, f"{len(wide)} layers fell back to float", "what may bring these layers back to int8"
+        )
     if report.environment.isa and not exact_int8(report.environment.isa):
         return Problem(
             what, "this CPU multiplies no 8-bit integers (no VNNI)", "a newer CPU; here only the size gains"

@@ -1,6 +1,7 @@
 """torch.export → Network: nothing folded, nothing silently left out."""
 
 import inspect
+import operator
 import re
 import warnings
 from collections import Counter
@@ -17,6 +18,7 @@ from tersor.network.network import WEIGHTED, Network, finish, op_name
 from tersor.task import Arguments
 
 _PASSING = {"detach", "alias", "lift_fresh_copy"}
+_VIEWS = {"view", "reshape", "slice", "select", "transpose", "permute", "unsqueeze", "squeeze", "expand", "flatten", "split", "chunk"}
 _CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size"}
 
 
@@ -51,6 +53,10 @@ def capture(model: nn.Module, example: Arguments) -> Network:
             raise _explained(second) from second
         doubled = values
         notes = (f"the batch is fixed to the example's, since the model's own code fixes it: {_summary(error)}",)
+    if any(_writes_through_a_view(n) for n in program.graph.nodes):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = program.run_decompositions({})
     return _titled(_network(program, doubled, names, notes))
 
 
@@ -110,7 +116,9 @@ def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], note
     module = fx.GraphModule(tensors, graph)
     outputs = _output_names(program, len(graph.output_node().args[0]))  # type: ignore[arg-type]
     keyed = bool(names) and len(names) == len(inputs)
-    return finish(Network(module, names if keyed else tuple(inputs), outputs, tuple(example), keyed, notes))
+    return finish(
+        Network(module, names if keyed else tuple(inputs), outputs, tuple(example), keyed, not notes, notes)
+    )
 
 
 def _weight(program: Any, spec: Any, graph: fx.Graph, tensors: dict[str, Tensor]) -> fx.Node:
@@ -133,18 +141,62 @@ def _copy_call(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:
     if name in _PASSING and node.args:
         env[node] = env[node.args[0]]  # type: ignore[index]
         return
+    if _native_batch_norm(node, graph, env):
+        return
     if "higher_order" in str(getattr(node.target, "namespace", "")):
         raise CaptureError(
             f"the model uses {node.target} (control flow or a wrapped region) at {_where(node)}; Tersor captures plain "
             "operators only: move it out of the model, or compress the part without it"
         )
     lookup = env.__getitem__
-    copied = graph.create_node(
-        "call_function", node.target, map_arg(node.args, lookup), map_arg(node.kwargs, lookup), node.name
-    )
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    copied.meta["path"] = str(stack[-1][0]) if stack else ""
+    in_place = _mutates(node)
+    target: Any = getattr(getattr(torch.ops.aten, name), node.target._overloadname) if in_place else node.target  # type: ignore[union-attr]
+    arguments, keywords = map_arg(node.args, lookup), map_arg(node.kwargs, lookup)
+    copied = graph.create_node("call_function", target, arguments, keywords, node.name.rstrip("_"))
+    copied.meta["path"] = _path(node)
+    if in_place:
+        # Whoever reads the overwritten value from now on reads the new one.
+        for key, value in env.items():
+            if value is arguments[0]:
+                env[key] = copied
     env[node] = copied
+
+
+def _path(node: fx.Node) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable and schema.name.endswith("_"))
+
+
+def _writes_through_a_view(node: fx.Node) -> bool:
+    """An in-place write whose target shares memory with another name: only a full functionalization is safe."""
+    if node.op != "call_function" or not _mutates(node):
+        return getattr(getattr(node.target, "_schema", None), "is_mutable", False) and not _mutates(node)
+    source = node.args[0]
+    if not isinstance(source, fx.Node):
+        return True
+    related = [source, *source.users]
+    return any(op_name(n) in _VIEWS for n in related if n.op == "call_function" and n is not node)
+
+
+def _native_batch_norm(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) -> bool:
+    """What functionalization makes of a BatchNorm is turned back into one; True when ``node`` was part of it."""
+    if node.target is operator.getitem and node.args[0] in env and node.args[1] == 0:
+        source = env[node.args[0]]  # type: ignore[index]
+        if isinstance(source, fx.Node) and source.target is torch.ops.aten.batch_norm.default:
+            env[node] = source
+            return True
+    if node.target is not torch.ops.aten._native_batch_norm_legit_no_training.default:
+        return False
+    x, weight, bias, mean, var, momentum, eps = map_arg(node.args, env.__getitem__)
+    arguments = (x, weight, bias, mean, var, False, momentum, eps, False)
+    env[node] = graph.create_node("call_function", torch.ops.aten.batch_norm.default, arguments, {}, "batch_norm")
+    env[node].meta["path"] = _path(node)
+    return True
 
 
 def _titled(network: Network) -> Network:

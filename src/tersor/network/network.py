@@ -30,6 +30,8 @@ class Network:
         output_names: names of the outputs in order.
         example: one batch (of at least 2) that the graph was captured with.
         keywords: True when the model is called with keyword arguments.
+        dynamic_batch: False where the model's own code fixes the batch to the example's.
+        notes: what the reader of a report should know about the capture.
     """
 
     module: fx.GraphModule
@@ -37,6 +39,7 @@ class Network:
     output_names: tuple[str, ...]
     example: tuple[Tensor, ...]
     keywords: bool = False
+    dynamic_batch: bool = True
     notes: tuple[str, ...] = field(default=())
 
     @property

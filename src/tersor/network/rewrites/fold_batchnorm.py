@@ -20,8 +20,6 @@ from tersor.network.network import (
     weight_node,
 )
 
-_BATCH_NORMS = (aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
-
 
 @dataclass(frozen=True)
 class FoldBatchNorm:
@@ -39,7 +37,7 @@ class FoldBatchNorm:
     def __call__(self, network: Network, statistics: Any = None) -> Network:
         network = network.edit()
         for node in network.operators():
-            if node.target in _BATCH_NORMS and _foldable(node):
+            if node.target is aten.batch_norm.default and _foldable(node):
                 _fold(network, node)
         return finish(network)
 

@@ -1,0 +1,239 @@
+"""OpenVINO: the default engine. The graph goes to it directly; our quantizers become its FakeQuantize."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tersor.engines.base import Executed
+from tersor.engines.program import exported
+from tersor.errors import EngineError
+from tersor.network.network import Network
+from tersor.policy import Policy, x86
+
+NAME = "openvino"
+FILES = ("model.xml", "model.bin")
+_ACCOUNT = ("layerType", "runtimePrecision", "originalLayersNames")
+_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8", "u4": "int4", "i4": "int4"}
+
+
+def policy() -> Policy:
+    """What OpenVINO's CPU plugin computes in int8; see the facts on quantizer placement in the docs."""
+    return x86(NAME)
+
+
+def version() -> str | None:
+    """The installed version, or None."""
+    try:
+        import openvino
+    except ImportError:
+        return None
+    return str(openvino.__version__).split("-")[0]
+
+
+def lower(network: Network) -> Any:
+    """The network as an openvino.Model whose operators keep our node names."""
+    import openvino as ov
+    from openvino.frontend.pytorch import ConversionExtension
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    module = _decomposed(network)
+    extensions = [
+        ConversionExtension("tersor.fake_quantize.default", _fake_quantize),
+        ConversionExtension("tersor.dequantize.default", _dequantize),
+    ]
+    try:
+        model = ov.convert_model(TorchFXPythonDecoder(module, dynamic_shapes=True), extension=extensions)
+    except Exception as error:
+        raise EngineError(f"OpenVINO cannot convert this network: {_first_lines(error)}") from error
+    batch = -1 if network.dynamic_batch else None
+    shapes = {}
+    for port, example in zip(model.inputs, network.example, strict=True):
+        shapes[port] = [batch or example.shape[0], *example.shape[1:]] if example.ndim else []
+    model.reshape(shapes)
+    _share_bounds(model)
+    _shorten_names(model)
+    for port, name in zip(model.inputs, network.input_names, strict=True):
+        port.get_tensor().set_names({name})
+    for port, name in zip(model.outputs, network.output_names, strict=True):
+        port.get_tensor().set_names({name})
+    return model
+
+
+def _share_bounds(model: Any) -> None:
+    """Equal bounds of FakeQuantize become one constant: the converter makes four of its own for each."""
+    shared: dict[bytes, Any] = {}
+    for op in model.get_ordered_ops():
+        if op.get_type_name() == "FakeQuantize":
+            for k in range(1, 5):
+                source = op.input(k).get_source_output()
+                constant = source.get_node()
+                if constant.get_type_name() == "Constant":
+                    key = constant.get_data().tobytes() + str(source.get_shape()).encode()
+                    op.input(k).replace_source_output(shared.setdefault(key, source))
+
+
+def _shorten_names(model: Any) -> None:
+    """Our node's name and a number: in small networks the names would outweigh the weights."""
+    for number, op in enumerate(model.get_ordered_ops()):
+        owner, found, _ = op.get_friendly_name().partition("__")
+        op.set_friendly_name(f"{owner}/{number}" if found else f"/{number}")
+        for port in op.outputs():
+            port.get_tensor().set_names(set())
+
+
+def _decomposed(network: Network) -> torch.fx.GraphModule:
+    """The graph in the operators that OpenVINO's frontend reads, under our node names."""
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+    from torch.export.decomp_utils import CustomDecompTable
+
+    table = CustomDecompTable()
+    for op in ops_to_not_decompose():
+        if op in table:
+            table.pop(op)
+    program = exported(network)
+    program = program.run_decompositions(table)
+    origin = {n.name: n.meta["from_node"][-1].name for n in program.graph.nodes if n.meta.get("from_node")}
+    module = program.module(check_guards=False)
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.name in origin:
+            node._rename(f"{origin[node.name]}__{node.name}")
+    module.recompile()
+    return module
+
+
+def _fake_quantize(context: Any) -> Any:
+    from openvino import opset13 as ops
+
+    scale, zero_point = (context.get_input(k).get_node().get_data() for k in (1, 2))
+    low, high = (context.get_values_from_const_input(k) for k in (3, 4))
+    # float32, as the engine multiplies.
+    bounds = [ops.constant(((np.float32(b) - zero_point) * scale).astype(np.float32)) for b in (low, high)]
+    return ops.fake_quantize(context.get_input(0), *bounds, *bounds, levels=int(high - low + 1)).outputs()
+
+
+def _dequantize(context: Any) -> Any:
+    from openvino import opset13 as ops
+
+    codes, scale = context.get_input(0), context.get_input(1)
+    return ops.multiply(ops.convert(codes, "f32"), scale).outputs()
+
+
+def _compile(model: Any, threads: int, precision: str) -> Any:
+    import openvino as ov
+
+    options = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+    }
+    try:
+        return ov.Core().compile_model(model, "CPU", options)
+    except Exception as error:
+        raise EngineError(f"OpenVINO cannot compile this network: {_first_lines(error)}") from error
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
+
+
+class OpenVINORunner:
+    """A compiled network whose float arithmetic is pinned to one precision.
+
+    A batch of 1 gets a model of its own fixed shape, which is faster; the model for all other batches is
+    compiled when the first of them comes.
+    """
+
+    def __init__(self, model: Any, threads: int | None = None, precision: str = "f32") -> None:
+        self.model = model
+        self.threads = threads or torch.get_num_threads()
+        self.precision = precision
+        self._dynamic = all(p.partial_shape[0].is_dynamic for p in model.inputs if p.partial_shape.rank.get_length())
+        self._compiled: dict[bool, Any] = {}
+        self._for(single=self._dynamic)
+
+    def _for(self, single: bool) -> Any:
+        if single not in self._compiled:
+            model = self.model
+            if single:
+                model = model.clone()
+                model.reshape({p: [1, *list(p.partial_shape)[1:]] for p in model.inputs if p.partial_shape.rank.get_length()})
+            self._compiled[single] = _compile(model, self.threads, self.precision)
+        return self._compiled[single]
+
+    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run the network on tensors; one tensor comes back, or a tuple where there are several outputs.
+
+        Raises:
+            EngineError: where an input has another shape or dtype than the network takes.
+        """
+        single = self._dynamic and all(x.shape[0] == 1 for x in inputs if x.ndim)
+        compiled = self._for(single)
+        arrays = [x.detach().contiguous().numpy() for x in inputs]
+        try:
+            results = compiled(arrays, share_inputs=True)
+        except Exception as error:
+            shapes = [tuple(x.shape) for x in inputs]
+            raise EngineError(f"OpenVINO refuses inputs of shapes {shapes}: {_first_lines(error)}") from error
+        outputs = tuple(torch.from_numpy(np.array(results[k])) for k in range(len(compiled.outputs)))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def executed(self) -> list[Executed]:
+        """Every operator of the compiled model with the precision it runs in, by OpenVINO's own account.
+
+        What depends on no input is computed once while compiling and is left out.
+        """
+        rows: list[Executed] = []
+        constant: set[str] = set()
+        for op in self._for(self._dynamic).get_runtime_model().get_ordered_ops():
+            info = {k: str(v.astype(str)) for k, v in op.get_rt_info().items() if k in _ACCOUNT}
+            kind, name = info.get("layerType", ""), op.get_friendly_name()
+            sources = [port.get_source_output().get_node().get_friendly_name() for port in op.inputs()]
+            if kind == "Const" or (sources and all(s in constant for s in sources)):
+                constant.add(name)
+            elif kind not in ("Input", "Output", "Parameter", "Result"):
+                nodes = [n.split("/")[0] for n in info.get("originalLayersNames", "").split(",")]
+                precision = _PRECISIONS.get(info.get("runtimePrecision", ""), "fp32")
+                rows.append(Executed(name, kind, precision, tuple(dict.fromkeys(filter(None, nodes)))))
+        return rows
+
+    def save(self, folder: Path) -> tuple[str, ...]:
+        """Write the model's own files into ``folder``; their names are returned."""
+        import openvino as ov
+
+        ov.save_model(self.model, folder / FILES[0], compress_to_fp16=False)
+        # A third of the file is indentation.
+        text = (folder / FILES[0]).read_text(encoding="utf8")
+        (folder / FILES[0]).write_text(re.sub(r">\s+<", "><", text), encoding="utf8")
+        return FILES
+
+
+def compile(network: Network, *, threads: int | None = None, precision: str = "f32") -> OpenVINORunner:
+    """Lower the network to OpenVINO and compile it.
+
+    Raises:
+        EngineError: where OpenVINO is not installed, or cannot convert or compile the network.
+    """
+    _require()
+    return OpenVINORunner(lower(network), threads, precision)
+
+
+def load(folder: Path, *, threads: int | None = None, precision: str = "f32") -> OpenVINORunner:
+    """A runner of what ``OpenVINORunner.save`` wrote."""
+    import openvino as ov
+
+    _require()
+    try:
+        model = ov.Core().read_model(folder / FILES[0])
+    except Exception as error:
+        raise EngineError(f"OpenVINO cannot read {folder / FILES[0]}: {_first_lines(error)}") from error
+    return OpenVINORunner(model, threads, precision)
+
+
+def _require() -> None:
+    if version() is None:
+        raise EngineError("the engine `openvino` is not installed; run: pip install openvino")

@@ -1,0 +1,77 @@
+"""Bias correction: give every layer the mean output that it had in float."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tersor.network.calibrate import channel_axis, channel_mean
+from tersor.network.network import Network, add_tensor, bias_node, finish, walk
+
+
+@dataclass(frozen=True)
+class CorrectBias:
+    """Shift each layer's bias so that the mean of each output channel equals the float network's.
+
+    Layers are corrected in the order of the graph, each behind the already corrected ones, in one walk:
+    correcting all from one pass diverges. Nagel et al., arXiv 1906.04721, section 4.2 (empirical form).
+
+    Args:
+        means: the float mean of each layer's output channels, by graph name, over the same samples.
+    """
+
+    means: Mapping[str, Tensor]
+
+    def __call__(
+        self, network: Network, inputs: tuple[Any, ...], on_layer: Callable[[int], None] = lambda n: None
+    ) -> Network:
+        """The corrected network.
+
+        Args:
+            inputs: the samples that ``means`` were taken over, as one batch.
+            on_layer: called with 1 after each corrected layer.
+        """
+        network = network.edit()
+        shifts: dict[str, Tensor] = {}
+
+        def visit(node: fx.Node, value: Any) -> Any:
+            if node.name not in self.means:
+                return None
+            shift = (self.means[node.name] - channel_mean(node, value)).to(value.dtype)
+            shifts[node.name] = shift
+            on_layer(1)
+            return value + _along(node, shift, value)
+
+        walk(network, inputs, visit)
+        for node in network.operators():
+            if node.name in shifts:
+                _shift_bias(network, node, shifts[node.name])
+        return finish(network)
+
+
+def _along(node: fx.Node, shift: Tensor, value: Tensor) -> Tensor:
+    shape = [1] * value.ndim
+    shape[channel_axis(node, value)] = -1
+    return shift.reshape(shape)
+
+
+def _shift_bias(network: Network, node: fx.Node, shift: Tensor) -> None:
+    old = bias_node(node)
+    value = shift if old is None else network.tensor(old) + shift
+    name = str(old.target) if old is not None else f"{node.name}.bias"
+    with network.graph.inserting_before(node):
+        new = network.graph.get_attr(add_tensor(network, name, value))
+    arguments = list(node.args) + [None] * (3 - len(node.args))
+    arguments[2] = new
+    node.args = tuple(arguments)
+    node.kwargs = {k: v for k, v in node.kwargs.items() if k != "bias"}
+
+
+def stacked(batches: list[tuple[Any, ...]], samples: int) -> tuple[Any, ...]:
+    """The first ``samples`` samples of the batches as one batch; batches of other shapes are left out."""
+    shape = [x.shape[1:] if isinstance(x, Tensor) else x for x in batches[0]]
+    alike = [b for b in batches if [x.shape[1:] if isinstance(x, Tensor) else x for x in b] == shape]
+    columns = zip(*alike, strict=True)
+    return tuple(torch.cat(c)[:samples] if isinstance(c[0], Tensor) else c[0] for c in columns)

@@ -1,0 +1,106 @@
+"""Write a plan into the graph: integer weights, and quantizers on the edges."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from tersor.network.network import Network, add_tensor, finish, weight_node
+from tersor.network.sites import Plan, PlannedLayer, Site
+from tersor.numerics import fakequant  # noqa: F401  (registers torch.ops.tersor)
+from tersor.numerics.qtensor import QTensor, qparams
+
+Range = tuple[Tensor | float, Tensor | float]
+
+_HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def quantize_network(
+    network: Network, plan: Plan, ranges: Mapping[str, Range], weights: Mapping[str, QTensor]
+) -> Network:
+    """The network with the plan's quantizers in it; weights become codes that are dequantized where they are read.
+
+    Args:
+        ranges: (low, high) of every group of activation sites, by group name.
+        weights: the solved weight of every weight site, by the site's node.
+    """
+    network = network.edit()
+    nodes = {n.name: n for n in network.graph.nodes}
+    shared: dict[tuple[str, str], list[str]] = {}
+    for site in plan.activations():
+        _insert_quantizer(network, nodes[site.node], site, ranges[site.group], shared)
+    stored: dict[tuple[str, str], fx.Node] = {}
+    for site in plan.weights():
+        _insert_weight(network, nodes[site.node], site, weights[site.node], stored)
+    for layer in plan.layers:
+        if layer.planned in _HALF:
+            _store_half(network, nodes[layer.node], layer)
+    return finish(network)
+
+
+def _insert_quantizer(
+    network: Network, node: fx.Node, site: Site, bounds: Range, shared: dict[tuple[str, str], list[str]]
+) -> None:
+    spec = site.spec
+    key = (site.group, str(spec))
+    if key not in shared:
+        parameters = zip(("scale", "zero_point"), qparams(*bounds, spec), strict=True)
+        shared[key] = [add_tensor(network, f"quantizers.{site.group}.{kind}", t) for kind, t in parameters]
+    users = list(node.users)
+    last_input = [n for n in network.graph.nodes if n.op == "placeholder"][-1]
+    with network.graph.inserting_before((last_input if node.op == "placeholder" else node).next):
+        scale, zero_point = (network.graph.get_attr(name) for name in shared[key])
+        if spec.format.kind == "float" or spec.format.name == "binary":
+            call, args = torch.ops.tersor.cast.default, (node, spec.format.name, scale)
+        else:
+            call = torch.ops.tersor.fake_quantize.default
+            args = (node, scale, zero_point, spec.low, spec.high, spec.block)
+        quantizer = network.graph.create_node("call_function", call, args, {}, f"{node.name}_quantized")
+    quantizer.meta.update(val=node.meta.get("val"), title=site.name, quantizer=True)
+    for user in users:
+        user.replace_input_with(node, quantizer)
+
+
+def _insert_weight(
+    network: Network, layer: fx.Node, site: Site, weight: QTensor, stored: dict[tuple[str, str], fx.Node]
+) -> None:
+    source = weight_node(layer)
+    assert source is not None
+    key = (str(source.target), str(site.spec))
+    if key not in stored:
+        name = str(source.target)
+        tensors = (("codes", weight.codes), ("scale", weight.scale), ("zero_point", weight.zero_point))
+        names = [add_tensor(network, f"{name}_{kind}", t) for kind, t in tensors]
+        with network.graph.inserting_before(_first_reader(source)):
+            parts = tuple(network.graph.get_attr(n) for n in names)
+            call = torch.ops.tersor.dequantize.default
+            args = (*parts, site.spec.block)
+            node = network.graph.create_node("call_function", call, args, {}, f"{source.name}_dequantized")
+        bits = site.spec.format.bits
+        node.meta.update(val=source.meta.get("val"), title=site.name, quantizer=True, bits=bits)
+        stored[key] = node
+    layer.update_arg(1, stored[key])
+
+
+def _first_reader(node: fx.Node) -> fx.Node:
+    order = {n: k for k, n in enumerate(node.graph.nodes)}
+    return min(node.users, key=order.__getitem__)
+
+
+def _store_half(network: Network, layer: fx.Node, planned: PlannedLayer) -> None:
+    """A layer kept in half precision stores its weight so."""
+    source = weight_node(layer)
+    if source is None:
+        return
+    half = network.tensor(source).to(_HALF[planned.planned])
+    with network.graph.inserting_before(layer):
+        stored = network.graph.get_attr(add_tensor(network, f"{source.target}_{planned.planned}", half))
+        call = torch.ops.aten.to.dtype
+        node = network.graph.create_node("call_function", call, (stored, torch.float32), {}, f"{source.name}_widened")
+    node.meta.update(val=source.meta.get("val"), title=planned.name, quantizer=True)
+    layer.update_arg(1, node)
+
+
+def is_quantizer(node: fx.Node) -> bool:
+    """Whether the node is one of those inserted here."""
+    return bool(node.meta.get("quantizer"))

@@ -1,0 +1,329 @@
+"""Planning: which edges and weights get which QuantSpec. Recipe × Policy × graph → Plan; no data is run."""
+
+import difflib
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from tersor.errors import RecipeError
+from tersor.network.network import TRANSPOSED, Network, groups_of, op_name, title, weight_node
+from tersor.numerics.spec import Granularity, QuantSpec
+from tersor.policy import Policy
+from tersor.recipe import Recipe, Rule
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where numbers become integers.
+
+    Args:
+        name: the layer's or value's name as people know it; unique with its kind.
+        node: the graph name of the operator whose value (activation) or weight this is.
+        kind: ``activation`` or ``weight``.
+        spec: the QuantSpec; ``range``: the estimator of its range.
+        group: sites of one group share their parameters; ``source``: it measures the group's range.
+        reason: why it stands there.
+    """
+
+    name: str
+    node: str
+    kind: str
+    spec: QuantSpec
+    range: str
+    group: str
+    source: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One operator and the precision its arithmetic is planned in, with the reason."""
+
+    name: str
+    node: str
+    op: str
+    planned: str
+    reason: str
+    weight_format: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every site and every operator, in the order of the graph."""
+
+    sites: tuple[Site, ...]
+    layers: tuple[PlannedLayer, ...]
+
+    def activations(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.sites if s.kind == "activation")
+
+    def weights(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.sites if s.kind == "weight")
+
+
+def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
+    """Decide for every edge and weight whether and how it is quantized.
+
+    Raises:
+        RecipeError: where a rule matches nothing (with the nearest names) or the engine cannot express a part.
+    """
+    operators = network.operators()
+    _check_rules(recipe, operators)
+    rules = {n: recipe.rule_for(title(n), op_name(n)) for n in operators}
+    roles = _roles(operators, rules, policy)
+    wanted = _wanted(network, roles, policy)
+    sites = _activation_sites(network, roles, wanted, rules, recipe, policy)
+    sites += _weight_sites(operators, roles, rules, recipe, policy)
+    order = {n.name: k for k, n in enumerate(network.graph.nodes)}
+    sites.sort(key=lambda s: (order[s.node], s.kind == "activation"))
+    layers = _planned(operators, roles, rules, {s.node: s for s in sites if s.kind == "weight"}, wanted, policy)
+    return Plan(tuple(sites), tuple(layers))
+
+
+def is_float_tensor(node: fx.Node) -> bool:
+    """Whether the node's value is one floating-point tensor."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _check_rules(recipe: Recipe, operators: list[fx.Node]) -> None:
+    for rule in recipe.rules:
+        if any(rule.matches(title(n), op_name(n)) for n in operators):
+            continue
+        names = [title(n) for n in operators] if rule.layer else [op_name(n) for n in operators]
+        near = difflib.get_close_matches((rule.layer or rule.op or "").replace("*", ""), sorted(set(names)), 3, 0.3)
+        raise RecipeError(
+            f"rule ({rule}) matches no operator of this network; nearest names: {', '.join(near) or 'none'}. "
+            "`tersor inspect` lists them all"
+        )
+
+
+def _roles(operators: list[fx.Node], rules: dict[fx.Node, Rule | None], policy: Policy) -> dict[fx.Node, str]:
+    """layer, arithmetic, average, transparent, fused or float, for every operator."""
+    roles: dict[fx.Node, str] = {}
+    normalised = _feeds_normalisation(operators)
+    for node in operators:
+        name, rule = op_name(node), rules[node]
+        kept = rule is not None and rule.keep is not None
+        if name in policy.transparent:
+            roles[node] = "transparent"
+        elif kept or not is_float_tensor(node):
+            roles[node] = "float"
+        elif name in policy.layers and weight_node(node) is not None:
+            roles[node] = "layer"
+        elif name in policy.arithmetic and node not in normalised and _both_activations(node):
+            roles[node] = "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"
+        elif name in policy.averages and _is_spatial(node):
+            roles[node] = "average" if _comes_from(node.all_input_nodes[0], roles) else "float"
+        elif name in policy.fuses and _follows(node, roles):
+            roles[node] = "fused"
+        else:
+            roles[node] = "float"
+    return roles
+
+
+def _both_activations(node: fx.Node) -> bool:
+    inputs = [a for a in node.args[:2] if isinstance(a, fx.Node) and a.op != "get_attr" and is_float_tensor(a)]
+    return len(inputs) == 2 and inputs[0] is not inputs[1]
+
+
+def _is_spatial(node: fx.Node) -> bool:
+    """Whether an average runs over the dimensions behind the channels, as a pooling does."""
+    if op_name(node) != "mean":
+        return True
+    value = node.all_input_nodes[0].meta.get("val")
+    dims = node.args[1] if len(node.args) > 1 else None
+    if not isinstance(value, Tensor) or not isinstance(dims, (list, tuple)):
+        return False
+    return sorted(int(d) % value.ndim for d in dims) == list(range(2, value.ndim))  # type: ignore[arg-type]
+
+
+def _comes_from(node: fx.Node, roles: dict[fx.Node, str]) -> bool:
+    """Whether a value is made by integer arithmetic, looking through what only moves or bends it."""
+    role = roles.get(node)
+    if role in ("layer", "arithmetic", "average"):
+        return True
+    return role in ("transparent", "fused") and any(_comes_from(i, roles) for i in node.all_input_nodes)
+
+
+def _follows(node: fx.Node, roles: dict[fx.Node, str]) -> bool:
+    source = node.args[0]
+    return isinstance(source, fx.Node) and roles.get(source) in ("layer", "arithmetic") and len(source.users) == 1
+
+
+def _feeds_normalisation(operators: list[fx.Node]) -> set[fx.Node]:
+    """Sums that a LayerNorm or RMSNorm reads: a Transformer's residual stream, whose outliers 8 bits cannot hold."""
+    stream: set[fx.Node] = set()
+    for node in reversed(operators):
+        users = [u for u in node.users if u.op == "call_function"]
+        if any(op_name(u) in ("layer_norm", "rms_norm", "native_layer_norm") or u in stream for u in users):
+            if op_name(node) in ("add", "dropout", "cat", "expand", "slice", "transpose", "permute", "view", "reshape"):
+                stream.add(node)
+    return stream
+
+
+def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[fx.Node]:
+    """The values that integer operators read or must write: each gets one quantizer."""
+    wanted: set[fx.Node] = set()
+    for node, role in roles.items():
+        if role in ("layer", "average"):
+            sources = [node.args[0]]
+        elif role == "arithmetic":
+            sources = _residual_inputs(node, roles, policy)
+        else:
+            sources = []
+        for source in sources:
+            if isinstance(source, fx.Node):
+                _want(source, roles, wanted, policy)
+        if role == "layer" and op_name(node) in policy.needs_output_quantizer:
+            wanted.add(_behind_activation(node, roles))
+        if role == "arithmetic" and not policy.skip_branch_only:
+            behind = _behind_activation(node, roles)
+            if not all(u.op == "output" for u in behind.users):
+                wanted.add(behind)
+    return {n for n in wanted if is_float_tensor(n)}
+
+
+def _residual_inputs(node: fx.Node, roles: dict[fx.Node, str], policy: Policy) -> list[fx.Node]:
+    inputs = [a for a in node.args[:2] if isinstance(a, fx.Node)]
+    if not policy.skip_branch_only or op_name(node) != "add":
+        return inputs
+    # The layer that only this sum reads is computed together with it; the other branch is the shortcut.
+    fusable = [a for a in inputs if roles.get(a) == "layer" and len(a.users) == 1]
+    return [a for a in inputs if a is not fusable[-1]] if fusable else inputs
+
+
+def _behind_activation(node: fx.Node, roles: dict[fx.Node, str]) -> fx.Node:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and roles.get(users[0]) == "fused" else node
+
+
+def _want(node: fx.Node, roles: dict[fx.Node, str], wanted: set[fx.Node], policy: Policy) -> None:
+    """Quantize a value; behind a transparent operator, quantize what it moves."""
+    if node.op == "get_attr" or node in wanted:
+        return
+    if roles.get(node) == "transparent":
+        if policy.requantizes_transparent and is_float_tensor(node):
+            wanted.add(node)
+        for source in node.all_input_nodes:
+            if source.op != "get_attr" and "val" in source.meta:
+                _want(source, roles, wanted, policy)
+    else:
+        wanted.add(node)
+
+
+def _activation_sites(
+    network: Network,
+    roles: dict[fx.Node, str],
+    wanted: set[fx.Node],
+    rules: dict[fx.Node, Rule | None],
+    recipe: Recipe,
+    policy: Policy,
+) -> list[Site]:
+    groups = _shared_groups(network, roles, policy)
+    sites = []
+    for node in network.graph.nodes:
+        if node not in wanted:
+            continue
+        rule = rules.get(node) or next((r for u in node.users if (r := rules.get(u)) and r.activations), None)
+        choice = (rule.activations if rule else None) or recipe.activations
+        spec = choice.spec(policy.activation)
+        name = title(node) if node.op == "call_function" else str(node.target)
+        policy.check(name, "activations", spec)
+        source = roles.get(node) != "transparent"
+        readers = ", ".join(sorted({op_name(u) for u in node.users if u.op == "call_function"})) or "the output"
+        sites.append(
+            Site(name, node.name, "activation", spec, choice.range, groups[node], source, f"read by {readers}")
+        )
+    return sites
+
+
+def _shared_groups(network: Network, roles: dict[fx.Node, str], policy: Policy) -> dict[fx.Node, str]:
+    """Union of the values that must share their parameters: what is moved, and what is joined."""
+    parent: dict[fx.Node, fx.Node] = {}
+
+    def find(node: fx.Node) -> fx.Node:
+        while parent.get(node, node) is not node:
+            node = parent[node]
+        return node
+
+    for node, role in roles.items():
+        if role != "transparent":
+            continue
+        for source in node.all_input_nodes:
+            if source.op != "get_attr" and "val" in source.meta:
+                parent[find(source)] = find(node)
+    return {n: find(n).name for n in network.graph.nodes}
+
+
+def _weight_sites(
+    operators: list[fx.Node],
+    roles: dict[fx.Node, str],
+    rules: dict[fx.Node, Rule | None],
+    recipe: Recipe,
+    policy: Policy,
+) -> list[Site]:
+    sites = []
+    for node in operators:
+        if roles[node] != "layer":
+            continue
+        rule = rules[node]
+        choice = (rule.weights if rule else None) or recipe.weights
+        spec = choice.spec(policy.weight)
+        if node.target in TRANSPOSED and spec.granularity == Granularity.channel(0):
+            axis = Granularity.channel(1) if groups_of(node) == 1 else Granularity.tensor()
+            spec = QuantSpec(spec.format, axis, spec.symmetric, spec.rounding, spec.scale_dtype)
+        policy.check(title(node), "weights", spec)
+        weight = weight_node(node)
+        assert weight is not None
+        sites.append(
+            Site(title(node), node.name, "weight", spec, choice.range, str(weight.target), True, f"weight of {op_name(node)}")
+        )
+    return sites
+
+
+def _planned(
+    operators: list[fx.Node],
+    roles: dict[fx.Node, str],
+    rules: dict[fx.Node, Rule | None],
+    weights: dict[str, Site],
+    wanted: set[fx.Node],
+    policy: Policy,
+) -> list[PlannedLayer]:
+    layers = []
+    for node in operators:
+        role, rule, name = roles[node], rules[node], op_name(node)
+        weight_format: str | None = None
+        if role == "layer":
+            site = weights[node.name]
+            planned, reason = _precision(site.spec), site.reason
+            weight_format = str(site.spec.format.name)
+        elif role in ("arithmetic", "average"):
+            planned, reason = "int8", f"{name} of quantized values"
+        elif role == "fused":
+            planned, reason = "fused", "part of the layer before it"
+        elif role == "transparent":
+            if not name.startswith("max_pool"):
+                continue
+            quantized = any(i in wanted for i in node.all_input_nodes)
+            planned, reason = ("int8", "keeps its input's parameters") if quantized else ("fp32", "its input is float")
+        elif rule is not None and rule.keep is not None:
+            planned, reason = rule.keep, f"kept by the rule ({rule})"
+        elif not is_float_tensor(node):
+            continue
+        else:
+            planned, reason = "fp32", f"{policy.engine}: no integer {name} here"
+        if name in policy.layers and weight_format is None and (weight := weight_node(node)) is not None:
+            weight_format = planned if planned in ("fp16", "bf16") else "fp32"
+            del weight
+        layers.append(PlannedLayer(title(node), node.name, name, planned, reason, weight_format))
+    return layers
+
+
+def _precision(spec: QuantSpec) -> str:
+    name = str(spec.format.name)
+    if name.startswith("fp8"):
+        return "fp8"
+    if name in ("fp16", "bf16", "fp32"):
+        return name
+    return "int16" if spec.format.bits == 16 else "int8" if spec.format.bits == 8 else "int4"

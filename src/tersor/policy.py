@@ -1,0 +1,100 @@
+"""What an engine can do, as data: which operators run in integers, and where quantizers must stand for it."""
+
+from dataclasses import dataclass
+
+from tersor.errors import RecipeError
+from tersor.numerics.spec import Granularity, QuantSpec
+
+LAYERS = frozenset(
+    {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
+)
+ARITHMETIC = frozenset({"add", "mul"})
+AVERAGES = frozenset({"mean", "avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d"})
+# Operators that only move or choose values: their output keeps the parameters of their input.
+TRANSPARENT = frozenset(
+    "max_pool1d max_pool2d max_pool3d adaptive_max_pool2d pad constant_pad_nd reshape view flatten unflatten squeeze "
+    "unsqueeze permute transpose t slice select cat concat dropout contiguous clone expand repeat getitem split chunk "
+    "split_with_sizes upsample_nearest2d pixel_shuffle pixel_unshuffle channel_shuffle roll index_select narrow "
+    "movedim swapaxes stack".split()
+)
+ACTIVATIONS = frozenset(
+    "relu relu6 hardtanh clamp clamp_min leaky_relu hardswish hardsigmoid silu gelu sigmoid tanh elu prelu mish".split()
+)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How an engine wants a network to be quantized.
+
+    Args:
+        engine: its name, as errors and reports print it.
+        activation, weight: the specs it runs fastest.
+        activation_formats, weight_formats, granularities: what it can express at all.
+        layers, arithmetic, averages: operator types that it computes in integers.
+        transparent: operator types that keep their input's parameters.
+        fuses: activation functions that merge into the layer before them; the quantizer stands behind.
+        needs_output_quantizer: layers that fall back to float unless their output is quantized.
+        requantizes_transparent: True where a quantizer must also stand behind transparent operators.
+        joins: operators whose inputs must share their parameters.
+        decomposes: activation functions to be written in simpler operators first.
+        skip_branch_only: True where only the shortcut of a residual add is quantized.
+        half_arithmetic: True where it computes in FP16/BF16 a layer that the recipe keeps in one.
+        reduced_weights: True where weights keep to 7 bits, since u8·s8 products saturate (no VNNI).
+    """
+
+    engine: str
+    activation: QuantSpec
+    weight: QuantSpec
+    activation_formats: frozenset[str]
+    weight_formats: frozenset[str]
+    granularities: frozenset[str]
+    layers: frozenset[str] = LAYERS
+    arithmetic: frozenset[str] = ARITHMETIC
+    averages: frozenset[str] = AVERAGES
+    transparent: frozenset[str] = TRANSPARENT
+    fuses: frozenset[str] = ACTIVATIONS
+    needs_output_quantizer: frozenset[str] = frozenset()
+    requantizes_transparent: bool = False
+    joins: frozenset[str] = frozenset({"cat", "concat", "stack"})
+    decomposes: frozenset[str] = frozenset()
+    skip_branch_only: bool = False
+    half_arithmetic: bool = False
+    reduced_weights: bool = False
+
+    def check(self, layer: str, kind: str, spec: QuantSpec) -> None:
+        """Refuse a spec that the engine cannot express.
+
+        Raises:
+            RecipeError: naming the layer, the part of the spec and the engines that can.
+        """
+        formats = self.weight_formats if kind == "weights" else self.activation_formats
+        if spec.format.name not in formats:
+            raise RecipeError(
+                f"{layer}: {self.engine} cannot run {spec.format.name} {kind}; it takes {', '.join(sorted(formats))}. "
+                "The engine `torch` simulates every format"
+            )
+        granularities = self.granularities if kind == "weights" else frozenset({"tensor"}) | (
+            self.granularities if self.engine == "torch" else frozenset()
+        )
+        if spec.granularity.kind not in granularities:
+            raise RecipeError(
+                f"{layer}: {self.engine} cannot run {kind} quantized per {spec.granularity.kind}; it takes "
+                f"{', '.join(sorted(granularities))}. The engine `torch` simulates every granularity"
+            )
+        if kind == "weights" and not spec.symmetric and self.weight.symmetric and self.engine != "torch":
+            raise RecipeError(
+                f"{layer}: {self.engine} computes in int8 only with symmetric weights; drop `symmetric: false`, or "
+                "use the engine `torch`"
+            )
+
+
+def x86(engine: str) -> Policy:
+    """What is common to the CPU engines: uint8 activations per tensor, int8 weights per output channel."""
+    return Policy(
+        engine=engine,
+        activation=QuantSpec("uint8", Granularity.tensor(), symmetric=False),
+        weight=QuantSpec("int8", Granularity.channel(0), symmetric=True),
+        activation_formats=frozenset({"uint8", "int8"}),
+        weight_formats=frozenset({"int8"}),
+        granularities=frozenset({"tensor", "channel"}),
+    )

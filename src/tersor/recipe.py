@@ -1,0 +1,221 @@
+"""What the user wants: a Recipe of Rules, as YAML or as Python, and the presets."""
+
+import difflib
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tersor.errors import RecipeError
+from tersor.numerics.formats import FORMATS
+from tersor.numerics.spec import Granularity, QuantSpec
+
+WEIGHT_RANGES = ("minmax", "mse", "easyquant")
+ACTIVATION_RANGES = ("minmax", "ema", "percentile", "kl", "mse", "admm", "easyquant")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Quantization(_Strict):
+    """How the weights or the activations are quantized; ``auto`` leaves a field to the engine's policy.
+
+    >>> Quantization(format="int8", granularity="channel").spec(QuantSpec("int8")).granularity.kind
+    'channel'
+    """
+
+    format: str = "auto"
+    granularity: str = "auto"
+    symmetric: bool | None = None
+    range: str = "minmax"
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, value: str) -> str:
+        if value != "auto" and value not in FORMATS:
+            raise ValueError(f"unknown format {value!r}; one of auto, {', '.join(FORMATS)}")
+        return value
+
+    @field_validator("granularity")
+    @classmethod
+    def _known_granularity(cls, value: str) -> str:
+        if value != "auto":
+            Granularity.parse(value)
+        return value
+
+    @field_validator("range")
+    @classmethod
+    def _known_range(cls, value: str) -> str:
+        if value not in ACTIVATION_RANGES:
+            raise ValueError(f"unknown range {value!r}; one of {', '.join(ACTIVATION_RANGES)}")
+        return value
+
+    def spec(self, default: QuantSpec) -> QuantSpec:
+        """The QuantSpec meant, where ``auto`` means ``default``."""
+        name = default.format if self.format == "auto" else FORMATS[self.format]
+        granularity = default.granularity if self.granularity == "auto" else Granularity.parse(self.granularity)
+        symmetric = self.symmetric
+        if symmetric is None:
+            symmetric = default.symmetric if self.format == "auto" else name.signed
+        return QuantSpec(name, granularity, symmetric, self.rounding, default.scale_dtype)
+
+
+class Rule(_Strict):
+    """An exception for the layers whose name or operator type matches a glob; later rules win.
+
+    Give ``layer`` (a glob on names as ``tersor inspect`` prints them), ``op`` (a glob on operator types
+    such as ``softmax`` or ``conv*``), or both. ``keep`` leaves the layer in that float format;
+    ``weights`` and ``activations`` replace the recipe's.
+    """
+
+    layer: str | None = None
+    op: str | None = None
+    keep: Literal["fp32", "fp16", "bf16"] | None = None
+    weights: Quantization | None = None
+    activations: Quantization | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "Rule":
+        if self.layer is None and self.op is None:
+            raise ValueError("a rule needs `layer` or `op`, a glob on names or operator types")
+        if self.keep is None and self.weights is None and self.activations is None:
+            raise ValueError("a rule needs `keep`, `weights` or `activations`: it would change nothing")
+        if self.keep is not None and (self.weights or self.activations):
+            raise ValueError("`keep` leaves the layer in float, so it cannot also have `weights` or `activations`")
+        return self
+
+    def matches(self, layer: str, op: str) -> bool:
+        """Whether the rule speaks of that layer."""
+        return (self.layer is None or fnmatchcase(layer, self.layer)) and (
+            self.op is None or fnmatchcase(op, self.op)
+        )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{k}: {v}" for k, v in (("layer", self.layer), ("op", self.op)) if v is not None)
+
+
+class Recipe(_Strict):
+    """What is to be done to a network.
+
+    ``equalize`` is ``auto``: done where weights are per tensor, for which it was invented.
+
+    >>> recipe = int8_static()
+    >>> Recipe.from_yaml(recipe.to_yaml()) == recipe
+    True
+    """
+
+    name: str = "custom"
+    weights: Quantization = Quantization(granularity="auto", range="mse")
+    activations: Quantization = Quantization()
+    equalize: Literal["auto", "on", "off"] = "auto"
+    bias_correction: bool = True
+    correction_samples: int = Field(64, ge=1)
+    rules: tuple[Rule, ...] = ()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _weight_ranges(self) -> "Recipe":
+        for q in [self.weights, *(r.weights for r in self.rules if r.weights)]:
+            if q.range not in WEIGHT_RANGES:
+                raise ValueError(f"weights.range is {q.range!r}; weights take one of {', '.join(WEIGHT_RANGES)}")
+        return self
+
+    def rule_for(self, layer: str, op: str) -> Rule | None:
+        """All matching rules as one, later ones winning field by field; None where none matches."""
+        found = [r for r in self.rules if r.matches(layer, op)]
+        if not found:
+            return None
+        merged: dict[str, object] = {"layer": found[-1].layer, "op": found[-1].op}
+        for rule in found:
+            if rule.keep:
+                merged = {"layer": rule.layer, "op": rule.op, "keep": rule.keep}
+            else:
+                merged.pop("keep", None)
+                merged.update({k: v for k, v in (("weights", rule.weights), ("activations", rule.activations)) if v})
+        return Rule.model_validate(merged)
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML, which reads back as the same recipe."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "recipe") -> "Recipe":
+        """Read a recipe.
+
+        Raises:
+            RecipeError: naming the key, the value and what is allowed.
+        """
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"{source} is not YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise RecipeError(f"{source} must be a mapping of keys such as `weights:` and `rules:`")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise RecipeError(f"{source}: {_explained(error)}") from error
+
+
+def int8_static() -> Recipe:
+    """The best static int8 we know: weights per channel on MSE-chosen grids, biases corrected."""
+    return Recipe(name="int8-static")
+
+
+def int8_tensorrt() -> Recipe:
+    """TensorRT's classic: weights by their maximum, activations by KL divergence."""
+    return Recipe(
+        name="int8-tensorrt",
+        weights=Quantization(range="minmax"),
+        activations=Quantization(range="kl"),
+        bias_correction=False,
+    )
+
+
+def int8_tflite() -> Recipe:
+    """TensorFlow Lite's classic: weights and activations both by their extremes. arXiv 1712.05877."""
+    return Recipe(name="int8-tflite", weights=Quantization(range="minmax"), bias_correction=False)
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {
+    "int8-static": int8_static,
+    "int8-tensorrt": int8_tensorrt,
+    "int8-tflite": int8_tflite,
+}
+
+
+def resolve(recipe: "Recipe | str | Path") -> Recipe:
+    """A recipe, the name of a preset, or the path of a YAML file, as a Recipe.
+
+    Raises:
+        RecipeError: with the nearest preset names where there is no such preset or file.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    name = str(recipe)
+    if name in PRESETS:
+        return PRESETS[name]()
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe file {name!r}")
+        return Recipe.from_yaml(path.read_text(encoding="utf8"), str(path))
+    near = difflib.get_close_matches(name, PRESETS, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise RecipeError(f"no recipe {name!r}{hint} Presets: {', '.join(PRESETS)}; or give the path of a .yaml file")
+
+
+def _explained(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "recipe"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key `{where}` (value {item['input']!r})")
+        else:
+            lines.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')} (value {item['input']!r})"[:400])
+    return "; ".join(lines)

@@ -1,10 +1,18 @@
 """The documentation is true: its Python runs, its recipes load, its commands exist, its links stay inside."""
 
 import doctest
+import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from tersor.measure.schema import json_schema
+from tersor.recipe import Recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
@@ -36,3 +44,73 @@ def test_theory_is_run():
     """A fence that is misspelt would silently run nothing."""
     examples = sum(text.count(">>>") for _, text in blocks(DOCS / "theory.md", "python"))
     assert examples > 50
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_recipes_load(page):
+    for _, text in blocks(page, "yaml"):
+        recipe = Recipe.from_yaml(text, page.name)
+        assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+def test_recipe_page_has_a_recipe():
+    assert blocks(DOCS / "recipes.md", "yaml")
+
+
+def test_schema_is_current():
+    """`python scripts/write_schema.py` writes it anew."""
+    assert json.loads((DOCS / "report.schema.json").read_text()) == json.loads(json_schema())
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """(page, words) of every `$ tersor …` in the documentation."""
+    lines = [
+        (page.name, line)
+        for page in PAGES
+        for _, text in blocks(page, "console")
+        for line in text.splitlines()
+    ]
+    return [
+        (page, shlex.split(line.removeprefix("$ "), comments=True)[1:])
+        for page, line in lines
+        if line.startswith("$ tersor ")
+    ]
+
+
+def test_commands_exist():
+    """Every subcommand and every option that the documentation shows is one of the command line's."""
+    import typer
+
+    from tersor.cli import app
+
+    known = {
+        name: {word for option in command.params for word in option.opts}
+        for name, command in typer.main.get_command(app).commands.items()
+    }
+    assert len(commands()) > 8
+    for page, (name, *words) in commands():
+        assert name in known, f"{page}: no command `tersor {name}`"
+        options = {word.split("=")[0] for word in words if word.startswith("--")}
+        assert options <= known[name], f"{page}: tersor {name} has no {options - known[name]}"
+
+
+@pytest.mark.slow
+def test_site_builds_and_fetches_nothing(tmp_path):
+    """The site is whole without a network: nothing that a browser loads comes from elsewhere."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        cwd=DOCS.parent,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) >= 9
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe|source)[^>]*\ssrc=.?(?:https?:)?//[^ >]+", text)
+        loaded += [
+            tag for tag in re.findall(r"<link[^>]*>", text) if re.search(r"href=.?(?:https?:)?//", tag)
+        ]
+        assert not [tag for tag in loaded if "canonical" not in tag], page

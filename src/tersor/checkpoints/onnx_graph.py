@@ -1,0 +1,188 @@
+"""Network → ONNX graph with our quantizers still one node each, and every node named as in the Network.
+
+PyTorch's own exporter translates the operators; our three are carried through it as operators of a domain
+``tersor``, which ``onnx_qdq`` then writes as QuantizeLinear and DequantizeLinear.
+"""
+
+import ast
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx.defs import OpSchema
+from onnxscript.optimizer import fold_constants, remove_unused_nodes
+from onnxscript.values import Op, Opset
+
+from tersor.errors import EngineError
+from tersor.network.network import Network
+
+DOMAIN = "tersor"
+OPSET = 21
+_INTEGER, _STRING = OpSchema.AttrType.INT, OpSchema.AttrType.STRING
+
+
+def export_graph(network: Network) -> ir.Model:
+    """The Network as an ONNX IR model (opset 21, dynamic batch where the Network has one).
+
+    The last ONNX node of a Network node bears its name, and so does its value; further nodes that it took are
+    called ``name/Type``. Quantizers are nodes ``tersor::fake_quantize``, ``dequantize`` and ``cast``.
+
+    Raises:
+        EngineError: naming the operator that ONNX does not know.
+    """
+    program = _program(network)
+    table = {
+        torch.ops.tersor.fake_quantize.default: _fake_quantize(),
+        torch.ops.tersor.dequantize.default: _dequantize(),
+        torch.ops.tersor.cast.default: _cast(),
+    }
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False, custom_translation_table=table
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise EngineError(
+            f"ONNX: an operator of this network cannot be exported ({_innermost(error)}); keep that part out of the "
+            "network, or use an engine that takes the graph itself: openvino or torch"
+        ) from error
+    assert exported is not None
+    model = exported.model
+    with _quiet():
+        fold_constants(model)
+        remove_unused_nodes(model)
+    _name(model, network)
+    return model
+
+
+def _program(network: Network) -> Any:
+    """The graph exported again, each node bearing the name that it has in the Network."""
+    batch = torch.export.Dim("batch", min=1)
+    shapes = tuple({0: batch} if network.dynamic_batch and x.ndim else None for x in network.example)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(network.module, network.example, dynamic_shapes=shapes, strict=False)
+    exported = [n for n in program.graph.nodes if n.op == "call_function"]
+    own = network.operators()
+    if [n.target for n in exported] != [n.target for n in own]:
+        raise EngineError("exporting the graph again changed its operators; please report this network as a bug")
+    for node, known in zip(exported, own, strict=True):
+        # The one thing that the exporter carries from here to the ONNX nodes is the module's name.
+        node.meta["nn_module_stack"] = {"": (known.name, "")}
+    return program
+
+
+def _operator(name: str, inputs: tuple[str, ...], attributes: dict[str, Any]) -> Op:
+    """An operator of our domain; its types are free, since it never reaches a file."""
+    types = [(t, ["tensor(float)", "tensor(float16)", "tensor(int8)"], "") for t in (*inputs, "out")]
+    schema = OpSchema(
+        name,
+        DOMAIN,
+        1,
+        inputs=[OpSchema.FormalParameter(i, i) for i in inputs],
+        outputs=[OpSchema.FormalParameter("y", "out")],
+        type_constraints=types,
+        attributes=[OpSchema.Attribute(a, kind) for a, kind in attributes.items()],
+    )
+    return Op(Opset(DOMAIN, 1), name, schema)
+
+
+def _fake_quantize() -> Callable[..., Any]:
+    op = _operator("fake_quantize", ("x", "scale", "zero_point"), dict.fromkeys(("low", "high", "block"), _INTEGER))
+
+    def translate(x, scale, zero_point, low: int, high: int, block: int):
+        return op(x, scale, zero_point, low=low, high=high, block=block)
+
+    return translate
+
+
+def _dequantize() -> Callable[..., Any]:
+    op = _operator("dequantize", ("codes", "scale", "zero_point"), {"block": _INTEGER})
+
+    def translate(codes, scale, zero_point, block: int):
+        return op(codes, scale, zero_point, block=block)
+
+    return translate
+
+
+def _cast() -> Callable[..., Any]:
+    op = _operator("cast", ("x", "scale"), {"format": _STRING})
+
+    def translate(x, format: str, scale):
+        return op(x, scale, format=format)
+
+    return translate
+
+
+def _name(model: ir.Model, network: Network) -> None:
+    graph = model.graph
+    nodes = list(graph)
+    owners = [_owner(node) for node in nodes]
+    last = {owner: node for node, owner in zip(nodes, owners, strict=True)}
+    for k, (node, owner) in enumerate(zip(nodes, owners, strict=True)):
+        main = last[owner] is node
+        node.name = owner if main else f"{owner}/{node.op_type}_{k}"
+        for j, value in enumerate(node.outputs):
+            value.name = (owner if j == 0 else f"{owner}.{j}") if main else f"{owner}/{k}.{j}"
+        node.metadata_props.clear()
+        node.doc_string = None
+    graph.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values(), *(v for n in nodes for v in n.outputs)):
+        value.metadata_props.clear()
+    _name_ends(graph, network)
+    graph.name = "network"
+
+
+def _owner(node: ir.Node) -> str:
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    return str(ast.literal_eval(scopes)[0]) if scopes else str(node.name)
+
+
+def _name_ends(graph: ir.Graph, network: Network) -> None:
+    """Inputs and outputs bear the Network's names; an output that is an input or appears twice gets its own value."""
+    for value, name in zip(graph.inputs, network.input_names, strict=True):
+        value.name = name
+    taken = {v.name for v in graph.inputs} | {v.name for n in graph for v in n.outputs}
+    for k, name in enumerate(network.output_names):
+        value = graph.outputs[k]
+        if value.producer() is None or any(value is v for v in graph.outputs[:k]):
+            copied = ir.node("Identity", [value], name=f"{name}/Identity")
+            copied.outputs[0].type, copied.outputs[0].shape = value.type, value.shape
+            graph.append(copied)
+            graph.outputs[k] = value = copied.outputs[0]
+        if name in taken and value.name != name:
+            clash = next(v for n in graph for v in n.outputs if v.name == name)
+            clash.name = f"{name}/value"
+        value.name = name
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's chatter (torchvision is absent, a deprecated call of its own) is not the user's concern."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def proto(model: ir.Model) -> onnx.ModelProto:
+    """The model as ONNX's own protobuf message."""
+    return ir.to_proto(model)

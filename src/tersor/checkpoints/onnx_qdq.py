@@ -1,0 +1,54 @@
+"""A quantized Network as an explicit QDQ ONNX file: integer initializers, every weight stored once."""
+
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from tersor.checkpoints.onnx_graph import OPSET, export_graph
+from tersor.checkpoints.onnx_quantizers import Style, Writer
+from tersor.checkpoints.onnx_rewrites import drop_dead, drop_idle_nodes, fold_pads, is_output, pool_globally
+from tersor.network.network import Network
+
+FILE = "model.onnx"
+# Protobuf's own limit is 2 GiB for a message.
+_LIMIT = 2**31 - 2**20
+
+
+def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noqa: B008  (frozen)
+    """The quantized Network as an ONNX model of opset 21.
+
+    Quantizers become QuantizeLinear and DequantizeLinear with uint8, int8, int16 or int4 initializers and
+    zero points always written; biases stay float. Padding, means and clamps take the form that runtimes have
+    in integers. But for ``Style.narrow_codes`` the model computes what the Network does.
+
+    Raises:
+        EngineError: where ONNX cannot express an operator or a quantizer, naming it.
+    """
+    model = export_graph(network)
+    graph = model.graph
+    drop_idle_nodes(graph)
+    fold_pads(graph)
+    pool_globally(graph)
+    bits = {n.name: int(n.meta["bits"]) for n in network.operators() if "bits" in n.meta}
+    Writer(graph, style, bits).write()
+    drop_dead(graph)
+    graph.opset_imports.clear()
+    graph.opset_imports[""] = OPSET
+    model.producer_name, model.producer_version = "tersor", None
+    model.metadata_props.clear()
+    for node in graph:
+        for value in node.outputs:
+            if not is_output(value):
+                # Runtimes infer them; in small networks they would be a tenth of the file.
+                value.type, value.shape = None, None
+    return ir.to_proto(model)
+
+
+def write_onnx(model: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
+    """Write ``model.onnx`` into an existing folder, and ``model.onnx.data`` beside it where it exceeds 2 GB."""
+    if model.ByteSize() < _LIMIT:
+        (folder / FILE).write_bytes(model.SerializeToString())
+        return (FILE,)
+    onnx.save_model(model, str(folder / FILE), save_as_external_data=True, location=f"{FILE}.data")
+    return FILE, f"{FILE}.data"

@@ -76,6 +76,20 @@ def test_codes_are_those_of_exact_fractions(case, low, high):
             assert abs(abs(quotient - round(quotient)) - Fraction(1, 2)) <= abs(quotient) * Fraction(1, 2**24)
 
 
+def test_the_quotient_is_a_division_beside_every_tie():
+    # Where multiplying by 1/scale, as PyTorch's fused kernel does, would decide otherwise.
+    scale = torch.rand(500, 1, generator=torch.Generator().manual_seed(0)) + 0.01
+    x = (torch.arange(-127, 127) + 0.5) * scale
+    # Rounding a quotient to 53 bits and then to 24 is rounding it to 24 (Figueroa 1995).
+    exact = (x.double() / scale.double()).float().round().clamp(-127, 127)
+    spec = QuantSpec("int8", "channel")
+    assert torch.equal(quantize(x, scale, torch.zeros_like(scale), spec).float(), exact)
+    for row, one, codes in zip(x[:20], scale[:20], exact[:20], strict=True):
+        there = torch.ops.tersor.fake_quantize(row, one, torch.zeros(1), -127, 127, 0)
+        assert torch.equal(there, codes * one)
+    assert not torch.equal((x * (1 / scale)).round(), exact)
+
+
 def test_ties_go_to_even():
     x = torch.arange(-3.5, 4.0) / 4
     codes = quantize(x, torch.tensor(0.25), torch.tensor(0.0), QuantSpec("int8"))
@@ -194,6 +208,18 @@ def test_stochastic_rounding_is_unbiased_and_between_neighbours(name):
     if spec.format.bits <= 4:
         nearest = quantize(x, scale, zero_point, spec.with_(rounding="nearest")).double()
         assert ((nearest - zero_point) * scale - x.double()).abs().max() > 5 * 0.5 * step / draws**0.5
+
+
+@pytest.mark.parametrize("name", ["fp8_e4m3", "fp8_e5m2", "fp16"])
+def test_stochastic_rounding_is_unbiased_below_the_smallest_normal_number(name):
+    one = FORMATS[name]
+    step, draws = 2.0 ** (one.smallest_exponent - one.mantissa), 3000
+    spec, generator = QuantSpec(name, rounding="stochastic"), torch.Generator().manual_seed(0)
+    x = torch.tensor([0.2, 1.3, 2.6]) * step
+    codes = quantize(x.expand(draws, -1), torch.tensor(1.0), torch.tensor(0.0), spec, generator).double()
+    assert codes.amin(0).tolist() == [0, step, 2 * step]
+    assert codes.amax(0).tolist() == [step, 2 * step, 3 * step]
+    assert ((codes.mean(0) - x.double()).abs() <= 5 * 0.5 * step / draws**0.5).all()
 
 
 def test_stochastic_rounding_is_repeated_by_its_seed_alone():

@@ -104,7 +104,7 @@ def qparams(low: Bound, high: Bound, spec: QuantSpec) -> tuple[Scale, Scale]:
     scale = _stored(scale if spec.format.name == "binary" else _revived(scale), spec.scale_dtype)
     if spec.symmetric:
         return scale, torch.zeros_like(scale)
-    zero_point = (spec.low - low / scale.double()).round().clamp(spec.low, spec.high)
+    zero_point = (spec.low - low / scale).round().clamp(spec.low, spec.high)
     return scale, zero_point.float()
 
 

@@ -45,10 +45,9 @@ def quantize(
         up = y >= 0 if noise is None else y + 1 > 2 * noise
         return torch.where(up, 1, -1).to(torch.int8)
     if spec.format.kind == "float":
-        y = y.clamp(spec.low, spec.high)
-        return _cast(y, noise, spec)
-    y = y.round() if noise is None else _dithered(y, noise)
-    return (y + expand(zero_point, x.shape, spec.block)).clamp(spec.low, spec.high).to(spec.format.dtype)
+        return _cast(y.clamp_(spec.low, spec.high), noise, spec)
+    y = y.round_() if noise is None else _dithered(y, noise)
+    return y.add_(expand(zero_point, x.shape, spec.block)).clamp_(spec.low, spec.high).to(spec.format.dtype)
 
 
 def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -110,8 +110,8 @@ def _data() -> dict[str, Any]:
     }  # fmt: skip
 
 
-UNKNOWN_METRIC = unknown(
-    ("original.metric", "compressed.metric", "compressed.metric_interval", "compressed.metric_simulated",
-     "compressed.agreement", "ratios.metric_drop", "samples.evaluation"),
-    "the task has no evaluate",
+METRIC_PATHS = (
+    "original.metric", "compressed.metric", "compressed.metric_interval", "compressed.metric_simulated",
+    "compressed.agreement", "ratios.metric_drop", "samples.evaluation",
 )  # fmt: skip
+UNKNOWN_METRIC = unknown(METRIC_PATHS, "the task has no evaluate")

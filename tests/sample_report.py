@@ -66,7 +66,7 @@ def histogram(site: str, seed: int, bins: int = 512) -> dict[str, Any]:
     edges = [low + (high - low) * k / bins for k in range(bins + 1)]
     middle = [(a + b) / 2 for a, b in pairwise(edges)]
     counts = [int(90_000 * math.exp(-abs(x) * 1.3) * (0.9 + 0.2 * chance.random())) for x in middle]
-    clip = {"minmax": 1.0, "percentile": 0.86, "kl": 0.74, "mse": 0.69}
+    clip = {"chosen": 0.69, "minmax": 1.0, "percentile": 0.86, "kl": 0.74, "mse": 0.69}
     thresholds = {name: (low * share, high * share) for name, share in clip.items()}
     return {"site": site, "bins": edges, "counts": counts, "thresholds": thresholds}
 

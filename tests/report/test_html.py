@@ -79,8 +79,8 @@ def test_every_drawing_has_a_name_and_every_site_its_thresholds():
     page = html(resnet20())
     drawings = [attrs for tag, attrs in _tags(page) if tag == "svg"]
     assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
-    # 7 figures before and after, the profile, 22 layers, 5 histograms with 4 ranges each, 5 steps.
-    assert len(drawings) == 7 + 1 + 22 + 5 * (1 + 4) + 5
+    # 7 figures before and after, the profile, 22 layers, 5 histograms with 5 ranges each, 5 steps.
+    assert len(drawings) == 7 + 1 + 22 + 5 * (1 + 5) + 5
 
 
 def test_light_dark_and_phone():

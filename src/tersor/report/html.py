@@ -184,12 +184,19 @@ def _histogram(found: Histogram) -> dict[str, object]:
         Row(
             name,
             f"{first:.4g} … {last:.4g}",
-            svg.bracket(first, last, low, high, f"{name}: {first:.4g} to {last:.4g}"),
+            svg.bracket(
+                first, last, low, high, f"{name}: {first:.4g} to {last:.4g}", kind=_rank(name, found)
+            ),
         )
         for name, (first, last) in found.thresholds.items()
     ]
     drawing = svg.histogram(found.bins, found.counts, low, high, words)
     return {"site": found.site, "low": f"{low:.4g}", "high": f"{high:.4g}", "drawing": drawing, "rows": rows}
+
+
+def _rank(name: str, found: Histogram) -> str:
+    """The range in force stands out among those that were only considered."""
+    return "base" if "chosen" in found.thresholds and name != "chosen" else ""
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:

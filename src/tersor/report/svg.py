@@ -68,10 +68,10 @@ def histogram(bins: Sequence[float], counts: Sequence[int], low: float, high: fl
     return _svg(label, 100, [f'<path class="area" d="M{_along(edges[0], low, high)} 100{outline}V100Z"/>'])
 
 
-def bracket(first: float, last: float, low: float, high: float, label: str) -> Markup:
+def bracket(first: float, last: float, low: float, high: float, label: str, *, kind: str = "") -> Markup:
     """A range on the same axis: a line with two ends."""
     left, right = _along(first, low, high), _along(last, low, high)
-    return _svg(label, 12, [f'<path class="bracket" d="M{left} 2V10M{left} 6H{right}M{right} 2V10"/>'])
+    return _svg(label, 12, [f'<path class="bracket {kind}" d="M{left} 2V10M{left} 6H{right}M{right} 2V10"/>'])
 
 
 def _svg(label: str, height: int, shapes: Sequence[str]) -> Markup:

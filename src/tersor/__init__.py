@@ -1,0 +1,24 @@
+"""Tersor: trained PyTorch networks made smaller and faster, and proved so by measurement."""
+
+from tersor.errors import TersorError
+from tersor.numerics import FORMATS, QTensor, QuantSpec
+from tersor.pipeline.compressed import Compressed, load
+from tersor.pipeline.whole import compress
+from tersor.recipe import Quantization, Recipe, Rule
+from tersor.task import Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FORMATS",
+    "Compressed",
+    "QTensor",
+    "QuantSpec",
+    "Quantization",
+    "Recipe",
+    "Rule",
+    "Task",
+    "TersorError",
+    "compress",
+    "load",
+]

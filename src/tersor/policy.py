@@ -1,6 +1,6 @@
 """What an engine can do, as data: which operators run in integers, and where quantizers must stand for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tersor.errors import RecipeError
 from tersor.numerics.spec import Granularity, QuantSpec
@@ -60,6 +60,14 @@ class Policy:
     skip_branch_only: bool = False
     half_arithmetic: bool = False
     reduced_weights: bool = False
+
+    def without_vnni(self) -> "Policy":
+        """The policy for a CPU whose u8·s8 kernels add pairs of products in 16 bits: weights keep to 7 bits.
+
+        2 · 255 · 127 overflows 16 bits and saturates without a word; 2 · 255 · 63 does not.
+        """
+        seven = replace(self.weight.format, low=-64, high=63)
+        return replace(self, weight=self.weight.with_(format=seven), reduced_weights=True)
 
     def check(self, layer: str, kind: str, spec: QuantSpec) -> None:
         """Refuse a spec that the engine cannot express.

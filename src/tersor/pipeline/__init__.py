@@ -1,0 +1,1 @@
+"""The whole way: capture, rewrite, plan, calibrate, solve, correct, compile, measure."""

@@ -69,9 +69,3 @@ def _shift_bias(network: Network, node: fx.Node, shift: Tensor) -> None:
     node.kwargs = {k: v for k, v in node.kwargs.items() if k != "bias"}
 
 
-def stacked(batches: list[tuple[Any, ...]], samples: int) -> tuple[Any, ...]:
-    """The first ``samples`` samples of the batches as one batch; batches of other shapes are left out."""
-    shape = [x.shape[1:] if isinstance(x, Tensor) else x for x in batches[0]]
-    alike = [b for b in batches if [x.shape[1:] if isinstance(x, Tensor) else x for x in b] == shape]
-    columns = zip(*alike, strict=True)
-    return tuple(torch.cat(c)[:samples] if isinstance(c[0], Tensor) else c[0] for c in columns)

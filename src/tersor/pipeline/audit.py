@@ -1,0 +1,54 @@
+"""The audit: what was planned held against what the engine really computed in."""
+
+from dataclasses import dataclass
+
+from tersor.engines.base import Executed, Runner
+from tersor.measure.headline import is_fallback
+from tersor.network.sites import Plan, PlannedLayer
+
+
+@dataclass(frozen=True)
+class Audited:
+    """One planned layer and what became of it; ``executed`` is None where the engine does not name it."""
+
+    layer: PlannedLayer
+    executed: str | None
+    note: str | None = None
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether integers were planned and floats were computed."""
+        return is_fallback(self.layer.planned, self.executed)
+
+
+def audit(plan: Plan, runner: Runner) -> list[Audited]:
+    """One row for every planned layer.
+
+    An activation function inside its neighbour is ``fused``; a sum inside one computes in that one's precision.
+    """
+    rows = runner.executed()
+    layers = {layer.node: layer for layer in plan.layers}
+    owner: dict[str, tuple[Executed, bool]] = {}
+    for row in rows:
+        known = [n for n in row.nodes if n in layers]
+        main = next((n for n in known if _same_kind(layers[n], row)), known[0] if known else None)
+        for name in known:
+            if name not in owner or (name == main and not owner[name][1]):
+                owner[name] = (row, name == main)
+    return [_audited(layer, owner.get(layer.node)) for layer in plan.layers]
+
+
+def _same_kind(layer: PlannedLayer, row: Executed) -> bool:
+    kind = row.op.lower()
+    return any(word in kind for word in ("conv", "connected", "gemm", "matmul")) == (layer.weight_format is not None)
+
+
+def _audited(layer: PlannedLayer, found: tuple[Executed, bool] | None) -> Audited:
+    if found is None:
+        # What no operator of the compiled model answers for has been merged into a neighbour.
+        return Audited(layer, "fused", "merged into its neighbours by the engine's own optimizer")
+    row, main = found
+    if layer.planned == "fused" and not main:
+        return Audited(layer, "fused", f"part of {row.op} {row.name}")
+    note = row.note if main else f"part of {row.op} {row.name}"
+    return Audited(layer, row.precision, note)

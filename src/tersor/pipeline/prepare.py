@@ -1,0 +1,54 @@
+"""From the task to a plan, before any data: capture, rewrites, sites."""
+
+from dataclasses import dataclass, replace
+
+from tersor.measure.environment import describe_environment, exact_int8
+from tersor.network.capture import capture
+from tersor.network.network import Network
+from tersor.network.rewrites import decompose
+from tersor.network.rewrites.fold_batchnorm import FoldBatchNorm
+from tersor.network.rewrites.fold_pad import FoldPad
+from tersor.network.sites import Plan, plan
+from tersor.policy import Policy
+from tersor.recipe import Recipe
+from tersor.task import Task
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A captured network, the same with kinder numbers, and its plan."""
+
+    original: Network
+    network: Network
+    plan: Plan
+    policy: Policy
+
+    def planned_again(self, network: Network, recipe: Recipe) -> "Prepared":
+        """The same with another network of the same function."""
+        return replace(self, network=network, plan=plan(network, recipe, self.policy))
+
+
+def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
+    """Capture, fold and plan; no data is run."""
+    original = capture(task.model, task.example)
+    network = FoldPad()(FoldBatchNorm()(original))
+    network = decompose.Decompose(policy.decomposes)(network)
+    if not exact_int8(describe_environment(threads=1, precision="f32", packages=()).isa):
+        policy = policy.without_vnni()
+    return Prepared(original, network, plan(network, recipe, policy), policy)
+
+
+def predicted_bytes(network: Network, plan: Plan) -> tuple[int, int]:
+    """Bytes of the tensors now, and predicted after compression (scales counted, the engine's own text not)."""
+    before = network.weight_bytes()
+    saved = 0
+    for name, bits, scales in {(s.group, s.spec.format.bits, _scales(network, s.group, s.spec)) for s in plan.weights()}:
+        tensor = network.tensor(name)
+        saved += tensor.numel() * tensor.element_size() - (tensor.numel() * bits + 7) // 8 - 4 * scales
+    return before, before - saved
+
+
+def _scales(network: Network, name: str, spec: object) -> int:
+    from math import prod
+
+    return prod(spec.granularity.scale_shape(network.tensor(name).shape))  # type: ignore[attr-defined]

@@ -1,0 +1,233 @@
+"""Calibrate, choose ranges, solve weights, correct biases: from a plan to a quantized network."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tersor.errors import RecipeError, TersorError
+from tersor.network.calibrate import Calibration, calibrate
+from tersor.network.corrections.bias import CorrectBias
+from tersor.network.network import Network, argument, groups_of, op_name, walk
+from tersor.network.quantize import Range, quantize_network
+from tersor.network.rewrites.equalize import Equalize
+from tersor.network.sites import Plan, Site
+from tersor.observers import OBSERVERS
+from tersor.pipeline.prepare import Prepared
+from tersor.pipeline.progress import Stages
+from tersor.recipe import Recipe
+from tersor.solvers import EasyQuant, Geometry, LayerProblem, LayerSolution, Rtn
+from tersor.task import Task, batch_size
+
+# Behind these the range is known without data.
+_KNOWN = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "hardsigmoid": (0.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A quantized network and how it came about; ``samples`` are the first of the calibration data."""
+
+    prepared: Prepared
+    network: Network
+    calibration: Calibration
+    ranges: dict[str, Range]
+    solutions: dict[str, LayerSolution]
+    samples: tuple[Any, ...]
+
+
+def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Solved:
+    """The quantized network of a plan."""
+    torch.manual_seed(recipe.seed)
+    if wants_equalization(recipe, prepared.plan):
+        prepared = _equalized(task, recipe, prepared, stages)
+    mean_samples = correction_samples(recipe, prepared.network) if recipe.bias_correction else 0
+    with stages.stage("calibrate", "calibrating") as bar:
+        first: list[tuple[Any, ...]] = []
+        batches = _keeping(task.calibration_batches(), first, max(mean_samples, 1))
+        extra = observed_inputs(prepared.network)
+        calibration = calibrate(prepared.network, prepared.plan, batches, mean_samples, extra, bar.at)
+    with stages.stage("solve", "choosing ranges and weights", len(prepared.plan.sites)) as bar:
+        ranges = activation_ranges(prepared.network, prepared.plan, calibration, bar.advance)
+        solutions = _solve_weights(task, recipe, prepared, ranges, bar.advance)
+        ranges = _with_solved_inputs(prepared, ranges, solutions)
+        weights = {name: s.qtensor for name, s in solutions.items()}
+        network = quantize_network(prepared.network, prepared.plan, ranges, weights)
+    if recipe.bias_correction and calibration.means:
+        with stages.stage("solve", "correcting biases", len(calibration.means)) as bar:
+            network = CorrectBias(calibration.means)(network, joined(first, calibration.mean_samples), bar.advance)
+    return Solved(prepared, network, calibration, ranges, solutions, joined(first, 64))
+
+
+def wants_equalization(recipe: Recipe, plan: Plan) -> bool:
+    """Equalization helps weights that share one scale across channels, and nothing else."""
+    if recipe.equalize == "auto":
+        return any(s.spec.granularity.kind == "tensor" for s in plan.weights())
+    return recipe.equalize == "on"
+
+
+def _equalized(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Prepared:
+    with stages.stage("calibrate", "equalizing layers") as bar:
+        layers = [s.node for s in prepared.plan.weights()]
+        batches = _some(task, recipe.correction_samples)
+        probed = calibrate(prepared.network, prepared.plan, batches, extra=layers, on_batch=bar.at)
+        return prepared.planned_again(Equalize()(prepared.network, probed.statistics), recipe)
+
+
+def observed_inputs(network: Network) -> list[str]:
+    """The float inputs, observed so that repeated samples are noticed."""
+    nodes = [n for n in network.graph.nodes if n.op == "placeholder"]
+    return [n.name for n, x in zip(nodes, network.example, strict=True) if x.is_floating_point()]
+
+
+def correction_samples(recipe: Recipe, network: Network, budget: int = 2**31) -> int:
+    """How many samples bias correction walks with at once: fewer where the network's values are large."""
+    largest = max((_bytes(n.meta.get("val"), network) for n in network.operators()), default=1)
+    return max(1, min(recipe.correction_samples, budget // (4 * largest)))
+
+
+def _bytes(value: Any, network: Network) -> int:
+    """Bytes of one sample of a value, from its traced shape."""
+    if not isinstance(value, Tensor):
+        return 1
+    size = value.element_size()
+    for dim in value.shape[1:]:
+        size *= dim if isinstance(dim, int) else 1
+    return size
+
+
+def activation_ranges(
+    network: Network, plan: Plan, calibration: Calibration, on_site: Callable[[], None] = lambda: None
+) -> dict[str, Range]:
+    """The range of every group of activation sites, each by its estimator."""
+    nodes = {n.name: n for n in network.graph.nodes}
+    ranges: dict[str, Range] = {}
+    for site in plan.activations():
+        on_site()
+        if site.group in ranges:
+            continue
+        known = _KNOWN.get(op_name(nodes[site.node])) if site.source else None
+        name = "kl" if site.range == "easyquant" else site.range
+        try:
+            ranges[site.group] = known or OBSERVERS[name].range(calibration.of_group(plan, site.group), site.spec)
+        except TersorError as error:
+            raise type(error)(f"{site.name}: {error}") from error
+    return ranges
+
+
+def _solve_weights(
+    task: Task, recipe: Recipe, prepared: Prepared, ranges: dict[str, Range], on_site: Callable[[], None]
+) -> dict[str, LayerSolution]:
+    samples = _input_samples(task, recipe, prepared)
+    solved: dict[tuple[str, str], LayerSolution] = {}
+    solutions = {}
+    for site in prepared.plan.weights():
+        on_site()
+        # Layers that share a weight share its codes.
+        key = (site.group, str(site.spec))
+        if key not in solved:
+            solved[key] = _solution(site, recipe, prepared, ranges, samples)
+        solutions[site.node] = solved[key]
+    return solutions
+
+
+def _solution(
+    site: Site, recipe: Recipe, prepared: Prepared, ranges: dict[str, Range], samples: dict[str, Tensor]
+) -> LayerSolution:
+    network = prepared.network
+    node = network.node(site.node)
+    problem = LayerProblem(site.name, network.tensor(site.group), site.spec, _geometry(node))
+    solver: Any = Rtn("minmax" if site.range == "minmax" else "mse", seed=recipe.seed)
+    if site.range == "easyquant":
+        source = _input_site(prepared.plan, node)
+        if source is None:
+            raise RecipeError(f"{site.name}: easyquant chooses weight and input together; this input stays float")
+        low, high = ranges[source.group]
+        solver = EasyQuant()
+        problem = replace(
+            problem, sample=samples[site.node], input_spec=source.spec, input_range=(float(low), float(high))
+        )
+    try:
+        return solver(problem)
+    except TersorError as error:
+        raise type(error)(f"{site.name}: {error}") from error
+
+
+def _input_site(plan: Plan, node: Any) -> Site | None:
+    return next((s for s in plan.activations() if s.node == node.args[0].name), None)
+
+
+def _geometry(node: Any) -> Geometry:
+    if not op_name(node).startswith("conv"):
+        return Geometry()
+    spatial = int(op_name(node)[-2]) if op_name(node)[-2].isdigit() else 2
+
+    def each(position: int, name: str, default: int) -> Any:
+        value = argument(node, position, name, [default])
+        return value if isinstance(value, str) else tuple(value) * (spatial if len(value) == 1 else 1)
+
+    return Geometry(each(3, "stride", 1), each(4, "padding", 0), each(5, "dilation", 1), groups_of(node))
+
+
+def _input_samples(task: Task, recipe: Recipe, prepared: Prepared) -> dict[str, Tensor]:
+    """A few inputs of every layer that EasyQuant solves."""
+    wanted = {prepared.network.node(s.node).args[0].name: s.node for s in prepared.plan.weights() if s.range == "easyquant"}  # type: ignore[union-attr]
+    if not wanted:
+        return {}
+    kept: dict[str, Tensor] = {}
+
+    def keep(node: Any, value: Any) -> None:
+        if node.name in wanted:
+            kept[wanted[node.name]] = value
+
+    walk(prepared.network, joined(list(_some(task, 8)), 8), keep)
+    return kept
+
+
+def _with_solved_inputs(
+    prepared: Prepared, ranges: dict[str, Range], solutions: dict[str, LayerSolution]
+) -> dict[str, Range]:
+    """Where a solver chose its layer's input range and nobody else reads that input, its choice holds."""
+    ranges = dict(ranges)
+    for name, solution in solutions.items():
+        node = prepared.network.node(name)
+        source = _input_site(prepared.plan, node)
+        if solution.input_range is None or source is None or source.range != "easyquant":
+            continue
+        members = [s for s in prepared.plan.activations() if s.group == source.group]
+        if len(members) == 1 and len(node.args[0].users) == 1:  # type: ignore[union-attr]
+            ranges[source.group] = solution.input_range
+    return ranges
+
+
+def _some(task: Task, samples: int) -> Iterator[tuple[Any, ...]]:
+    """Batches until that many samples have come."""
+    seen = 0
+    for inputs in task.calibration_batches():
+        yield inputs
+        seen += batch_size(inputs)
+        if seen >= samples:
+            return
+
+
+def _keeping(batches: Iterator[tuple[Any, ...]], kept: list[tuple[Any, ...]], samples: int) -> Iterator[tuple[Any, ...]]:
+    """Pass the batches on and keep the first: a second reading might come in another order."""
+    seen = 0
+    for inputs in batches:
+        if seen < samples:
+            kept.append(inputs)
+            seen += batch_size(inputs)
+        yield inputs
+
+
+def joined(batches: list[tuple[Any, ...]], samples: int) -> tuple[Any, ...]:
+    """The first samples of some batches as one batch; the first batch of another shape ends it."""
+    parts: list[tuple[Any, ...]] = []
+    for inputs in batches:
+        pairs = zip(inputs, batches[0], strict=True)
+        if any(isinstance(a, Tensor) and a.shape[1:] != b.shape[1:] for a, b in pairs):
+            break
+        parts.append(inputs)
+    columns = zip(*parts, strict=True)
+    return tuple(torch.cat(c)[:samples] if isinstance(c[0], Tensor) and c[0].ndim else c[0] for c in columns)

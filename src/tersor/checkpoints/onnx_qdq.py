@@ -5,9 +5,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from tersor.checkpoints.int32_bias import fit_biases
 from tersor.checkpoints.onnx_graph import OPSET, export_graph
 from tersor.checkpoints.onnx_quantizers import Style, Writer
-from tersor.checkpoints.onnx_rewrites import drop_dead, drop_idle_nodes, fold_pads, is_output, pool_globally
+from tersor.checkpoints.onnx_rewrites import drop_dead, drop_idle_nodes, fold_pads, is_output, pool_globally, quantize_moves
 from tersor.network.network import Network
 
 FILE = "model.onnx"
@@ -25,11 +26,14 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
     Raises:
         EngineError: where ONNX cannot express an operator or a quantizer, naming it.
     """
+    network = fit_biases(network)
     model = export_graph(network)
     graph = model.graph
     drop_idle_nodes(graph)
     fold_pads(graph)
     pool_globally(graph)
+    if style.on_codes:
+        quantize_moves(graph)
     bits = {n.name: int(n.meta["bits"]) for n in network.operators() if "bits" in n.meta}
     Writer(graph, style, bits).write()
     drop_dead(graph)

@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from tersor.checkpoints.onnx_graph import DOMAIN
-from tersor.checkpoints.onnx_rewrites import constant, is_output, quantizer
+from tersor.checkpoints.onnx_rewrites import Quantizer, constant, is_output, moving_inputs, quantizer
 from tersor.errors import EngineError
 
+_QUANTIZER = "tersor.quantizer"
 _INTEGERS = (np.uint8, np.int8, np.uint16, np.int16)
 _FLOATS = {
     "fp16": (np.float16, 65504.0),
@@ -29,12 +30,16 @@ class Style:
     Args:
         merge_activations: drop a clamp (ReLU, ReLU6) whose work the quantizer behind it does anyway, and do any
             other on the codes.
+        on_codes: run what only moves values (pooling, slicing, joining) on the codes, not between quantizers.
         narrow_codes: keep code ranges that are narrower than their type, by a Clip on the codes. Without it,
             symmetric int8 takes −128 too, as TensorRT's own quantizers do.
+        integer_bias: write the bias of a matrix product as int32.
     """
 
     merge_activations: bool = True
+    on_codes: bool = True
     narrow_codes: bool = True
+    integer_bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,14 @@ class Writer:
 
     def write(self) -> None:
         """Replace every quantizer node; what they leave unread is for the caller to drop."""
+        kinds = {"fake_quantize": self._activation, "dequantize": self._weight, "cast": self._cast}
         for node in list(self.graph):
             if node.domain == DOMAIN:
-                {"fake_quantize": self._activation, "dequantize": self._weight, "cast": self._cast}[node.op_type](node)
+                kinds[node.op_type](node)
+        if self.style.integer_bias:
+            for node in self.graph:
+                if node.op_type == "Gemm":
+                    self._bias(node)
 
     def _activation(self, node: ir.Node) -> None:
         own, name, x = quantizer(node), str(node.name), node.inputs[0]
@@ -63,6 +73,9 @@ class Writer:
         limits = next((t for t in map(np.iinfo, _INTEGERS) if t.min <= low and high <= t.max), None)
         if limits is None:
             raise EngineError(f"{name}: ONNX has no integer type for codes {low}…{high}; {_REMEDY}")
+        mover = x.producer()
+        if mover is not None and self._runs_on_codes(mover, own):
+            return self._replace(node, [self._dequantized(mover, own, x, name)])
         clamp = _clamp(x) if self.style.merge_activations and own.scale.size == 1 else None
         if clamp is not None:
             x, bounds = clamp
@@ -74,7 +87,55 @@ class Writer:
             ends = [self._constant(np.array(b, limits.dtype), f"{name}/{b}") for b in (int(low), int(high))]
             chain.append(ir.node("Clip", [chain[-1].outputs[0], *ends], name=f"{name}/Clip"))
         chain.append(ir.node("DequantizeLinear", [chain[-1].outputs[0], *parameters], place, name=name))
+        chain[-1].meta[_QUANTIZER] = own
         self._replace(node, chain)
+
+    def _runs_on_codes(self, mover: ir.Node, own: Quantizer) -> bool:
+        """Whether an operator only moves what was quantized alike before it."""
+        if _QUANTIZER in mover.meta:
+            return True
+        sources = [v.producer() for v in moving_inputs(mover)]
+        known = [s.meta.get(_QUANTIZER) if s is not None else None for s in sources]
+        behind = [quantizer(c) for v in mover.outputs for c in v.consumers()]
+        single = all(len(v.uses()) == 1 and not is_output(v) for v in mover.outputs)
+        return self.style.on_codes and single and bool(known) and all(q is not None and own.same(q) for q in known + behind)
+
+    def _dequantized(self, mover: ir.Node, own: Quantizer, value: ir.Value, name: str) -> ir.Node:
+        """The moving operator put on the codes, and what dequantizes one output of it."""
+        for k, moved in enumerate(mover.inputs):
+            source = moved.producer() if moved is not None else None
+            if source is not None and source.op_type == "DequantizeLinear" and _QUANTIZER in source.meta:
+                mover.replace_input_with(k, source.inputs[0])
+                mover.meta[_QUANTIZER] = source.inputs[1:]
+        parameters = mover.meta[_QUANTIZER]
+        if mover.op_type == "Pad":
+            mover.resize_inputs(3)
+            mover.replace_input_with(2, parameters[1])
+        last = ir.node("DequantizeLinear", [value, *parameters], name=name)
+        last.meta[_QUANTIZER] = own
+        return last
+
+    def _bias(self, node: ir.Node) -> None:
+        """The bias of an integer Gemm in int32: ONNX Runtime takes no other where the output stays float."""
+        sources = [v.producer() if v is not None else None for v in node.inputs]
+        bias = constant(node.inputs[2]) if len(node.inputs) == 3 else None
+        if bias is None or any(s is None or s.op_type != "DequantizeLinear" for s in sources[:2]):
+            return
+        step, scale = (constant(s.inputs[1]) for s in sources[:2])  # type: ignore[union-attr]
+        if step is None or scale is None or step.size != 1 or scale.ndim > 1:
+            return
+        unit = (step * scale).astype(np.float32)
+        codes = np.round(bias.astype(np.float64) / unit)
+        if np.abs(codes).max() > 2**31 - 1:
+            return
+        name = f"{node.name}.bias"
+        place = {"axis": 0} if unit.ndim else {}
+        inputs = [self._constant(codes.astype(np.int32), name), self._constant(unit, f"{name}_scale")]
+        inputs.append(self._constant(np.zeros(unit.shape, np.int32), f"{name}_zero_point"))
+        written = ir.node("DequantizeLinear", inputs, place, name=f"{node.name}/bias")
+        written.outputs[0].name = f"{node.name}/bias"
+        self.graph.insert_before(node, written)
+        node.replace_input_with(2, written.outputs[0])
 
     def _weight(self, node: ir.Node) -> None:
         name = str(node.name)

@@ -8,6 +8,9 @@ import onnx_ir as ir
 from tersor.checkpoints.onnx_graph import DOMAIN
 
 _END = 2**31 - 1
+_MOVES = frozenset(
+    "MaxPool Pad Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Gather Expand Identity".split()
+)
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,49 @@ def _flattened(mean: ir.Node, pooled: ir.Value) -> list[ir.Node]:
     inputs = [pooled, *behind.inputs[1:]]
     first = ir.Node(DOMAIN, behind.op_type, inputs, list(behind.attributes.values()), name=name)
     return [first, ir.node("Flatten", [first.outputs[0]], {"axis": 1}, name=f"{mean.name}/Flatten")]
+
+
+def quantize_moves(graph: ir.Graph) -> None:
+    """Put behind an operator that only moves or chooses values the quantizer that stands before it.
+
+    Its values are already on that grid, so nothing changes; the operator can now run on the codes.
+    """
+    for node in list(graph):
+        own = _moved(node)
+        if own is None:
+            continue
+        for value in node.outputs:
+            readers = value.consumers()
+            behind = [q for q in map(quantizer, readers) if q is not None]
+            if is_output(value) or not readers or (len(behind) == len(readers) and all(own.same(q) for q in behind)):
+                continue
+            source = _producer(node)
+            assert source is not None
+            inputs, attributes = [value, *source.inputs[1:]], list(source.attributes.values())
+            copied = ir.Node(DOMAIN, source.op_type, inputs, attributes, name=f"{value.name}/moved")
+            copied.outputs[0].name = f"{value.name}/moved"
+            copied.outputs[0].type, copied.outputs[0].shape = value.type, value.shape
+            graph.insert_after(node, copied)
+            for reader, index in list(value.uses()):
+                if reader is not copied:
+                    reader.replace_input_with(index, copied.outputs[0])
+
+
+def moving_inputs(node: ir.Node) -> list[ir.Value]:
+    """The inputs whose values a moving operator passes on; none for any other operator."""
+    if node.op_type == "Concat":
+        return [v for v in node.inputs if v is not None]
+    if node.op_type == "Pad" and _zero_padding(node) is None:
+        return []
+    return [v for v in node.inputs[:1] if v is not None] if node.op_type in _MOVES and not node.domain else []
+
+
+def _moved(node: ir.Node) -> Quantizer | None:
+    """The quantizer that all the moved inputs share, if it has 8 bits and one scale."""
+    found = [quantizer(v.producer()) for v in moving_inputs(node)]
+    if not found or found[0] is None or found[0].scale.size != 1 or found[0].high - found[0].low > 255:
+        return None
+    return found[0] if all(q is not None and q.same(found[0]) for q in found) else None
 
 
 def drop_dead(graph: ir.Graph) -> None:

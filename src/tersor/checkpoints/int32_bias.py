@@ -1,0 +1,69 @@
+"""Biases as integer engines hold them: int32, at input scale × weight scale."""
+
+import torch
+from torch import Tensor, fx
+
+from tersor.network.network import CONVOLUTIONS, LINEARS, Network, add_tensor, bias_node, finish
+from tersor.numerics import fakequant  # noqa: F401  (registers torch.ops.tersor)
+
+# Half of int32: the other half is for the sum that the bias is added to.
+LIMIT = 2.0**30
+
+
+def fit_biases(network: Network) -> Network:
+    """Round every bias of an integer layer to input scale × weight scale, as int32 arithmetic will hold it.
+
+    Integer engines do it without a word; done here, the simulation computes what they compute. Where a bias
+    would not fit in int32 (a dead channel, whose weights are next to nothing beside its bias), they cut it off
+    as silently: here the channel's weight scale is raised until it fits, and its codes are rounded to that, at
+    an error of at most |bias|·inputs/2²².
+    Layers whose input is not quantized per tensor, or whose weight's scale is neither one nor one per output,
+    are left as they are. Doing it twice changes nothing.
+    """
+    network = network.edit()
+    fitted: dict[fx.Node, Tensor] = {}
+    for layer in network.operators():
+        bias = bias_node(layer)
+        if layer.target not in CONVOLUTIONS + LINEARS or bias is None:
+            continue
+        source, weight = layer.args[0], layer.args[1]
+        if _is(source, torch.ops.tersor.fake_quantize.default) and _is(weight, torch.ops.tersor.dequantize.default):
+            _fit(network, layer, source, weight, bias, fitted)  # type: ignore[arg-type]
+    return finish(network)
+
+
+def _is(node: object, target: object) -> bool:
+    return isinstance(node, fx.Node) and node.target is target
+
+
+def _fit(
+    network: Network, layer: fx.Node, source: fx.Node, weight: fx.Node, bias: fx.Node, fitted: dict[fx.Node, Tensor]
+) -> None:
+    step, scale = (network.tensor(n.args[1]).double() for n in (source, weight))  # type: ignore[arg-type]
+    value = network.tensor(bias)
+    outputs = value.numel()
+    if step.numel() != 1 or scale.numel() not in (1, outputs) or (scale.numel() > 1 and scale.shape[0] != outputs):
+        return
+    needed = value.double().abs() / (LIMIT * step.reshape(()))
+    if scale.numel() == 1:
+        needed = needed.max()
+    needed = needed.reshape(scale.shape)
+    # The margin keeps the rounding of a scale raised before from counting as a need.
+    raised = torch.where(needed > scale * (1 + 1e-6), needed, scale).float()
+    if (raised > scale).any() and len(weight.users) == 1:
+        _raise(network, weight, scale, raised)
+        scale = raised.double()
+    unit = step.reshape(()) * scale.reshape(-1)
+    rounded = (torch.round(value.double() / unit) * unit).to(value.dtype)
+    if not torch.equal(rounded, value):
+        with network.graph.inserting_before(layer):
+            layer.update_arg(2, network.graph.get_attr(add_tensor(network, f"{bias.target}_int32", rounded)))
+
+
+def _raise(network: Network, weight: fx.Node, scale: Tensor, raised: Tensor) -> None:
+    codes_node, scale_node = weight.args[0], weight.args[1]
+    codes = network.tensor(codes_node)  # type: ignore[arg-type]
+    codes = torch.where(raised > scale, torch.round(codes * (scale / raised)), codes.double()).to(codes.dtype)
+    with network.graph.inserting_before(weight):
+        for k, (old, tensor) in enumerate(((codes_node, codes), (scale_node, raised))):
+            weight.update_arg(k, network.graph.get_attr(add_tensor(network, f"{old.target}_fit", tensor)))  # type: ignore[union-attr]

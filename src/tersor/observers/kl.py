@@ -53,9 +53,13 @@ def kl_threshold(counts: np.ndarray, width: float, levels: int = 128) -> float:
     last bin; Q is ``counts[:i]`` **without** the rest, merged to ``levels`` groups (bin k to group
     ``⌊k·levels/i⌋``) and each group spread evenly over those of its bins that are not empty in P. Both are
     normalised. T is ``(i + ½)·width`` of the smallest KL(P‖Q), the widest one among equals, never beyond the
-    last bin. Two cases that TensorRT's slides leave open: the last group gets a count of 1 where it is empty
-    though P is not (else KL would be infinite, and a lone outlier would forbid any clipping), and
-    ``i = bins``, no clipping, is tried too (else a tensor of two values would lose the larger).
+    last bin.
+
+    Three cases that TensorRT's slides leave open: the last group gets a count of 1 where it is empty though P
+    is not (else KL would be infinite, and a lone outlier would forbid any clipping); ``i = bins``, no
+    clipping, is tried too (else a tensor of two values would lose the larger); and an ``i`` that clips more
+    than half of the counts is not tried (else values of 2.5 … 3.5 would all become 2.5: KL(P‖Q) of a single
+    bin is 0).
 
     Only one logarithm for each candidate and group is taken; all sums over bins are differences of prefix
     sums.
@@ -83,7 +87,8 @@ def kl_threshold(counts: np.ndarray, width: float, levels: int = 128) -> float:
     cross = np.einsum("ij,ij->i", mass, np.log(spread))
 
     entropy = own[i - 1] + _x_log_x(counts[i - 1] + tail)
-    divergence = (entropy - cross) / total + np.log(kept[i] + invented) - math.log(total)
+    divergence: np.ndarray = (entropy - cross) / total + np.log(kept[i] + invented) - math.log(total)
+    divergence[kept[i] < 0.5 * total] = np.inf
     best = int(i[np.flatnonzero(divergence <= divergence.min() + 1e-12)[-1]])
     return min(best + 0.5, float(bins)) * width
 

@@ -17,8 +17,8 @@ class MeanSquaredError:
     """The range minimising ``Σ (x − q(x))²`` over the histogram, rounding and clipping together.
 
     Symmetric specs and one-sided data have one threshold to find: a geometric grid, then a fine one around
-    its best. An asymmetric spec of two-sided data has two: shrunk together first, then one at a time until
-    neither moves, on the very grids that ``qparams`` will make of them. The idea is that of Banner et al.,
+    its best. An asymmetric spec of two-sided data has two: a coarse grid of pairs, then one at a time until
+    neither moves. The idea is that of Banner et al.,
     arXiv 1810.05723, on the measured instead of an assumed distribution. More codes than
     bins (int16): the extremes.
 
@@ -56,22 +56,33 @@ def _one_sided(moments: Moments, largest: float, levels: int) -> float:
 
 
 def _two_sided(moments: Moments, low: float, high: float, spec: QuantSpec) -> tuple[float, float]:
+    """Searches the end T of the longer side and the number m of codes on the shorter one.
+
+    Their grid, ``s = T / (codes − m)``, is just the one that ``qparams`` makes of ``(−m·s, T)``: with the
+    zero point whole from the start, no rounding of it spoils the search.
+    """
     codes = spec.high - spec.low
+    major, minor = max(-low, high), min(-low, high)
 
-    def best(lows: np.ndarray, highs: np.ndarray) -> tuple[float, float]:
-        lows, highs = np.broadcast_arrays(lows, highs)
-        scale = (highs - lows) / codes
-        below = np.clip(-np.rint(lows / scale), 0, codes)  # qparams rounds the zero point just so
-        k = grid_error(moments, scale, below, codes - below).argmin()
-        return float(lows[k]), float(highs[k])
+    def best(ends: np.ndarray, fewer: np.ndarray) -> tuple[float, float]:
+        ends, fewer = (a.ravel() for a in np.broadcast_arrays(ends, np.clip(fewer, 0, codes - 1)))
+        scale = ends / (codes - fewer)
+        sides = (fewer, codes - fewer) if high >= -low else (codes - fewer, fewer)
+        error = grid_error(moments, scale, *sides)
+        error[(ends > major) | (fewer * scale > minor + scale)] = np.inf  # more than a code beyond all values
+        k = error.argmin()
+        return float(ends[k]), float(fewer[k])
 
-    shrink = np.exp2(-np.arange(_OCTAVES * 4) / 4)
-    a, b = best(low * shrink, high * shrink)
-    for steps in (np.exp2(np.linspace(-2, 2, 33)), np.exp2(np.linspace(-1, 1, 17) / 8)):
-        for _ in range(3):
-            before = a, b
-            a, b = best(np.append(np.maximum(low, a * steps), 0.0), np.array(b))
-            a, b = best(np.array(a), np.minimum(high, b * steps))
-            if (a, b) == before:
+    ends = major * np.exp2(-np.arange(_OCTAVES * 4) / 4)
+    whole = np.rint(codes * minor / (minor + ends))  # the shorter side kept whole, or shrunk alike, or lost
+    end, fewer = best(ends, np.stack((whole, np.full_like(whole, whole[0]), np.zeros_like(whole))))
+    for octaves in (0.5, 0.125):
+        steps = np.exp2(octaves * np.linspace(-1, 1, 17))
+        for _ in range(4):
+            before = end, fewer
+            end, fewer = best(np.array(end), fewer + np.arange(-16, 17))
+            end, fewer = best(end * steps, fewer + np.arange(-1, 2)[:, None])
+            if (end, fewer) == before:
                 break
-    return a, b
+    shorter = fewer * end / (codes - fewer)
+    return (-shorter, end) if high >= -low else (-end, shorter)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 KEYS = 1024  # fingerprints kept; up to as many distinct rows the count of repetitions is exact
-_POSITIONS = 256  # values of a row that its key is made of
+_POSITIONS = 64  # values of a row that its key is made of
 
 
 def strided(flat: Tensor, most: int) -> Tensor:
@@ -31,7 +31,7 @@ def strided(flat: Tensor, most: int) -> Tensor:
 
 
 def keys_of(rows: Tensor, seed: int = 0) -> np.ndarray:
-    """A 64-bit key of each row's content, uint64 ``[rows]``, from 256 of its values spread evenly.
+    """A 64-bit key of each row's content, uint64 ``[rows]``, from 64 of its values spread evenly.
 
     Equal rows have equal keys; different ones do not, but by a chance of 2⁻⁶⁴ or where they differ in none of
     those values. ``rows`` is float32 ``[rows, n]`` on the CPU.

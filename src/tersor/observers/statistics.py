@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor
 
 from tersor.errors import CalibrationError
-from tersor.observers.channels import Channels, by_channel, channels_of, extremes
+from tersor.observers.channels import Channels, by_channel, channels_of, reduced
 from tersor.observers.histogram import BINS, Histogram, histogram_of
 from tersor.observers.sample import Fingerprints, Sample, fingerprints_of, sample_of, strided
 
-_STRETCHES = 64  # how finely the course of the range over time is kept
+_STRETCHES = 16  # how finely the course of the range over time is kept
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Statistics:
         per_row: the most values of a row that the histogram counts.
         channels: per channel minimum, maximum, mean and variance; None where a tensor had no such axis or
             the number of channels changed from batch to batch.
-        course: extremes of up to 64 consecutive stretches of rows, for the verdict.
+        course: extremes of up to 16 consecutive stretches of rows, for the verdict.
         fingerprints: which rows repeat. sample: some whole rows, None unless asked for.
     """
 
@@ -96,7 +96,7 @@ def observe(
     *,
     channel_axis: int | None = 1,
     momentum: float = 0.99,
-    per_row: int = 2**14,
+    per_row: int = 2**17,
     keep: int = 0,
     seed: int = 0,
 ) -> Statistics | None:
@@ -127,8 +127,8 @@ def observe(
         raise CalibrationError(f"complex values ({x.dtype}) have no range: split off the imaginary part")
     x = x.detach().float()
     view = by_channel(x, channel_axis)
-    low, high = extremes(view)
-    smallest, largest = float(low.min()), float(high.max())
+    parts = reduced(view)
+    smallest, largest = float(parts.low.min()), float(parts.high.max())
     if not abs(smallest) + abs(largest) < float("inf"):
         _refuse(x)
     flat = _rows(view)
@@ -145,8 +145,8 @@ def observe(
         momentum=momentum,
         histogram=histogram_of(part, max(-smallest, largest)),
         per_row=per_row,
-        channels=channels_of(view, low, high) if has_channels else None,
-        course=_course(low.amin(1), high.amax(1)),
+        channels=channels_of(parts, x.numel() // view.shape[1]) if has_channels else None,
+        course=_course(parts.low.amin(1), parts.high.amax(1)),
         fingerprints=fingerprints_of(part),
         sample=sample_of(x.reshape(view.shape[0], *x.shape[1:]), keep, seed) if keep else None,
     )
@@ -212,7 +212,7 @@ def _course(low: Tensor, high: Tensor) -> tuple[Stretch, ...]:
 
 
 def _shortened(course: tuple[Stretch, ...]) -> tuple[Stretch, ...]:
-    """At most 64 stretches: the shortest neighbours are joined first, so all stay about equally long."""
+    """At most 16 stretches: the shortest neighbours are joined first, so all stay about equally long."""
     parts = list(course)
     while len(parts) > _STRETCHES:
         i = min(range(len(parts) - 1), key=lambda k: parts[k].rows + parts[k + 1].rows)

@@ -11,6 +11,8 @@ from tersor.errors import CalibrationError, TersorError
 from tersor.network.network import LINEARS, Network, title, walk
 from tersor.network.sites import Plan
 from tersor.observers import Statistics, merge, observe
+from tersor.observers.compare import Estimate
+from tersor.observers.verdict import Verdict
 from tersor.task import batch_size
 
 
@@ -37,6 +39,17 @@ class Calibration:
         for more in found[1:]:
             total = merge(total, more)
         return total
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """One calibration pass, and for each site (its name) what every estimator made of it."""
+
+    plan: Plan
+    calibration: Calibration
+    estimates: dict[str, list[Estimate]]
+    chosen: dict[str, str]
+    verdict: Verdict
 
 
 def calibrate(

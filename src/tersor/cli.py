@@ -1,0 +1,195 @@
+"""The command line: thin; every command is one call of the package."""
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tersor import __version__
+from tersor.errors import TaskError, TersorError
+from tersor.task import Task
+
+app = typer.Typer(
+    name="tersor",
+    help="Make a trained PyTorch network smaller and faster, run it on a real engine, and prove what it gained.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+errors = Console(stderr=True)
+
+TaskFile = Annotated[Path, typer.Argument(help="A Python file with a function `task() -> tersor.Task`; `file.py:name` names another.")]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="int8-static, int8-tensorrt, int8-tflite, or a YAML file.")]
+EngineName = Annotated[str, typer.Option("--engine", "-e", help="openvino, onnxruntime, torch (a simulation), tensorrt (files only).")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the engine; by default all processors.", min=1)]
+
+
+def main() -> None:
+    """The entry point: errors raised on purpose are one message, not a traceback."""
+    try:
+        app()
+    except TersorError as error:
+        errors.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        console.print(f"tersor {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.command()
+def inspect(task: TaskFile, recipe: RecipeName = "int8-static", engine: EngineName = "openvino") -> None:
+    """Show, before any data, what would be int8, what not and why, and the predicted size."""
+    from tersor.engines import engine as find_engine
+    from tersor.pipeline.prepare import predicted_bytes, prepare
+    from tersor.recipe import resolve
+    from tersor.report.plan import plan_table
+
+    with console.status("capturing the network"):
+        prepared = prepare(load_task(task), resolve(recipe), find_engine(engine).policy())
+    console.print(plan_table(prepared.plan, *predicted_bytes(prepared.network, prepared.plan), prepared.original.notes))
+
+
+@app.command()
+def compress(
+    task: TaskFile,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write; it must not exist yet.")],
+    recipe: RecipeName = "int8-static",
+    engine: EngineName = "openvino",
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
+    evaluate: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Judge original and compressed.")] = True,
+    threads: Threads = None,
+    precision: Annotated[str, typer.Option(help="What float operators compute in: f32 or bf16.")] = "f32",
+) -> None:
+    """Compress, measure, and write a folder with the network, report.json and report.html."""
+    from tersor.pipeline.compressed import check_free
+    from tersor.pipeline.whole import compress as run
+    from tersor.report import print_report
+
+    check_free(out, force)
+    done = run(load_task(task), recipe, engine, threads=threads, precision=precision, evaluate=evaluate)
+    done.save(out, force)
+    assert done.report is not None
+    print_report(done.report, console)
+    console.print(f"\nwritten to {out}; the picture is {out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="A folder that `tersor compress --out` wrote.")]) -> None:
+    """Print the report of a saved folder again."""
+    from tersor.measure import read_report
+    from tersor.report import print_report
+
+    print_report(read_report(folder), console)
+
+
+@app.command()
+def run(
+    folder: Annotated[Path, typer.Argument(help="A folder that `tersor compress --out` wrote.")],
+    input: Annotated[list[Path], typer.Option("--input", "-i", help="A .npy file; once for every input of the network.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file to write; several outputs get a number.")],
+    threads: Threads = None,
+) -> None:
+    """Run a saved network on numpy files; the network's source code is not needed."""
+    from tersor.pipeline.compressed import load
+    from tersor.pipeline.files import run_files
+
+    for path in run_files(load(folder, threads), input, output):
+        console.print(f"written to {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def calibrate(
+    task: TaskFile,
+    compare: Annotated[bool, typer.Option("--compare", help="Every range estimator side by side, per site.")] = False,
+    site: Annotated[str | None, typer.Option(help="Draw the histogram of this site with the thresholds (a glob).")] = None,
+    recipe: RecipeName = "int8-static",
+    engine: EngineName = "openvino",
+) -> None:
+    """Gather ranges only: what each estimator would choose, its error, and a verdict on the data."""
+    from tersor.pipeline.calibration import calibrated
+    from tersor.report.calibration import comparison, drawing, ranges, verdict
+
+    found = calibrated(load_task(task), recipe, engine)
+    console.print(comparison(found) if compare else ranges(found))
+    if site is not None:
+        console.print(drawing(found, site))
+    console.print(verdict(found))
+
+
+@app.command()
+def engines() -> None:
+    """List the engines that are here, their versions, this CPU's instructions, and what that means."""
+    from tersor.report.engines import engines_table
+
+    console.print(engines_table())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("build/demo"),
+    engine: EngineName = "openvino",
+    recipe: RecipeName = "int8-static",
+) -> None:
+    """Compress the embedded example, a small residual network that reads handwritten digits."""
+    from tersor.demo import task
+    from tersor.pipeline.whole import compress as run
+    from tersor.report import print_report
+
+    done = run(task(), recipe, engine)
+    done.save(out, force=True)
+    assert done.report is not None
+    print_report(done.report, console)
+    console.print(f"\nwritten to {out}; open {out / 'report.html'} in a browser", highlight=False, soft_wrap=True)
+
+
+def load_task(path: Path) -> Task:
+    """The Task of a file; its folder is importable while it is read.
+
+    Raises:
+        TaskError: no such file, no such function, or no Task came of it.
+    """
+    name, _, function = str(path).partition(".py:")
+    file = Path(f"{name}.py") if function else path
+    function = function or "task"
+    if not file.is_file():
+        raise TaskError(f"there is no task file {file}; give a Python file with a function `task() -> tersor.Task`")
+    with _importable(file.resolve().parent):
+        spec = importlib.util.spec_from_file_location(f"tersor_task_{file.stem}", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        try:
+            spec.loader.exec_module(module)
+            made = getattr(module, function)()
+        except AttributeError as error:
+            if hasattr(module, function):
+                raise
+            raise TaskError(f"{file} has no function {function}(); write `def {function}() -> tersor.Task:`") from error
+    if not isinstance(made, Task):
+        raise TaskError(f"{function}() of {file} returned a {type(made).__name__}, not a tersor.Task")
+    return made
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))
+
+
+if __name__ == "__main__":
+    main()

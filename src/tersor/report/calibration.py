@@ -1,0 +1,107 @@
+"""Calibration as tables and as a drawing of one site."""
+
+import difflib
+from fnmatch import fnmatchcase
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tersor.errors import CalibrationError
+from tersor.network.calibrate import Calibrated
+from tersor.observers import OBSERVERS
+
+_WIDTH, _ROWS = 48, 24
+
+
+def ranges(found: Calibrated) -> RenderableType:
+    """The range that the recipe's estimator chose for each site."""
+    table = _table("site", "estimator", "low", "high", "SQNR dB", "clipped")
+    for site, estimates in found.estimates.items():
+        name = found.chosen[site]
+        row = next((e for e in estimates if e.observer == name), estimates[0])
+        table.add_row(
+            site, row.observer, _number(row.low), _number(row.high), _number(row.sqnr_db), _share(row.clipped)
+        )
+    return table
+
+
+def comparison(found: Calibrated) -> RenderableType:
+    """Every estimator side by side: its range, and under it the error in dB that the range costs."""
+    table = _table("site", *OBSERVERS)
+    for site, estimates in found.estimates.items():
+        best = max((e.sqnr_db for e in estimates if e.sqnr_db is not None), default=None)
+        cells = []
+        for estimate in estimates:
+            if estimate.low is None:
+                cells.append(Text(estimate.note or "none", style="dim"))
+                continue
+            text = f"{_number(estimate.low)} … {_number(estimate.high)}\n{_number(estimate.sqnr_db)} dB"
+            cells.append(Text(text, style="bold" if estimate.sqnr_db == best else ""))
+        table.add_row(site, *cells)
+    return Group(
+        table,
+        Text("dB: power of the values over power of the rounding error; more is better, the best is bold"),
+    )
+
+
+def drawing(found: Calibrated, pattern: str) -> RenderableType:
+    """The histogram of each matching site, with the thresholds of the estimators.
+
+    Raises:
+        CalibrationError: no site matches; it names the nearest.
+    """
+    sites = [s for s in found.estimates if fnmatchcase(s, pattern)]
+    if not sites:
+        near = difflib.get_close_matches(pattern, found.estimates, 3, 0.3)
+        raise CalibrationError(
+            f"no site matches {pattern!r}; nearest: {', '.join(near) or ', '.join(list(found.estimates)[:5])}"
+        )
+    return Group(*(_drawn(found, site) for site in sites))
+
+
+def _drawn(found: Calibrated, site: str) -> RenderableType:
+    node = next(s.node for s in found.plan.activations() if s.name == site)
+    data = found.calibration.statistics[node].to_dict(_ROWS)["histogram"]
+    most = max(data["counts"], default=1) or 1
+    lines = Text(f"\n{site}\n", style="bold")
+    for k, count in enumerate(data["counts"]):
+        low = data["low"] + k * data["width"]
+        marks = [
+            f"{e.observer} {end}"
+            for e in found.estimates[site]
+            for end, value in (("low", e.low), ("high", e.high))
+            if value is not None and (end == "high" or value < 0) and low < value <= low + data["width"]
+        ]
+        # The square root keeps the tails visible beside the peak.
+        bar = "█" * round(_WIDTH * (count / most) ** 0.5) or ("▏" if count else "")
+        lines.append(f"{low:>10.4g} ", style="dim")
+        lines.append(f"{bar:<{_WIDTH}} ", style="cyan")
+        lines.append(", ".join(marks) + "\n", style="bold")
+    return lines
+
+
+def verdict(found: Calibrated) -> RenderableType:
+    """Is the calibration data adequate, in words."""
+    judged = found.verdict
+    if not judged.warnings:
+        return Text(f"\ncalibration data: {judged.samples} samples, adequate", style="green")
+    head = f"\ncalibration data: {judged.samples} samples"
+    return Group(Text(head), *(Text(f"warning: {w}", style="yellow") for w in judged.warnings))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(
+        box=None, pad_edge=False, header_style="bold", row_styles=["", "dim"] if len(columns) > 6 else None
+    )
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"

@@ -135,6 +135,16 @@ def test_a_report_with_nothing_but_its_name():
     assert "What calibration saw" not in page
 
 
+def test_layers_that_add_no_noise_are_left_out_of_the_profile():
+    changed = [dict(x, sqnr_db=150.0) if at % 2 else x for at, x in enumerate(layers())]
+    assert "SQNR over 11 layers" in html(resnet20(layers=changed))
+    changed[3] = dict(changed[3], executed="fp32")
+    page = html(resnet20(layers=changed))
+    assert "SQNR over 12 layers" in page
+    assert page.count('class="mark"') == 1
+    assert "No layer adds noise" in html(resnet20(layers=[dict(x, sqnr_db=150.0) for x in layers()]))
+
+
 def test_energy_is_drawn_where_it_was_read():
     assert "Energy of one call" not in html(resnet20())
     assert "0.25 J" in html(resnet20(**{"original.energy_joules": 0.5, "compressed.energy_joules": 0.25}))

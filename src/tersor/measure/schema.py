@@ -106,7 +106,7 @@ class Layer(Part):
     """One layer: what was planned, what ran, and the signal-to-quantization-noise of its output in dB.
 
     `sqnr_db` is local (only this layer quantized, exact inputs), `accumulated_sqnr_db` that of the whole
-    network up to here. `weight_format` is None where there is no weight. `note` names the rule of a fallback.
+    network up to here. `weight_format` and `weight_bytes` are None where there is no weight. `note` names the rule of a fallback.
     """
 
     name: str
@@ -169,8 +169,8 @@ class Timings(Part):
 
 # Null here means "there is none", not "unknown": no warning is owed.
 _MAY_BE_ABSENT = re.compile(
-    r"(\.energy_joules|\.note|\.weight_format|^ratios\.speedup_spread|^calibration|^audit\.planned|^headline)$"
-    r"|^calibration\."
+    r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline)$"
+    r"|^calibration(\.|$)"
 )
 
 

@@ -154,12 +154,15 @@ def _top(layers: Sequence[Layer]) -> float:
 
 
 def _profile(layers: Sequence[Layer]) -> tuple[Markup, int] | None:
-    if not any(layer.sqnr_db is not None or layer.accumulated_sqnr_db is not None for layer in layers):
+    # A layer that adds no noise (a ReLU inside its convolution) would only make the line jump to the top.
+    noisy = [x for x in layers if x.sqnr_db != EXACT or is_fallback(x.planned, x.executed)]
+    if not any(layer.sqnr_db is not None or layer.accumulated_sqnr_db is not None for layer in noisy):
         return None
-    top = _top(layers)
-    marked = [at for at, layer in enumerate(layers) if is_fallback(layer.planned, layer.executed)]
-    local, accumulated = [layer.sqnr_db for layer in layers], [layer.accumulated_sqnr_db for layer in layers]
-    words = f"SQNR over {len(layers)} layers, local and accumulated, 0 to {top:.0f} dB"
+    top = _top(noisy)
+    marked = [at for at, layer in enumerate(noisy) if is_fallback(layer.planned, layer.executed)]
+    local = [None if layer.sqnr_db == EXACT else layer.sqnr_db for layer in noisy]
+    accumulated = [layer.accumulated_sqnr_db for layer in noisy]
+    words = f"SQNR over {len(noisy)} layers, local and accumulated, 0 to {top:.0f} dB"
     return svg.profile(local, accumulated, marked, top, words), int(top)
 
 

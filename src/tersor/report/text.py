@@ -146,7 +146,7 @@ def _rest(layers: list[Layer]) -> str:
         counts[executed] = counts.get(executed, 0) + 1
     ran = ", ".join(f"{count} {name}" for name, count in counts.items())
     known = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None]
-    span = f"; {db_text(min(known))} to {db_text(max(known))} dB" if known else ""
+    span = f"; SQNR from {db_text(min(known))} dB up" if known else ""
     return f"and {len(layers)} more: {ran}{span}"
 
 

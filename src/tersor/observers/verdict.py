@@ -31,7 +31,7 @@ def judge(
     *,
     few: int = 100,
     far: float = 0.1,
-    most: float = 0.25,
+    most: float = 0.5,
     often: float = 0.01,
 ) -> Verdict:
     """The verdict on the calibration data, from the statistics of all sites.

@@ -24,9 +24,21 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-TaskFile = Annotated[Path, typer.Argument(help="A Python file with a function `task() -> tersor.Task`; `file.py:name` names another.")]
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="int8-static, int8-tensorrt, int8-tflite, or a YAML file.")]
-EngineName = Annotated[str, typer.Option("--engine", "-e", help="openvino, onnxruntime, torch (a simulation), tensorrt (files only).")]
+TaskFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A Python file with a function `task() -> tersor.Task`; `file.py:name` names another."
+    ),
+]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", "-r", help="int8-static, int8-tensorrt, int8-tflite, or a YAML file.")
+]
+EngineName = Annotated[
+    str,
+    typer.Option(
+        "--engine", "-e", help="openvino, onnxruntime, torch (a simulation), tensorrt (files only)."
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; by default all processors.", min=1)]
 
 
@@ -57,7 +69,9 @@ def inspect(task: TaskFile, recipe: RecipeName = "int8-static", engine: EngineNa
 
     with console.status("capturing the network"):
         prepared = prepare(load_task(task), resolve(recipe), find_engine(engine).policy())
-    console.print(plan_table(prepared.plan, *predicted_bytes(prepared.network, prepared.plan), prepared.original.notes))
+    console.print(
+        plan_table(prepared.plan, *predicted_bytes(prepared.network, prepared.plan), prepared.original.notes)
+    )
 
 
 @app.command()
@@ -67,7 +81,9 @@ def compress(
     recipe: RecipeName = "int8-static",
     engine: EngineName = "openvino",
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
-    evaluate: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Judge original and compressed.")] = True,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Judge original and compressed.")
+    ] = True,
     threads: Threads = None,
     precision: Annotated[str, typer.Option(help="What float operators compute in: f32 or bf16.")] = "f32",
 ) -> None:
@@ -81,11 +97,15 @@ def compress(
     done.save(out, force)
     assert done.report is not None
     print_report(done.report, console)
-    console.print(f"\nwritten to {out}; the picture is {out / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\nwritten to {out}; the picture is {out / 'report.html'}", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="A folder that `tersor compress --out` wrote.")]) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that `tersor compress --out` wrote.")],
+) -> None:
     """Print the report of a saved folder again."""
     from tersor.measure import read_report
     from tersor.report import print_report
@@ -96,8 +116,12 @@ def report(folder: Annotated[Path, typer.Argument(help="A folder that `tersor co
 @app.command()
 def run(
     folder: Annotated[Path, typer.Argument(help="A folder that `tersor compress --out` wrote.")],
-    input: Annotated[list[Path], typer.Option("--input", "-i", help="A .npy file; once for every input of the network.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .npy file to write; several outputs get a number.")],
+    input: Annotated[
+        list[Path], typer.Option("--input", "-i", help="A .npy file; once for every input of the network.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The .npy file to write; several outputs get a number.")
+    ],
     threads: Threads = None,
 ) -> None:
     """Run a saved network on numpy files; the network's source code is not needed."""
@@ -111,8 +135,12 @@ def run(
 @app.command()
 def calibrate(
     task: TaskFile,
-    compare: Annotated[bool, typer.Option("--compare", help="Every range estimator side by side, per site.")] = False,
-    site: Annotated[str | None, typer.Option(help="Draw the histogram of this site with the thresholds (a glob).")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Every range estimator side by side, per site.")
+    ] = False,
+    site: Annotated[
+        str | None, typer.Option(help="Draw the histogram of this site with the thresholds (a glob).")
+    ] = None,
     recipe: RecipeName = "int8-static",
     engine: EngineName = "openvino",
 ) -> None:
@@ -150,7 +178,9 @@ def demo(
     done.save(out, force=True)
     assert done.report is not None
     print_report(done.report, console)
-    console.print(f"\nwritten to {out}; open {out / 'report.html'} in a browser", highlight=False, soft_wrap=True)
+    console.print(
+        f"\nwritten to {out}; open {out / 'report.html'} in a browser", highlight=False, soft_wrap=True
+    )
 
 
 def load_task(path: Path) -> Task:
@@ -163,7 +193,9 @@ def load_task(path: Path) -> Task:
     file = Path(f"{name}.py") if function else path
     function = function or "task"
     if not file.is_file():
-        raise TaskError(f"there is no task file {file}; give a Python file with a function `task() -> tersor.Task`")
+        raise TaskError(
+            f"there is no task file {file}; give a Python file with a function `task() -> tersor.Task`"
+        )
     with _importable(file.resolve().parent):
         spec = importlib.util.spec_from_file_location(f"tersor_task_{file.stem}", file)
         assert spec is not None and spec.loader is not None
@@ -175,7 +207,9 @@ def load_task(path: Path) -> Task:
         except AttributeError as error:
             if hasattr(module, function):
                 raise
-            raise TaskError(f"{file} has no function {function}(); write `def {function}() -> tersor.Task:`") from error
+            raise TaskError(
+                f"{file} has no function {function}(); write `def {function}() -> tersor.Task:`"
+            ) from error
     if not isinstance(made, Task):
         raise TaskError(f"{function}() of {file} returned a {type(made).__name__}, not a tersor.Task")
     return made

@@ -81,8 +81,10 @@ class Policy:
                 f"{layer}: {self.engine} cannot run {spec.format.name} {kind}; it takes {', '.join(sorted(formats))}. "
                 "The engine `torch` simulates every format"
             )
-        granularities = self.granularities if kind == "weights" else frozenset({"tensor"}) | (
-            self.granularities if self.engine == "torch" else frozenset()
+        granularities = (
+            self.granularities
+            if kind == "weights"
+            else frozenset({"tensor"}) | (self.granularities if self.engine == "torch" else frozenset())
         )
         if spec.granularity.kind not in granularities:
             raise RecipeError(

@@ -58,7 +58,9 @@ class Quantization(_Strict):
     def spec(self, default: QuantSpec) -> QuantSpec:
         """The QuantSpec meant, where ``auto`` means ``default``."""
         name = default.format if self.format == "auto" else FORMATS[self.format]
-        granularity = default.granularity if self.granularity == "auto" else Granularity.parse(self.granularity)
+        granularity = (
+            default.granularity if self.granularity == "auto" else Granularity.parse(self.granularity)
+        )
         symmetric = self.symmetric
         if symmetric is None:
             symmetric = default.symmetric if self.format == "auto" else name.signed
@@ -86,7 +88,9 @@ class Rule(_Strict):
         if self.keep is None and self.weights is None and self.activations is None:
             raise ValueError("a rule needs `keep`, `weights` or `activations`: it would change nothing")
         if self.keep is not None and (self.weights or self.activations):
-            raise ValueError("`keep` leaves the layer in float, so it cannot also have `weights` or `activations`")
+            raise ValueError(
+                "`keep` leaves the layer in float, so it cannot also have `weights` or `activations`"
+            )
         return self
 
     def matches(self, layer: str, op: str) -> bool:
@@ -122,7 +126,9 @@ class Recipe(_Strict):
     def _weight_ranges(self) -> "Recipe":
         for q in [self.weights, *(r.weights for r in self.rules if r.weights)]:
             if q.range not in WEIGHT_RANGES:
-                raise ValueError(f"weights.range is {q.range!r}; weights take one of {', '.join(WEIGHT_RANGES)}")
+                raise ValueError(
+                    f"weights.range is {q.range!r}; weights take one of {', '.join(WEIGHT_RANGES)}"
+                )
         return self
 
     def rule_for(self, layer: str, op: str) -> Rule | None:
@@ -136,7 +142,9 @@ class Recipe(_Strict):
                 merged = {"layer": rule.layer, "op": rule.op, "keep": rule.keep}
             else:
                 merged.pop("keep", None)
-                merged.update({k: v for k, v in (("weights", rule.weights), ("activations", rule.activations)) if v})
+                merged.update(
+                    {k: v for k, v in (("weights", rule.weights), ("activations", rule.activations)) if v}
+                )
         return Rule.model_validate(merged)
 
     def to_yaml(self) -> str:
@@ -207,7 +215,9 @@ def resolve(recipe: "Recipe | str | Path") -> Recipe:
         return Recipe.from_yaml(path.read_text(encoding="utf8"), str(path))
     near = difflib.get_close_matches(name, PRESETS, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise RecipeError(f"no recipe {name!r}{hint} Presets: {', '.join(PRESETS)}; or give the path of a .yaml file")
+    raise RecipeError(
+        f"no recipe {name!r}{hint} Presets: {', '.join(PRESETS)}; or give the path of a .yaml file"
+    )
 
 
 def _explained(error: ValidationError) -> str:
@@ -217,5 +227,7 @@ def _explained(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key `{where}` (value {item['input']!r})")
         else:
-            lines.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')} (value {item['input']!r})"[:400])
+            lines.append(
+                f"`{where}`: {item['msg'].removeprefix('Value error, ')} (value {item['input']!r})"[:400]
+            )
     return "; ".join(lines)

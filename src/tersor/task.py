@@ -78,7 +78,9 @@ class Task:
             batch = (batch,)
         if names:
             if not isinstance(batch, Mapping):
-                raise TaskError(f"the example has keyword arguments {list(names)}, the batch is a {type(batch).__name__}")
+                raise TaskError(
+                    f"the example has keyword arguments {list(names)}, the batch is a {type(batch).__name__}"
+                )
             missing = [n for n in names if n not in batch]
             if missing:
                 raise TaskError(f"the batch lacks the keyword arguments {missing} of the example")

@@ -21,7 +21,19 @@ FILES = ("network.json", "network.safetensors")
 FORMAT = 1
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
-_PYTHON = {f"operator.{f.__name__}": f for f in (operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod, operator.neg)}
+_PYTHON = {
+    f"operator.{f.__name__}": f
+    for f in (
+        operator.getitem,
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.floordiv,
+        operator.truediv,
+        operator.mod,
+        operator.neg,
+    )
+}
 # Reads a file from a path that stands in the graph.
 _REFUSED = {"aten.from_file.default"}
 
@@ -67,11 +79,15 @@ def read(folder: Path) -> Network:
         data = json.loads(path.read_text(encoding="utf8"))
         tensors = load_file(folder / FILES[1])
     except (OSError, ValueError, SafetensorError) as error:
-        raise SavedFolderError(f"{path.parent}: the network cannot be read ({error}); save it again") from error
+        raise SavedFolderError(
+            f"{path.parent}: the network cannot be read ({error}); save it again"
+        ) from error
     try:
         return _network(data, tensors)
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise SavedFolderError(f"{path}: not a network that Tersor wrote ({type(error).__name__}: {error})") from error
+        raise SavedFolderError(
+            f"{path}: not a network that Tersor wrote ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _network(data: dict[str, Any], tensors: dict[str, Tensor]) -> Network:
@@ -92,7 +108,9 @@ def _network(data: dict[str, Any], tensors: dict[str, Tensor]) -> Network:
     example = tuple(torch.zeros(i["shape"], dtype=_dtype(i["dtype"])) for i in data["inputs"])
     names = tuple(i["name"] for i in data["inputs"])
     module = fx.GraphModule(tensors, graph)
-    return finish(Network(module, names, tuple(data["outputs"]), example, data["keywords"], data["dynamic_batch"]))
+    return finish(
+        Network(module, names, tuple(data["outputs"]), example, data["keywords"], data["dynamic_batch"])
+    )
 
 
 def _node(node: fx.Node) -> dict[str, Any]:
@@ -113,7 +131,9 @@ def _built(graph: fx.Graph, item: dict[str, Any], nodes: dict[str, fx.Node]) -> 
     name, op = _checked_name(item["name"]), item["op"]
     args, kwargs = _decoded(item.get("args", []), nodes), _decoded(item.get("kwargs", {}), nodes)
     if op == "call_function":
-        return graph.create_node(op, _target(item["target"]), tuple(args), {_checked_name(k): v for k, v in kwargs.items()}, name)
+        return graph.create_node(
+            op, _target(item["target"]), tuple(args), {_checked_name(k): v for k, v in kwargs.items()}, name
+        )
     if op in ("placeholder", "get_attr"):
         return graph.create_node(op, _checked_name(item["target"]), (), {}, name)
     if op == "output":
@@ -157,7 +177,9 @@ def _encoded(value: Any) -> Any:
         return {"dict": {k: _encoded(v) for k, v in value.items()}}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise SavedFolderError(f"the graph holds a {type(value).__name__} ({value!r}), which cannot be saved; please report it")
+    raise SavedFolderError(
+        f"the graph holds a {type(value).__name__} ({value!r}), which cannot be saved; please report it"
+    )
 
 
 def _decoded(value: Any, nodes: dict[str, fx.Node]) -> Any:
@@ -180,7 +202,9 @@ def _decoded(value: Any, nodes: dict[str, fx.Node]) -> Any:
         return torch.device(inner)
     if kind == "float":
         return float(inner)
-    if kind == "torch" and isinstance(found := getattr(torch, _checked_name(inner)), (torch.layout, torch.memory_format)):
+    if kind == "torch" and isinstance(
+        found := getattr(torch, _checked_name(inner)), (torch.layout, torch.memory_format)
+    ):
         return found
     raise ValueError(f"an argument of kind {kind!r}")
 

@@ -7,7 +7,16 @@ from typing import Any
 from tersor.engines.base import Engine, Executed, NumbersCheck, Runner, check_numbers
 from tersor.errors import EngineError
 
-__all__ = ["ENGINES", "Engine", "Executed", "NumbersCheck", "Runner", "check_numbers", "engine", "load_runner"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Executed",
+    "NumbersCheck",
+    "Runner",
+    "check_numbers",
+    "engine",
+    "load_runner",
+]
 
 # name: (module, the command that installs what it needs)
 ENGINES: dict[str, tuple[str, str]] = {

@@ -88,7 +88,9 @@ class NumbersCheck:
         return self.to_simulation <= self.to_float
 
 
-def check_numbers(runner: Runner, simulation: Network, original: Network, inputs: tuple[Any, ...]) -> NumbersCheck:
+def check_numbers(
+    runner: Runner, simulation: Network, original: Network, inputs: tuple[Any, ...]
+) -> NumbersCheck:
     """Hold the engine's output against the simulation and the float network on one batch."""
     ours, simulated, exact = (_flat(f(*inputs)) for f in (runner, simulation, original))
     norm = exact.norm().clamp_min(1e-12)

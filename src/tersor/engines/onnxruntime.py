@@ -1,6 +1,7 @@
 """ONNX Runtime on the CPU: the network goes to it as explicit QDQ ONNX, the file that is also shipped."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ _SILENT = 3
 
 def policy() -> Policy:
     """What ONNX Runtime's CPU kernels compute in int8, and what they need for it."""
-    from dataclasses import replace
-
     return replace(
         x86(NAME),
         layers=frozenset({"conv1d", "conv2d", "conv3d", "linear"}),
@@ -83,6 +82,7 @@ class OnnxRuntimeRunner:
     """
 
     precision = "f32"
+    optimize = True
 
     def __init__(self, model: Any, threads: int | None = None) -> None:
         self.model = model
@@ -97,6 +97,8 @@ class OnnxRuntimeRunner:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _SILENT
+        if not self.optimize:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if optimized:
             options.optimized_model_filepath = optimized
         try:

@@ -17,7 +17,15 @@ from tersor.policy import Policy, x86
 NAME = "openvino"
 FILES = ("model.xml", "model.bin")
 _ACCOUNT = ("layerType", "runtimePrecision", "originalLayersNames")
-_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16", "u8": "int8", "i8": "int8", "u4": "int4", "i4": "int4"}
+_PRECISIONS = {
+    "f32": "fp32",
+    "bf16": "bf16",
+    "f16": "fp16",
+    "u8": "int8",
+    "i8": "int8",
+    "u4": "int4",
+    "i4": "int4",
+}
 
 
 def policy() -> Policy:
@@ -152,7 +160,9 @@ class OpenVINORunner:
         self.model = model
         self.threads = threads or torch.get_num_threads()
         self.precision = precision
-        self._dynamic = all(p.partial_shape[0].is_dynamic for p in model.inputs if p.partial_shape.rank.get_length())
+        self._dynamic = all(
+            p.partial_shape[0].is_dynamic for p in model.inputs if p.partial_shape.rank.get_length()
+        )
         self._compiled: dict[bool, Any] = {}
         self._for(single=self._dynamic)
 
@@ -161,7 +171,13 @@ class OpenVINORunner:
             model = self.model
             if single:
                 model = model.clone()
-                model.reshape({p: [1, *list(p.partial_shape)[1:]] for p in model.inputs if p.partial_shape.rank.get_length()})
+                model.reshape(
+                    {
+                        p: [1, *list(p.partial_shape)[1:]]
+                        for p in model.inputs
+                        if p.partial_shape.rank.get_length()
+                    }
+                )
             self._compiled[single] = _compile(model, self.threads, self.precision)
         return self._compiled[single]
 

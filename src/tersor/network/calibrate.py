@@ -83,7 +83,9 @@ def calibrate(
             except TersorError as error:
                 raise CalibrationError(f"{title(node)}: {error}") from error
         if node.name in layers and counted < mean_samples:
-            part = channel_mean(node, value[: mean_samples - counted]) * min(len(value), mean_samples - counted)
+            part = channel_mean(node, value[: mean_samples - counted]) * min(
+                len(value), mean_samples - counted
+            )
             sums[node.name] = sums[node.name] + part if node.name in sums else part
 
     for number, inputs in enumerate(batches):

@@ -6,6 +6,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,11 +15,25 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from tersor.errors import CaptureError
+from tersor.network.free_batch import agrees, free_batch, repeated
 from tersor.network.network import WEIGHTED, Network, finish, op_name
 from tersor.task import Arguments
 
 _PASSING = {"detach", "alias", "lift_fresh_copy"}
-_VIEWS = {"view", "reshape", "slice", "select", "transpose", "permute", "unsqueeze", "squeeze", "expand", "flatten", "split", "chunk"}
+_VIEWS = {
+    "view",
+    "reshape",
+    "slice",
+    "select",
+    "transpose",
+    "permute",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "flatten",
+    "split",
+    "chunk",
+}
 _CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size"}
 
 
@@ -39,29 +54,59 @@ def capture(model: nn.Module, example: Arguments) -> Network:
     """
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
-        raise CaptureError(f"the model is in training mode ({training[0]}); call model.eval() before compressing it")
+        raise CaptureError(
+            f"the model is in training mode ({training[0]}); call model.eval() before compressing it"
+        )
     names = tuple(example) if isinstance(example, Mapping) else ()
     values = tuple(example.values()) if isinstance(example, Mapping) else tuple(example)
     doubled = tuple(_doubled(v) for v in values)
-    notes: tuple[str, ...] = ()
     try:
-        program = _export(model, doubled, names, dynamic=True)
+        return _captured(model, doubled, names, dynamic=True)
+    except CaptureError:
+        raise
     except Exception as error:  # torch.export raises many kinds
-        try:
-            program = _export(model, values, names, dynamic=False)
-        except Exception as second:
-            raise _explained(second) from second
-        doubled = values
-        notes = (f"the batch is fixed to the example's, since the model's own code fixes it: {_summary(error)}",)
+        first = error
+    try:
+        freed = _freed(model, values, names)
+        if freed is not None:
+            return freed
+        note = f"the batch is fixed to the example's, since the model's own code fixes it: {_summary(first)}"
+        return _captured(model, values, names, dynamic=False, notes=(note,))
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise _explained(error) from error
+
+
+def _captured(
+    model: nn.Module,
+    values: tuple[Any, ...],
+    names: tuple[str, ...],
+    dynamic: bool,
+    notes: tuple[str, ...] = (),
+) -> Network:
+    program = _export(model, values, names, dynamic)
     if any(_writes_through_a_view(n) for n in program.graph.nodes):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = program.run_decompositions({})
-    return _titled(_network(program, doubled, names, notes))
+    return _titled(_network(program, values, names, notes))
+
+
+def _freed(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> Network | None:
+    """A batch that the code fixes, freed by comparing a trace of 2 with one of 3; None where that fails."""
+    two, three = (_captured(model, repeated(values, n), names, dynamic=False) for n in (2, 3))
+    network = free_batch(two, three)
+    if network is None:
+        return None
+    network = replace(network, dynamic_batch=True)
+    return network if agrees(network, model, values, names) else None
 
 
 def _doubled(value: Any) -> Any:
-    return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.ndim and t.shape[0] == 1 else t, value)
+    return pytree.tree_map_only(
+        Tensor, lambda t: torch.cat([t, t]) if t.ndim and t.shape[0] == 1 else t, value
+    )
 
 
 def _export(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], dynamic: bool) -> Any:
@@ -77,10 +122,14 @@ def _export(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], d
     kwargs = dict(zip(names, values, strict=True)) if names else None
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        return torch.export.export(model, args, kwargs, dynamic_shapes=spec if dynamic else None, strict=False)
+        return torch.export.export(
+            model, args, kwargs, dynamic_shapes=spec if dynamic else None, strict=False
+        )
 
 
-def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], notes: tuple[str, ...]) -> Network:
+def _network(
+    program: Any, values: tuple[Any, ...], names: tuple[str, ...], notes: tuple[str, ...]
+) -> Network:
     """The exported program as a plain graph: weights are get_attr nodes, inputs and outputs are flat."""
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
@@ -104,7 +153,9 @@ def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], note
             _copy_call(node, graph, env)
         elif node.op == "output":
             kept = [s.kind.name == "USER_OUTPUT" for s in program.graph_signature.output_specs]
-            results = [env[r] for r, keep in zip(node.args[0], kept, strict=True) if keep and isinstance(r, fx.Node)]
+            results = [
+                env[r] for r, keep in zip(node.args[0], kept, strict=True) if keep and isinstance(r, fx.Node)
+            ]
             graph.output(tuple(results))
         else:
             raise CaptureError(
@@ -125,7 +176,9 @@ def _weight(program: Any, spec: Any, graph: fx.Graph, tensors: dict[str, Tensor]
     target = str(spec.target)
     value = program.state_dict[target] if target in program.state_dict else program.constants[target]
     if not isinstance(value, Tensor):
-        raise CaptureError(f"the graph reads {target}, a {type(value).__name__} and no tensor; Tersor cannot save it")
+        raise CaptureError(
+            f"the graph reads {target}, a {type(value).__name__} and no tensor; Tersor cannot save it"
+        )
     # Tied weights stay tied: one tensor keeps one name.
     for name, known in tensors.items():
         if known.data_ptr() == value.data_ptr() and known.shape == value.shape and value.numel():
@@ -150,7 +203,9 @@ def _copy_call(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:
         )
     lookup = env.__getitem__
     in_place = _mutates(node)
-    target: Any = getattr(getattr(torch.ops.aten, name), node.target._overloadname) if in_place else node.target  # type: ignore[union-attr]
+    target: Any = (
+        getattr(getattr(torch.ops.aten, name), node.target._overloadname) if in_place else node.target
+    )  # type: ignore[union-attr]
     arguments, keywords = map_arg(node.args, lookup), map_arg(node.kwargs, lookup)
     copied = graph.create_node("call_function", target, arguments, keywords, node.name.rstrip("_"))
     copied.meta["path"] = _path(node)
@@ -194,7 +249,9 @@ def _native_batch_norm(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) 
         return False
     x, weight, bias, mean, var, momentum, eps = map_arg(node.args, env.__getitem__)
     arguments = (x, weight, bias, mean, var, False, momentum, eps, False)
-    env[node] = graph.create_node("call_function", torch.ops.aten.batch_norm.default, arguments, {}, "batch_norm")
+    env[node] = graph.create_node(
+        "call_function", torch.ops.aten.batch_norm.default, arguments, {}, "batch_norm"
+    )
     env[node].meta["path"] = _path(node)
     return True
 
@@ -228,7 +285,9 @@ def _where(node: fx.Node) -> str:
 
 
 def _summary(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
+        :200
+    ]
 
 
 def _explained(error: Exception) -> CaptureError:
@@ -237,8 +296,13 @@ def _explained(error: Exception) -> CaptureError:
     own = [f'{f}:{n} in {fn}: "{code.strip()}"' for f, n, fn, code in lines if "/torch/" not in f]
     frame, trace = None, error.__traceback__
     while trace is not None:
-        if "/torch/" not in trace.tb_frame.f_code.co_filename and __file__ != trace.tb_frame.f_code.co_filename:
-            frame = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno} in {trace.tb_frame.f_code.co_name}"
+        if (
+            "/torch/" not in trace.tb_frame.f_code.co_filename
+            and __file__ != trace.tb_frame.f_code.co_filename
+        ):
+            frame = (
+                f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno} in {trace.tb_frame.f_code.co_name}"
+            )
         trace = trace.tb_next
     place = own[-1] if own else frame or "(torch.export names no line)"
     return CaptureError(

@@ -11,7 +11,13 @@ from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.conv2d.padding, aten.conv1d.padding)
+CONVOLUTIONS = (
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.conv2d.padding,
+    aten.conv1d.padding,
+)
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 LINEARS = (aten.linear.default,)
 WEIGHTED = CONVOLUTIONS + TRANSPOSED + LINEARS

@@ -76,7 +76,9 @@ def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
     sites += _weight_sites(operators, roles, rules, recipe, policy)
     order = {n.name: k for k, n in enumerate(network.graph.nodes)}
     sites.sort(key=lambda s: (order[s.node], s.kind == "activation"))
-    layers = _planned(operators, roles, rules, {s.node: s for s in sites if s.kind == "weight"}, wanted, policy)
+    layers = _planned(
+        operators, roles, rules, {s.node: s for s in sites if s.kind == "weight"}, wanted, policy
+    )
     return Plan(tuple(sites), tuple(layers))
 
 
@@ -91,7 +93,9 @@ def _check_rules(recipe: Recipe, operators: list[fx.Node]) -> None:
         if any(rule.matches(title(n), op_name(n)) for n in operators):
             continue
         names = [title(n) for n in operators] if rule.layer else [op_name(n) for n in operators]
-        near = difflib.get_close_matches((rule.layer or rule.op or "").replace("*", ""), sorted(set(names)), 3, 0.3)
+        near = difflib.get_close_matches(
+            (rule.layer or rule.op or "").replace("*", ""), sorted(set(names)), 3, 0.3
+        )
         raise RecipeError(
             f"rule ({rule}) matches no operator of this network; nearest names: {', '.join(near) or 'none'}. "
             "`tersor inspect` lists them all"
@@ -112,7 +116,9 @@ def _roles(operators: list[fx.Node], rules: dict[fx.Node, Rule | None], policy: 
         elif name in policy.layers and weight_node(node) is not None:
             roles[node] = "layer"
         elif name in policy.arithmetic and node not in normalised and _both_activations(node):
-            roles[node] = "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"
+            roles[node] = (
+                "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"
+            )
         elif name in policy.averages and _is_spatial(node):
             roles[node] = "average" if _comes_from(node.all_input_nodes[0], roles) else "float"
         elif name in policy.fuses and _follows(node, roles):
@@ -123,7 +129,9 @@ def _roles(operators: list[fx.Node], rules: dict[fx.Node, Rule | None], policy: 
 
 
 def _both_activations(node: fx.Node) -> bool:
-    inputs = [a for a in node.args[:2] if isinstance(a, fx.Node) and a.op != "get_attr" and is_float_tensor(a)]
+    inputs = [
+        a for a in node.args[:2] if isinstance(a, fx.Node) and a.op != "get_attr" and is_float_tensor(a)
+    ]
     return len(inputs) == 2 and inputs[0] is not inputs[1]
 
 
@@ -148,7 +156,11 @@ def _comes_from(node: fx.Node, roles: dict[fx.Node, str]) -> bool:
 
 def _follows(node: fx.Node, roles: dict[fx.Node, str]) -> bool:
     source = node.args[0]
-    return isinstance(source, fx.Node) and roles.get(source) in ("layer", "arithmetic") and len(source.users) == 1
+    return (
+        isinstance(source, fx.Node)
+        and roles.get(source) in ("layer", "arithmetic")
+        and len(source.users) == 1
+    )
 
 
 def _feeds_normalisation(operators: list[fx.Node]) -> set[fx.Node]:
@@ -157,7 +169,17 @@ def _feeds_normalisation(operators: list[fx.Node]) -> set[fx.Node]:
     for node in reversed(operators):
         users = [u for u in node.users if u.op == "call_function"]
         if any(op_name(u) in ("layer_norm", "rms_norm", "native_layer_norm") or u in stream for u in users):
-            if op_name(node) in ("add", "dropout", "cat", "expand", "slice", "transpose", "permute", "view", "reshape"):
+            if op_name(node) in (
+                "add",
+                "dropout",
+                "cat",
+                "expand",
+                "slice",
+                "transpose",
+                "permute",
+                "view",
+                "reshape",
+            ):
                 stream.add(node)
     return stream
 
@@ -231,9 +253,13 @@ def _activation_sites(
         name = title(node) if node.op == "call_function" else str(node.target)
         policy.check(name, "activations", spec)
         source = roles.get(node) != "transparent"
-        readers = ", ".join(sorted({op_name(u) for u in node.users if u.op == "call_function"})) or "the output"
+        readers = (
+            ", ".join(sorted({op_name(u) for u in node.users if u.op == "call_function"})) or "the output"
+        )
         sites.append(
-            Site(name, node.name, "activation", spec, choice.range, groups[node], source, f"read by {readers}")
+            Site(
+                name, node.name, "activation", spec, choice.range, groups[node], source, f"read by {readers}"
+            )
         )
     return sites
 
@@ -277,7 +303,16 @@ def _weight_sites(
         weight = weight_node(node)
         assert weight is not None
         sites.append(
-            Site(title(node), node.name, "weight", spec, choice.range, str(weight.target), True, f"weight of {op_name(node)}")
+            Site(
+                title(node),
+                node.name,
+                "weight",
+                spec,
+                choice.range,
+                str(weight.target),
+                True,
+                f"weight of {op_name(node)}",
+            )
         )
     return sites
 
@@ -306,7 +341,9 @@ def _planned(
             if not name.startswith("max_pool"):
                 continue
             quantized = any(i in wanted for i in node.all_input_nodes)
-            planned, reason = ("int8", "keeps its input's parameters") if quantized else ("fp32", "its input is float")
+            planned, reason = (
+                ("int8", "keeps its input's parameters") if quantized else ("fp32", "its input is float")
+            )
         elif rule is not None and rule.keep is not None:
             planned, reason = rule.keep, f"kept by the rule ({rule})"
         elif not is_float_tensor(node):

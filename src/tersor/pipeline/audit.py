@@ -40,7 +40,9 @@ def audit(plan: Plan, runner: Runner) -> list[Audited]:
 
 def _same_kind(layer: PlannedLayer, row: Executed) -> bool:
     kind = row.op.lower()
-    return any(word in kind for word in ("conv", "connected", "gemm", "matmul")) == (layer.weight_format is not None)
+    return any(word in kind for word in ("conv", "connected", "gemm", "matmul")) == (
+        layer.weight_format is not None
+    )
 
 
 def _audited(layer: PlannedLayer, found: tuple[Executed, bool] | None) -> Audited:

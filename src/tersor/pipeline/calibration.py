@@ -12,7 +12,9 @@ from tersor.recipe import Recipe, resolve
 from tersor.task import Task
 
 
-def calibrated(task: Task, recipe: Recipe | str | Path = "int8-static", engine: str = "openvino") -> Calibrated:
+def calibrated(
+    task: Task, recipe: Recipe | str | Path = "int8-static", engine: str = "openvino"
+) -> Calibrated:
     """Run the calibration data through the float network and ask every estimator."""
     recipe = resolve(recipe)
     with Stages() as stages:
@@ -25,4 +27,6 @@ def calibrated(task: Task, recipe: Recipe | str | Path = "int8-static", engine: 
             )
     sites = [s for s in prepared.plan.activations() if s.source]
     estimates = {s.name: compare(found.statistics[s.node], s.spec, OBSERVERS) for s in sites}
-    return Calibrated(prepared.plan, found, estimates, {s.name: s.range for s in sites}, judge(found.statistics))
+    return Calibrated(
+        prepared.plan, found, estimates, {s.name: s.range for s in sites}, judge(found.statistics)
+    )

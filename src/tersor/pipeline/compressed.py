@@ -73,7 +73,11 @@ class Compressed:
             (folder / "report.json").write_text(self.report.to_json(), encoding="utf8")
             (folder / "report.html").write_text(html(self.report), encoding="utf8")
         files = {
-            p.relative_to(folder).as_posix(): {"sha256": _sha256(p), "bytes": p.stat().st_size, "shipped": p.name in shipped}
+            p.relative_to(folder).as_posix(): {
+                "sha256": _sha256(p),
+                "bytes": p.stat().st_size,
+                "shipped": p.name in shipped,
+            }
             for p in sorted(folder.rglob("*"))
             if p.is_file()
         }
@@ -98,7 +102,11 @@ def load(folder: str | Path, threads: int | None = None) -> Compressed:
     manifest = read_manifest(folder)
     verify(folder, manifest)
     recipe_file, report_file = folder / "recipe.yaml", folder / "report.json"
-    recipe = Recipe.from_yaml(recipe_file.read_text(encoding="utf8"), str(recipe_file)) if recipe_file.is_file() else Recipe()
+    recipe = (
+        Recipe.from_yaml(recipe_file.read_text(encoding="utf8"), str(recipe_file))
+        if recipe_file.is_file()
+        else Recipe()
+    )
     runner = load_runner(manifest["engine"], str(folder), threads, manifest["precision"])
     report = read_report(report_file) if report_file.is_file() else None
     return Compressed(manifest["engine"], recipe, runner, report, tuple(manifest["inputs"]))
@@ -112,7 +120,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise SavedFolderError(f"{folder} holds no {MANIFEST}; give a folder that `tersor compress --out` wrote")
+        raise SavedFolderError(
+            f"{folder} holds no {MANIFEST}; give a folder that `tersor compress --out` wrote"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf8"))
         if manifest["format"] != FORMAT:
@@ -131,18 +141,24 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
     for name, entry in manifest["files"].items():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise SavedFolderError(f"{folder / MANIFEST} names the file {name!r} outside of its folder; do not trust it")
+            raise SavedFolderError(
+                f"{folder / MANIFEST} names the file {name!r} outside of its folder; do not trust it"
+            )
         if not path.is_file():
             if entry["shipped"]:
                 raise SavedFolderError(f"{path} is missing; copy the folder again, or compress again")
         elif _sha256(path) != entry["sha256"]:
-            raise SavedFolderError(f"{path} was altered: its SHA-256 is not the manifest's; copy it again, or compress again")
+            raise SavedFolderError(
+                f"{path} was altered: its SHA-256 is not the manifest's; copy it again, or compress again"
+            )
 
 
 def check_free(folder: Path, force: bool) -> None:
     """Refuse a folder that exists, before any work is done for it."""
     if folder.exists() and not force:
-        raise SavedFolderError(f"{folder} exists and is kept; choose another folder, or give --force (force=True)")
+        raise SavedFolderError(
+            f"{folder} exists and is kept; choose another folder, or give --force (force=True)"
+        )
     if folder.exists() and not folder.is_dir():
         raise SavedFolderError(f"{folder} is a file, not a folder; choose another name")
 

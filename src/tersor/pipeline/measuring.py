@@ -12,7 +12,17 @@ from torch import Tensor
 from tersor.engines import check_numbers, engine
 from tersor.engines.base import Runner
 from tersor.errors import TersorError
-from tersor.measure import AgreementRecorder, Judged, agreed, interleave, judge, measure_memory, paired_interval, ratio
+from tersor.measure import (
+    AgreementRecorder,
+    Judged,
+    agreed,
+    interleave,
+    judge,
+    measure_memory,
+    paired_interval,
+    ratio,
+    same_inputs,
+)
 from tersor.measure.energy import joules_per_call
 from tersor.measure.latency import Latency
 from tersor.network.network import Network
@@ -108,12 +118,17 @@ def _sizes_and_memory(subjects: Subjects, found: Measured, on_step: Callable[[],
 
 
 def _libraries(name: str) -> list[str]:
-    return {"openvino": ["openvino"], "onnxruntime": ["onnxruntime"], "tensorrt": ["onnxruntime"]}.get(name, [])
+    return {"openvino": ["openvino"], "onnxruntime": ["onnxruntime"], "tensorrt": ["onnxruntime"]}.get(
+        name, []
+    )
 
 
 def _latencies(subjects: Subjects, found: Measured, on_round: Callable[[int, int], None]) -> None:
     inputs = single(subjects.original)
-    example = subjects.task.arguments(subjects.task.example)
+    example = tuple(
+        x[:1] if isinstance(x, Tensor) and x.ndim and subjects.original.dynamic_batch else x
+        for x in subjects.task.arguments(subjects.task.example)
+    )
     model, names = subjects.task.model, subjects.task.input_names
 
     def eager() -> None:
@@ -151,10 +166,16 @@ def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -
         found.metric[name] = judge(task.evaluate, recorders[name], f"the {name} network")
         on_step()
     before, after = found.metric["original"].scores, found.metric["compressed"].scores
-    if before is not None and after is not None:
+    paired = same_inputs(recorders["original"], recorders["compressed"])
+    if before is not None and after is not None and paired:
         found.interval = paired_interval(before, after, higher_is_better=task.higher_is_better)
+    elif before is not None and after is not None:
+        reason = "evaluate judged other samples, or in another order, the second time; make it repeatable"
+        found.unknown["compressed.metric_interval"] = reason
     else:
-        found.unknown["compressed.metric_interval"] = "evaluate gives one number; return the scores of all samples"
+        found.unknown["compressed.metric_interval"] = (
+            "evaluate gives one number; return the scores of all samples"
+        )
         found.unknown["samples.evaluation"] = "evaluate gives one number, not the scores of all samples"
     agreement = agreed(recorders["original"], recorders["compressed"])
     found.agreement = agreement.share
@@ -192,7 +213,9 @@ def _in_batches(runner: Callable[..., Any], tensors: tuple[Tensor, ...], size: i
 
 
 def _numbers(subjects: Subjects, samples: tuple[Any, ...], found: Measured) -> None:
-    part = tuple(x[:8] if isinstance(x, Tensor) and x.ndim and subjects.original.dynamic_batch else x for x in samples)
+    part = tuple(
+        x[:8] if isinstance(x, Tensor) and x.ndim and subjects.original.dynamic_batch else x for x in samples
+    )
     tensors = tuple(x for x in part if isinstance(x, Tensor))
     if not subjects.original.dynamic_batch:
         tensors = subjects.original.example

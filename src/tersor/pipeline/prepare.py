@@ -43,7 +43,9 @@ def predicted_bytes(network: Network, plan: Plan) -> tuple[int, int]:
     """Bytes of the tensors now, and predicted after compression (scales counted, the engine's own text not)."""
     before = network.weight_bytes()
     saved = 0
-    for name, bits, scales in {(s.group, s.spec.format.bits, _scales(network, s.group, s.spec)) for s in plan.weights()}:
+    for name, bits, scales in {
+        (s.group, s.spec.format.bits, _scales(network, s.group, s.spec)) for s in plan.weights()
+    }:
         tensor = network.tensor(name)
         saved += tensor.numel() * tensor.element_size() - (tensor.numel() * bits + 7) // 8 - 4 * scales
     return before, before - saved

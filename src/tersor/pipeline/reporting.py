@@ -44,7 +44,9 @@ def make_report(
     null = dict(measured.unknown)
     layers = tuple(_layer(row, solved, noise) for row in audited)
     if any(layer.sqnr_db is None or layer.accumulated_sqnr_db is None for layer in layers):
-        null["layers.sqnr_db"] = null["layers.accumulated_sqnr_db"] = "a layer without error or signal has no such ratio"
+        null["layers.sqnr_db"] = null["layers.accumulated_sqnr_db"] = (
+            "a layer without error or signal has no such ratio"
+        )
     if any(layer.weight_bytes is None for layer in layers):
         null["layers.weight_bytes"] = "the weight is computed at run time"
     original, compressed = measured.metric.get("original"), measured.metric.get("compressed")
@@ -63,7 +65,9 @@ def make_report(
         engine=subjects.engine,
         environment=describe_environment(threads=subjects.threads, precision=precision),
         seed=recipe.seed,
-        samples=Samples(calibration=solved.calibration.samples, evaluation=original.samples if original else None),
+        samples=Samples(
+            calibration=solved.calibration.samples, evaluation=original.samples if original else None
+        ),
         metric=Metric(name=subjects.task.metric, higher_is_better=subjects.task.higher_is_better),
         original=Original(
             bytes=measured.bytes["original"],
@@ -144,7 +148,15 @@ def _audit_rows(runner: Runner, audited: list[Audited]) -> tuple[Audit, ...]:
     for item in runner.executed():
         layer = next((planned[n] for n in item.nodes if n in planned), None)
         name = layer.name if layer else ", ".join(item.nodes) or item.name
-        rows.append(Audit(name=name, op=item.op, planned=layer.planned if layer else None, executed=item.precision, note=item.note))
+        rows.append(
+            Audit(
+                name=name,
+                op=item.op,
+                planned=layer.planned if layer else None,
+                executed=item.precision,
+                note=item.note,
+            )
+        )
     return tuple(rows)
 
 
@@ -162,7 +174,11 @@ def _histograms(solved: Solved) -> list[Histogram]:
             if estimate.low is not None and estimate.high is not None:
                 thresholds[estimate.observer] = (float(estimate.low), float(estimate.high))
         if len(set(edges)) == len(edges) and data["counts"]:
-            drawn.append(Histogram(site=site.name, bins=tuple(edges), counts=tuple(data["counts"]), thresholds=thresholds))
+            drawn.append(
+                Histogram(
+                    site=site.name, bins=tuple(edges), counts=tuple(data["counts"]), thresholds=thresholds
+                )
+            )
     return drawn
 
 
@@ -184,7 +200,9 @@ def _simulation_warnings(measured: Measured) -> list[str]:
     share = measured.simulation_agreement
     if share is None or share >= 0.98:
         return []
-    return [f"engine and simulation make the same prediction for {share:.1%} only; look at the audit for what differs"]
+    return [
+        f"engine and simulation make the same prediction for {share:.1%} only; look at the audit for what differs"
+    ]
 
 
 def _half_warnings(audited: list[Audited]) -> list[str]:

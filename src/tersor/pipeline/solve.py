@@ -56,7 +56,9 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
         network = quantize_network(prepared.network, prepared.plan, ranges, weights)
     if recipe.bias_correction and calibration.means:
         with stages.stage("solve", "correcting biases", len(calibration.means)) as bar:
-            network = CorrectBias(calibration.means)(network, joined(first, calibration.mean_samples), bar.advance)
+            network = CorrectBias(calibration.means)(
+                network, joined(first, calibration.mean_samples), bar.advance
+            )
     return Solved(prepared, network, calibration, ranges, solutions, joined(first, 64))
 
 
@@ -110,7 +112,9 @@ def activation_ranges(
         known = _KNOWN.get(op_name(nodes[site.node])) if site.source else None
         name = "kl" if site.range == "easyquant" else site.range
         try:
-            ranges[site.group] = known or OBSERVERS[name].range(calibration.of_group(plan, site.group), site.spec)
+            ranges[site.group] = known or OBSERVERS[name].range(
+                calibration.of_group(plan, site.group), site.spec
+            )
         except TersorError as error:
             raise type(error)(f"{site.name}: {error}") from error
     return ranges
@@ -142,7 +146,9 @@ def _solution(
     if site.range == "easyquant":
         source = _input_site(prepared.plan, node)
         if source is None:
-            raise RecipeError(f"{site.name}: easyquant chooses weight and input together; this input stays float")
+            raise RecipeError(
+                f"{site.name}: easyquant chooses weight and input together; this input stays float"
+            )
         low, high = ranges[source.group]
         solver = EasyQuant()
         problem = replace(
@@ -172,7 +178,11 @@ def _geometry(node: Any) -> Geometry:
 
 def _input_samples(task: Task, recipe: Recipe, prepared: Prepared) -> dict[str, Tensor]:
     """A few inputs of every layer that EasyQuant solves."""
-    wanted = {prepared.network.node(s.node).args[0].name: s.node for s in prepared.plan.weights() if s.range == "easyquant"}  # type: ignore[union-attr]
+    wanted = {
+        prepared.network.node(s.node).args[0].name: s.node
+        for s in prepared.plan.weights()
+        if s.range == "easyquant"
+    }  # type: ignore[union-attr]
     if not wanted:
         return {}
     kept: dict[str, Tensor] = {}
@@ -211,7 +221,9 @@ def _some(task: Task, samples: int) -> Iterator[tuple[Any, ...]]:
             return
 
 
-def _keeping(batches: Iterator[tuple[Any, ...]], kept: list[tuple[Any, ...]], samples: int) -> Iterator[tuple[Any, ...]]:
+def _keeping(
+    batches: Iterator[tuple[Any, ...]], kept: list[tuple[Any, ...]], samples: int
+) -> Iterator[tuple[Any, ...]]:
     """Pass the batches on and keep the first: a second reading might come in another order."""
     seen = 0
     for inputs in batches:

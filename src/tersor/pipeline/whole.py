@@ -61,7 +61,11 @@ def compress(
         with stages.stage("compile", "compiling"):
             runner = module.compile(solved.network, threads=threads, precision=precision)
         inputs = tuple(
-            {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": _shape(x, prepared.original.dynamic_batch)}
+            {
+                "name": name,
+                "dtype": str(x.dtype).removeprefix("torch."),
+                "shape": _shape(x, prepared.original.dynamic_batch),
+            }
             for name, x in zip(prepared.original.input_names, prepared.original.example, strict=True)
         )
         done = Compressed(engine, recipe, runner, None, inputs, solved.network, solved.prepared.plan)

@@ -12,7 +12,7 @@ from tersor.solvers.patches import patches
 from tersor.solvers.problem import LayerProblem, LayerSolution, curve, weight_sqnr
 from tersor.solvers.rtn import mse_range
 
-_GAIN = 1e-9  # what the cosine must grow by for a scale to move
+_GAIN = 1e-7  # what the cosine must grow by for a scale to move
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tersor.solvers.problem import LayerProblem, LayerSolution, curve, weight_sq
 
 _COARSE = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _STEPS = (0.05, 0.025, 0.0125, 0.00625)
-_DENSE = tuple(k / 100 for k in range(99, 9, -1))
+_DENSE = tuple(k / 200 for k in range(199, 19, -1))
 # The error of few weights jumps with the range; that of many is smooth: a coarse search finds its minimum.
 _FEW = 128
 # Elements that are worked on at once: their intermediates stay in the processor's cache.

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from tersor.network.calibrate import channel_axis, channel_mean
@@ -67,5 +66,3 @@ def _shift_bias(network: Network, node: fx.Node, shift: Tensor) -> None:
     arguments[2] = new
     node.args = tuple(arguments)
     node.kwargs = {k: v for k, v in node.kwargs.items() if k != "bias"}
-
-

@@ -40,7 +40,11 @@ def _fold(conv: fx.Node) -> None:
         return
     own = list(argument(conv, 4, "padding", [0] * spatial))
     own = own * spatial if len(own) == 1 else own
-    arguments = list(conv.args) + [None, [1] * spatial, [0] * spatial][len(conv.args) - 2 :] if len(conv.args) < 5 else list(conv.args)
+    arguments = (
+        list(conv.args) + [None, [1] * spatial, [0] * spatial][len(conv.args) - 2 :]
+        if len(conv.args) < 5
+        else list(conv.args)
+    )
     for position, key in ((2, "bias"), (3, "stride")):
         if key in conv.kwargs:
             arguments[position] = conv.kwargs[key]

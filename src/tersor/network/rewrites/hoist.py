@@ -8,7 +8,18 @@ from torch import fx
 from tersor.network.network import Network, finish, op_name, title
 
 # Functions of one value at a time: f(cat(a, b)) = cat(f(a), f(b)).
-_ELEMENTWISE = {"relu", "relu6", "hardtanh", "clamp", "clamp_min", "leaky_relu", "hardswish", "silu", "sigmoid", "tanh"}
+_ELEMENTWISE = {
+    "relu",
+    "relu6",
+    "hardtanh",
+    "clamp",
+    "clamp_min",
+    "leaky_relu",
+    "hardswish",
+    "silu",
+    "sigmoid",
+    "tanh",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,9 @@ def _hoist(network: Network, node: fx.Node, source: fx.Node) -> None:
     parts = []
     for k, part in enumerate(source.args[0]):  # type: ignore[arg-type]
         with network.graph.inserting_before(source):
-            moved = network.graph.create_node("call_function", node.target, (part, *node.args[1:]), dict(node.kwargs))
+            moved = network.graph.create_node(
+                "call_function", node.target, (part, *node.args[1:]), dict(node.kwargs)
+            )
         moved.meta.update(val=part.meta.get("val"), title=title(node) if k == 0 else f"{title(node)}_{k + 1}")  # type: ignore[union-attr]
         parts.append(moved)
     source.update_arg(0, parts)

@@ -118,7 +118,7 @@ class Recipe(_Strict):
     activations: Quantization = Quantization()
     equalize: Literal["auto", "on", "off"] = "auto"
     bias_correction: bool = True
-    correction_samples: int = Field(64, ge=1)
+    correction_samples: int = Field(default=64, ge=1)
     rules: tuple[Rule, ...] = ()
     seed: int = 0
 

@@ -39,6 +39,7 @@ class Policy:
         decomposes: activation functions to be written in simpler operators first.
         skip_branch_only: True where only the shortcut of a residual add is quantized.
         half_arithmetic: True where it computes in FP16/BF16 a layer that the recipe keeps in one.
+        integer_biases: True where biases are held as int32 at input scale × weight scale.
         reduced_weights: True where weights keep to 7 bits, since u8·s8 products saturate (no VNNI).
     """
 
@@ -60,6 +61,7 @@ class Policy:
     skip_branch_only: bool = False
     half_arithmetic: bool = False
     reduced_weights: bool = False
+    integer_biases: bool = False
 
     def without_vnni(self) -> "Policy":
         """The policy for a CPU whose u8·s8 kernels add pairs of products in 16 bits: weights keep to 7 bits.

@@ -28,6 +28,8 @@ def policy() -> Policy:
         layers=frozenset({"conv1d", "conv2d", "conv3d", "linear"}),
         fuses=frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}),
         needs_output_quantizer=frozenset({"conv1d", "conv2d", "conv3d"}),
+        decomposes=frozenset({"silu"}),
+        integer_biases=True,
     )
 
 

@@ -49,6 +49,8 @@ def make_report(
         )
     if any(layer.weight_bytes is None for layer in layers):
         null["layers.weight_bytes"] = "the weight is computed at run time"
+    if any(layer.executed is None for layer in layers):
+        null["layers.executed"] = "the engine gives no account of it here"
     original, compressed = measured.metric.get("original"), measured.metric.get("compressed")
     simulated = measured.metric.get("simulation")
     peak = peak_bytes()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tersor.checkpoints.int32_bias import fit_biases
 from tersor.errors import RecipeError, TersorError
 from tersor.network.calibrate import Calibration, calibrate
 from tersor.network.corrections.bias import CorrectBias
@@ -59,6 +60,8 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
             network = CorrectBias(calibration.means)(
                 network, joined(first, calibration.mean_samples), bar.advance
             )
+    if prepared.policy.integer_biases:
+        network = fit_biases(network)
     return Solved(prepared, network, calibration, ranges, solutions, joined(first, 64))
 
 

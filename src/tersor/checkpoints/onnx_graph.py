@@ -23,14 +23,16 @@ from tersor.network.network import Network
 
 DOMAIN = "tersor"
 OPSET = 21
+# Of the nodes that one operator becomes, the one that does its work bears its name.
+_WORK = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _INTEGER, _STRING = OpSchema.AttrType.INT, OpSchema.AttrType.STRING
 
 
 def export_graph(network: Network) -> ir.Model:
     """The Network as an ONNX IR model (opset 21, dynamic batch where the Network has one).
 
-    The last ONNX node of a Network node bears its name, and so does its value; further nodes that it took are
-    called ``name/Type``. Quantizers are nodes ``tersor::fake_quantize``, ``dequantize`` and ``cast``.
+    Of the ONNX nodes that a Network node becomes, the one that does the work bears its name and the last value too;
+    the others are called ``name/Type``. Quantizers are nodes ``tersor::fake_quantize``, ``dequantize`` and ``cast``.
 
     Raises:
         EngineError: naming the operator that ONNX does not know.
@@ -67,13 +69,11 @@ def _program(network: Network) -> Any:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.export.export(network.module, network.example, dynamic_shapes=shapes, strict=False)
-    exported = [n for n in program.graph.nodes if n.op == "call_function"]
-    own = network.operators()
-    if [n.target for n in exported] != [n.target for n in own]:
-        raise EngineError("exporting the graph again changed its operators; please report this network as a bug")
-    for node, known in zip(exported, own, strict=True):
-        # The one thing that the exporter carries from here to the ONNX nodes is the module's name.
-        node.meta["nn_module_stack"] = {"": (known.name, "")}
+    for node in program.graph.nodes:
+        origin = node.meta.get("from_node")
+        if node.op == "call_function":
+            # The one thing that the exporter carries from here to the ONNX nodes is the module's name.
+            node.meta["nn_module_stack"] = {"": (origin[-1].name if origin else node.name, "")}
     return program
 
 
@@ -121,26 +121,28 @@ def _cast() -> Callable[..., Any]:
 
 def _name(model: ir.Model, network: Network) -> None:
     graph = model.graph
-    nodes = list(graph)
-    owners = [_owner(node) for node in nodes]
-    last = {owner: node for node, owner in zip(nodes, owners, strict=True)}
-    for k, (node, owner) in enumerate(zip(nodes, owners, strict=True)):
-        main = last[owner] is node
-        node.name = owner if main else f"{owner}/{node.op_type}_{k}"
-        for j, value in enumerate(node.outputs):
-            value.name = (owner if j == 0 else f"{owner}.{j}") if main else f"{owner}/{k}.{j}"
-        node.metadata_props.clear()
-        node.doc_string = None
+    owned: dict[str, list[ir.Node]] = {}
+    for node in graph:
+        # A name with a slash belongs to no operator of the Network.
+        owned.setdefault(_owner(node) or f"/{node.name}", []).append(node)
+    for owner, nodes in owned.items():
+        main = next((n for n in nodes if n.op_type in _WORK), nodes[-1])
+        for k, node in enumerate(nodes):
+            node.name = owner if node is main else f"{owner}/{node.op_type}_{k}"
+            for j, value in enumerate(node.outputs):
+                value.name = owner if node is nodes[-1] and j == 0 else f"{owner}/{k}.{j}"
+            node.metadata_props.clear()
+            node.doc_string = None
     graph.metadata_props.clear()
-    for value in (*graph.inputs, *graph.initializers.values(), *(v for n in nodes for v in n.outputs)):
+    for value in (*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
         value.metadata_props.clear()
     _name_ends(graph, network)
     graph.name = "network"
 
 
-def _owner(node: ir.Node) -> str:
+def _owner(node: ir.Node) -> str | None:
     scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    return str(ast.literal_eval(scopes)[0]) if scopes else str(node.name)
+    return str(ast.literal_eval(scopes)[0]) if scopes else None
 
 
 def _name_ends(graph: ir.Graph, network: Network) -> None:

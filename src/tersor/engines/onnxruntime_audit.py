@@ -20,6 +20,8 @@ _PRECISION = {
     TensorProto.UINT16: "int16",
 }
 _HELPERS = ("QuantizeLinear", "DequantizeLinear", "Cast", "Constant")
+# Arithmetic on shapes, not on values.
+_SHAPES = ("Shape", "Size", "ConstantOfShape", "Constant")
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _NEEDS_OUTPUT = ("Conv", "Add", "Mul", "GlobalAveragePool", "AveragePool", "Sigmoid", "Softmax", "LeakyRelu")
 
@@ -31,17 +33,21 @@ def account(written: Any, optimized: Any) -> list[Executed]:
     found along the values of the graph that was given to it.
     """
     graph = _Written.of(written)
+    for k, node in enumerate(optimized.graph.node):
+        node.name = node.name or f"/{node.op_type}_{k}"
     done = _done(graph, optimized)
     types = _types(optimized)
     rows = []
     for node in optimized.graph.node:
         read = next((types.get(i, 0) for i in node.input if i), 0)
         precision = "int8" if _INTEGER.fullmatch(node.op_type) else _PRECISION.get(read)
+        if node.op_type in _SHAPES:
+            continue
         if node.op_type == "MatMulNBits":
             bits = next((a.i for a in node.attribute if a.name == "bits"), 4)
             precision = "int4" if bits <= 4 else "int8"
         if precision is None:
-            continue  # arithmetic on shapes
+            continue
         nodes = tuple(dict.fromkeys(done.get(node.name, ())))
         fell = nodes and precision in ("fp32", "fp16", "bf16")
         rows.append(Executed(node.name, node.op_type, precision, nodes, graph.reason(nodes[0]) if fell else None))

@@ -1,0 +1,120 @@
+"""Every entry of SOLVERS, the whole suite: what a user of any solver may rely on."""
+
+import pytest
+import torch
+
+from tersor.numerics import QuantSpec
+from tersor.solvers import SOLVERS, Geometry, LayerProblem
+
+SPECS = [
+    QuantSpec("int8", "channel"),
+    QuantSpec("int8"),
+    QuantSpec("uint8", "channel", symmetric=False),
+    QuantSpec("int4", "group:3"),
+    QuantSpec("int8", "filters:4"),
+    QuantSpec("int2", "channel", scale_dtype="float16"),
+    QuantSpec("ternary", "channel"),
+    QuantSpec("binary", "channel"),
+    QuantSpec("fp8_e4m3", "channel"),
+    QuantSpec("int8", "channel", rounding="stochastic"),
+]
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def problem_of(weight: torch.Tensor, spec: QuantSpec) -> LayerProblem:
+    """A 3×3 convolution's problem or a linear layer's, with all statistics that any solver needs."""
+    geometry = Geometry((1, 1), (1, 1), (1, 1)) if weight.ndim == 4 else Geometry()
+    sample = drawn(3, weight.shape[1], 6, 6) if weight.ndim == 4 else drawn(40, weight.shape[1])
+    asymmetric = QuantSpec("uint8", symmetric=False)
+    limits = (float(sample.min()), float(sample.max()))
+    return LayerProblem("layer", weight, spec, geometry, sample, asymmetric, limits)
+
+
+@pytest.fixture(params=sorted(SOLVERS))
+def solver(request):
+    return SOLVERS[request.param]()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("shape", [(10, 7, 3, 3), (10, 7)], ids=str)
+def test_solution_is_a_valid_quantized_tensor(solver, spec, shape):
+    weight = drawn(*shape)
+    solution = solver(problem_of(weight, spec))
+    q = solution.qtensor
+    assert q.shape == weight.shape
+    assert q.spec == spec
+    assert q.codes.dtype == spec.format.dtype
+    assert q.scale.shape == spec.granularity.scale_shape(weight.shape)
+    assert (q.scale > 0).all()
+    if spec.format.kind != "float":
+        assert q.codes.min() >= spec.low
+        assert q.codes.max() <= spec.high
+    if spec.symmetric:
+        assert (q.zero_point == 0).all()
+    assert torch.equal(q.scale, q.scale.to(getattr(torch, spec.scale_dtype)).float())
+    error = (q.dequantize().double() - weight.double()).square().sum()
+    sqnr = 10 * torch.log10(weight.double().square().sum() / error)
+    assert solution.sqnr_db == pytest.approx(sqnr.item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    "spec", [QuantSpec("int4", "channel"), QuantSpec("int8", "channel", rounding="stochastic")]
+)
+def test_same_problem_same_codes(solver, spec):
+    first, second = (solver(problem_of(drawn(8, 5, 3, 3), spec)) for _ in range(2))
+    assert torch.equal(first.qtensor.codes, second.qtensor.codes)
+    assert torch.equal(first.qtensor.scale, second.qtensor.scale)
+
+
+def test_weight_is_not_changed(solver):
+    weight = drawn(8, 5)
+    solver(problem_of(weight, QuantSpec("int4", "channel")))
+    assert torch.equal(weight, drawn(8, 5))
+
+
+def test_dead_channels_stay_dead(solver):
+    weight = drawn(6, 5, 3, 3)
+    weight[2] = 0
+    weight[:, 3] = 0
+    solution = solver(problem_of(weight, QuantSpec("int8", "channel")))
+    after = solution.qtensor.dequantize()
+    assert (after[2] == 0).all()
+    assert (after[:, 3] == 0).all()
+    assert solution.sqnr_db > 35
+
+
+def test_all_zero_weight_has_no_error(solver):
+    solution = solver(problem_of(torch.zeros(4, 3), QuantSpec("int8", "channel")))
+    assert (solution.qtensor.dequantize() == 0).all()
+    assert solution.sqnr_db == float("inf")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 1)], ids=str)
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group:2"])
+def test_single_weight(solver, shape, granularity):
+    solution = solver(problem_of(torch.full(shape, -0.7), QuantSpec("int8", granularity)))
+    assert solution.qtensor.dequantize().item() == pytest.approx(-0.7, rel=0.01)
+
+
+@pytest.mark.parametrize("spec", [QuantSpec("int4", "group:4"), QuantSpec("int4", "filters:4")], ids=str)
+def test_group_that_does_not_divide(solver, spec):
+    # Channel sizes grow, so a scale that belonged to another group would show.
+    weight = drawn(10, 6) * 4 ** torch.arange(10.0)[:, None] * 3 ** torch.arange(6.0)
+    q = solver(problem_of(weight, spec)).qtensor
+    part = (slice(8, None),) if spec.granularity.kind == "filters" else (slice(None), slice(4, None))
+    scale = q.scale[2:] if spec.granularity.kind == "filters" else q.scale[:, 1:]
+    weight, after = weight[part], q.dequantize()[part]
+    inside = weight.abs() <= 7 * scale
+    assert inside.float().mean() >= 0.6
+    assert ((after - weight).abs() <= scale / 2 * (1 + 1e-5))[inside].all()
+
+
+def test_curve_costs_more_for_less_error(solver):
+    points = solver.curve(problem_of(drawn(16, 12), QuantSpec("int8", "channel")), ["int2", "int4", "int8"])
+    scales = 16 * 32
+    assert [bits for bits, _ in points] == [16 * 12 * b + scales for b in (2, 4, 8)]
+    errors = [error for _, error in points]
+    assert errors[0] > 2 * errors[1] > 200 * errors[2] > 0

@@ -3,10 +3,11 @@
 import difflib
 from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import fx
 
 from tersor.errors import RecipeError
 from tersor.network.network import TRANSPOSED, Network, groups_of, op_name, title, weight_node
+from tersor.network.roles import is_float_tensor, roles_of
 from tersor.numerics.spec import Granularity, QuantSpec
 from tersor.policy import Policy
 from tersor.recipe import Recipe, Rule
@@ -70,7 +71,7 @@ def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
     operators = network.operators()
     _check_rules(recipe, operators)
     rules = {n: recipe.rule_for(title(n), op_name(n)) for n in operators}
-    roles = _roles(operators, rules, policy)
+    roles = roles_of(operators, rules, policy)
     wanted = _wanted(network, roles, policy)
     sites = _activation_sites(network, roles, wanted, rules, recipe, policy)
     sites += _weight_sites(operators, roles, rules, recipe, policy)
@@ -80,12 +81,6 @@ def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
         operators, roles, rules, {s.node: s for s in sites if s.kind == "weight"}, wanted, policy
     )
     return Plan(tuple(sites), tuple(layers))
-
-
-def is_float_tensor(node: fx.Node) -> bool:
-    """Whether the node's value is one floating-point tensor."""
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _check_rules(recipe: Recipe, operators: list[fx.Node]) -> None:
@@ -100,88 +95,6 @@ def _check_rules(recipe: Recipe, operators: list[fx.Node]) -> None:
             f"rule ({rule}) matches no operator of this network; nearest names: {', '.join(near) or 'none'}. "
             "`tersor inspect` lists them all"
         )
-
-
-def _roles(operators: list[fx.Node], rules: dict[fx.Node, Rule | None], policy: Policy) -> dict[fx.Node, str]:
-    """layer, arithmetic, average, transparent, fused or float, for every operator."""
-    roles: dict[fx.Node, str] = {}
-    normalised = _feeds_normalisation(operators)
-    for node in operators:
-        name, rule = op_name(node), rules[node]
-        kept = rule is not None and rule.keep is not None
-        if name in policy.transparent:
-            roles[node] = "transparent"
-        elif kept or not is_float_tensor(node):
-            roles[node] = "float"
-        elif name in policy.layers and weight_node(node) is not None:
-            roles[node] = "layer"
-        elif name in policy.arithmetic and node not in normalised and _both_activations(node):
-            roles[node] = (
-                "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"
-            )
-        elif name in policy.averages and _is_spatial(node):
-            roles[node] = "average" if _comes_from(node.all_input_nodes[0], roles) else "float"
-        elif name in policy.fuses and _follows(node, roles):
-            roles[node] = "fused"
-        else:
-            roles[node] = "float"
-    return roles
-
-
-def _both_activations(node: fx.Node) -> bool:
-    inputs = [
-        a for a in node.args[:2] if isinstance(a, fx.Node) and a.op != "get_attr" and is_float_tensor(a)
-    ]
-    return len(inputs) == 2 and inputs[0] is not inputs[1]
-
-
-def _is_spatial(node: fx.Node) -> bool:
-    """Whether an average runs over the dimensions behind the channels, as a pooling does."""
-    if op_name(node) != "mean":
-        return True
-    value = node.all_input_nodes[0].meta.get("val")
-    dims = node.args[1] if len(node.args) > 1 else None
-    if not isinstance(value, Tensor) or not isinstance(dims, (list, tuple)):
-        return False
-    return sorted(int(d) % value.ndim for d in dims) == list(range(2, value.ndim))  # type: ignore[arg-type]
-
-
-def _comes_from(node: fx.Node, roles: dict[fx.Node, str]) -> bool:
-    """Whether a value is made by integer arithmetic, looking through what only moves or bends it."""
-    role = roles.get(node)
-    if role in ("layer", "arithmetic", "average"):
-        return True
-    return role in ("transparent", "fused") and any(_comes_from(i, roles) for i in node.all_input_nodes)
-
-
-def _follows(node: fx.Node, roles: dict[fx.Node, str]) -> bool:
-    source = node.args[0]
-    return (
-        isinstance(source, fx.Node)
-        and roles.get(source) in ("layer", "arithmetic")
-        and len(source.users) == 1
-    )
-
-
-def _feeds_normalisation(operators: list[fx.Node]) -> set[fx.Node]:
-    """Sums that a LayerNorm or RMSNorm reads: a Transformer's residual stream, whose outliers 8 bits cannot hold."""
-    stream: set[fx.Node] = set()
-    for node in reversed(operators):
-        users = [u for u in node.users if u.op == "call_function"]
-        if any(op_name(u) in ("layer_norm", "rms_norm", "native_layer_norm") or u in stream for u in users):
-            if op_name(node) in (
-                "add",
-                "dropout",
-                "cat",
-                "expand",
-                "slice",
-                "transpose",
-                "permute",
-                "view",
-                "reshape",
-            ):
-                stream.add(node)
-    return stream
 
 
 def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[fx.Node]:

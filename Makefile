@@ -47,6 +47,7 @@ docs: setup
 # Tests last: their summary is the last line.
 check: lint docs slow
 
+# About an hour on two idle cores; one of them: $(PY) -m benchmarks speed_openvino
 bench: $(VENV)/.bench
 	$(PY) -m benchmarks
 

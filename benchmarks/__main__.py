@@ -1,0 +1,43 @@
+"""`python -m benchmarks [--quick] [name …]`: run the benches one after another, then write the table."""
+
+import subprocess
+import sys
+
+from benchmarks import table
+
+# Speed first, while the machine is cool; minutes on two cores with AVX-512 VNNI.
+BENCHES = {
+    "speed_openvino": 4,
+    "speed_onnxruntime": 4,
+    "calibration_cost": 4,
+    "compress_time": 6,
+    "audit": 5,
+    "per_tensor": 6,
+    "accuracy_cifar": 6,
+    "accuracy_imagenet": 25,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Each in a process of its own, out of the others' leavings; 1 where one failed to run."""
+    options = [a for a in arguments if a.startswith("-")]
+    names = [a for a in arguments if a in BENCHES] or list(BENCHES)
+    unknown = [a for a in arguments if not a.startswith("-") and a not in BENCHES]
+    if unknown:
+        print(f"no bench {', '.join(unknown)}; there are {', '.join(BENCHES)}", file=sys.stderr)
+        return 2
+    print(f"about {sum(BENCHES[n] for n in names)} minutes on two idle cores", file=sys.stderr, flush=True)
+    failed = []
+    for name in names:
+        print(f"== {name}", flush=True)
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options], check=False).returncode:
+            failed.append(name)
+    if "--quick" not in options:
+        table.main()
+    if failed:
+        print(f"failed to run: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

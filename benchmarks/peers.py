@@ -1,0 +1,94 @@
+"""The peers, at their defaults and at their best: NNCF for OpenVINO, ONNX Runtime's own quantizer."""
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import tersor
+from benchmarks.common import THREADS, quiet
+from tersor.engines.onnxruntime import OnnxRuntimeRunner
+from tersor.engines.openvino import OpenVINORunner
+
+
+def openvino_model(task: tersor.Task) -> Any:
+    """The task's network converted by OpenVINO itself, with any batch."""
+    import openvino as ov
+
+    (example,) = task.arguments(task.example)
+    with quiet():
+        model = ov.convert_model(task.model, example_input=example)
+    model.reshape([-1, *example.shape[1:]])
+    return model
+
+
+def single_pictures(task: tersor.Task) -> Iterator[np.ndarray]:
+    """The calibration pictures one by one, as both peers' examples feed them."""
+    for (batch,) in task.calibration():
+        for picture in batch.split(1):
+            yield picture.numpy()
+
+
+def nncf_model(task: tersor.Task, pictures: int, best: bool = False, model: Any = None) -> Any:
+    """NNCF's int8 model: its defaults, or mixed preset and accurate bias correction."""
+    with quiet():
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        options = {"preset": nncf.QuantizationPreset.MIXED, "fast_bias_correction": False} if best else {}
+        data = nncf.Dataset(single_pictures(task))
+        return nncf.quantize(model or openvino_model(task), data, subset_size=pictures, **options)
+
+
+def nncf_runner(task: tersor.Task, pictures: int, best: bool = False) -> OpenVINORunner:
+    """The same, compiled with its precision pinned."""
+    return OpenVINORunner(nncf_model(task, pictures, best), THREADS, "f32")
+
+
+def onnx_file(task: tersor.Task, path: Path) -> None:
+    """The task's network as PyTorch writes it to ONNX, with any batch."""
+    (example,) = task.arguments(task.example)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not needed
+    with quiet():
+        program = torch.onnx.export(
+            task.model, (torch.cat([example, example]),), dynamo=True, dynamic_shapes=(batch,)
+        )
+        program.save(str(path), external_data=False)
+
+
+def ort_model(task: tersor.Task, pictures: int, path: Path | None = None) -> Any:
+    """ONNX Runtime's `quantize_static` at its best: pre-processed, per channel, uint8 activations."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self, name: str) -> None:
+            self.name, self.data = name, single_pictures(task)
+            self.left = pictures
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            self.left -= 1
+            found = next(self.data, None) if self.left >= 0 else None
+            return None if found is None else {self.name: found}
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        plain, ready, done = (Path(folder) / f"{n}.onnx" for n in ("plain", "ready", "done"))
+        onnx_file(task, plain)
+        quant_pre_process(str(plain), str(ready))
+        name = onnx.load(ready).graph.input[0].name
+        quantize_static(
+            ready, path or done, Reader(name), per_channel=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+        return onnx.load(path or done)
+
+
+def ort_runner(task: tersor.Task, pictures: int) -> OnnxRuntimeRunner:
+    """The same, loaded."""
+    return OnnxRuntimeRunner(ort_model(task, pictures), THREADS)

@@ -1,0 +1,145 @@
+"""The table of figures to reach, filled from benchmarks/results/*.json: `python -m benchmarks.table`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, Claim, figure
+
+# key of a line: (what, to reach)
+LINES: dict[str, tuple[str, str]] = {
+    "cifar": (
+        "ResNet-20, ResNet-56, 10,000 test pictures, `int8-static` as it comes, calibrated on 512 pictures",
+        "at most 0.2 points under FP32",
+    ),
+    "mobilenetv2": (
+        "MobileNetV2, 744 photographs, as it comes, mean of five calibration draws (smallest…largest)",
+        "at most 0.8 points under FP32, at least 93 % of predictions agree",
+    ),
+    "squeezenet": ("SqueezeNet, the same", "at most 1.0 points under FP32"),
+    "per_tensor": (
+        "MobileNetV2 with per-tensor weights",
+        "the collapse shown; at most 2.0 points under FP32 with equalization and bias correction",
+    ),
+    "simulation": (
+        "simulation against engine on all of the above",
+        "top-1 within 0.3 points, at least 98 % of predictions agree",
+    ),
+    "audit": (
+        "audit of ResNet-20, ResNet-50, MobileNetV2 in both engines",
+        "no convolution or residual add in float",
+    ),
+    "size": (
+        "size on disk, every file counted",
+        "ResNet-50 at least 3.9, MobileNetV2 at least 3.6 times smaller",
+    ),
+    "over_nncf": ("OpenVINO, batch 1, 2 threads: ours over NNCF's int8", "at most 1.05"),
+    "over_fp32": (
+        "the same, FP32 (pinned) over ours; BF16 and eager PyTorch beside it",
+        "MobileNetV2 at least 1.8, ResNet-50 at least 4.0",
+    ),
+    "over_ort": ("ONNX Runtime, the same: ours over its `quantize_static` at its best", "at most 1.0"),
+    "calibration": ("calibration with all estimators at once over the bare forward passes", "at most 1.5"),
+    "subsampling": ("thresholds with the declared subsampling against every value counted", "within 1 %"),
+    "kl": (
+        "KL threshold of one tensor from its histogram; ONNX Runtime's function beside it",
+        "at most 5 ms",
+    ),
+    "compress": ("`compress` without evaluation, ResNet-50, 128 pictures, over NNCF", "at most 1.3"),
+    "memory": ("peak memory while calibrating, 64 against 1,024 pictures", "within 5 %"),
+}
+
+
+def table(results: Path = RESULTS) -> str:
+    """The whole file: one row for each line, then every claim by itself."""
+    found = [json.loads(path.read_text(encoding="utf8")) for path in sorted(results.glob("*.json"))]
+    claims: dict[str, list[Claim]] = {key: [] for key in LINES}
+    for data in found:
+        for entry in data["claims"]:
+            claims[entry["line"]].append(read(entry))
+    parts = [
+        "# Results\n\nMade by `python -m benchmarks.table` from the JSON files beside it. Ratios are of "
+        "medians, with p10…p90 of the ratio round by round; a loss of accuracy has its paired 95 % interval.\n",
+        _summary(claims),
+        *(_section(key, of_line) for key, of_line in claims.items() if of_line),
+        _where(found),
+    ]
+    return "\n".join(parts)
+
+
+def read(entry: dict[str, Any]) -> Claim:
+    """A claim as `common.write` wrote it."""
+    fields = {k: v for k, v in entry.items() if k != "reached"}
+    return Claim(**(fields | {"spread": tuple(fields["spread"]) if fields["spread"] else None}))
+
+
+def verdict(claims: list[Claim]) -> str:
+    """Reached only where every claim of the line is.
+
+    >>> verdict([Claim("kl", "a", 1.0, 5.0), Claim("kl", "b", 6.0, 5.0)])
+    '**missed** (1 of 2)'
+    """
+    judged = [c.reached for c in claims if c.reached is not None]
+    if not judged:
+        return "not measured"
+    missed = judged.count(False)
+    return f"**missed** ({missed} of {len(judged)})" if missed else "reached"
+
+
+def _summary(claims: dict[str, list[Claim]]) -> str:
+    rows = ["| what | to reach | ours | peer's | verdict |", "|---|---|---|---|---|"]
+    for key, (what, reach) in LINES.items():
+        shown = _shown(claims[key])
+        ours = "<br>".join(f"{c.what}: {figure(c)}" for c in shown)
+        beside = "<br>".join(dict.fromkeys(c.peer for c in shown if c.peer))
+        rows.append(f"| {what} | {reach} | {ours} | {beside} | {verdict(claims[key])} |")
+    return "\n".join(rows) + "\n"
+
+
+def _shown(claims: list[Claim], most: int = 8) -> list[Claim]:
+    """All of a line's claims, or of many the ones nearest to their bound or beyond it."""
+    if len(claims) <= most:
+        return claims
+    return sorted(claims, key=_margin)[: most // 2]
+
+
+def _margin(claim: Claim) -> float:
+    if claim.reach is None:
+        return float("inf")
+    ahead = claim.reach - claim.ours if claim.at_most else claim.ours - claim.reach
+    return ahead / (abs(claim.reach) or 1.0)
+
+
+def _section(key: str, claims: list[Claim]) -> str:
+    rows = [f"## {LINES[key][0]}\n", "| what | ours | to reach | peer's | |", "|---|---|---|---|---|"]
+    for c in claims:
+        reach = "" if c.reach is None else f"{'≤' if c.at_most else '≥'} {c.reach:g}"
+        mark = {True: "reached", False: "**missed**", None: ""}[c.reached]
+        rows.append(f"| {c.what} | {figure(c)} | {reach} | {c.peer} | {mark} |")
+    return "\n".join(rows) + "\n"
+
+
+def _where(found: list[dict[str, Any]]) -> str:
+    rows = [
+        "## Where\n",
+        "| bench | date | seconds | load per core | processor | versions |",
+        "|---|---|---|---|---|---|",
+    ]
+    for data in found:
+        e = data["environment"]
+        versions = ", ".join(f"{k} {v}" for k, v in e["versions"].items())
+        cpu = f"{e['cpu']}, {e['threads']} threads"
+        cells = (data["bench"], data["date"], data["seconds"], data["load_per_core"], cpu, versions)
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def main() -> None:
+    """Write RESULTS.md."""
+    path = RESULTS / "RESULTS.md"
+    path.write_text(table(), encoding="utf8")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,8 +26,7 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
     Raises:
         EngineError: where ONNX cannot express an operator or a quantizer, naming it.
     """
-    network = fit_biases(network)
-    model = export_graph(network)
+    model = export_graph(fit_biases(network) if style.integer_biases else network)
     graph = model.graph
     drop_idle_nodes(graph)
     fold_pads(graph)

@@ -33,13 +33,13 @@ class Style:
         on_codes: run what only moves values (pooling, slicing, joining) on the codes, not between quantizers.
         narrow_codes: keep code ranges that are narrower than their type, by a Clip on the codes. Without it,
             symmetric int8 takes −128 too, as TensorRT's own quantizers do.
-        integer_bias: write the bias of a matrix product as int32.
+        integer_biases: round biases as int32 arithmetic holds them, and write them so.
     """
 
     merge_activations: bool = True
     on_codes: bool = True
     narrow_codes: bool = True
-    integer_bias: bool = True
+    integer_biases: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class Writer:
         for node in list(self.graph):
             if node.domain == DOMAIN:
                 kinds[node.op_type](node)
-        if self.style.integer_bias:
+        if self.style.integer_biases:
             for node in self.graph:
-                if node.op_type == "Gemm":
+                if node.op_type in ("Conv", "Gemm"):
                     self._bias(node)
 
     def _activation(self, node: ir.Node) -> None:
@@ -110,7 +110,7 @@ class Writer:
                 mover.replace_input_with(k, source.inputs[0])
                 mover.meta[_QUANTIZER] = source.inputs[1:]
         parameters = mover.meta[_QUANTIZER]
-        if mover.op_type == "Pad":
+        if mover.op_type == "Pad" and len(mover.inputs) < 4:
             mover.resize_inputs(3)
             mover.replace_input_with(2, parameters[1])
         last = ir.node("DequantizeLinear", [value, *parameters], name=name)
@@ -118,7 +118,7 @@ class Writer:
         return last
 
     def _bias(self, node: ir.Node) -> None:
-        """The bias of an integer Gemm in int32: ONNX Runtime takes no other where the output stays float."""
+        """The bias of an integer layer in int32: ONNX Runtime's kernels take no other."""
         sources = [v.producer() if v is not None else None for v in node.inputs]
         bias = constant(node.inputs[2]) if len(node.inputs) == 3 else None
         if bias is None or any(s is None or s.op_type != "DequantizeLinear" for s in sources[:2]):

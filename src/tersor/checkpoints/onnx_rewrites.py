@@ -10,7 +10,8 @@ from tersor.checkpoints.onnx_graph import DOMAIN
 ABSORBED = "absorbed"
 _END = 2**31 - 1
 _MOVES = frozenset(
-    "MaxPool Pad Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Gather Expand Identity".split()
+    "MaxPool Reshape Flatten Transpose Squeeze Unsqueeze Slice Split Gather Expand Identity DepthToSpace "
+    "SpaceToDepth".split()
 )
 
 
@@ -204,9 +205,12 @@ def moving_inputs(node: ir.Node) -> list[ir.Value]:
     """The inputs whose values a moving operator passes on; none for any other operator."""
     if node.op_type == "Concat":
         return [v for v in node.inputs if v is not None]
-    if node.op_type == "Pad" and _zero_padding(node) is None:
-        return []
-    return [v for v in node.inputs[:1] if v is not None] if node.op_type in _MOVES and not node.domain else []
+    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else ""
+    moves = {
+        "Pad": mode in ("reflect", "edge") or _zero_padding(node) is not None if node.op_type == "Pad" else False,
+        "Resize": mode == "nearest",
+    }.get(node.op_type, node.op_type in _MOVES)
+    return [v for v in node.inputs[:1] if v is not None] if moves and not node.domain else []
 
 
 def _moved(node: ir.Node) -> Quantizer | None:

@@ -16,7 +16,8 @@ from tersor.policy import Policy, x86
 
 NAME = "onnxruntime"
 FILES = ("model.onnx",)
-_PROVIDERS = ["CPUExecutionProvider"]
+# It would quantize, without a word, float weights that the plan keeps; our files leave it nothing else to do.
+_OPTIONS = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["WeightBiasQuantization"]}
 # Only errors: it warns of every constant that nobody reads.
 _SILENT = 3
 
@@ -147,10 +148,10 @@ def _session(model: Any, options: Any) -> Any:
     from tersor.checkpoints.onnx_qdq import LIMIT, write_onnx
 
     if model.ByteSize() < LIMIT:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, **_OPTIONS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / write_onnx(model, Path(folder))[0]
-        return onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS)
+        return onnxruntime.InferenceSession(str(path), options, **_OPTIONS)
 
 
 def _summary(error: Exception) -> str:

@@ -49,7 +49,7 @@ def compile(network: Network, *, threads: int | None = None, precision: str = "f
 
     from tersor.checkpoints.onnx_qdq import Style, to_onnx
 
-    style = Style(merge_activations=False, on_codes=False, narrow_codes=False, integer_bias=False)
+    style = Style(merge_activations=False, on_codes=False, narrow_codes=False, integer_biases=False)
     model = to_onnx(network, style)
     _check_symmetric(model)
     onnx.checker.check_model(model, full_check=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tersor.engines.base import Executed
+from tersor.engines.openvino_pools import plain_pools
 from tersor.engines.program import exported
 from tersor.errors import EngineError
 from tersor.network.network import Network
@@ -62,6 +63,7 @@ def lower(network: Network) -> Any:
     for port, example in zip(model.inputs, network.example, strict=True):
         shapes[port] = [batch or example.shape[0], *example.shape[1:]] if example.ndim else []
     model.reshape(shapes)
+    plain_pools(model)
     _share_bounds(model)
     _shorten_names(model)
     for port, name in zip(model.inputs, network.input_names, strict=True):

@@ -253,10 +253,10 @@ def _planned(
         elif role == "transparent":
             if not name.startswith("max_pool"):
                 continue
-            quantized = any(i in wanted for i in node.all_input_nodes)
-            planned, reason = (
-                ("int8", "keeps its input's parameters") if quantized else ("fp32", "its input is float")
-            )
+            if _moves_integers(node, roles, wanted):
+                planned, reason = "int8", "keeps its input's parameters"
+            else:
+                planned, reason = "fp32", "its input is float"
         elif rule is not None and rule.keep is not None:
             planned, reason = rule.keep, f"kept by the rule ({rule})"
         elif not is_float_tensor(node):
@@ -268,6 +268,15 @@ def _planned(
             del weight
         layers.append(PlannedLayer(title(node), node.name, name, planned, reason, weight_format))
     return layers
+
+
+def _moves_integers(node: fx.Node, roles: dict[fx.Node, str], wanted: set[fx.Node]) -> bool:
+    """Whether everything that a mover of values reads is quantized, looking through other movers."""
+    return all(
+        source in wanted or (roles.get(source) == "transparent" and _moves_integers(source, roles, wanted))
+        for source in node.all_input_nodes
+        if "val" in source.meta
+    )
 
 
 def _precision(spec: QuantSpec) -> str:

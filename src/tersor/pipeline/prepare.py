@@ -7,6 +7,7 @@ from tersor.network.capture import capture
 from tersor.network.network import Network
 from tersor.network.rewrites import decompose
 from tersor.network.rewrites.fold_batchnorm import FoldBatchNorm
+from tersor.network.rewrites.fold_constants import FoldConstants
 from tersor.network.rewrites.fold_pad import FoldPad
 from tersor.network.rewrites.hoist import HoistActivations
 from tersor.network.sites import Plan, plan
@@ -32,7 +33,7 @@ class Prepared:
 def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
     """Capture, fold and plan; no data is run."""
     original = capture(task.model, task.example)
-    network = HoistActivations()(FoldPad()(FoldBatchNorm()(original)))
+    network = HoistActivations()(FoldPad()(FoldBatchNorm()(FoldConstants()(original))))
     network = decompose.Decompose(policy.decomposes)(network)
     if not exact_int8(describe_environment(threads=1, precision="f32", packages=()).isa):
         policy = policy.without_vnni()

@@ -1,0 +1,67 @@
+"""A weight that the model computes from its parameters at every call is computed once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from tersor.network.network import WEIGHTED, Network, add_tensor, finish
+
+
+@dataclass(frozen=True)
+class FoldConstants:
+    """Replace weights and biases that depend on no input by their values: weight_norm, spectral_norm, ``w.abs()``.
+
+    Only what a layer reads as its weight or bias is folded: other constants may be large and cheap to compute.
+
+    >>> import torch
+    >>> from tersor.network.capture import capture
+    >>> net = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(4, 2)).eval()
+    >>> [n.name for n in FoldConstants()(capture(net, (torch.zeros(1, 4),))).operators()]
+    ['linear']
+    """
+
+    def __call__(self, network: Network, statistics: Any = None) -> Network:
+        network = network.edit()
+        values: dict[fx.Node, Any] = {}
+        for node in network.operators():
+            for position in (1, 2) if node.target in WEIGHTED else ():
+                source = node.args[position] if len(node.args) > position else None
+                if isinstance(source, fx.Node) and source.op == "call_function" and _is_constant(source):
+                    value = _value(network, source, values)
+                    if isinstance(value, Tensor):
+                        _fold(network, node, position, value)
+        return finish(network)
+
+
+def _is_constant(node: fx.Node) -> bool:
+    if node.op == "get_attr":
+        return True
+    if node.op != "call_function" or not _pure(node):
+        return False
+    return all(_is_constant(source) for source in node.all_input_nodes)
+
+
+def _pure(node: fx.Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    return not any(tag.name.startswith("nondeterministic") for tag in tags)
+
+
+def _value(network: Network, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    if node.op == "get_attr":
+        return network.tensor(node)
+    if node not in values:
+        look = lambda source: _value(network, source, values)  # noqa: E731
+        values[node] = node.target(*map_arg(node.args, look), **map_arg(node.kwargs, look))  # type: ignore[operator]
+    return values[node]
+
+
+def _fold(network: Network, layer: fx.Node, position: int, value: Tensor) -> None:
+    name = f"{layer.meta.get('path') or layer.name}.{'weight' if position == 1 else 'bias'}"
+    source = layer.args[position]
+    assert isinstance(source, fx.Node)
+    with network.graph.inserting_before(source):
+        folded = network.graph.get_attr(add_tensor(network, name, value.contiguous().clone()))
+    folded.meta["val"] = source.meta.get("val")
+    source.replace_all_uses_with(folded)

@@ -21,10 +21,11 @@ class Equalize:
     ranges; repeated over the network until nothing moves. Here, beyond the paper:
 
     - Several producers and consumers may share their channels (``spaces``): residual streams are scaled too.
-      log sᵢ is then the least-squares solution: the mean of the producers' log ranges minus the consumers'.
+      A channel's range is then the largest that it has in any of them, each as a part of its own maximum:
+      that one decides how few codes the channel is left with.
     - With ``statistics`` (of the network's nodes, by graph name; layers and residual adds are looked at),
-      the activation counts as one more producer: weights alone are made even at the price of activations that
-      no 8 bits hold any more (MobileNetV2, per tensor: 65 % top-1 without, 78 % with, 79 % in float).
+      the activation counts as one more producer: weights alone would be made even at the price of
+      activations that 8 bits no longer hold.
     - ReLU6 is no obstacle: its bound becomes 6/sᵢ, a ReLU and a ``minimum`` with a tensor, and the function
       stays what it was. The same goes for other clamps from 0 to a number.
 
@@ -77,11 +78,12 @@ class Equalize:
 
 def _step(space: Space, sizes: dict[fx.Node, Tensor], peaks: Tensor | None, scale: Tensor) -> Tensor:
     """log2 of the factors that bring this space, taken alone, to its best."""
-    outs = [sizes[n].amax(1).log2() for n in space.producers]
-    ins = [_by_input(sizes[n], n).log2() for n in space.consumers]
+    outs = [sizes[n].amax(1) for n in space.producers]
+    ins = [_by_input(sizes[n], n) for n in space.consumers]
     if peaks is not None:
-        outs.append(peaks.log2() - scale)
-    step = (torch.stack(outs).sum(0) - torch.stack(ins).sum(0)) / (len(outs) + len(ins))
+        outs.append(peaks / scale.exp2())
+    out, into = (torch.stack([r / r.max() for r in side]).amax(0).log2() for side in (outs, ins))
+    step = (out - into) / 2
     return step - step.mean()
 
 

@@ -13,10 +13,10 @@ LIMIT = 2.0**30
 def fit_biases(network: Network) -> Network:
     """Round every bias of an integer layer to input scale × weight scale, as int32 arithmetic will hold it.
 
-    Integer engines do it without a word; done here, the simulation computes what they compute. Where a bias
-    would not fit in int32 (a dead channel, whose weights are next to nothing beside its bias), they cut it off
-    as silently: here the channel's weight scale is raised until it fits, and its codes are rounded to that, at
-    an error of at most |bias|·inputs/2²².
+    Integer engines do it without a word; done here, the simulation computes what they compute. Where a
+    bias would not fit in int32 (a dead channel, whose weights are next to nothing beside its bias), they cut
+    it off as silently: here the channel's weight scale is raised until it fits, and its codes are rounded to
+    that, at an error of at most |bias|·inputs/2²².
     Layers whose input is not quantized per tensor, or whose weight's scale is neither one nor one per output,
     are left as they are. Doing it twice changes nothing.
     """
@@ -27,7 +27,9 @@ def fit_biases(network: Network) -> Network:
         if layer.target not in CONVOLUTIONS + LINEARS or bias is None:
             continue
         source, weight = layer.args[0], layer.args[1]
-        if _is(source, torch.ops.tersor.fake_quantize.default) and _is(weight, torch.ops.tersor.dequantize.default):
+        if _is(source, torch.ops.tersor.fake_quantize.default) and _is(
+            weight, torch.ops.tersor.dequantize.default
+        ):
             _fit(network, layer, source, weight, bias, fitted)  # type: ignore[arg-type]
     return finish(network)
 
@@ -37,12 +39,21 @@ def _is(node: object, target: object) -> bool:
 
 
 def _fit(
-    network: Network, layer: fx.Node, source: fx.Node, weight: fx.Node, bias: fx.Node, fitted: dict[fx.Node, Tensor]
+    network: Network,
+    layer: fx.Node,
+    source: fx.Node,
+    weight: fx.Node,
+    bias: fx.Node,
+    fitted: dict[fx.Node, Tensor],
 ) -> None:
     step, scale = (network.tensor(n.args[1]).double() for n in (source, weight))  # type: ignore[arg-type]
     value = network.tensor(bias)
     outputs = value.numel()
-    if step.numel() != 1 or scale.numel() not in (1, outputs) or (scale.numel() > 1 and scale.shape[0] != outputs):
+    if (
+        step.numel() != 1
+        or scale.numel() not in (1, outputs)
+        or (scale.numel() > 1 and scale.shape[0] != outputs)
+    ):
         return
     needed = value.double().abs() / (LIMIT * step.reshape(()))
     if scale.numel() == 1:

@@ -31,8 +31,9 @@ _INTEGER, _STRING = OpSchema.AttrType.INT, OpSchema.AttrType.STRING
 def export_graph(network: Network) -> ir.Model:
     """The Network as an ONNX IR model (opset 21, dynamic batch where the Network has one).
 
-    Of the ONNX nodes that a Network node becomes, the one that does the work bears its name and the last value too;
-    the others are called ``name/Type``. Quantizers are nodes ``tersor::fake_quantize``, ``dequantize`` and ``cast``.
+    Of the ONNX nodes that a Network node becomes, the one that does the work bears its name, and so does the
+    last value; the others are called ``name/Type``. Quantizers are nodes ``tersor::fake_quantize``,
+    ``dequantize`` and ``cast``.
 
     Raises:
         EngineError: naming the operator that ONNX does not know.
@@ -46,20 +47,33 @@ def export_graph(network: Network) -> ir.Model:
     try:
         with _quiet():
             exported = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, optimize=False, verbose=False, custom_translation_table=table
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+                custom_translation_table=table,
             )
     except torch.onnx.OnnxExporterError as error:
         raise EngineError(
-            f"ONNX: an operator of this network cannot be exported ({_innermost(error)}); keep that part out of the "
-            "network, or use an engine that takes the graph itself: openvino or torch"
+            f"ONNX: an operator of this network cannot be exported ({_innermost(error)}); keep that part "
+            "out of the network, or use an engine that takes the graph itself: openvino or torch"
         ) from error
     assert exported is not None
     model = exported.model
     with _quiet():
-        fold_constants(model)
+        fold_constants(model, should_fold=_fold)
         remove_unused_nodes(model)
     _name(model, network)
     return model
+
+
+def _fold(node: ir.Node) -> bool | None:
+    """Not the widening of a weight that is stored in half precision; the default rules for all else."""
+    source = node.inputs[0] if node.op_type == "Cast" else None
+    return (
+        False if source is not None and source.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else None
+    )
 
 
 def _program(network: Network) -> Any:
@@ -93,7 +107,9 @@ def _operator(name: str, inputs: tuple[str, ...], attributes: dict[str, Any]) ->
 
 
 def _fake_quantize() -> Callable[..., Any]:
-    op = _operator("fake_quantize", ("x", "scale", "zero_point"), dict.fromkeys(("low", "high", "block"), _INTEGER))
+    op = _operator(
+        "fake_quantize", ("x", "scale", "zero_point"), dict.fromkeys(("low", "high", "block"), _INTEGER)
+    )
 
     def translate(x, scale, zero_point, low: int, high: int, block: int):
         return op(x, scale, zero_point, low=low, high=high, block=block)
@@ -146,7 +162,7 @@ def _owner(node: ir.Node) -> str | None:
 
 
 def _name_ends(graph: ir.Graph, network: Network) -> None:
-    """Inputs and outputs bear the Network's names; an output that is an input or appears twice gets its own value."""
+    """Inputs and outputs bear the Network's names; an output that is an input, or comes twice, is copied."""
     for value, name in zip(graph.inputs, network.input_names, strict=True):
         value.name = name
     taken = {v.name for v in graph.inputs} | {v.name for n in graph for v in n.outputs}
@@ -166,12 +182,14 @@ def _name_ends(graph: ir.Graph, network: Network) -> None:
 def _innermost(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
+        :200
+    ]
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's chatter (torchvision is absent, a deprecated call of its own) is not the user's concern."""
+    """The exporter's chatter (torchvision is absent, a deprecated call of its own) is nobody's concern."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

@@ -6,9 +6,17 @@ import onnx
 import onnx_ir as ir
 
 from tersor.checkpoints.int32_bias import fit_biases
+from tersor.checkpoints.onnx_constants import Constants
 from tersor.checkpoints.onnx_graph import OPSET, export_graph
 from tersor.checkpoints.onnx_quantizers import Style, Writer
-from tersor.checkpoints.onnx_rewrites import drop_dead, drop_idle_nodes, fold_pads, is_output, pool_globally, quantize_moves
+from tersor.checkpoints.onnx_rewrites import (
+    drop_dead,
+    drop_idle_nodes,
+    fold_pads,
+    is_output,
+    pool_globally,
+    quantize_moves,
+)
 from tersor.network.network import Network
 
 FILE = "model.onnx"
@@ -34,7 +42,7 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
     if style.on_codes:
         quantize_moves(graph)
     bits = {n.name: int(n.meta["bits"]) for n in network.operators() if "bits" in n.meta}
-    Writer(graph, style, bits).write()
+    Writer(graph, Constants(graph), style, bits).write()
     drop_dead(graph)
     graph.opset_imports.clear()
     graph.opset_imports[""] = OPSET
@@ -49,9 +57,11 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
 
 
 def write_onnx(model: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
-    """Write ``model.onnx`` into an existing folder, and ``model.onnx.data`` beside it where it exceeds 2 GB."""
+    """Write ``model.onnx`` into an existing folder, and ``model.onnx.data`` beside it beyond 2 GB."""
     if model.ByteSize() < LIMIT:
         (folder / FILE).write_bytes(model.SerializeToString())
         return (FILE,)
     onnx.save_model(model, str(folder / FILE), save_as_external_data=True, location=f"{FILE}.data")
+    # Saving so took the tensors out of the model; a copy of it would have taken as much memory again.
+    onnx.load_external_data_for_model(model, str(folder))
     return FILE, f"{FILE}.data"

@@ -1,4 +1,4 @@
-"""What an ONNX graph needs so that its runtime computes in integers; no rewrite changes a single output code."""
+"""What an ONNX graph needs so that its runtime computes in integers; no rewrite changes an output code."""
 
 from dataclasses import dataclass
 
@@ -117,7 +117,9 @@ def fold_pads(graph: ir.Graph) -> None:
             continue
         own_pads = conv.attributes["pads"].as_ints() if "pads" in conv.attributes else [0] * (2 * spatial)
         extra = [*begin[2:], *end[2:]]
-        conv.attributes["pads"] = ir.AttrInt64s("pads", [int(a + b) for a, b in zip(own_pads, extra, strict=True)])
+        conv.attributes["pads"] = ir.AttrInt64s(
+            "pads", [int(a + b) for a, b in zip(own_pads, extra, strict=True)]
+        )
         conv.replace_input_with(0, pad.inputs[0])
         absorb(conv, pad.name)
     drop_dead(graph)
@@ -142,7 +144,7 @@ def _zero_padding(pad: ir.Node) -> list[int] | None:
 def pool_globally(graph: ir.Graph) -> None:
     """A mean over all dimensions behind the channels becomes GlobalAveragePool, which runtimes have in int8.
 
-    Where the mean drops those dimensions a Flatten does so now, and the quantizer behind it stands on both sides.
+    Where the mean drops those dimensions a Flatten does so now, between two of the quantizer behind.
     """
     for node in [n for n in graph if n.op_type == "ReduceMean"]:
         source, axes = node.inputs[0], constant(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -187,7 +189,11 @@ def quantize_moves(graph: ir.Graph) -> None:
         for value in node.outputs:
             readers = value.consumers()
             behind = [q for q in map(quantizer, readers) if q is not None]
-            if is_output(value) or not readers or (len(behind) == len(readers) and all(own.same(q) for q in behind)):
+            if (
+                is_output(value)
+                or not readers
+                or (len(behind) == len(readers) and all(own.same(q) for q in behind))
+            ):
                 continue
             source = _producer(node)
             assert source is not None
@@ -207,7 +213,9 @@ def moving_inputs(node: ir.Node) -> list[ir.Value]:
         return [v for v in node.inputs if v is not None]
     mode = node.attributes["mode"].as_string() if "mode" in node.attributes else ""
     moves = {
-        "Pad": mode in ("reflect", "edge") or _zero_padding(node) is not None if node.op_type == "Pad" else False,
+        "Pad": mode in ("reflect", "edge") or _zero_padding(node) is not None
+        if node.op_type == "Pad"
+        else False,
         "Resize": mode == "nearest",
     }.get(node.op_type, node.op_type in _MOVES)
     return [v for v in node.inputs[:1] if v is not None] if moves and not node.domain else []

@@ -17,7 +17,10 @@ from tersor.policy import Policy, x86
 NAME = "onnxruntime"
 FILES = ("model.onnx",)
 # It would quantize, without a word, float weights that the plan keeps; our files leave it nothing else to do.
-_OPTIONS = {"providers": ["CPUExecutionProvider"], "disabled_optimizers": ["WeightBiasQuantization"]}
+_OPTIONS: dict[str, Any] = {
+    "providers": ["CPUExecutionProvider"],
+    "disabled_optimizers": ["WeightBiasQuantization"],
+}
 # Only errors: it warns of every constant that nobody reads.
 _SILENT = 3
 
@@ -73,7 +76,9 @@ def _require(precision: str) -> None:
     if version() is None:
         raise EngineError('the engine `onnxruntime` is not installed; run: pip install "tersor[onnx]"')
     if precision != "f32":
-        raise EngineError(f"ONNX Runtime's CPU kernels compute float in FP32, not in {precision}; leave precision at f32")
+        raise EngineError(
+            f"ONNX Runtime's CPU kernels compute float in FP32, not in {precision}; leave precision at f32"
+        )
 
 
 class OnnxRuntimeRunner:

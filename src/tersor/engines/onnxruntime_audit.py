@@ -9,8 +9,10 @@ from onnx import TensorProto
 from tersor.checkpoints.onnx_rewrites import ABSORBED
 from tersor.engines.base import Executed
 
-_INTEGER = re.compile(r"QLinear\w+|QGemm|ConvInteger|MatMulInteger\w*|DynamicQuantizeMatMul|(Deq|Q)uantizeLinear")
-_PRECISION = {
+_INTEGER = re.compile(
+    r"QLinear\w+|QGemm|ConvInteger|MatMulInteger\w*|DynamicQuantizeMatMul|(Deq|Q)uantizeLinear"
+)
+_PRECISION: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
     TensorProto.BFLOAT16: "bf16",
@@ -29,8 +31,8 @@ _NEEDS_OUTPUT = ("Conv", "Add", "Mul", "GlobalAveragePool", "AveragePool", "Sigm
 def account(written: Any, optimized: Any) -> list[Executed]:
     """One row for every operator of the optimized graph (both onnx.ModelProto).
 
-    ONNX Runtime keeps the names of the nodes that it replaces, up to a suffix; what it merged into a neighbour is
-    found along the values of the graph that was given to it.
+    ONNX Runtime keeps the names of the nodes that it replaces, up to a suffix; what it merged into
+    a neighbour is found along the values of the graph that was given to it.
     """
     graph = _Written.of(written)
     for k, node in enumerate(optimized.graph.node):
@@ -50,7 +52,9 @@ def account(written: Any, optimized: Any) -> list[Executed]:
             continue
         nodes = tuple(dict.fromkeys(done.get(node.name, ())))
         fell = nodes and precision in ("fp32", "fp16", "bf16")
-        rows.append(Executed(node.name, node.op_type, precision, nodes, graph.reason(nodes[0]) if fell else None))
+        rows.append(
+            Executed(node.name, node.op_type, precision, nodes, graph.reason(nodes[0]) if fell else None)
+        )
     return rows
 
 
@@ -116,7 +120,9 @@ def _done(graph: _Written, optimized: Any) -> dict[str, list[str]]:
             pending.append(node)
     # What is neither there by name nor by value was merged: into its reader, else into its maker.
     for node in reversed(pending):
-        doer[node.name] = next((doer[r.name] for r in graph.readers.get(node.output[0], []) if doer.get(r.name)), None)
+        doer[node.name] = next(
+            (doer[r.name] for r in graph.readers.get(node.output[0], []) if doer.get(r.name)), None
+        )
     for node in pending:
         makers = [graph.maker[i].name for i in node.input if i in graph.maker]
         doer[node.name] = doer[node.name] or next((doer[m] for m in makers if doer.get(m)), None)

@@ -1,7 +1,7 @@
-"""The TensorRT profile: explicit QDQ ONNX as TensorRT's documentation asks for it. Nothing here runs TensorRT.
+"""The TensorRT profile: explicit QDQ ONNX as TensorRT's documentation asks for it. TensorRT is not run.
 
-The file is checked by ``onnx.checker``, and ONNX Runtime computes it operator by operator, so that it can be held
-against the simulation; latency and the precision of kernels can only be told on the target machine.
+The file is checked by ``onnx.checker``, and ONNX Runtime computes it operator by operator, so that it can be
+held against the simulation; latency and the precision of kernels can only be told on the target machine.
 """
 
 from dataclasses import replace
@@ -24,8 +24,11 @@ __all__ = ["FILES", "NAME", "TensorRTRunner", "compile", "load", "policy", "vers
 
 
 def policy() -> Policy:
-    """int8 symmetric with zero point 0 everywhere, weights per channel; what a layer reads is quantized, not what it
-    writes, and of a residual sum only the shortcut, so that convolution, sum and ReLU become one kernel."""
+    """int8 symmetric with zero point 0 everywhere, weights per channel.
+
+    What a layer reads is quantized, not what it writes, and of a residual sum only the shortcut, so that
+    convolution, sum and ReLU become one kernel.
+    """
     return replace(
         x86(NAME),
         activation=QuantSpec("int8", Granularity.tensor(), symmetric=True),
@@ -41,8 +44,8 @@ def compile(network: Network, *, threads: int | None = None, precision: str = "f
     """The network as explicit QDQ ONNX, checked, and ready to be computed for comparison.
 
     Raises:
-        EngineError: where the ONNX packages are not installed, or ONNX cannot express the network, or a quantizer
-            is not symmetric.
+        EngineError: where the ONNX packages are not installed, ONNX cannot express the network, or a
+            quantizer is not symmetric.
     """
     _require()
     import onnx
@@ -69,7 +72,9 @@ def load(folder: Path, *, threads: int | None = None, precision: str = "f32") ->
 
 def _require() -> None:
     if version() is None:
-        raise EngineError('the profile `tensorrt` writes ONNX, which is not installed; run: pip install "tersor[onnx]"')
+        raise EngineError(
+            'the profile `tensorrt` writes ONNX, which is not installed; run: pip install "tersor[onnx]"'
+        )
 
 
 def _check_symmetric(model: Any) -> None:
@@ -79,8 +84,8 @@ def _check_symmetric(model: Any) -> None:
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear" and numpy_helper.to_array(tensors[node.input[2]]).any():
             raise EngineError(
-                f"{node.name.split('/')[0]}: TensorRT takes only zero point 0; compress with activations that are "
-                "int8 and symmetric, as the preset int8-tensorrt does"
+                f"{node.name.split('/')[0]}: TensorRT takes only zero point 0; compress with activations "
+                "that are int8 and symmetric, as the preset int8-tensorrt does"
             )
 
 
@@ -90,7 +95,7 @@ class TensorRTRunner(OnnxRuntimeRunner):
     optimize = False
 
     def executed(self) -> list[Executed]:
-        """Nothing: what TensorRT fuses, and into which precision, only TensorRT can tell (trtexec --dumpLayerInfo)."""
+        """Nothing: what is fused, and into which precision, only TensorRT can tell (``--dumpLayerInfo``)."""
         return []
 
     def save(self, folder: Path) -> tuple[str, ...]:
@@ -110,8 +115,8 @@ def _instructions(model: Any) -> str:
         for flag, batch in (("min", 1), ("opt", 8), ("max", 32)):
             text = ",".join(f"{n}:{'x'.join(str(d or batch) for d in dims)}" for n, dims in shapes.items())
             ranges += f" \\\n    --{flag}Shapes={text}"
-    return f"""model.onnx holds explicit quantizers (QuantizeLinear and DequantizeLinear, int8, zero point 0); opset 21
-needs TensorRT 10 or later. Its types are decided by the file, so build a strongly typed engine:
+    return f"""model.onnx holds explicit quantizers (QuantizeLinear and DequantizeLinear, int8, zero point 0);
+opset 21 needs TensorRT 10 or later. Its types are decided by the file, so build a strongly typed engine:
 
   trtexec --onnx=model.onnx --stronglyTyped --saveEngine=model.plan{ranges}
 

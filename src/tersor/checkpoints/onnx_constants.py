@@ -1,0 +1,88 @@
+"""Constants of an ONNX graph: equal ones are stored once, scales stand in ONNX's shapes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The initializers that a rewritten graph holds.
+
+    Args:
+        graph: where they are registered.
+        stored: by type, shape and bytes, what is there already.
+    """
+
+    graph: ir.Graph
+    stored: dict[Any, ir.Value] = field(default_factory=dict)
+
+    def value(self, array: np.ndarray, name: str) -> ir.Value:
+        """The value that holds ``array``, under ``name`` or a name near it if it is new."""
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self.stored:
+            taken = {v.name for v in self.stored.values()}
+            while name in taken:
+                name += "_"
+            # The tensor of that name as the exporter left it, which its reader is about to give up.
+            self.graph.initializers.pop(name, None)
+            tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
+            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+            self.stored[key] = ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
+            self.graph.register_initializer(self.stored[key])
+        return self.stored[key]
+
+    def parameters(
+        self,
+        name: str,
+        scale: np.ndarray,
+        zero_point: np.ndarray,
+        shape: tuple[int, ...],
+        block: int,
+        kind: Any,
+    ) -> tuple[list[ir.Value], dict[str, Any]]:
+        """Scale and zero point (of dtype ``kind``) for a tensor of ``shape``, and ONNX's attributes for them.
+
+        Raises:
+            ValueError: where ONNX has no way to say it.
+        """
+        steps, place = laid_out(scale, shape, block)
+        zeros = zero_point if zero_point.size > 1 else np.broadcast_to(zero_point.reshape(()), scale.shape)
+        zeros, _ = laid_out(np.ascontiguousarray(zeros), shape, block)
+        zeros = np.broadcast_to(zeros, steps.shape).astype(kind)
+        values = [
+            self.value(steps.astype(np.float32), f"{name}.scale"),
+            self.value(zeros, f"{name}.zero_point"),
+        ]
+        return values, place
+
+
+def laid_out(t: np.ndarray, shape: tuple[int, ...], block: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """A scale in the shape convention of ``numerics`` as ONNX wants it, and ONNX's attributes for it.
+
+    One value for all; a vector along an axis, where one for each block is repeated; or, with two axes in
+    play, one for each block of the second.
+
+    Raises:
+        ValueError: for anything else, a ragged last block with it.
+
+    >>> laid_out(np.array([[1.0], [2.0]]), (4, 5), block=2)
+    (array([1., 1., 2., 2.]), {'axis': 0})
+    """
+    many = [k for k, n in enumerate(t.shape) if n > 1]
+    if not many:
+        return t.reshape(()), {}
+    if len(many) == 1:
+        axis = many[0]
+        if t.shape[axis] != shape[axis]:
+            t = np.repeat(t, block, axis).take(range(shape[axis]), axis)
+        return t.reshape(-1), {"axis": axis}
+    blocked = [k for k in many if t.shape[k] != shape[k]]
+    if len(blocked) != 1 or block < 2 or shape[blocked[0]] != t.shape[blocked[0]] * block:
+        raise ValueError(
+            f"ONNX has no scales of shape {tuple(t.shape)} over {tuple(shape)} in groups of {block}"
+        )
+    whole = [t.shape[k] if k == blocked[0] else n for k, n in enumerate(shape)]
+    return np.broadcast_to(t, whole), {"axis": blocked[0], "block_size": block}

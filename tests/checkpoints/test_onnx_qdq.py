@@ -178,6 +178,15 @@ def test_uneven_padding_becomes_the_convolutions_own():
     torch.testing.assert_close(run(model, x)[0], fit_biases(net)(x))
 
 
+@pytest.mark.parametrize("widths", [(0, 0, 0, 0, 1, 0), (-1, 0, 0, 1, 0, 1)])
+def test_padding_of_channels_and_cropping_are_no_padding_of_a_convolution(widths):
+    net = network(Q(0.02, 100), lambda x: F.pad(x, widths), Q(0.02, 100), QConv(4, 4))
+    model = exported(net)
+    assert ops(model).count("Pad") == 1
+    x = draw(2, 3, 8, 8)
+    torch.testing.assert_close(run(model, x)[0], fit_biases(net)(x))
+
+
 def test_padding_between_different_quantizers_is_left_alone():
     net = network(Q(0.02, 100), lambda x: F.pad(x, (0, 1, 0, 1)), Q(0.03, 90), QConv(3, 4, padding=0))
     model = exported(net)

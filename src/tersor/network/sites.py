@@ -112,7 +112,8 @@ def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[
                 _want(source, roles, wanted, policy)
         if role == "layer" and op_name(node) in policy.needs_output_quantizer:
             wanted.add(_behind_activation(node, roles))
-        if role == "arithmetic" and not policy.skip_branch_only:
+        # An average of integers is rounded to integers by an engine, even where a float operator reads it.
+        if role == "average" or (role == "arithmetic" and not policy.skip_branch_only):
             behind = _behind_activation(node, roles)
             if not all(u.op == "output" for u in behind.users):
                 wanted.add(behind)

@@ -9,6 +9,7 @@ from tersor.network.rewrites import decompose
 from tersor.network.rewrites.fold_batchnorm import FoldBatchNorm
 from tersor.network.rewrites.fold_constants import FoldConstants
 from tersor.network.rewrites.fold_pad import FoldPad
+from tersor.network.rewrites.global_pool import GlobalPool
 from tersor.network.rewrites.hoist import HoistActivations
 from tersor.network.sites import Plan, plan
 from tersor.policy import Policy
@@ -32,8 +33,11 @@ class Prepared:
 
 def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
     """Capture, fold and plan; no data is run."""
-    original = capture(task.model, task.example)
-    network = HoistActivations()(FoldPad()(FoldBatchNorm()(FoldConstants()(original))))
+    # Engines refuse some forms of a global pool, so the original takes this rewrite too.
+    original = GlobalPool()(capture(task.model, task.example))
+    network = original
+    for rewrite in (FoldConstants(), FoldBatchNorm(), FoldPad(), HoistActivations()):
+        network = rewrite(network)
     network = decompose.Decompose(policy.decomposes)(network)
     if not exact_int8(describe_environment(threads=1, precision="f32", packages=()).isa):
         policy = policy.without_vnni()

@@ -62,7 +62,10 @@ def lower(network: Network) -> Any:
     shapes = {}
     for port, example in zip(model.inputs, network.example, strict=True):
         shapes[port] = [batch or example.shape[0], *example.shape[1:]] if example.ndim else []
-    model.reshape(shapes)
+    try:
+        model.reshape(shapes)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot give this network its shapes: {_first_lines(error)}") from error
     plain_pools(model)
     _share_bounds(model)
     _shorten_names(model)

@@ -38,7 +38,7 @@ def bench(quick: bool) -> Outcome:
         say(f"{title}: cost of a pass")
         claims += _cost(title, ready, batches, quick, details)
         say(f"{title}: thresholds")
-        claims.append(_subsampling(title, ready, batches[: 1 if quick else 2], details))
+        claims.append(_subsampling(title, ready, batches, details))
         say(f"{title}: peak memory")
         claims.append(_memory(name, title, (64, 128) if quick else (64, 1024)))
     claims.append(_kl(quick))

@@ -59,7 +59,7 @@ def table(results: Path = RESULTS) -> str:
             claims[entry["line"]].append(read(entry))
     parts = [
         "# Results\n\nMade by `python -m benchmarks.table` from the JSON files beside it. Ratios are of "
-        "medians, with p10…p90 of the ratio round by round; a loss of accuracy has its paired 95 % interval.\n",
+        "medians, p10…p90 of the ratio in each round; a loss of accuracy has its paired 95 % interval.\n",
         _summary(claims),
         *(_section(key, of_line) for key, of_line in claims.items() if of_line),
         _where(found),

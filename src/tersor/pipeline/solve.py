@@ -16,6 +16,7 @@ from tersor.network.quantize import Range, quantize_network
 from tersor.network.rewrites.equalize import Equalize
 from tersor.network.sites import Plan, Site
 from tersor.observers import OBSERVERS
+from tersor.pipeline.inputs import fitted_input_ranges
 from tersor.pipeline.prepare import Prepared
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe
@@ -51,6 +52,7 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
         calibration = calibrate(prepared.network, prepared.plan, batches, mean_samples, extra, bar.at)
     with stages.stage("solve", "choosing ranges and weights", len(prepared.plan.sites)) as bar:
         ranges = activation_ranges(prepared.network, prepared.plan, calibration, bar.advance)
+        ranges = fitted_input_ranges(prepared.network, prepared.plan, ranges, joined(first, 16))
         solutions = _solve_weights(task, recipe, prepared, ranges, bar.advance)
         ranges = _with_solved_inputs(prepared, ranges, solutions)
         weights = {name: s.qtensor for name, s in solutions.items()}

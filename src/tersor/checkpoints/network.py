@@ -43,7 +43,7 @@ def write(network: Network, folder: Path) -> tuple[str, ...]:
 
     Codes of fewer than 8 bits are packed, and what nobody reads is left out.
     """
-    packed = {str(n.args[0].target): n.meta["bits"] for n in network.operators() if "bits" in n.meta}
+    packed = {str(n.all_input_nodes[0].target): n.meta["bits"] for n in network.operators() if "bits" in n.meta}
     tensors, layout = {}, {}
     for name, tensor in network.tensors():
         layout[name] = {"shape": list(tensor.shape), "dtype": _dtype_name(tensor.dtype)}

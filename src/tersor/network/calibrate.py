@@ -79,9 +79,11 @@ def calibrate(
     def visit(node: fx.Node, value: Any) -> None:
         if node.name in sources:
             try:
-                statistics[node.name] = observe(statistics.get(node.name), value)
+                seen = observe(statistics.get(node.name), value)
             except TersorError as error:
                 raise CalibrationError(f"{title(node)}: {error}") from error
+            if seen is not None:
+                statistics[node.name] = seen
         if node.name in layers and counted < mean_samples:
             part = channel_mean(node, value[: mean_samples - counted]) * min(
                 len(value), mean_samples - counted

@@ -203,9 +203,9 @@ def _copy_call(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:
         )
     lookup = env.__getitem__
     in_place = _mutates(node)
-    target: Any = (
-        getattr(getattr(torch.ops.aten, name), node.target._overloadname) if in_place else node.target
-    )  # type: ignore[union-attr]
+    target: Any = node.target
+    if in_place:
+        target = getattr(getattr(torch.ops.aten, name), target._overloadname)
     arguments, keywords = map_arg(node.args, lookup), map_arg(node.kwargs, lookup)
     copied = graph.create_node("call_function", target, arguments, keywords, node.name.rstrip("_"))
     copied.meta["path"] = _path(node)
@@ -307,6 +307,6 @@ def _explained(error: Exception) -> CaptureError:
     place = own[-1] if own else frame or "(torch.export names no line)"
     return CaptureError(
         f"torch.export cannot take this model. Offending line: {place}. Reason: {type(error).__name__}: "
-        f"{_summary(error)}. What to do: a Python `if`, loop or `.item()` on tensor values must leave forward() or become "
-        "torch.where; an operator written in C++ or with numpy must be replaced; or compress a submodule without it"
+        f"{_summary(error)}. What to do: a Python `if`, loop or `.item()` on tensor values must leave forward() or "
+        "become torch.where; an operator written in C++ or with numpy must be replaced; or compress a submodule without it"
     )

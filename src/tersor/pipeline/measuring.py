@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.engines import check_numbers, engine
+from tersor.engines import ENGINES, check_numbers
 from tersor.engines.base import Runner
 from tersor.errors import TersorError
 from tersor.measure import (
@@ -97,7 +97,6 @@ def single(network: Network) -> tuple[Tensor, ...]:
 
 
 def _sizes_and_memory(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -> None:
-    module = engine(subjects.engine)
     inputs = single(subjects.original)
     runners = (("original", subjects.original_runner), ("compressed", subjects.compressed_runner))
     for name, runner in runners:
@@ -108,9 +107,12 @@ def _sizes_and_memory(subjects: Subjects, found: Measured, on_step: Callable[[],
             arguments = [subjects.engine, folder, subjects.threads, runner.precision]
             try:
                 memory = measure_memory(
-                    "tersor.engines:load_runner", arguments, inputs, imports=[module.__name__, *_libraries(subjects.engine)],
+                    "tersor.engines:load_runner",
+                    arguments,
+                    inputs,
+                    imports=[ENGINES[subjects.engine][0], *_libraries(subjects.engine)],
                     threads=subjects.threads,
-                )  # fmt: skip
+                )
                 found.memory[name] = memory.model_bytes
             except TersorError as error:
                 found.unknown[f"{name}.memory_bytes"] = f"it could not be measured ({error})"

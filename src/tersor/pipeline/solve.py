@@ -184,10 +184,10 @@ def _geometry(node: Any) -> Geometry:
 def _input_samples(task: Task, recipe: Recipe, prepared: Prepared) -> dict[str, Tensor]:
     """A few inputs of every layer that EasyQuant solves."""
     wanted = {
-        prepared.network.node(s.node).args[0].name: s.node
+        prepared.network.node(s.node).all_input_nodes[0].name: s.node
         for s in prepared.plan.weights()
         if s.range == "easyquant"
-    }  # type: ignore[union-attr]
+    }
     if not wanted:
         return {}
     kept: dict[str, Tensor] = {}

@@ -38,7 +38,7 @@ class EasyQuant:
     >>> generator = torch.Generator().manual_seed(0)
     >>> weight, x = torch.randn(4, 8, generator=generator), torch.randn(64, 8, generator=generator)
     >>> problem = LayerProblem("head", weight, QuantSpec("int4", "channel"), sample=x)
-    >>> EasyQuant()(problem).cosine > EasyQuant(candidates=1, span=(1, 1), start="minmax")(problem).cosine
+    >>> EasyQuant()(problem).cosine > EasyQuant(candidates=1, span=(1, 1))(problem).cosine
     True
     """
 

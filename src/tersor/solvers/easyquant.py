@@ -36,9 +36,10 @@ class EasyQuant:
         seed: which positions.
 
     >>> generator = torch.Generator().manual_seed(0)
-    >>> weight, x = torch.randn(4, 8, generator=generator), torch.randn(64, 8, generator=generator)
+    >>> weight, x = torch.randn(4, 64, generator=generator) ** 3, torch.randn(256, 64, generator=generator)
     >>> problem = LayerProblem("head", weight, QuantSpec("int4", "channel"), sample=x)
-    >>> EasyQuant()(problem).cosine > EasyQuant(candidates=1, span=(1, 1))(problem).cosine
+    >>> start = EasyQuant(candidates=1, span=(1, 1))(problem).cosine
+    >>> EasyQuant()(problem).cosine > start + 0.01
     True
     """
 

@@ -15,7 +15,7 @@ TRANSPARENT = frozenset(
     "max_pool1d max_pool2d max_pool3d adaptive_max_pool2d pad constant_pad_nd reshape view flatten unflatten squeeze "
     "unsqueeze permute transpose t slice select cat concat dropout contiguous clone expand repeat getitem split chunk "
     "split_with_sizes upsample_nearest2d pixel_shuffle pixel_unshuffle channel_shuffle roll index_select narrow "
-    "movedim swapaxes stack".split()
+    "movedim swapaxes stack amax amin".split()
 )
 ACTIVATIONS = frozenset(
     "relu relu6 hardtanh clamp clamp_min leaky_relu hardswish hardsigmoid silu gelu sigmoid tanh elu prelu mish".split()

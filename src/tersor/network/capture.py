@@ -308,5 +308,5 @@ def _explained(error: Exception) -> CaptureError:
     return CaptureError(
         f"torch.export cannot take this model. Offending line: {place}. Reason: {type(error).__name__}: "
         f"{_summary(error)}. What to do: a Python `if`, loop or `.item()` on tensor values must leave forward() or "
-        "become torch.where; an operator written in C++ or with numpy must be replaced; or compress a submodule without it"
+        "become torch.where; an operator written in C++ or with numpy must be replaced; or compress a part without it"
     )

@@ -37,7 +37,7 @@ class EasyQuant:
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> weight, x = torch.randn(4, 64, generator=generator) ** 3, torch.randn(256, 64, generator=generator)
-    >>> problem = LayerProblem("head", weight, QuantSpec("int4", "channel"), sample=x)
+    >>> problem = LayerProblem("head", weight, QuantSpec("int2", "channel"), sample=x)
     >>> start = EasyQuant(candidates=1, span=(1, 1))(problem).cosine
     >>> EasyQuant()(problem).cosine > start + 0.01
     True

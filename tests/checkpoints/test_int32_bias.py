@@ -70,8 +70,33 @@ def test_twice_is_once():
 
 
 @pytest.mark.parametrize(
-    "steps", [(QConv(3, 4),), (torch.nn.Conv2d(3, 4, 3),), (Q(0.1), torch.nn.Conv2d(3, 4, 3))]
+    "move",
+    [
+        lambda x: torch.nn.functional.pad(x, (0, 1, 0, 1)),
+        lambda x: torch.cat([x[:, 1:], x[:, :1]], 1),
+        lambda x: torch.nn.functional.max_pool2d(x, 2).transpose(2, 3),
+        lambda x: x.reshape(x.shape[0], 3, 8, 8),
+    ],
 )
+def test_the_quantizer_is_found_behind_what_moves_its_values(move):
+    torch.manual_seed(0)
+    step, conv = torch.tensor(0.02), QConv(3, 4)
+    fitted = fit_biases(network(Q(step, 128), move, conv))
+    node = next(n for n in fitted.operators() if n.target in CONVOLUTIONS)
+    unit = step.double() * conv.weight.scale.double().reshape(-1)
+    whole = fitted.tensor(bias_node(node)).double() / unit
+    assert ((whole - whole.round()).abs() <= whole.abs() * 2**-24 + 1e-9).all()
+
+
+@pytest.mark.parametrize(
+    "join", [lambda x: torch.cat([Q(0.02)(x), Q(0.03)(x)], 1), lambda x: torch.cat([Q(0.02)(x), x], 1)]
+)
+def test_values_on_two_grids_are_on_none(join):
+    net = network(join, QConv(6, 4))
+    assert [t.tolist() for _, t in fit_biases(net).tensors()] == [t.tolist() for _, t in net.tensors()]
+
+
+@pytest.mark.parametrize("steps", [(QConv(3, 4),), (torch.nn.Conv2d(3, 4, 3),), (Q(0.1), torch.nn.Conv2d(3, 4, 3))])
 def test_layers_that_are_not_integer_keep_their_bias(steps):
     net = network(*steps)
     assert [t.tolist() for _, t in fit_biases(net).tensors()] == [t.tolist() for _, t in net.tensors()]

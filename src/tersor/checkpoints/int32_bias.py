@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, fx
 
-from tersor.network.network import CONVOLUTIONS, LINEARS, Network, add_tensor, bias_node, finish
+from tersor.network.network import CONVOLUTIONS, LINEARS, Network, add_tensor, bias_node, finish, op_name
 from tersor.numerics import fakequant  # noqa: F401  (registers torch.ops.tersor)
+from tersor.policy import TRANSPARENT
 
 # Half of int32: the other half is for the sum that the bias is added to.
 LIMIT = 2.0**30
@@ -21,17 +22,25 @@ def fit_biases(network: Network) -> Network:
     are left as they are. Doing it twice changes nothing.
     """
     network = network.edit()
-    fitted: dict[fx.Node, Tensor] = {}
     for layer in network.operators():
         bias = bias_node(layer)
         if layer.target not in CONVOLUTIONS + LINEARS or bias is None:
             continue
-        source, weight = layer.args[0], layer.args[1]
-        if _is(source, torch.ops.tersor.fake_quantize.default) and _is(
-            weight, torch.ops.tersor.dequantize.default
-        ):
-            _fit(network, layer, source, weight, bias, fitted)  # type: ignore[arg-type]
+        source, weight = _quantizer(layer.args[0]), layer.args[1]
+        if source is not None and _is(weight, torch.ops.tersor.dequantize.default):
+            _fit(network, layer, source, weight, bias)  # type: ignore[arg-type]
     return finish(network)
+
+
+def _quantizer(node: object) -> fx.Node | None:
+    """The quantizer on whose grid a value lies, found through operators that only move values."""
+    if not isinstance(node, fx.Node) or _is(node, torch.ops.tersor.fake_quantize.default):
+        return node if isinstance(node, fx.Node) else None
+    if node.op != "call_function" or op_name(node) not in TRANSPARENT:
+        return None
+    found = [_quantizer(s) for s in node.all_input_nodes if isinstance(s.meta.get("val"), Tensor)]
+    steps = {q.args[1].target if q is not None else None for q in found}  # type: ignore[union-attr]
+    return found[0] if len(steps) == 1 else None
 
 
 def _is(node: object, target: object) -> bool:
@@ -44,16 +53,11 @@ def _fit(
     source: fx.Node,
     weight: fx.Node,
     bias: fx.Node,
-    fitted: dict[fx.Node, Tensor],
 ) -> None:
     step, scale = (network.tensor(n.args[1]).double() for n in (source, weight))  # type: ignore[arg-type]
     value = network.tensor(bias)
     outputs = value.numel()
-    if (
-        step.numel() != 1
-        or scale.numel() not in (1, outputs)
-        or (scale.numel() > 1 and scale.shape[0] != outputs)
-    ):
+    if step.numel() != 1 or (scale.numel() != 1 and (scale.shape[0], scale.numel()) != (outputs, outputs)):
         return
     needed = value.double().abs() / (LIMIT * step.reshape(()))
     if scale.numel() == 1:

@@ -20,7 +20,7 @@ from tersor.numerics.packing import pack, unpack
 FILES = ("network.json", "network.safetensors")
 FORMAT = 1
 
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
+_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _PYTHON = {
     f"operator.{f.__name__}": f
     for f in (

@@ -27,7 +27,7 @@ def test_round_trip_is_exact(tmp_path, format):
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    ("change", "said"),
     [
         ({"target": "aten.relu_.default"}, "changes what it reads"),
         ({"target": "aten.from_file.default"}, "not allowed"),

@@ -55,7 +55,7 @@ class Branches(nn.Module):
         return -x
 
 
-@pytest.mark.parametrize("model, shape", [(InPlace(), (1, 4)), (ThroughView(), (1, 4)), (FixedBatch(), (1, 2, 4))])
+@pytest.mark.parametrize(("model", "shape"), [(InPlace(), (1, 4)), (ThroughView(), (1, 4)), (FixedBatch(), (1, 2, 4))])
 def test_same_function_for_any_batch(model, shape):
     network = capture(model.eval(), (torch.zeros(shape),))
     assert network.dynamic_batch
@@ -117,7 +117,7 @@ def test_folding_batchnorm_leaves_the_function(groups, bias, kind):
         torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("pad, folded", [((1, 1, 2, 2), True), ((0, 1, 0, 1), False)])
+@pytest.mark.parametrize(("pad", "folded"), [((1, 1, 2, 2), True), ((0, 1, 0, 1), False)])
 def test_only_symmetric_padding_folds(pad, folded):
     model = nn.Sequential(nn.ZeroPad2d(pad), nn.Conv2d(2, 3, 3, padding=1)).eval()
     x = torch.randn(2, 2, 6, 7)

@@ -89,14 +89,15 @@ def test_rules_keep_by_name_and_later_rules_win(network):
     made = plan(network, Recipe(rules=rules), openvino.policy())
     assert {s.name: s.spec.granularity.kind for s in made.weights()} == {"stem": "tensor", "body.0": "tensor"}
     planned = {layer.name: layer.planned for layer in made.layers}
-    assert planned["head"] == "fp16" and planned["add"] == "fp32"
+    assert planned["head"] == "fp16"
+    assert planned["add"] == "fp32"
 
 
 def test_a_rule_that_matches_nothing_names_the_nearest(network):
-    with pytest.raises(RecipeError, match="nearest names: .*head"):
+    with pytest.raises(RecipeError, match=r"nearest names: .*head"):
         plan(network, Recipe(rules=(Rule(layer="haed", keep="fp32"),)), openvino.policy())
 
 
 def test_an_engine_refuses_what_it_cannot_express(network):
-    with pytest.raises(RecipeError, match="stem: openvino cannot run int4 weights.*torch"):
+    with pytest.raises(RecipeError, match=r"stem: openvino cannot run int4 weights.*torch"):
         plan(network, Recipe(weights=Quantization(format="int4")), openvino.policy())

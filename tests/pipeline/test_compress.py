@@ -24,14 +24,14 @@ def model():
 
 def _task(model, **changes):
     data = _batches()
-    fields = dict(
-        name="small",
-        model=model,
-        example=(torch.zeros(1, 3, 8, 8),),
-        calibration=lambda: data,
-        evaluate=lambda predict: (predict(data[0][0]).argmax(1) == model(data[0][0]).argmax(1)).float(),
-        metric="agreement",
-    )
+    fields = {
+        "name": "small",
+        "model": model,
+        "example": (torch.zeros(1, 3, 8, 8),),
+        "calibration": lambda: data,
+        "evaluate": lambda predict: (predict(data[0][0]).argmax(1) == model(data[0][0]).argmax(1)).float(),
+        "metric": "agreement",
+    }
     return tersor.Task(**{**fields, **changes})
 
 
@@ -42,11 +42,14 @@ def done(model):
 
 def test_the_report_holds_what_was_measured(done):
     report = json.loads(done.report.to_json())
-    assert report["schema_version"] == 1 and report["samples"] == {"calibration": 64, "evaluation": 16}
-    assert report["compressed"]["bytes"] > 0 and report["compressed"]["metric"] > 0.8
+    assert report["schema_version"] == 1
+    assert report["samples"] == {"calibration": 64, "evaluation": 16}
+    assert report["compressed"]["bytes"] > 0
+    assert report["compressed"]["metric"] > 0.8
     assert sum(layer["weight_bytes"] for layer in report["layers"]) < done.network.weight_bytes()
     executed = {layer["name"]: layer["executed"] for layer in report["layers"]}
-    assert executed["0"] == "int8" and executed["4"] == "int8"
+    assert executed["0"] == "int8"
+    assert executed["4"] == "int8"
 
 
 def test_engine_and_simulation_agree(done):
@@ -67,7 +70,8 @@ def test_saved_and_loaded_without_the_source(done, tmp_path):
     folder = done.save(tmp_path / "out")
     x = _batches()[0][0]
     loaded = tersor.load(folder)
-    assert torch.equal(loaded(x), done(x)) and loaded.report == done.report
+    assert torch.equal(loaded(x), done(x))
+    assert loaded.report == done.report
     (folder / "report.html").unlink()
     tersor.load(folder)
 
@@ -97,7 +101,7 @@ def test_an_interrupted_save_leaves_the_old_folder(done, tmp_path, monkeypatch):
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
-@pytest.mark.parametrize("name, said", [("model.bin", "missing"), ("manifest.json", "no manifest")])
+@pytest.mark.parametrize(("name", "said"), [("model.bin", "missing"), ("manifest.json", "no manifest")])
 def test_a_missing_file_is_named(done, tmp_path, name, said):
     folder = done.save(tmp_path / "out")
     (folder / name).unlink()
@@ -110,12 +114,12 @@ def test_an_altered_file_is_named(done, tmp_path):
     data = bytearray((folder / "model.bin").read_bytes())
     data[0] ^= 1
     (folder / "model.bin").write_bytes(data)
-    with pytest.raises(SavedFolderError, match="model.bin was altered"):
+    with pytest.raises(SavedFolderError, match=r"model\.bin was altered"):
         tersor.load(folder)
 
 
 @pytest.mark.parametrize(
-    "batches, said",
+    ("batches", "said"),
     [
         ([], "no batch"),
         ([(torch.full((2, 3, 8, 8), float("nan")),)], "NaN"),
@@ -130,7 +134,7 @@ def test_bad_calibration_data_is_named(model, batches, said):
         tersor.compress(_task(model, calibration=lambda: batches), report=False, progress=False)
 
 
-@pytest.mark.parametrize("answer, said", [(float("nan"), "nan"), (None, "NoneType")])
+@pytest.mark.parametrize(("answer", "said"), [(float("nan"), "nan"), (None, "NoneType")])
 def test_a_judge_that_gives_no_number(model, answer, said):
     with pytest.raises(TaskError, match=said):
         tersor.compress(_task(model, evaluate=lambda predict: answer), progress=False)
@@ -146,7 +150,8 @@ def test_without_vnni_weights_keep_to_seven_bits(model, monkeypatch):
     monkeypatch.setattr("tersor.pipeline.prepare.exact_int8", lambda isa: False)
     done = tersor.compress(_task(model), engine="torch", report=False, progress=False)
     codes = [t for name, t in done.network.tensors() if name.endswith("codes")]
-    assert codes and max(int(c.abs().max()) for c in codes) == 63
+    assert codes
+    assert max(int(c.abs().max()) for c in codes) == 63
 
 
 def test_integer_arithmetic_by_hand(model):

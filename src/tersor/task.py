@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from tersor.errors import CalibrationError, TaskError
 
@@ -87,21 +88,28 @@ class Task:
             return tuple(batch[n] for n in names)
         if isinstance(batch, Mapping):
             raise TaskError("the example is positional, the batch is a dict: give both in the same form")
+        if not isinstance(batch, (tuple, list)):
+            raise TaskError(
+                f"a batch must be the tuple of the model's arguments, got {type(batch).__name__}; for one tensor "
+                "write (x,)"
+            )
         return tuple(batch)
 
-    def calibration_batches(self) -> Iterator[tuple[Any, ...]]:
+    def calibration_batches(self) -> Iterator[tuple[Tensor, ...]]:
         """One pass over the calibration data; every batch is checked against the example.
+
+        What comes are the tensors of the batch, in order; all else is a constant of the captured network.
 
         Raises:
             CalibrationError: naming the batch, the argument and the value.
         """
-        example = self.arguments(self.example)
+        example = pytree.tree_leaves(self.arguments(self.example))
         empty = True
         for number, batch in enumerate(self.calibration()):
             empty = False
-            inputs = self.arguments(batch)
+            inputs = pytree.tree_leaves(self.arguments(batch))
             _check_batch(inputs, example, number)
-            yield inputs
+            yield tuple(x for x in inputs if isinstance(x, Tensor))
         if empty:
             raise CalibrationError(
                 "calibration() yielded no batch. Either the data is empty, or it is a generator that was "
@@ -118,7 +126,7 @@ def batch_size(inputs: tuple[Any, ...]) -> int:
     return next((int(x.shape[0]) for x in inputs if isinstance(x, Tensor) and x.ndim), 1)
 
 
-def _check_batch(inputs: tuple[Any, ...], example: tuple[Any, ...], number: int) -> None:
+def _check_batch(inputs: list[Any], example: list[Any], number: int) -> None:
     where = f"calibration batch {number}"
     if len(inputs) != len(example):
         raise CalibrationError(
@@ -127,6 +135,11 @@ def _check_batch(inputs: tuple[Any, ...], example: tuple[Any, ...], number: int)
         )
     for k, (x, e) in enumerate(zip(inputs, example, strict=True)):
         if not isinstance(e, Tensor):
+            if isinstance(x, Tensor) or x != e:
+                raise CalibrationError(
+                    f"{where}, argument {k}: {x!r}, the example has {e!r}; what is no tensor becomes a constant of "
+                    "the captured network and must be the same in every batch"
+                )
             continue
         if not isinstance(x, Tensor):
             raise CalibrationError(f"{where}, argument {k}: expected a tensor, got {type(x).__name__}")
@@ -139,7 +152,7 @@ def _check_batch(inputs: tuple[Any, ...], example: tuple[Any, ...], number: int)
                 f"{where}, argument {k}: shape {tuple(x.shape)} has {x.ndim} dimensions, the example "
                 f"{tuple(e.shape)} has {e.ndim}"
             )
-        if x.ndim > 1 and x.ndim == 4 and x.shape[1] != e.shape[1]:
+        if x.ndim == 4 and x.shape[1] != e.shape[1]:
             raise CalibrationError(
                 f"{where}, argument {k}: {x.shape[1]} channels in shape {tuple(x.shape)}, the example "
                 f"{tuple(e.shape)} has {e.shape[1]}"

@@ -73,8 +73,9 @@ def calibrate(
     sources = {s.node for s in plan.activations() if s.source} | set(extra)
     layers = {s.node for s in plan.weights()}
     statistics: dict[str, Statistics] = {}
-    sums: dict[str, Tensor] = {}
-    samples = counted = 0
+    sums: dict[str, tuple[Any, int]] = {}
+    first: list[tuple[int, ...]] = []
+    samples, counted, alike, counting = 0, 0, True, False
 
     def visit(node: fx.Node, value: Any) -> None:
         if node.name in sources:
@@ -84,28 +85,40 @@ def calibrate(
                 raise CalibrationError(f"{title(node)}: {error}") from error
             if seen is not None:
                 statistics[node.name] = seen
-        if node.name in layers and counted < mean_samples:
-            part = channel_mean(node, value[: mean_samples - counted]) * min(
-                len(value), mean_samples - counted
-            )
-            sums[node.name] = sums[node.name] + part if node.name in sums else part
+        if node.name in layers and counting:
+            mean = channel_mean(node, value)
+            rows = value.numel() // len(mean)
+            total, seen_rows = sums.get(node.name, (0.0, 0))
+            sums[node.name] = (total + mean * rows, seen_rows + rows)
 
     for number, inputs in enumerate(batches):
+        shapes = [tuple(x.shape) for x in inputs]
+        # Means are of samples of one shape, which bias correction can walk with as one batch.
+        alike = alike and (first := first or shapes) and [s[1:] for s in shapes] == [s[1:] for s in first]
         try:
-            walk(network, inputs, visit)
+            for part in _parted(inputs, mean_samples - counted if alike else 0):
+                counting = alike and counted < mean_samples
+                walk(network, part, visit)
+                counted += batch_size(part) if counting else 0
         except TersorError:
             raise
         except Exception as error:
-            shapes = [tuple(x.shape) for x in inputs if isinstance(x, Tensor)]
             raise CalibrationError(
                 f"the model cannot take calibration batch {number} of shapes {shapes}: {error}. Every batch must "
                 "look like Task.example, but for its first dimension"
             ) from error
-        counted = min(mean_samples, counted + batch_size(inputs))
         samples += batch_size(inputs)
         on_batch(samples)
-    means = {name: total / counted for name, total in sums.items()}
+    means = {name: total / rows for name, (total, rows) in sums.items()}
     return Calibration(statistics, means, samples, counted)
+
+
+def _parted(inputs: tuple[Tensor, ...], samples: int) -> list[tuple[Tensor, ...]]:
+    """The batch, cut in two where only its first samples are wanted."""
+    if not 0 < samples < batch_size(inputs):
+        return [inputs]
+    ends = (slice(0, samples), slice(samples, None))
+    return [tuple(x[end] if x.ndim else x for x in inputs) for end in ends]
 
 
 def channel_mean(layer: fx.Node, value: Tensor) -> Tensor:

@@ -57,6 +57,12 @@ def capture(model: nn.Module, example: Arguments) -> Network:
         raise CaptureError(
             f"the model is in training mode ({training[0]}); call model.eval() before compressing it"
         )
+    half = [n for n, p in model.named_parameters() if p.is_floating_point() and p.dtype != torch.float32]
+    if half:
+        raise CaptureError(
+            f"the parameter {half[0]} is {model.get_parameter(half[0]).dtype}; Tersor starts from float32: call "
+            "model.float(), and give the example and the data in float32"
+        )
     names = tuple(example) if isinstance(example, Mapping) else ()
     values = tuple(example.values()) if isinstance(example, Mapping) else tuple(example)
     doubled = tuple(_doubled(v) for v in values)

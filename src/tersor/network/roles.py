@@ -39,10 +39,9 @@ def roles_of(
 
 
 def _both_activations(node: fx.Node) -> bool:
-    inputs = [
-        a for a in node.args[:2] if isinstance(a, fx.Node) and a.op != "get_attr" and is_float_tensor(a)
-    ]
-    return len(inputs) == 2 and inputs[0] is not inputs[1]
+    inputs = [a for a in node.args[:2] if isinstance(a, fx.Node) and a.op != "get_attr"]
+    values = [a.meta["val"] for a in inputs if is_float_tensor(a)]
+    return len(values) == 2 and all(v.ndim for v in values) and inputs[0] is not inputs[1]
 
 
 def _is_spatial(node: fx.Node) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 from tersor.engines import engine as find_engine
 from tersor.network.calibrate import Calibrated, calibrate
 from tersor.observers import OBSERVERS, compare, judge
+from tersor.pipeline.batches import passing
 from tersor.pipeline.prepare import prepare
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.solve import observed_inputs
@@ -23,7 +24,7 @@ def calibrated(
         with stages.stage("calibrate", "calibrating") as bar:
             extra = observed_inputs(prepared.network)
             found = calibrate(
-                prepared.network, prepared.plan, task.calibration_batches(), extra=extra, on_batch=bar.at
+                prepared.network, prepared.plan, passing(task, prepared.network), extra=extra, on_batch=bar.at
             )
     sites = [s for s in prepared.plan.activations() if s.source]
     estimates = {s.name: compare(found.statistics[s.node], s.spec, OBSERVERS) for s in sites}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from tersor.engines import ENGINES, check_numbers
 from tersor.engines.base import Runner
@@ -26,6 +27,7 @@ from tersor.measure import (
 from tersor.measure.energy import joules_per_call
 from tersor.measure.latency import Latency
 from tersor.network.network import Network
+from tersor.pipeline.batches import cut
 from tersor.pipeline.progress import Stages
 from tersor.task import Task
 
@@ -192,7 +194,7 @@ def predictor(task: Task, network: Network, runner: Callable[..., Any]) -> Calla
 
     def predict(*args: Any, **kwargs: Any) -> Any:
         values = (*args, *(kwargs[n] for n in (wanted or kwargs) if n in kwargs))
-        tensors = tuple(v for v in values if isinstance(v, Tensor))
+        tensors = tuple(v for v in pytree.tree_leaves(values) if isinstance(v, Tensor))
         if network.dynamic_batch:
             return runner(*tensors)
         return _in_batches(runner, tensors, next(x.shape[0] for x in network.example if x.ndim))
@@ -203,13 +205,9 @@ def predictor(task: Task, network: Network, runner: Callable[..., Any]) -> Calla
 def _in_batches(runner: Callable[..., Any], tensors: tuple[Tensor, ...], size: int) -> Any:
     """Run a network of a fixed batch: the last batch is filled up with copies of its last sample."""
     results = []
-    count = tensors[0].shape[0]
-    for start in range(0, count, size):
-        part = [t[start : start + size] for t in tensors]
-        missing = size - part[0].shape[0]
-        part = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) if missing else t for t in part]
+    for part, real in cut(tensors, size):
         out = runner(*part)
-        results.append(tuple(o[: size - missing] for o in ((out,) if isinstance(out, Tensor) else out)))
+        results.append(tuple(o[:real] for o in ((out,) if isinstance(out, Tensor) else out)))
     columns = tuple(torch.cat(c) for c in zip(*results, strict=True))
     return columns[0] if len(columns) == 1 else columns
 

@@ -1,6 +1,6 @@
 """Calibrate, choose ranges, solve weights, correct biases: from a plan to a quantized network."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from tersor.network.quantize import Range, quantize_network
 from tersor.network.rewrites.equalize import Equalize
 from tersor.network.sites import Plan, Site
 from tersor.observers import OBSERVERS
+from tersor.pipeline.batches import Batch, joined, keeping, passing, some
 from tersor.pipeline.inputs import fitted_input_ranges
 from tersor.pipeline.prepare import Prepared
 from tersor.pipeline.progress import Stages
@@ -47,12 +48,12 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
     mean_samples = correction_samples(recipe, prepared.network) if recipe.bias_correction else 0
     with stages.stage("calibrate", "calibrating") as bar:
         first: list[tuple[Any, ...]] = []
-        batches = _keeping(task.calibration_batches(), first, max(mean_samples, 1))
+        batches = keeping(passing(task, prepared.network), first, max(mean_samples, 1))
         extra = observed_inputs(prepared.network)
         calibration = calibrate(prepared.network, prepared.plan, batches, mean_samples, extra, bar.at)
     with stages.stage("solve", "choosing ranges and weights", len(prepared.plan.sites)) as bar:
         ranges = activation_ranges(prepared.network, prepared.plan, calibration, bar.advance)
-        ranges = fitted_input_ranges(prepared.network, prepared.plan, ranges, joined(first, 16))
+        ranges = fitted_input_ranges(prepared.network, prepared.plan, ranges, one_batch(prepared.network, first, 16))
         solutions = _solve_weights(task, recipe, prepared, ranges, bar.advance)
         ranges = _with_solved_inputs(prepared, ranges, solutions)
         weights = {name: s.qtensor for name, s in solutions.items()}
@@ -60,11 +61,11 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
     if recipe.bias_correction and calibration.means:
         with stages.stage("solve", "correcting biases", len(calibration.means)) as bar:
             network = CorrectBias(calibration.means)(
-                network, joined(first, calibration.mean_samples), bar.advance
+                network, one_batch(network, first, calibration.mean_samples), bar.advance
             )
     if prepared.policy.integer_biases:
         network = fit_biases(network)
-    return Solved(prepared, network, calibration, ranges, solutions, joined(first, 64))
+    return Solved(prepared, network, calibration, ranges, solutions, one_batch(network, first, 64))
 
 
 def wants_equalization(recipe: Recipe, plan: Plan) -> bool:
@@ -77,7 +78,7 @@ def wants_equalization(recipe: Recipe, plan: Plan) -> bool:
 def _equalized(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Prepared:
     with stages.stage("calibrate", "equalizing layers") as bar:
         layers = [s.node for s in prepared.plan.weights()]
-        batches = _some(task, recipe.correction_samples)
+        batches = some(passing(task, prepared.network), recipe.correction_samples)
         probed = calibrate(prepared.network, prepared.plan, batches, extra=layers, on_batch=bar.at)
         return prepared.planned_again(Equalize()(prepared.network, probed.statistics), recipe)
 
@@ -88,8 +89,15 @@ def observed_inputs(network: Network) -> list[str]:
     return [n.name for n, x in zip(nodes, network.example, strict=True) if x.is_floating_point()]
 
 
+def one_batch(network: Network, batches: list[Batch], samples: int) -> Batch:
+    """So many samples as one batch; where the network fixes its batch, the first one."""
+    return joined(batches, samples) if network.dynamic_batch else batches[0]
+
+
 def correction_samples(recipe: Recipe, network: Network, budget: int = 2**31) -> int:
     """How many samples bias correction walks with at once: fewer where the network's values are large."""
+    if not network.dynamic_batch:
+        return batch_size(network.example)
     largest = max((_bytes(n.meta.get("val"), network) for n in network.operators()), default=1)
     return max(1, min(recipe.correction_samples, budget // (4 * largest)))
 
@@ -196,7 +204,8 @@ def _input_samples(task: Task, recipe: Recipe, prepared: Prepared) -> dict[str, 
         if node.name in wanted:
             kept[wanted[node.name]] = value
 
-    walk(prepared.network, joined(list(_some(task, 8)), 8), keep)
+    batches = some(passing(task, prepared.network), 8)
+    walk(prepared.network, one_batch(prepared.network, list(batches), 8), keep)
     return kept
 
 
@@ -214,37 +223,3 @@ def _with_solved_inputs(
         if len(members) == 1 and len(node.args[0].users) == 1:  # type: ignore[union-attr]
             ranges[source.group] = solution.input_range
     return ranges
-
-
-def _some(task: Task, samples: int) -> Iterator[tuple[Any, ...]]:
-    """Batches until that many samples have come."""
-    seen = 0
-    for inputs in task.calibration_batches():
-        yield inputs
-        seen += batch_size(inputs)
-        if seen >= samples:
-            return
-
-
-def _keeping(
-    batches: Iterator[tuple[Any, ...]], kept: list[tuple[Any, ...]], samples: int
-) -> Iterator[tuple[Any, ...]]:
-    """Pass the batches on and keep the first: a second reading might come in another order."""
-    seen = 0
-    for inputs in batches:
-        if seen < samples:
-            kept.append(inputs)
-            seen += batch_size(inputs)
-        yield inputs
-
-
-def joined(batches: list[tuple[Any, ...]], samples: int) -> tuple[Any, ...]:
-    """The first samples of some batches as one batch; the first batch of another shape ends it."""
-    parts: list[tuple[Any, ...]] = []
-    for inputs in batches:
-        pairs = zip(inputs, batches[0], strict=True)
-        if any(isinstance(a, Tensor) and a.shape[1:] != b.shape[1:] for a, b in pairs):
-            break
-        parts.append(inputs)
-    columns = zip(*parts, strict=True)
-    return tuple(torch.cat(c)[:samples] if isinstance(c[0], Tensor) and c[0].ndim else c[0] for c in columns)

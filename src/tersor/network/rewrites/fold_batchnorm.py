@@ -16,7 +16,6 @@ from tersor.network.network import (
     bias_node,
     finish,
     groups_of,
-    title,
     weight_node,
 )
 
@@ -36,30 +35,64 @@ class FoldBatchNorm:
 
     def __call__(self, network: Network, statistics: Any = None) -> Network:
         network = network.edit()
+        folded: dict[tuple[Any, ...], tuple[str, str]] = {}
         for node in network.operators():
-            if node.target is aten.batch_norm.default and _foldable(node):
-                _fold(network, node)
+            if _is_fixed(node) and _foldable(node):
+                _fold(network, node, folded)
         return finish(network)
+
+
+def _is_fixed(node: fx.Node) -> bool:
+    """A BatchNorm with stored statistics; without them it takes those of each batch."""
+    return node.target is aten.batch_norm.default and node.args[3] is not None and not argument(node, 5, "training")
 
 
 def _foldable(node: fx.Node) -> bool:
     layer = node.args[0]
-    if not isinstance(layer, fx.Node) or layer.target not in WEIGHTED or len(layer.users) != 1:
+    if not isinstance(layer, fx.Node) or layer.target not in WEIGHTED:
         return False
     weight = weight_node(layer)
-    # A weight that several layers share cannot take the scale of one of them.
-    return weight is not None and len(_readers(layer.graph, str(weight.target))) == 1
+    # A weight that several layers share takes the scale only if the same BatchNorm stands behind each of them.
+    readers = _readers(layer.graph, str(weight.target)) if weight is not None else []
+    return bool(readers) and all(_norm_behind(reader) == _parameters(node) for reader in readers)
+
+
+def _norm_behind(layer: fx.Node) -> tuple[Any, ...] | None:
+    (user, *others) = layer.users or (layer,)
+    alone = not others and user is not layer and _is_fixed(user) and layer.target in WEIGHTED
+    return _parameters(user) if alone else None
+
+
+def _parameters(norm: fx.Node) -> tuple[Any, ...]:
+    """What tells one BatchNorm from another: its layer's tensors, its own and its epsilon."""
+    layer = norm.args[0]
+    assert isinstance(layer, fx.Node)
+    nodes = (weight_node(layer), bias_node(layer), *norm.args[1:5])
+    return (*(n.target if isinstance(n, fx.Node) else n for n in nodes), argument(norm, 7, "eps", 1e-5))
 
 
 def _readers(graph: fx.Graph, target: str) -> list[fx.Node]:
     return [u for n in graph.nodes if n.op == "get_attr" and n.target == target for u in n.users]
 
 
-def _fold(network: Network, node: fx.Node) -> None:
-    layer = node.args[0]
+def _fold(network: Network, node: fx.Node, folded: dict[tuple[Any, ...], tuple[str, str]]) -> None:
+    layer, key = node.args[0], _parameters(node)
     assert isinstance(layer, fx.Node)
-    weight = weight_node(layer)
-    bias = bias_node(layer)
+    if key not in folded:
+        folded[key] = _folded_tensors(network, node, layer)
+    with network.graph.inserting_before(layer):
+        weight, bias = (network.graph.get_attr(name) for name in folded[key])
+    arguments = list(layer.args) + [None] * (3 - len(layer.args))
+    arguments[1], arguments[2] = weight, bias
+    layer.args = tuple(arguments)
+    layer.kwargs = {k: v for k, v in layer.kwargs.items() if k != "bias"}
+    node.replace_all_uses_with(layer)
+    network.graph.erase_node(node)
+
+
+def _folded_tensors(network: Network, node: fx.Node, layer: fx.Node) -> tuple[str, str]:
+    """The names of the layer's new weight and bias."""
+    weight, bias = weight_node(layer), bias_node(layer)
     assert weight is not None
     gamma, beta, mean, var = (_value(network, node.args[k]) for k in range(1, 5))
     assert mean is not None and var is not None
@@ -70,17 +103,8 @@ def _fold(network: Network, node: fx.Node) -> None:
     new_bias = (old_bias - mean.double()) * factor + (0.0 if beta is None else beta.double())
     new = _scale_outputs(old.double(), factor, layer)
     name = str(weight.target)
-    with network.graph.inserting_before(layer):
-        weight_now = network.graph.get_attr(add_tensor(network, name, new.to(old.dtype)))
-        bias_name = name.removesuffix("weight") + "bias" if name.endswith("weight") else name + "_bias"
-        bias_now = network.graph.get_attr(add_tensor(network, bias_name, new_bias.to(old.dtype)))
-    arguments = list(layer.args) + [None] * (3 - len(layer.args))
-    arguments[1], arguments[2] = weight_now, bias_now
-    layer.args = tuple(arguments)
-    layer.kwargs = {k: v for k, v in layer.kwargs.items() if k != "bias"}
-    layer.meta.setdefault("absorbed", []).append(title(node))
-    node.replace_all_uses_with(layer)
-    network.graph.erase_node(node)
+    bias_name = name.removesuffix("weight") + "bias" if name.endswith("weight") else name + "_bias"
+    return add_tensor(network, name, new.to(old.dtype)), add_tensor(network, bias_name, new_bias.to(old.dtype))
 
 
 def _scale_outputs(weight: Tensor, factor: Tensor, layer: fx.Node) -> Tensor:

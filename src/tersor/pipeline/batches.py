@@ -1,0 +1,66 @@
+"""Calibration batches as the steps of the pipeline want them: cut, kept, counted, joined."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tersor.network.network import Network
+from tersor.task import Task, batch_size
+
+Batch = tuple[Tensor, ...]
+
+
+def passing(task: Task, network: Network) -> Iterator[Batch]:
+    """One pass over the calibration data, in batches that the network takes."""
+    for inputs in task.calibration_batches():
+        if network.dynamic_batch:
+            yield inputs
+        else:
+            yield from (part for part, _ in cut(inputs, batch_size(network.example)))
+
+
+def cut(inputs: Batch, size: int) -> Iterator[tuple[Batch, int]]:
+    """Parts of exactly ``size`` samples, and how many of them are real.
+
+    The last part is filled up with copies of its last sample.
+
+    >>> [(part[0].tolist(), real) for part, real in cut((torch.arange(3),), 2)]
+    [([0, 1], 2), ([2, 2], 1)]
+    """
+    count = batch_size(inputs)
+    for start in range(0, count, size):
+        real = min(size, count - start)
+        rows = torch.arange(start, start + size).clamp(max=count - 1)
+        yield tuple(x[rows] if x.ndim else x for x in inputs), real
+
+
+def some(batches: Iterator[Batch], samples: int) -> Iterator[Batch]:
+    """Batches until that many samples have come."""
+    seen = 0
+    for inputs in batches:
+        yield inputs
+        seen += batch_size(inputs)
+        if seen >= samples:
+            return
+
+
+def keeping(batches: Iterator[Batch], kept: list[Batch], samples: int) -> Iterator[Batch]:
+    """Pass the batches on and keep the first: a second reading might come in another order."""
+    seen = 0
+    for inputs in batches:
+        if seen < samples:
+            kept.append(inputs)
+            seen += batch_size(inputs)
+        yield inputs
+
+
+def joined(batches: list[Batch], samples: int) -> Batch:
+    """The first samples of some batches as one batch; the first batch of another shape ends it."""
+    parts: list[Batch] = []
+    for inputs in batches:
+        if any(a.shape[1:] != b.shape[1:] for a, b in zip(inputs, batches[0], strict=True)):
+            break
+        parts.append(inputs)
+    columns = zip(*parts, strict=True)
+    return tuple(torch.cat(c)[:samples] if c[0].ndim else c[0] for c in columns)

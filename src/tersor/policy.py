@@ -1,6 +1,7 @@
 """What an engine can do, as data: which operators run in integers, and where quantizers must stand for it."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from tersor.errors import RecipeError
 from tersor.numerics.spec import Granularity, QuantSpec
@@ -37,7 +38,8 @@ class Policy:
         requantizes_transparent: True where a quantizer must also stand behind transparent operators.
         joins: operators whose inputs must share their parameters.
         decomposes: activation functions to be written in simpler operators first.
-        skip_branch_only: True where only the shortcut of a residual add is quantized.
+        skip_branch_only: whether only the shortcut of a residual add is quantized: ``bare`` means of one that no
+            activation function follows.
         half_arithmetic: True where it computes in FP16/BF16 a layer that the recipe keeps in one.
         integer_biases: True where biases are held as int32 at input scale × weight scale.
         reduced_weights: True where weights keep to 7 bits, since u8·s8 products saturate (no VNNI).
@@ -58,7 +60,7 @@ class Policy:
     requantizes_transparent: bool = False
     joins: frozenset[str] = frozenset({"cat", "concat", "stack"})
     decomposes: frozenset[str] = frozenset()
-    skip_branch_only: bool = False
+    skip_branch_only: Literal["never", "bare", "always"] = "never"
     half_arithmetic: bool = False
     reduced_weights: bool = False
     integer_biases: bool = False

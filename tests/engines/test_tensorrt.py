@@ -109,7 +109,7 @@ def test_its_policy_is_the_documentation(runner):
     policy = tensorrt.policy()
     assert policy.activation == SYMMETRIC
     assert policy.weight == QuantSpec("int8", "channel", symmetric=True)
-    assert policy.skip_branch_only
+    assert policy.skip_branch_only == "always"
     assert not policy.needs_output_quantizer
 
 

@@ -43,9 +43,25 @@ def test_one_quantizer_a_tensor_and_none_inside_a_layer(network, engine):
     assert [s.name for s in made.weights()] == ["stem", "body.0", "head"]
 
 
-def test_both_branches_only_where_the_engine_wants_them(network):
-    assert "conv2d_1" in {s.node for s in plan(network, int8_static(), onnxruntime.policy()).activations()}
-    assert "conv2d_1" not in {s.node for s in plan(network, int8_static(), openvino.policy()).activations()}
+@pytest.mark.parametrize(("engine", "both"), [(openvino, True), (onnxruntime, True), (tensorrt, False)])
+def test_both_branches_of_a_sum_before_a_relu(network, engine, both):
+    nodes = {s.node for s in plan(network, int8_static(), engine.policy()).activations()}
+    assert ("conv2d_1" in nodes) == both
+
+
+@pytest.mark.parametrize(("engine", "both"), [(openvino, False), (onnxruntime, True), (tensorrt, False)])
+def test_both_branches_of_a_bare_sum(engine, both):
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(4, 4, 1) for _ in range(3))
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.c(x + self.b(x))
+
+    made = plan(capture(Bare().eval(), (torch.zeros(1, 4, 4, 4),)), int8_static(), engine.policy())
+    assert ("conv2d_1" in {s.node for s in made.activations()}) == both
 
 
 def test_pool_shares_its_inputs_parameters(network):

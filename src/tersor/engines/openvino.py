@@ -18,7 +18,7 @@ from tersor.policy import Policy, x86
 
 NAME = "openvino"
 FILES = ("model.xml", "model.bin")
-_ACCOUNT = ("layerType", "runtimePrecision", "originalLayersNames")
+_ACCOUNT = ("layerType", "runtimePrecision", "originalLayersNames", "primitiveType")
 _PRECISIONS = {
     "f32": "fp32",
     "bf16": "bf16",
@@ -33,10 +33,11 @@ _PRECISIONS = {
 def policy() -> Policy:
     """What OpenVINO's CPU plugin computes in int8.
 
-    Of a residual sum only the shortcut is quantized: the other branch is added inside its convolution, and a
-    quantizer there would be computed without its rounding.
+    Of a residual sum that no ReLU follows only the shortcut is quantized: the other branch is added inside its
+    convolution, and a quantizer there would be computed without its rounding. Where a ReLU follows, OpenVINO merges
+    the sum only if both branches are quantized.
     """
-    return replace(x86(NAME), skip_branch_only=True)
+    return replace(x86(NAME), skip_branch_only="bare")
 
 
 def version() -> str | None:
@@ -224,6 +225,9 @@ class OpenVINORunner:
             elif kind not in ("Input", "Output", "Parameter", "Result"):
                 nodes = [n.split("/")[0] for n in info.get("originalLayersNames", "").split(",")]
                 precision = _PRECISIONS.get(info.get("runtimePrecision", ""), "fp32")
+                # Generated elementwise code names what it writes; what it computes in stands in the primitive.
+                if kind in ("Subgraph", "Eltwise") and info.get("primitiveType", "").lower().endswith("f32"):
+                    precision = "fp32"
                 rows.append(Executed(name, kind, precision, tuple(dict.fromkeys(filter(None, nodes)))))
         return rows
 

@@ -36,7 +36,7 @@ def policy() -> Policy:
         activation_formats=frozenset({"int8", "fp8_e4m3"}),
         weight_formats=frozenset({"int8", "fp8_e4m3"}),
         arithmetic=frozenset({"add"}),
-        skip_branch_only=True,
+        skip_branch_only="always",
     )
 
 

@@ -113,7 +113,7 @@ def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[
         if role == "layer" and op_name(node) in policy.needs_output_quantizer:
             wanted.add(_behind_activation(node, roles))
         # An average of integers is rounded to integers by an engine, even where a float operator reads it.
-        if role == "average" or (role == "arithmetic" and not policy.skip_branch_only):
+        if role == "average" or (role == "arithmetic" and policy.skip_branch_only != "always"):
             behind = _behind_activation(node, roles)
             if not all(u.op == "output" for u in behind.users):
                 wanted.add(behind)
@@ -122,7 +122,8 @@ def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[
 
 def _residual_inputs(node: fx.Node, roles: dict[fx.Node, str], policy: Policy) -> list[fx.Node]:
     inputs = [a for a in node.args[:2] if isinstance(a, fx.Node)]
-    if not policy.skip_branch_only or op_name(node) != "add":
+    bare = _behind_activation(node, roles) is node
+    if op_name(node) != "add" or policy.skip_branch_only not in ("always", *(["bare"] if bare else [])):
         return inputs
     # The layer that only this sum reads is computed together with it; the other branch is the shortcut.
     fusable = [a for a in inputs if roles.get(a) == "layer" and len(a.users) == 1]

@@ -35,3 +35,16 @@ def shared() -> Path:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def quick_report(monkeypatch):
+    """Reports without memory, whose measuring starts processes of several seconds, and with few rounds of timing."""
+
+    from tersor.errors import EngineError
+
+    def refused(*_, **__):
+        raise EngineError("it takes long")
+
+    monkeypatch.setattr("tersor.pipeline.measuring.measure_memory", refused)
+    monkeypatch.setattr("tersor.pipeline.measuring.ROUNDS", 3)

@@ -40,15 +40,7 @@ def layers(count: int = 22) -> list[dict[str, Any]]:
     for place, name in enumerate(names):
         width = 16 << min(2, place * 3 // count)
         local = 38 - 6 * math.exp(-place) + chance.gauss(0, 2.5)
-        op = (
-            "linear"
-            if name == "linear"
-            else "add"
-            if "add" in name
-            else "avg_pool"
-            if "pool" in name
-            else "conv2d"
-        )
+        op = "linear" if name == "linear" else "add" if "add" in name else "avg_pool" if "pool" in name else "conv2d"
         bare = op in ("add", "avg_pool")
         found.append({
             "name": name, "op": op, "planned": "int8", "executed": "fused" if op == "add" else "int8",

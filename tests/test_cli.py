@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tersor.cli import app, load_task
-from tersor.errors import TaskError
+from tersor.errors import SavedFolderError, TaskError, TersorError
 
 TASK = """
 import torch, tersor
@@ -72,3 +72,92 @@ def test_a_file_without_the_function(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(TaskError, match=r"no function task\(\)"):
         load_task(tmp_path / "empty.py")
+
+
+def _command(*words):
+    """The installed command in a process of its own: its exit code, and what a user sees of an error."""
+    import subprocess
+    import sys
+
+    line = [sys.executable, "-m", "tersor.cli", *(str(w) for w in words)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=120)
+
+
+def test_an_error_is_one_message_and_exit_code_1(tmp_path):
+    done = _command("compress", tmp_path / "nowhere.py", "--out", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: TaskError: there is no task file")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_exists_stops_before_any_work(task_file, tmp_path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(SavedFolderError, match=r"exists and is kept.*--force"):
+        _run("compress", task_file, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("inspect", "{task}", "--recipe", "int8-statik"), "did you mean 'int8-static'"),
+        (("inspect", "{task}", "--engine", "openvina"), "no engine 'openvina'"),
+        (("report", "{folder}"), "report"),
+        (("run", "{folder}", "-i", "x.npy", "-o", "y.npy"), "manifest"),
+        (("calibrate", "{task}", "--site", "nosuch"), "no site matches 'nosuch'; nearest"),
+    ],
+)
+def test_bad_words_are_errors_of_ours(task_file, tmp_path, words, said):
+    with pytest.raises(TersorError, match=said):
+        _run(*(w.format(task=task_file, folder=tmp_path) for w in words))
+
+
+def test_a_recipe_file_with_rules(task_file, tmp_path):
+    (tmp_path / "r.yaml").write_text("name: mine\nrules:\n- {layer: '3', keep: fp16}\n")
+    said = _run("inspect", task_file, "--recipe", tmp_path / "r.yaml")
+    assert "fp16" in said.output
+    (tmp_path / "r.yaml").write_text("rules:\n- {layer: haed, keep: fp16}\n")
+    with pytest.raises(TersorError, match="nearest names"):
+        _run("inspect", task_file, "--recipe", tmp_path / "r.yaml")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "task.py").write_text(TASK)
+    made = load_task(folder / "task.py")
+    from tersor import compress
+
+    return compress(made, engine="torch", report=False, progress=False).save(folder / "saved")
+
+
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (np.zeros((2, 1, 8, 8)), "is float32, the file holds float64"),
+        (np.zeros((2, 8, 8), np.float32), r"has the shape \['batch', 1, 8, 8\], the file holds \[2, 8, 8\]"),
+        (np.zeros((2, 3, 8, 8), np.float32), r"holds \[2, 3, 8, 8\]"),
+        (np.array([{}], dtype=object), "cannot be read as a .npy file"),
+    ],
+)
+def test_files_that_do_not_fit(saved, tmp_path, array, said):
+    np.save(tmp_path / "x.npy", array, allow_pickle=True)
+    with pytest.raises(TaskError, match=said):
+        _run("run", saved, "-i", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
+    assert not (tmp_path / "y.npy").exists()
+
+
+def test_as_many_files_as_inputs(saved, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((2, 1, 8, 8), np.float32))
+    words = ("run", saved, "-i", tmp_path / "x.npy", "-i", tmp_path / "x.npy", "-o", tmp_path / "y.npy")
+    with pytest.raises(TaskError, match=r"has 1 inputs \(input_?\w*\), 2 files were given"):
+        _run(*words)
+
+
+def test_what_a_task_file_raises_is_not_hidden(tmp_path):
+    (tmp_path / "broken.py").write_text("def task():\n    return None.nothing\n")
+    with pytest.raises(AttributeError, match="nothing"):
+        load_task(tmp_path / "broken.py")
+    (tmp_path / "broken.py").write_text("def task():\n    return 3\n")
+    with pytest.raises(TaskError, match=r"returned a int, not a tersor\.Task"):
+        load_task(tmp_path / "broken.py")

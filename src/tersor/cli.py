@@ -201,15 +201,11 @@ def load_task(path: Path) -> Task:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        try:
-            spec.loader.exec_module(module)
-            made = getattr(module, function)()
-        except AttributeError as error:
-            if hasattr(module, function):
-                raise
-            raise TaskError(
-                f"{file} has no function {function}(); write `def {function}() -> tersor.Task:`"
-            ) from error
+        spec.loader.exec_module(module)
+        make = getattr(module, function, None)
+        if make is None:
+            raise TaskError(f"{file} has no function {function}(); write `def {function}() -> tersor.Task:`")
+        made = make()
     if not isinstance(made, Task):
         raise TaskError(f"{function}() of {file} returned a {type(made).__name__}, not a tersor.Task")
     return made

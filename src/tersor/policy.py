@@ -68,8 +68,11 @@ class Policy:
     def without_vnni(self) -> "Policy":
         """The policy for a CPU whose u8·s8 kernels add pairs of products in 16 bits: weights keep to 7 bits.
 
-        2 · 255 · 127 overflows 16 bits and saturates without a word; 2 · 255 · 63 does not.
+        2 · 255 · 127 overflows 16 bits and saturates without a word; 2 · 255 · 63 does not. Engines whose
+        activations are signed compute elsewhere, and keep their policy.
         """
+        if self.activation.format.signed:
+            return self
         seven = replace(self.weight.format, low=-64, high=63)
         return replace(self, weight=self.weight.with_(format=seven), reduced_weights=True)
 

@@ -9,7 +9,7 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from tersor.errors import RecipeError
+from tersor.errors import RecipeError, TersorError
 from tersor.numerics.formats import FORMATS
 from tersor.numerics.spec import Granularity, QuantSpec
 
@@ -44,8 +44,11 @@ class Quantization(_Strict):
     @field_validator("granularity")
     @classmethod
     def _known_granularity(cls, value: str) -> str:
-        if value != "auto":
-            Granularity.parse(value)
+        try:
+            if value != "auto":
+                Granularity.parse(value)
+        except TersorError as error:
+            raise ValueError(str(error)) from error
         return value
 
     @field_validator("range")
@@ -57,7 +60,9 @@ class Quantization(_Strict):
 
     def spec(self, default: QuantSpec) -> QuantSpec:
         """The QuantSpec meant, where ``auto`` means ``default``."""
-        name = default.format if self.format == "auto" else FORMATS[self.format]
+        # The policy's int8 may have fewer codes than int8 has: 7 bits on a CPU without VNNI.
+        own = self.format not in ("auto", default.format.name)
+        name = FORMATS[self.format] if own else default.format
         granularity = (
             default.granularity if self.granularity == "auto" else Granularity.parse(self.granularity)
         )

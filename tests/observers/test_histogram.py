@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tersor.observers.histogram import BINS, histogram_of, rebinned
 
-floats = st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda v: v == 0 or abs(v) > 1e-20)
+# Of a value that vanishes beside the largest (2^-140 of it) the product with 1/width is 0, and its sign is lost.
+floats = st.floats(-(2.0**50), 2.0**50, width=32).filter(lambda v: v == 0 or abs(v) > 1e-20)
 
 
 def make(values):

@@ -181,7 +181,7 @@ def test_thresholds_of_the_subsample_are_within_one_percent(kind, spec):
         x = torch.sign(x) * torch.empty_like(x).exponential_(generator=generator)
     elif kind == "channels":  # each channel of its own width, as after a convolution
         x = x * torch.linspace(0.2, 2, 32).reshape(1, -1, 1, 1)
-    few, all_ = gathered(x.split(16)), gathered(x.split(16), per_row=x[0].numel())
+    few, all_ = (gathered(x.split(16), per_row=n) for n in (2**17, x[0].numel()))
     assert few.histogram.total < 0.35 * all_.histogram.total
     for name in ("minmax", "ema", "percentile", "mse", "admm"):
         got, want = (OBSERVERS[name].range(s, spec) for s in (few, all_))

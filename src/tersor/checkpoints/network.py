@@ -84,7 +84,7 @@ def read(folder: Path) -> Network:
         ) from error
     try:
         return _network(data, tensors)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SyntaxError) as error:
         raise SavedFolderError(
             f"{path}: not a network that Tersor wrote ({type(error).__name__}: {error})"
         ) from error

@@ -13,11 +13,14 @@ from tersor.engines.base import Executed
 from tersor.engines.openvino_pools import plain_pools
 from tersor.engines.program import exported
 from tersor.errors import EngineError
+from tersor.network.explain import quiet
 from tersor.network.network import Network
 from tersor.policy import Policy, x86
 
 NAME = "openvino"
 FILES = ("model.xml", "model.bin")
+# Between our node's name and the converter's; names of in-place operators hold two underscores of their own.
+_MARK = "__tersor__"
 _ACCOUNT = ("layerType", "runtimePrecision", "originalLayersNames", "primitiveType")
 _PRECISIONS = {
     "f32": "fp32",
@@ -35,7 +38,8 @@ def policy() -> Policy:
 
     Of a residual sum that no ReLU follows only the shortcut is quantized: the other branch is added inside its
     convolution, and a quantizer there would be computed without its rounding. Where a ReLU follows, OpenVINO merges
-    the sum only if both branches are quantized.
+    the sum only if both branches are quantized; the rounding that the simulation makes on the convolution's
+    branch is then missing.
     """
     return replace(x86(NAME), skip_branch_only="bare")
 
@@ -98,7 +102,7 @@ def _share_bounds(model: Any) -> None:
 def _shorten_names(model: Any) -> None:
     """Our node's name and a number: in small networks the names would outweigh the weights."""
     for number, op in enumerate(model.get_ordered_ops()):
-        owner, found, _ = op.get_friendly_name().partition("__")
+        owner, found, _ = op.get_friendly_name().partition(_MARK)
         op.set_friendly_name(f"{owner}/{number}" if found else f"/{number}")
         for port in op.outputs():
             port.get_tensor().set_names(set())
@@ -114,14 +118,22 @@ def _decomposed(network: Network) -> torch.fx.GraphModule:
         if op in table:
             table.pop(op)
     program = exported(network)
-    program = program.run_decompositions(table)
-    origin = {n.name: n.meta["from_node"][-1].name for n in program.graph.nodes if n.meta.get("from_node")}
+    with quiet():
+        program = program.run_decompositions(table)
+    origin = {n.name: _origin(n.meta["from_node"]) for n in program.graph.nodes if n.meta.get("from_node")}
     module = program.module(check_guards=False)
     for node in module.graph.nodes:
         if node.op == "call_function" and node.name in origin:
-            node._rename(f"{origin[node.name]}__{node.name}")
+            node._rename(f"{origin[node.name]}{_MARK}{node.name}")
     module.recompile()
     return module
+
+
+def _origin(sources: list[Any]) -> str:
+    """The Network's name of a node: exporting and decomposing each gave it one of their own."""
+    while sources[-1].from_node:
+        sources = sources[-1].from_node
+    return str(sources[-1].name)
 
 
 def _fake_quantize(context: Any) -> Any:

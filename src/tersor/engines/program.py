@@ -1,10 +1,10 @@
 """The Network as an ExportedProgram again, which the engines' converters read."""
 
-import warnings
 from typing import Any
 
 import torch
 
+from tersor.network.explain import quiet
 from tersor.network.network import Network
 
 
@@ -12,6 +12,5 @@ def exported(network: Network) -> Any:
     """``torch.export`` of the network's graph, with its batch dynamic where it was captured so."""
     batch = torch.export.Dim("batch", min=1)
     shapes = tuple({0: batch} if network.dynamic_batch and x.ndim else None for x in network.example)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad():
         return torch.export.export(network.module, network.example, dynamic_shapes=shapes, strict=False)

@@ -2,8 +2,6 @@
 
 import inspect
 import operator
-import re
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,25 +13,13 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from tersor.errors import CaptureError
+from tersor.network.explain import explained, quiet, summary, where
 from tersor.network.free_batch import agrees, free_batch, repeated
 from tersor.network.network import WEIGHTED, Network, finish, op_name
 from tersor.task import Arguments
 
 _PASSING = {"detach", "alias", "lift_fresh_copy"}
-_VIEWS = {
-    "view",
-    "reshape",
-    "slice",
-    "select",
-    "transpose",
-    "permute",
-    "unsqueeze",
-    "squeeze",
-    "expand",
-    "flatten",
-    "split",
-    "chunk",
-}
+_VIEWS = set("view reshape slice select transpose permute unsqueeze squeeze expand flatten split chunk".split())
 _CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size"}
 
 
@@ -54,9 +40,7 @@ def capture(model: nn.Module, example: Arguments) -> Network:
     """
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
-        raise CaptureError(
-            f"the model is in training mode ({training[0]}); call model.eval() before compressing it"
-        )
+        raise CaptureError(f"the model is in training mode ({training[0]}); call model.eval() before compressing it")
     half = [n for n, p in model.named_parameters() if p.is_floating_point() and p.dtype != torch.float32]
     if half:
         raise CaptureError(
@@ -76,12 +60,12 @@ def capture(model: nn.Module, example: Arguments) -> Network:
         freed = _freed(model, values, names)
         if freed is not None:
             return freed
-        note = f"the batch is fixed to the example's, since the model's own code fixes it: {_summary(first)}"
+        note = f"the batch is fixed to the example's, since the model's own code fixes it: {summary(first)}"
         return _captured(model, values, names, dynamic=False, notes=(note,))
     except CaptureError:
         raise
     except Exception as error:
-        raise _explained(error) from error
+        raise explained(error) from error
 
 
 def _captured(
@@ -93,8 +77,7 @@ def _captured(
 ) -> Network:
     program = _export(model, values, names, dynamic)
     if any(_writes_through_a_view(n) for n in program.graph.nodes):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             program = program.run_decompositions({})
     return _titled(_network(program, values, names, notes))
 
@@ -110,9 +93,7 @@ def _freed(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) ->
 
 
 def _doubled(value: Any) -> Any:
-    return pytree.tree_map_only(
-        Tensor, lambda t: torch.cat([t, t]) if t.ndim and t.shape[0] == 1 else t, value
-    )
+    return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.ndim and t.shape[0] == 1 else t, value)
 
 
 def _export(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], dynamic: bool) -> Any:
@@ -126,16 +107,11 @@ def _export(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], d
         spec = (spec,)
     args = () if names else values
     kwargs = dict(zip(names, values, strict=True)) if names else None
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        return torch.export.export(
-            model, args, kwargs, dynamic_shapes=spec if dynamic else None, strict=False
-        )
+    with quiet(), torch.no_grad():
+        return torch.export.export(model, args, kwargs, dynamic_shapes=spec if dynamic else None, strict=False)
 
 
-def _network(
-    program: Any, values: tuple[Any, ...], names: tuple[str, ...], notes: tuple[str, ...]
-) -> Network:
+def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], notes: tuple[str, ...]) -> Network:
     """The exported program as a plain graph: weights are get_attr nodes, inputs and outputs are flat."""
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
@@ -159,9 +135,7 @@ def _network(
             _copy_call(node, graph, env)
         elif node.op == "output":
             kept = [s.kind.name == "USER_OUTPUT" for s in program.graph_signature.output_specs]
-            results = [
-                env[r] for r, keep in zip(node.args[0], kept, strict=True) if keep and isinstance(r, fx.Node)
-            ]
+            results = [env[r] for r, keep in zip(node.args[0], kept, strict=True) if keep and isinstance(r, fx.Node)]
             graph.output(tuple(results))
         else:
             raise CaptureError(
@@ -173,18 +147,14 @@ def _network(
     module = fx.GraphModule(tensors, graph)
     outputs = _output_names(program, len(graph.output_node().args[0]))  # type: ignore[arg-type]
     keyed = bool(names) and len(names) == len(inputs)
-    return finish(
-        Network(module, names if keyed else tuple(inputs), outputs, tuple(example), keyed, not notes, notes)
-    )
+    return finish(Network(module, names if keyed else tuple(inputs), outputs, tuple(example), keyed, not notes, notes))
 
 
 def _weight(program: Any, spec: Any, graph: fx.Graph, tensors: dict[str, Tensor]) -> fx.Node:
     target = str(spec.target)
     value = program.state_dict[target] if target in program.state_dict else program.constants[target]
     if not isinstance(value, Tensor):
-        raise CaptureError(
-            f"the graph reads {target}, a {type(value).__name__} and no tensor; Tersor cannot save it"
-        )
+        raise CaptureError(f"the graph reads {target}, a {type(value).__name__} and no tensor; Tersor cannot save it")
     # Tied weights stay tied: one tensor keeps one name.
     for name, known in tensors.items():
         if known.data_ptr() == value.data_ptr() and known.shape == value.shape and value.numel():
@@ -204,7 +174,7 @@ def _copy_call(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:
         return
     if "higher_order" in str(getattr(node.target, "namespace", "")):
         raise CaptureError(
-            f"the model uses {node.target} (control flow or a wrapped region) at {_where(node)}; Tersor captures plain "
+            f"the model uses {node.target} (control flow or a wrapped region) at {where(node)}; Tersor captures plain "
             "operators only: move it out of the model, or compress the part without it"
         )
     lookup = env.__getitem__
@@ -255,9 +225,7 @@ def _native_batch_norm(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) 
         return False
     x, weight, bias, mean, var, momentum, eps = map_arg(node.args, env.__getitem__)
     arguments = (x, weight, bias, mean, var, False, momentum, eps, False)
-    env[node] = graph.create_node(
-        "call_function", torch.ops.aten.batch_norm.default, arguments, {}, "batch_norm"
-    )
+    env[node] = graph.create_node("call_function", torch.ops.aten.batch_norm.default, arguments, {}, "batch_norm")
     env[node].meta["path"] = _path(node)
     return True
 
@@ -283,36 +251,3 @@ def _output_names(program: Any, count: int) -> tuple[str, ...]:
     if names and len(names) == count and all(isinstance(n, str) for n in names):
         return tuple(names)
     return ("output",) if count == 1 else tuple(f"output_{k}" for k in range(count))
-
-
-def _where(node: fx.Node) -> str:
-    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
-    return " ".join(line.strip() for line in trace[-2:]) or node.name
-
-
-def _summary(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
-        :200
-    ]
-
-
-def _explained(error: Exception) -> CaptureError:
-    """The line of the user's code at fault, found in the traceback or in torch.export's own text."""
-    lines = re.findall(r'File "([^"]+)", line (\d+), in (\w+)\n\s+(.+)', str(error))
-    own = [f'{f}:{n} in {fn}: "{code.strip()}"' for f, n, fn, code in lines if "/torch/" not in f]
-    frame, trace = None, error.__traceback__
-    while trace is not None:
-        if (
-            "/torch/" not in trace.tb_frame.f_code.co_filename
-            and __file__ != trace.tb_frame.f_code.co_filename
-        ):
-            frame = (
-                f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno} in {trace.tb_frame.f_code.co_name}"
-            )
-        trace = trace.tb_next
-    place = own[-1] if own else frame or "(torch.export names no line)"
-    return CaptureError(
-        f"torch.export cannot take this model. Offending line: {place}. Reason: {type(error).__name__}: "
-        f"{_summary(error)}. What to do: a Python `if`, loop or `.item()` on tensor values must leave forward() or "
-        "become torch.where; an operator written in C++ or with numpy must be replaced; or compress a part without it"
-    )

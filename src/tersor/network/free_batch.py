@@ -16,9 +16,7 @@ from tersor.network.network import Network, aten, finish
 
 def repeated(values: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
     """The first sample of every tensor, ``batch`` times."""
-    return pytree.tree_map_only(
-        Tensor, lambda t: t[:1].expand(batch, *t.shape[1:]).clone() if t.ndim else t, values
-    )
+    return pytree.tree_map_only(Tensor, lambda t: t[:1].expand(batch, *t.shape[1:]).clone() if t.ndim else t, values)
 
 
 def free_batch(two: Network, three: Network) -> Network | None:

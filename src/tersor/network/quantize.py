@@ -96,9 +96,7 @@ def _store_half(network: Network, layer: fx.Node, planned: PlannedLayer) -> None
     with network.graph.inserting_before(layer):
         stored = network.graph.get_attr(add_tensor(network, f"{source.target}_{planned.planned}", half))
         call = torch.ops.aten.to.dtype
-        node = network.graph.create_node(
-            "call_function", call, (stored, torch.float32), {}, f"{source.name}_widened"
-        )
+        node = network.graph.create_node("call_function", call, (stored, torch.float32), {}, f"{source.name}_widened")
     node.meta.update(val=source.meta.get("val"), title=planned.name, quantizer=True)
     layer.update_arg(1, node)
 

@@ -10,9 +10,7 @@ _NORMS = ("layer_norm", "rms_norm", "native_layer_norm")
 _STREAM = ("add", "dropout", "cat", "expand", "slice", "transpose", "permute", "view", "reshape")
 
 
-def roles_of(
-    operators: list[fx.Node], rules: dict[fx.Node, Rule | None], policy: Policy
-) -> dict[fx.Node, str]:
+def roles_of(operators: list[fx.Node], rules: dict[fx.Node, Rule | None], policy: Policy) -> dict[fx.Node, str]:
     """For every operator: layer, arithmetic, average, transparent, fused or float."""
     roles: dict[fx.Node, str] = {}
     normalised = _feeds_normalisation(operators)
@@ -26,9 +24,7 @@ def roles_of(
         elif name in policy.layers and weight_node(node) is not None:
             roles[node] = "layer"
         elif name in policy.arithmetic and node not in normalised and _both_activations(node):
-            roles[node] = (
-                "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"
-            )
+            roles[node] = "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"
         elif name in policy.averages and _is_spatial(node):
             roles[node] = "average" if _comes_from(node.all_input_nodes[0], roles) else "float"
         elif name in policy.fuses and _follows(node, roles):
@@ -65,11 +61,7 @@ def _comes_from(node: fx.Node, roles: dict[fx.Node, str]) -> bool:
 
 def _follows(node: fx.Node, roles: dict[fx.Node, str]) -> bool:
     source = node.args[0]
-    return (
-        isinstance(source, fx.Node)
-        and roles.get(source) in ("layer", "arithmetic")
-        and len(source.users) == 1
-    )
+    return isinstance(source, fx.Node) and roles.get(source) in ("layer", "arithmetic") and len(source.users) == 1
 
 
 def _feeds_normalisation(operators: list[fx.Node]) -> set[fx.Node]:

@@ -77,9 +77,7 @@ def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
     sites += _weight_sites(operators, roles, rules, recipe, policy)
     order = {n.name: k for k, n in enumerate(network.graph.nodes)}
     sites.sort(key=lambda s: (order[s.node], s.kind == "activation"))
-    layers = _planned(
-        operators, roles, rules, {s.node: s for s in sites if s.kind == "weight"}, wanted, policy
-    )
+    layers = _planned(operators, roles, rules, {s.node: s for s in sites if s.kind == "weight"}, wanted, policy)
     return Plan(tuple(sites), tuple(layers))
 
 
@@ -88,9 +86,7 @@ def _check_rules(recipe: Recipe, operators: list[fx.Node]) -> None:
         if any(rule.matches(title(n), op_name(n)) for n in operators):
             continue
         names = [title(n) for n in operators] if rule.layer else [op_name(n) for n in operators]
-        near = difflib.get_close_matches(
-            (rule.layer or rule.op or "").replace("*", ""), sorted(set(names)), 3, 0.3
-        )
+        near = difflib.get_close_matches((rule.layer or rule.op or "").replace("*", ""), sorted(set(names)), 3, 0.3)
         raise RecipeError(
             f"rule ({rule}) matches no operator of this network; nearest names: {', '.join(near) or 'none'}. "
             "`tersor inspect` lists them all"
@@ -168,13 +164,9 @@ def _activation_sites(
         name = title(node) if node.op == "call_function" else str(node.target)
         policy.check(name, "activations", spec)
         source = roles.get(node) != "transparent"
-        readers = (
-            ", ".join(sorted({op_name(u) for u in node.users if u.op == "call_function"})) or "the output"
-        )
+        readers = ", ".join(sorted({op_name(u) for u in node.users if u.op == "call_function"})) or "the output"
         sites.append(
-            Site(
-                name, node.name, "activation", spec, choice.range, groups[node], source, f"read by {readers}"
-            )
+            Site(name, node.name, "activation", spec, choice.range, groups[node], source, f"read by {readers}")
         )
     return sites
 

@@ -15,7 +15,7 @@ from tersor.observers.minmax import MinMax
 from tersor.observers.mse import MeanSquaredError
 from tersor.observers.percentile import Percentile
 from tersor.observers.sample import Sample
-from tersor.observers.statistics import Statistics, merge, observe
+from tersor.observers.statistics import Statistics, merge, observe, same_batch
 from tersor.observers.verdict import Verdict, judge
 
 OBSERVERS: dict[str, Observer] = {
@@ -48,4 +48,5 @@ __all__ = [
     "merge",
     "observe",
     "range_error",
+    "same_batch",
 ]

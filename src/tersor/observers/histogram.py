@@ -87,15 +87,15 @@ def _summed(counts: np.ndarray, ratio: int) -> np.ndarray:
     return padded.reshape(-1, ratio).sum(1)
 
 
-def histogram_of(values: Tensor, largest: float) -> Histogram:
+def histogram_of(values: Tensor, largest: float, signed: bool = True) -> Histogram:
     """The histogram of a finite float32 tensor on the CPU, on the grid that holds ``largest`` ≥ max|values|.
 
     ``largest`` may come from more values than are counted: a subsample lands on the grid of the whole.
+    ``signed`` may be False where no value is negative, which is faster.
     """
     reach = math.frexp(largest)[1] if largest else _SMALLEST  # frexp calls the exponent of 0 zero
     exponent = max(reach, _SMALLEST) - BINS.bit_length() + 1
     counts = np.zeros(2 * BINS, dtype=np.int64)
-    signed = values.numel() > 0 and bool(values.min() < 0)
     side = counts if signed else counts[BINS:]
     for piece in values.reshape(-1).split(_PIECE):
         # Multiplying by a power of two is exact, and so is floor: no value changes its bin by rounding.

@@ -96,7 +96,7 @@ def observe(
     *,
     channel_axis: int | None = 1,
     momentum: float = 0.99,
-    per_row: int = 2**17,
+    per_row: int = 2**20,
     keep: int = 0,
     seed: int = 0,
 ) -> Statistics | None:
@@ -143,7 +143,7 @@ def observe(
         first=(smallest, largest),
         ema=(smallest, largest),
         momentum=momentum,
-        histogram=histogram_of(part, max(-smallest, largest)),
+        histogram=histogram_of(part, max(-smallest, largest), signed=smallest < 0),
         per_row=per_row,
         channels=channels_of(parts, x.numel() // view.shape[1]) if has_channels else None,
         course=_course(parts.low.amin(1), parts.high.amax(1)),
@@ -188,6 +188,19 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
         fingerprints=a.fingerprints.merged(b.fingerprints),
         sample=a.sample.merged(b.sample) if a.sample and b.sample else None,
     )
+
+
+def same_batch(a: Statistics, b: Statistics) -> Statistics:
+    """The statistics of one batch that was seen in two parts.
+
+    >>> import torch
+    >>> whole = same_batch(*(observe(None, torch.full((1, 3), value)) for value in (1.0, 2.0)))
+    >>> whole.batches, whole.ema
+    (1, (1.0, 2.0))
+    """
+    both = merge(a, b)
+    extremes = (both.min, both.max)
+    return replace(both, batches=1, first=extremes, ema=extremes)
 
 
 def _refuse(x: Tensor) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ class Compressed:
         folder = Path(folder)
         check_free(folder, force)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        staging = _hidden(folder)
+        staging.mkdir()
         try:
             self._write(staging)
             _exchange(staging, folder)
@@ -120,9 +121,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise SavedFolderError(
-            f"{folder} holds no {MANIFEST}; give a folder that `tersor compress --out` wrote"
-        )
+        raise SavedFolderError(f"{folder} holds no {MANIFEST}; give a folder that `tersor compress --out` wrote")
     try:
         manifest = json.loads(path.read_text(encoding="utf8"))
         if manifest["format"] != FORMAT:
@@ -131,6 +130,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         for key, kind in wanted.items():
             if not isinstance(manifest[key], kind):
                 raise ValueError(f"{key} is no {kind.__name__}")
+        for name, entry in manifest["files"].items():
+            if not isinstance(entry["sha256"], str) or not isinstance(entry["shipped"], bool):
+                raise ValueError(f"the entry of {name}")
     except (ValueError, KeyError, TypeError) as error:
         raise SavedFolderError(f"{path} is damaged ({error}); save the network again") from error
     return manifest
@@ -156,9 +158,7 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
 def check_free(folder: Path, force: bool) -> None:
     """Refuse a folder that exists, before any work is done for it."""
     if folder.exists() and not force:
-        raise SavedFolderError(
-            f"{folder} exists and is kept; choose another folder, or give --force (force=True)"
-        )
+        raise SavedFolderError(f"{folder} exists and is kept; choose another folder, or give --force (force=True)")
     if folder.exists() and not folder.is_dir():
         raise SavedFolderError(f"{folder} is a file, not a folder; choose another name")
 
@@ -168,14 +168,19 @@ def _exchange(staging: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(staging, folder)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-    os.replace(folder, old / folder.name)
+    old = _hidden(folder)
+    os.replace(folder, old)
     try:
         os.replace(staging, folder)
     except BaseException:
-        os.replace(old / folder.name, folder)
+        os.replace(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _hidden(folder: Path) -> Path:
+    """A free name beside it."""
+    return folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
 
 
 def _sha256(path: Path) -> str:

@@ -57,7 +57,7 @@ def make_report(
     if peak is None:
         null["peak_memory_bytes"] = "the system does not tell"
     warnings = [unknown(path, reason) for path, reason in null.items()]
-    warnings += [*_network_notes(subjects), *measured.warnings, *(verdict.warnings if verdict else ())]
+    warnings += [*_network_notes(subjects, solved), *measured.warnings, *(verdict.warnings if verdict else ())]
     warnings += _simulation_warnings(measured)
     warnings += _half_warnings(audited)
     precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}[subjects.compressed_runner.precision]
@@ -191,8 +191,13 @@ def _verdict(verdict: CalibrationVerdict | None) -> Verdict | None:
     return Verdict(adequate=not verdict.warnings, drift=max(moved) if moved else None, notes=verdict.warnings)
 
 
-def _network_notes(subjects: Subjects) -> list[str]:
+def _network_notes(subjects: Subjects, solved: Solved) -> list[str]:
     notes = list(subjects.original.notes)
+    if solved.prepared.policy.reduced_weights:
+        notes.append(
+            "this CPU has no VNNI: its u8·s8 kernels add pairs of products in 16 bits, which saturate without a word; "
+            "weights keep to 7 bits (codes within ±63), which is exact"
+        )
     if subjects.engine == "torch":
         notes.append("the engine `torch` simulates: it shows the accuracy of integers, not their speed")
     return notes

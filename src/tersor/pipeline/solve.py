@@ -12,6 +12,7 @@ from tersor.errors import RecipeError, TersorError
 from tersor.network.calibrate import Calibration, calibrate
 from tersor.network.corrections.bias import CorrectBias
 from tersor.network.network import Network, argument, groups_of, op_name, walk
+from tersor.network.pieces import largest_value
 from tersor.network.quantize import Range, quantize_network
 from tersor.network.rewrites.equalize import Equalize
 from tersor.network.sites import Plan, Site
@@ -98,18 +99,7 @@ def correction_samples(recipe: Recipe, network: Network, budget: int = 2**31) ->
     """How many samples bias correction walks with at once: fewer where the network's values are large."""
     if not network.dynamic_batch:
         return batch_size(network.example)
-    largest = max((_bytes(n.meta.get("val"), network) for n in network.operators()), default=1)
-    return max(1, min(recipe.correction_samples, budget // (4 * largest)))
-
-
-def _bytes(value: Any, network: Network) -> int:
-    """Bytes of one sample of a value, from its traced shape."""
-    if not isinstance(value, Tensor):
-        return 1
-    size = value.element_size()
-    for dim in value.shape[1:]:
-        size *= dim if isinstance(dim, int) else 1
-    return size
+    return max(1, min(recipe.correction_samples, budget // (4 * largest_value(network))))
 
 
 def activation_ranges(

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from tersor.network.calibrate import channel_axis, channel_mean
-from tersor.network.network import Network, add_tensor, bias_node, finish, walk
+from tersor.network.calibrate import channel_axis, channel_sum
+from tersor.network.network import Network, add_tensor, bias_node, finish
+from tersor.network.pieces import Pieces, cut, walk_together, workers
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,17 @@ class CorrectBias:
         network = network.edit()
         shifts: dict[str, Tensor] = {}
 
-        def visit(node: fx.Node, value: Any) -> Any:
+        def visit(node: fx.Node, values: Pieces) -> Pieces | None:
             if node.name not in self.means:
                 return None
-            shift = (self.means[node.name] - channel_mean(node, value)).to(value.dtype)
+            sums, counts = zip(*(channel_sum(node, v) for v in values), strict=True)
+            shift = (self.means[node.name] - sum(sums) / sum(counts)).to(values[0].dtype)
             shifts[node.name] = shift
             on_layer(1)
-            return value + _along(node, shift, value)
+            return Pieces(pool.map(lambda v: v + _along(node, shift, v), values))
 
-        walk(network, inputs, visit)
+        with workers() as pool:
+            walk_together(network, cut(network, inputs), pool, visit)
         for node in network.operators():
             if node.name in shifts:
                 _shift_bias(network, node, shifts[node.name])

@@ -44,9 +44,7 @@ def _hoist(network: Network, node: fx.Node, source: fx.Node) -> None:
     parts = []
     for k, part in enumerate(source.args[0]):  # type: ignore[arg-type]
         with network.graph.inserting_before(source):
-            moved = network.graph.create_node(
-                "call_function", node.target, (part, *node.args[1:]), dict(node.kwargs)
-            )
+            moved = network.graph.create_node("call_function", node.target, (part, *node.args[1:]), dict(node.kwargs))
         moved.meta.update(val=part.meta.get("val"), title=title(node) if k == 0 else f"{title(node)}_{k + 1}")  # type: ignore[union-attr]
         parts.append(moved)
     source.update_arg(0, parts)

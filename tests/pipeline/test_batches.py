@@ -1,0 +1,77 @@
+"""Batches are cut and joined without losing or inventing a sample."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from parts import Lambda, conv, distance, head
+from torch import nn
+
+import tersor
+from tersor.pipeline.batches import cut, joined, keeping, some
+from tersor.pipeline.measuring import predictor
+
+
+@given(count=st.integers(1, 30), size=st.integers(1, 12))
+def test_cut_parts_are_whole_and_their_real_samples_are_all(count, size):
+    x, scalar = torch.arange(count * 2).reshape(count, 2), torch.tensor(3.0)
+    parts = list(cut((x, scalar), size))
+    assert all(len(part[0]) == size and part[1] is scalar for part, _ in parts)
+    assert torch.equal(torch.cat([part[0][:real] for part, real in parts]), x)
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), wanted=st.integers(1, 40))
+def test_kept_and_joined_are_the_first_samples(sizes, wanted):
+    x = torch.arange(sum(sizes))
+    batches = [(part,) for part in x.split(sizes)]
+    kept: list = []
+    assert sum(len(b[0]) for b in keeping(iter(batches), kept, wanted)) == len(x), "all are passed on"
+    assert torch.equal(joined(kept, wanted)[0], x[:wanted])
+    assert len(kept) == len(list(some(iter(batches), wanted)))
+
+
+def test_a_batch_of_another_shape_ends_it():
+    batches = [(torch.zeros(2, 3),), (torch.zeros(2, 3),), (torch.zeros(2, 4),), (torch.zeros(2, 3),)]
+    assert joined(batches, 99)[0].shape == (4, 3)
+
+
+class OneByOne(nn.Module):
+    """Its Python loop over the samples is unrolled, so the captured graph takes the example's batch only."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = conv(3, 8), head(8, 3)
+
+    def forward(self, x):
+        return torch.cat([self.head(self.body(sample[None])) for sample in x])
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_network_of_a_fixed_batch_is_judged_on_any(size):
+    torch.manual_seed(0)
+    model = OneByOne().eval()
+    data = [(torch.randn(8, 3, 8, 8),) for _ in range(3)]
+    example = (data[0][0][:size],)
+    task = tersor.Task("loop", model, example, lambda: data)
+    done = tersor.compress(task, report=False, progress=False)
+    assert done.network is not None
+    assert not done.network.dynamic_batch
+    assert "the batch is fixed" in done.network.notes[0]
+    predict = predictor(task, done.network, done.runner)
+    with torch.no_grad():
+        for batch in (1, 4, 8):
+            x = data[1][0][:batch]
+            assert predict(x).shape == (batch, 3)
+            assert distance(predict(x), model(x)) < 0.05
+
+
+def test_predict_is_called_like_the_model():
+    model = Lambda(lambda m, x, y=None, scale=1.0: x - y, a=nn.Linear(1, 1))
+    a, b = torch.ones(2, 1), torch.zeros(2, 1)
+    keyed = tersor.Task("k", model, {"y": b, "x": a}, lambda: [])
+    network = type("N", (), {"dynamic_batch": True})()
+    seen = predictor(keyed, network, lambda *t: t)  # type: ignore[arg-type]
+    assert [t is w for t, w in zip(seen(x=a, y=b), (b, a), strict=True)] == [True, True], "the example's order"
+    nested = tersor.Task("n", model, ([a, b], 2.0), lambda: [])
+    seen = predictor(nested, network, lambda *t: t)  # type: ignore[arg-type]
+    assert len(seen([a, b], 2.0)) == 2

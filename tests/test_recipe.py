@@ -1,0 +1,116 @@
+"""Recipes are exact: what is read back is what was written, and what is not understood is refused."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tersor.errors import RecipeError
+from tersor.numerics.formats import FORMATS
+from tersor.numerics.spec import QuantSpec
+from tersor.recipe import ACTIVATION_RANGES, PRESETS, WEIGHT_RANGES, Quantization, Recipe, Rule, resolve
+
+
+def quantizations(ranges):
+    granularities = st.sampled_from(["auto", "tensor", "channel", "channel:1", "group:32", "filters:16", "token"])
+    return st.builds(
+        Quantization,
+        format=st.sampled_from(["auto", *FORMATS]),
+        granularity=granularities,
+        symmetric=st.sampled_from([None, True, False]),
+        range=st.sampled_from(ranges),
+        rounding=st.sampled_from(["nearest", "stochastic"]),
+    )
+
+
+globs = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=8)
+kept = st.builds(Rule, layer=globs, op=st.none() | globs, keep=st.sampled_from(["fp32", "fp16", "bf16"]))
+changed = st.builds(Rule, op=globs, weights=quantizations(WEIGHT_RANGES), activations=quantizations(ACTIVATION_RANGES))
+recipes = st.builds(
+    Recipe,
+    name=globs,
+    weights=quantizations(WEIGHT_RANGES),
+    activations=quantizations(ACTIVATION_RANGES),
+    equalize=st.sampled_from(["auto", "on", "off"]),
+    bias_correction=st.booleans(),
+    correction_samples=st.integers(1, 10**6),
+    rules=st.lists(kept | changed, max_size=3).map(tuple),
+    seed=st.integers(0, 2**63),
+)
+
+
+@given(recipes)
+def test_yaml_reads_back_exactly(recipe):
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("wieghts: {}", r"unknown key `wieghts`"),
+        ("weights: {bits: 4}", r"unknown key `weights\.bits` \(value 4\)"),
+        ("weights: {format: int5}", r"`weights\.format`: unknown format 'int5'; one of auto, .*int4"),
+        ("weights: {granularity: row}", r"weights\.granularity.*row"),
+        ("weights: {range: kl}", "weights take one of"),
+        ("activations: {range: best}", "unknown range 'best'"),
+        ("rules: [{keep: fp16}]", r"rules\.0.*needs `layer` or `op`"),
+        ("rules: [{layer: head}]", "would change nothing"),
+        ("rules: [{layer: a, keep: fp32, weights: {}}]", "cannot also"),
+        ("rules: [{layer: a, keep: int8}]", r"rules\.0\.keep"),
+        ("correction_samples: 0", "correction_samples"),
+        ("- a list", "mapping"),
+        ("a: [", "not YAML"),
+        ("!!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_what_is_not_understood_is_named(text, said):
+    with pytest.raises(RecipeError, match=said):
+        Recipe.from_yaml(text)
+
+
+def test_later_rules_win_field_by_field():
+    tensor, kl = Quantization(granularity="tensor"), Quantization(range="kl")
+    rules = (Rule(layer="a*", weights=tensor), Rule(op="conv*", activations=kl), Rule(layer="ab", keep="fp16"))
+    recipe = Recipe(rules=rules)
+    both = recipe.rule_for("ac", "conv2d")
+    assert both is not None
+    assert (both.weights, both.activations, both.keep) == (tensor, kl, None)
+    last = recipe.rule_for("ab", "conv2d")
+    assert last is not None
+    assert (last.weights, last.keep) == (None, "fp16")
+    assert recipe.rule_for("b", "linear") is None
+    back = Recipe(rules=(*rules, Rule(layer="ab", weights=tensor))).rule_for("ab", "conv2d")
+    assert back is not None
+    assert (back.weights, back.keep) == (tensor, None)
+
+
+def test_auto_means_the_engines_own():
+    seven = QuantSpec("int8", "channel")
+    assert Quantization().spec(seven) == seven
+    spec = Quantization(format="int4", granularity="group:8").spec(seven)
+    assert (spec.format.name, spec.granularity.size, spec.symmetric) == ("int4", 8, True)
+    assert not Quantization(format="uint8").spec(seven).symmetric
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_functions_that_return_recipes(name):
+    assert resolve(name) == PRESETS[name]()
+    assert resolve(name).name == name
+
+
+def test_names_and_files(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(Recipe(name="mine").to_yaml())
+    assert resolve(path).name == "mine"
+    with pytest.raises(RecipeError, match=r"did you mean 'int8-static'\?"):
+        resolve("int8-statik")
+    with pytest.raises(RecipeError, match="no recipe file"):
+        resolve(tmp_path / "other.yaml")
+    path.write_text("nmae: x")
+    with pytest.raises(RecipeError, match=r"mine\.yaml: unknown key `nmae`"):
+        resolve(path)
+
+
+def test_recipes_are_values():
+    with pytest.raises(ValidationError):
+        Recipe().seed = 1  # type: ignore[misc]

@@ -1,0 +1,95 @@
+"""A task says what is wrong with it before any work is done."""
+
+import pytest
+import torch
+from torch import nn
+
+from tersor import Task
+from tersor.errors import CalibrationError, TaskError
+
+X = torch.zeros(1, 3, 4, 4)
+
+
+def _task(calibration=lambda: [(torch.ones(2, 3, 4, 4),)], example=(X,), **changes):
+    return Task("t", changes.pop("model", nn.Identity()), example, calibration, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": torch.relu}, "Module"),
+        ({"example": X}, r"example=\(x,\)"),
+        ({"example": ()}, "non-empty"),
+        ({"calibration": [(X,)]}, "lambda: batches"),
+        ({"calibration": iter([(X,)])}, "generator"),
+        ({"evaluate": 0.9}, "function"),
+    ],
+)
+def test_a_field_that_cannot_be_used(changes, said):
+    with pytest.raises(TaskError, match=said):
+        _task(**changes)
+
+
+@pytest.mark.parametrize(
+    ("batch", "said"),
+    [
+        ((torch.ones(2, 3, 4, 4), torch.ones(2)), "2 arguments, the example has 1.*without labels"),
+        ((torch.ones(2, 3, 4, 4).numpy(),), "expected a tensor, got ndarray"),
+        ((torch.ones(2, 3, 4, 4).half(),), "dtype torch.float16, the example has torch.float32"),
+        ((torch.ones(3, 4, 4),), "3 dimensions"),
+        ((torch.ones(2, 1, 4, 4),), "1 channels"),
+        ((torch.full((2, 3, 4, 4), float("inf")),), "96 values are NaN or infinite"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_numbered(batch, said):
+    good = (torch.ones(2, 3, 4, 4),)
+    with pytest.raises(CalibrationError, match=rf"calibration batch 1.*{said}"):
+        list(_task(lambda: [good, batch]).calibration_batches())
+
+
+@pytest.mark.parametrize("batch", [{"x": X}, 3])
+def test_a_batch_of_another_form(batch):
+    with pytest.raises(TaskError, match=r"positional|tuple"):
+        list(_task(lambda: [batch]).calibration_batches())
+
+
+def test_a_generator_read_twice_says_so():
+    generator = iter([(torch.ones(2, 3, 4, 4),)])
+    task = _task(lambda: generator)
+    assert task.samples() == 2
+    with pytest.raises(CalibrationError, match=r"read before.*fresh iterable"):
+        task.samples()
+
+
+def test_keywords_come_in_the_order_of_the_example():
+    a, b = torch.ones(2, 1), torch.zeros(2, 1)
+    task = _task(lambda: [{"b": b, "a": a, "label": 3}], {"a": a[:1], "b": b[:1]})
+    (batch,) = task.calibration_batches()
+    assert batch[0] is a
+    assert batch[1] is b
+    with pytest.raises(TaskError, match=r"lacks.*\['b'\]"):
+        list(_task(lambda: [{"a": a}], {"a": a, "b": b}).calibration_batches())
+    with pytest.raises(TaskError, match="keyword"):
+        list(_task(lambda: [(a, b)], {"a": a, "b": b}).calibration_batches())
+
+
+def test_nested_tensors_are_flattened_and_constants_must_stay():
+    a, b = torch.ones(2, 1), torch.zeros(2, 1)
+    (batch,) = _task(lambda: [([a, b], 2.0, None)], ([a[:1], b[:1]], 2.0, None)).calibration_batches()
+    assert [x is y for x, y in zip(batch, (a, b), strict=True)] == [True, True]
+    with pytest.raises(CalibrationError, match=r"3\.0, the example has 2\.0.*constant"):
+        list(_task(lambda: [(a, 3.0)], (a, 2.0)).calibration_batches())
+
+
+def test_one_tensor_is_a_batch_and_data_is_streamed():
+    seen = []
+
+    def batches():
+        for k in range(3):
+            seen.append(k)
+            yield torch.full((2, 3, 4, 4), float(k))
+
+    stream = _task(batches).calibration_batches()
+    assert float(next(stream)[0].max()) == 0
+    assert seen == [0]
+    assert sum(1 for _ in stream) == 2

@@ -5,10 +5,7 @@ PyTorch's own exporter translates the operators; our three are carried through i
 """
 
 import ast
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -19,12 +16,15 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from onnxscript.values import Op, Opset
 
 from tersor.errors import EngineError
+from tersor.network.explain import quiet
 from tersor.network.network import Network
 
 DOMAIN = "tersor"
 OPSET = 21
 # Of the nodes that one operator becomes, the one that does its work bears its name.
 _WORK = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+# The exporter's chatter (torchvision is absent, a deprecated call of its own) is nobody's concern.
+_CHATTER = ("torch.onnx", "onnxscript", "onnx_ir")
 _INTEGER, _STRING = OpSchema.AttrType.INT, OpSchema.AttrType.STRING
 
 
@@ -45,7 +45,7 @@ def export_graph(network: Network) -> ir.Model:
         torch.ops.tersor.cast.default: _cast(),
     }
     try:
-        with _quiet():
+        with quiet(*_CHATTER):
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -61,7 +61,7 @@ def export_graph(network: Network) -> ir.Model:
         ) from error
     assert exported is not None
     model = exported.model
-    with _quiet():
+    with quiet(*_CHATTER):
         fold_constants(model, should_fold=_fold)
         remove_unused_nodes(model)
     _name(model, network)
@@ -80,8 +80,7 @@ def _program(network: Network) -> Any:
     """The graph exported again, each node bearing the name that it has in the Network."""
     batch = torch.export.Dim("batch", min=1)
     shapes = tuple({0: batch} if network.dynamic_batch and x.ndim else None for x in network.example)
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+    with quiet(), torch.no_grad():
         program = torch.export.export(network.module, network.example, dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:
         origin = node.meta.get("from_node")
@@ -185,22 +184,6 @@ def _innermost(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
         :200
     ]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's chatter (torchvision is absent, a deprecated call of its own) is nobody's concern."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def proto(model: ir.Model) -> onnx.ModelProto:

@@ -13,17 +13,19 @@ from tersor.errors import CaptureError
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Silence warnings and logs of the tracer: what matters in them is in the error that we raise."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+def quiet(*loggers: str) -> Iterator[None]:
+    """Silence warnings, and logs of the tracer and ``loggers``: what matters in them is in the error that is raised."""
+    found = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", *loggers)]
+    levels = [logger.level for logger in found]
     try:
+        for logger in found:
+            logger.setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(found, levels, strict=True):
+            logger.setLevel(level)
 
 
 def where(node: fx.Node) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from tersor.network.network import Network, walk
+from tersor.task import batch_size
 
 _PIECE = 2**24  # bytes of the largest value of a piece; glibc maps, clears and unmaps what exceeds twice this
 _WORKERS = 8  # more would hold more values at once
@@ -25,11 +26,11 @@ Result = TypeVar("Result")
 
 def cut(network: Network, inputs: Inputs, first: int = 0) -> list[Inputs]:
     """The batch in pieces; a boundary after its ``first`` samples. Whole where the network fixes its batch."""
-    count = max((len(x) for x in inputs if x.ndim), default=1)
     if not network.dynamic_batch:
         return [inputs]
+    count = batch_size(inputs)
     size = max(1, _PIECE // largest_value(network))
-    starts = sorted({*range(0, min(first, count), size), *range(min(first, count), count, size)})
+    starts = sorted({0, *range(0, min(first, count), size), *range(min(first, count), count, size)})
     ends = [*starts[1:], count]
     return [tuple(x[a:b] if x.ndim else x for x in inputs) for a, b in zip(starts, ends, strict=True)]
 

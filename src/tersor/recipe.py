@@ -123,7 +123,7 @@ class Recipe(_Strict):
     activations: Quantization = Quantization(range="mse")
     equalize: Literal["auto", "on", "off"] = "auto"
     bias_correction: bool = True
-    correction_samples: int = Field(default=128, ge=1)
+    correction_samples: int = Field(default=64, ge=1)
     rules: tuple[Rule, ...] = ()
     seed: int = 0
 

@@ -14,6 +14,7 @@ from tersor.network.corrections.bias import CorrectBias
 from tersor.network.network import Network, argument, groups_of, op_name, walk
 from tersor.network.pieces import largest_value
 from tersor.network.quantize import Range, quantize_network
+from tersor.network.rewrites.absorb import AbsorbBias
 from tersor.network.rewrites.equalize import Equalize
 from tersor.network.sites import Plan, Site
 from tersor.observers import OBSERVERS
@@ -77,11 +78,13 @@ def wants_equalization(recipe: Recipe, plan: Plan) -> bool:
 
 
 def _equalized(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Prepared:
-    with stages.stage("calibrate", "equalizing layers") as bar:
-        layers = [s.node for s in prepared.plan.weights()]
-        batches = some(passing(task, prepared.network), recipe.correction_samples)
-        probed = calibrate(prepared.network, prepared.plan, batches, extra=layers, on_batch=bar.at)
-        return prepared.planned_again(Equalize()(prepared.network, probed.statistics), recipe)
+    for rewrite in (AbsorbBias(), Equalize()):  # a channel's constant part would count as its size
+        with stages.stage("calibrate", "equalizing layers") as bar:
+            layers = [s.node for s in prepared.plan.weights()]
+            batches = some(passing(task, prepared.network), recipe.correction_samples)
+            probed = calibrate(prepared.network, prepared.plan, batches, extra=layers, on_batch=bar.at)
+            prepared = prepared.planned_again(rewrite(prepared.network, probed.statistics), recipe)
+    return prepared
 
 
 def observed_inputs(network: Network) -> list[str]:

@@ -3,6 +3,7 @@
 from tersor.errors import TersorError
 from tersor.numerics import FORMATS, QTensor, QuantSpec
 from tersor.pipeline.compressed import Compressed, load
+from tersor.pipeline.dynamic import dynamic_plan, quantize_dynamic
 from tersor.pipeline.whole import compress
 from tersor.recipe import Quantization, Recipe, Rule
 from tersor.task import Task
@@ -20,5 +21,7 @@ __all__ = [
     "Task",
     "TersorError",
     "compress",
+    "dynamic_plan",
     "load",
+    "quantize_dynamic",
 ]

@@ -14,7 +14,8 @@ from tersor.numerics.formats import FORMATS
 from tersor.numerics.spec import Granularity, QuantSpec
 
 WEIGHT_RANGES = ("minmax", "mse", "easyquant")
-ACTIVATION_RANGES = ("minmax", "ema", "percentile", "kl", "mse", "admm", "easyquant")
+# ``runtime``: taken from the tensor itself whenever it is computed.
+ACTIVATION_RANGES = ("minmax", "ema", "percentile", "kl", "mse", "admm", "easyquant", "runtime")
 
 
 class _Strict(BaseModel):
@@ -201,10 +202,55 @@ def int8_tflite() -> Recipe:
     )
 
 
+def int8_dynamic() -> Recipe:
+    """Weights in int8 per channel now, activations in int8 per token at run time; for linear and recurrent layers."""
+    return _at_run_time("int8-dynamic", "int8")
+
+
+def int16_dynamic() -> Recipe:
+    """The same with activations in int16, where 8 bits do not hold an outlier and its neighbours."""
+    return _at_run_time("int16-dynamic", "int16")
+
+
+def _at_run_time(name: str, format: str) -> Recipe:
+    activations = Quantization(format=format, granularity="token", range="runtime")
+    return Recipe(name=name, activations=activations, bias_correction=False)
+
+
+def int8_weight() -> Recipe:
+    """Weights only, in int8 per channel; arithmetic stays float."""
+    return _weights_only("int8-weight", Quantization(format="int8", granularity="channel"))
+
+
+def int4_weight() -> Recipe:
+    """Weights only, in int4 for groups of 32 inputs, each range clipped to its smallest squared error."""
+    return _weights_only("int4-weight", Quantization(format="int4", granularity="group:32", range="mse"))
+
+
+def fp16() -> Recipe:
+    """Weights in FP16."""
+    return _weights_only("fp16", Quantization(format="fp16", granularity="tensor"))
+
+
+def bf16() -> Recipe:
+    """Weights in BF16, and the products of linear layers too."""
+    return _weights_only("bf16", Quantization(format="bf16", granularity="tensor"))
+
+
+def _weights_only(name: str, weights: Quantization) -> Recipe:
+    return Recipe(name=name, weights=weights, activations=Quantization(format="fp32"), bias_correction=False)
+
+
 PRESETS: dict[str, Callable[[], Recipe]] = {
     "int8-static": int8_static,
     "int8-tensorrt": int8_tensorrt,
     "int8-tflite": int8_tflite,
+    "int8-dynamic": int8_dynamic,
+    "int16-dynamic": int16_dynamic,
+    "int8-weight": int8_weight,
+    "int4-weight": int4_weight,
+    "fp16": fp16,
+    "bf16": bf16,
 }
 
 

@@ -96,7 +96,7 @@ def observe(
     *,
     channel_axis: int | None = 1,
     momentum: float = 0.99,
-    per_row: int = 2**20,
+    per_row: int = 2**18,
     keep: int = 0,
     seed: int = 0,
 ) -> Statistics | None:

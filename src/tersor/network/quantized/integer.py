@@ -1,0 +1,99 @@
+"""Matrix products in integers: activations become codes at run time, one scale a row, and sums are int32.
+
+On a CPU the product is oneDNN's, with the weight packed for it once; where PyTorch has no oneDNN it is
+``torch._int_mm``; where it has neither, the same codes are multiplied in float.
+"""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+# Added to a float32 below 2^22, this rounds it to an integer, ties to even, that is read from the lowest bits.
+_ROUNDER = 1.5 * 2**23
+
+
+@cache
+def backend() -> str:
+    """Who multiplies int8 matrices on this machine's CPU: ``onednn``, ``int_mm`` or ``float``."""
+    left, right = torch.ones(2, 32, dtype=torch.int8), torch.ones(32, 16, dtype=torch.int8)
+    try:
+        if torch.backends.mkldnn.is_available() and float(_onednn(left, _packed(right.t()))[0, 0]) == 32.0:
+            return "onednn"
+    except (RuntimeError, AttributeError, NotImplementedError):
+        pass
+    try:
+        return "int_mm" if int(torch._int_mm(left, right)[0, 0]) == 32 else "float"
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return "float"
+
+
+class Packed:
+    """An int8 weight ``[out, in]`` as the backend reads it, with what its product is multiplied by."""
+
+    def __init__(self, codes: Int8[Tensor, "out in"], scale: Float[Tensor, " out"]) -> None:
+        self.backend = backend() if codes.device.type == "cpu" else "float"
+        self.scale = scale.contiguous()
+        if self.backend == "onednn":
+            self.weight = _packed(codes, self.scale)
+        elif self.backend == "int_mm":
+            self.weight = codes.t().contiguous()
+        else:
+            self.weight = codes.float()
+
+    def __call__(self, codes: Int8[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
+        """``codes @ weightᵀ · scale``."""
+        if self.backend == "onednn":
+            return _onednn(codes, self.weight)
+        if self.backend == "int_mm":
+            return torch._int_mm(codes, self.weight) * self.scale
+        return F.linear(codes.float(), self.weight) * self.scale
+
+
+def _packed(codes: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    rows = codes.shape[0]
+    scale = torch.ones(rows) if scale is None else scale
+    weight = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
+    return weight, scale, torch.zeros(rows, dtype=torch.int32)
+
+
+def _onednn(codes: Tensor, weight: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    return torch.ops.onednn.qlinear_pointwise(
+        codes, 1.0, 0, *weight, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+def row_codes(x: Float[Tensor, "rows in"], shared: bool = False) -> tuple[Int8[Tensor, "rows in"], Tensor]:
+    """int8 codes on ±127 of every row (one scale for all rows if ``shared``), and the scales ``[rows, 1]``.
+
+    A row of zeros has codes of zero; a row with NaN or an infinity has a scale that says so.
+
+    >>> codes, scale = row_codes(torch.tensor([[127.0, -2.5], [0.0, 0.0]]))
+    >>> codes.tolist(), scale.tolist()[0]
+    ([[127, -2], [0, 0]], [1.0])
+    """
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=None if shared else 1, keepdim=True)
+    scale = largest.clamp_min_(1e-30).mul_(1 / 127)
+    return torch.addcmul(_rounder(), x, scale.reciprocal()).view(torch.int32).to(torch.int8), scale
+
+
+@cache
+def _rounder() -> Tensor:
+    return torch.tensor(_ROUNDER)
+
+
+def wide_codes(x: Float[Tensor, "rows in"], shared: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """int16 codes on ±32767 as two int8 parts: ``codes = 256·high + low``, and the scales ``[rows, 1]``.
+
+    >>> high, low, scale = wide_codes(torch.tensor([[32767.0, -300.0]]))
+    >>> (256 * high.int() + low.int()).tolist()
+    [[32767, -300]]
+    """
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=None if shared else 1, keepdim=True)
+    scale = largest.clamp_min_(1e-30).mul_(1 / 32512)  # 127 · 256: the high part must not exceed int8
+    whole = (x / scale).round_()
+    high = (whole / 256).round_()
+    low = whole.sub_(high * 256).clamp_(-127, 127)
+    return high.to(torch.int8), low.to(torch.int8), scale

@@ -1,0 +1,191 @@
+"""LSTM, GRU and RNN, and their cells, with the products over input and state in integers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from tersor.network.quantized.weight import Product, QuantizedWeight
+from tersor.numerics import QuantSpec
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+State = tuple[Tensor, ...]
+
+
+def step(mode: str, from_input: Tensor, from_state: Tensor, state: State) -> State:
+    """One time step: gates ``[batch, gates · hidden]`` from the input and from the state → the new state."""
+    if mode == "LSTM":
+        i, f, g, o = from_input.add(from_state).chunk(4, 1)
+        cell = torch.addcmul(i.sigmoid().mul_(g.tanh()), f.sigmoid(), state[1])
+        return o.sigmoid().mul_(cell.tanh()), cell
+    if mode == "GRU":
+        hidden = state[0].shape[1]
+        gates = (from_input[:, : 2 * hidden] + from_state[:, : 2 * hidden]).sigmoid_()
+        reset, update = gates.chunk(2, 1)
+        new = torch.addcmul(from_input[:, 2 * hidden :], reset, from_state[:, 2 * hidden :]).tanh_()
+        return (torch.lerp(new, state[0], update),)
+    total = from_input + from_state
+    return (total.tanh_() if mode == "RNN_TANH" else total.relu_(),)
+
+
+class _Direction(nn.Module):
+    """One layer in one direction."""
+
+    def __init__(self, weights: Sequence[QuantizedWeight], biases: Sequence[Tensor], activation: QuantSpec | None):
+        super().__init__()
+        self.ih, self.hh = weights[:2]
+        self.hr = weights[2] if len(weights) > 2 else None
+        for name, bias in zip(("bias_ih", "bias_hh"), biases or (None, None), strict=True):
+            value = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+            self.register_parameter(name, value)
+        self.activation = activation
+
+    def products(self) -> tuple[Product, Product, Product | None]:
+        """How the input, the state and (projected) the output are multiplied."""
+        projection = self.hr.product(self.activation) if self.hr is not None else None
+        by_input = self.ih.product(self.activation, self.bias_ih)
+        return by_input, self.hh.product(self.activation, self.bias_hh), projection
+
+    def run(
+        self, mode: str, data: Tensor, sizes: Sequence[int], state: State, reverse: bool
+    ) -> tuple[Tensor, State]:
+        """Packed rows ``[sum(sizes), in]``, ``sizes[t]`` of them at time t → outputs alike, and the last state."""
+        by_input, by_state, project = self.products()
+        gates = by_input(data)
+        parts = list(enumerate(gates.split(list(sizes))))
+        outputs: list[Tensor] = [gates] * len(parts)
+        for t, part in reversed(parts) if reverse else parts:
+            count = sizes[t]
+            now = tuple(s[:count] for s in state)
+            new = step(mode, part, by_state(now[0]), now)
+            if project is not None:
+                new = (project(new[0]), *new[1:])
+            outputs[t] = new[0]
+            whole = count == len(state[0])
+            state = new if whole else tuple(torch.cat([n, s[count:]]) for n, s in zip(new, state, strict=True))
+        return torch.cat(outputs), state
+
+
+class QuantizedRecurrent(nn.Module):
+    """``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` of any number of layers, directions, and projections.
+
+    Takes and gives what the replaced module did: padded or packed sequences, with or without a batch, with or
+    without a first state.
+    """
+
+    def __init__(
+        self,
+        layer: nn.RNNBase,
+        weights: Sequence[Sequence[QuantizedWeight]],
+        biases: Sequence[Sequence[Tensor]],
+        activation: QuantSpec | None,
+    ) -> None:
+        super().__init__()
+        self.mode, self.activation = layer.mode, activation
+        self.input_size, self.hidden_size, self.num_layers = layer.input_size, layer.hidden_size, layer.num_layers
+        self.batch_first, self.bidirectional, self.proj_size = layer.batch_first, layer.bidirectional, layer.proj_size
+        self.dropout, self.bias = layer.dropout, layer.bias
+        parts = zip(weights, biases, strict=True)
+        self.directions = nn.ModuleList(_Direction(w, b, activation) for w, b in parts)
+
+    def flatten_parameters(self) -> None:
+        """Nothing to flatten; callers of ``nn.LSTM`` call it."""
+
+    def forward(
+        self, input: Tensor | PackedSequence, hx: Tensor | State | None = None
+    ) -> tuple[Tensor | PackedSequence, Tensor | State]:
+        """As ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN``: (output, last state)."""
+        if isinstance(input, PackedSequence):
+            sizes = input.batch_sizes.tolist()
+            state = self._permuted(self._state(hx, sizes[0], input.data), input.sorted_indices)
+            data, state = self._layers(input.data.float(), sizes, state)
+            packed = PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+            return packed, self._last(self._permuted(state, input.unsorted_indices))
+        if input.ndim not in (2, 3):
+            raise ValueError(f"{self.mode}: expected an input of 2 or 3 dimensions, got {tuple(input.shape)}")
+        single = input.ndim == 2
+        x = input.unsqueeze(1) if single else input.transpose(0, 1) if self.batch_first else input
+        length, batch = x.shape[:2]
+        if length == 0:
+            raise ValueError(f"{self.mode}: expected a sequence length above 0, got {tuple(input.shape)}")
+        if single and hx is not None:
+            hx = tuple(h.unsqueeze(1) for h in hx) if isinstance(hx, tuple) else hx.unsqueeze(1)
+        state = self._state(hx, batch, x)
+        data, state = self._layers(x.reshape(length * batch, -1).float(), [batch] * length, state)
+        output = data.reshape(length, batch, -1)
+        if single:
+            return output.squeeze(1), self._last(tuple(s.squeeze(1) for s in state))
+        return output.transpose(0, 1) if self.batch_first else output, self._last(state)
+
+    def _layers(self, data: Tensor, sizes: Sequence[int], state: State) -> tuple[Tensor, State]:
+        count = 2 if self.bidirectional else 1
+        lasts: list[State] = []
+        for k in range(self.num_layers):
+            outputs = []
+            for d in range(count):
+                index = k * count + d
+                run: _Direction = self.directions[index]  # type: ignore[assignment]
+                output, last = run.run(self.mode, data, sizes, tuple(s[index] for s in state), reverse=d == 1)
+                outputs.append(output)
+                lasts.append(last)
+            data = torch.cat(outputs, 1) if count == 2 else outputs[0]
+            if self.training and self.dropout and k < self.num_layers - 1:
+                data = nn.functional.dropout(data, self.dropout)
+        return data, tuple(torch.stack(part) for part in zip(*lasts, strict=True))
+
+    def _state(self, hx: Tensor | State | None, batch: int, like: Tensor) -> State:
+        layers = self.num_layers * (2 if self.bidirectional else 1)
+        sizes = [self.proj_size or self.hidden_size] + ([self.hidden_size] if self.mode == "LSTM" else [])
+        if hx is None:
+            return tuple(torch.zeros(layers, batch, n, device=like.device) for n in sizes)
+        given = hx if isinstance(hx, tuple) else (hx,)
+        for part, n in zip(given, sizes, strict=True):
+            if tuple(part.shape) != (layers, batch, n):
+                raise ValueError(f"{self.mode}: expected a state of {(layers, batch, n)}, got {tuple(part.shape)}")
+        return tuple(part.float() for part in given)
+
+    @staticmethod
+    def _permuted(state: State, order: Tensor | None) -> State:
+        return state if order is None else tuple(s.index_select(1, order) for s in state)
+
+    def _last(self, state: State) -> Tensor | State:
+        return state if self.mode == "LSTM" else state[0]
+
+    def extra_repr(self) -> str:
+        wide = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+        return f"{self.mode}, {wide}, activations {self.activation or 'in float'}"
+
+
+class QuantizedCell(nn.Module):
+    """``nn.LSTMCell``, ``nn.GRUCell`` or ``nn.RNNCell``."""
+
+    def __init__(
+        self,
+        mode: str,
+        layer: nn.RNNCellBase,
+        weights: Sequence[QuantizedWeight],
+        biases: Sequence[Tensor],
+        activation: QuantSpec | None,
+    ) -> None:
+        super().__init__()
+        self.mode, self.activation = mode, activation
+        self.input_size, self.hidden_size, self.bias = layer.input_size, layer.hidden_size, layer.bias
+        self.direction = _Direction(weights, biases, activation)
+
+    def forward(self, input: Tensor, hx: Tensor | State | None = None) -> Tensor | State:
+        """``[batch, in]`` or ``[in]`` and a state → the new state."""
+        single = input.ndim == 1
+        x = (input.unsqueeze(0) if single else input).float()
+        count = 2 if self.mode == "LSTM" else 1
+        if hx is None:
+            state = tuple(x.new_zeros(len(x), self.hidden_size) for _ in range(count))
+        else:
+            state = tuple(h.unsqueeze(0) if single else h for h in (hx if isinstance(hx, tuple) else (hx,)))
+        by_input, by_state, _ = self.direction.products()
+        new = step(self.mode, by_input(x), by_state(state[0].float()), state)
+        new = tuple(s.squeeze(0) for s in new) if single else new
+        return new if self.mode == "LSTM" else new[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.mode} cell, {self.input_size}, {self.hidden_size}, activations {self.activation or 'in float'}"

@@ -1,0 +1,235 @@
+"""Quantization without data, in PyTorch: the user's own model class comes back, computing in integers."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import RecipeError, TersorError
+from tersor.network.quantized import (
+    QuantizedCell,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedRecurrent,
+    QuantizedWeight,
+    WeightOnly,
+)
+from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, Holder, exchanged, holders
+from tersor.numerics import Granularity, QuantSpec
+from tersor.pipeline.progress import Stages
+from tersor.recipe import Quantization, Recipe, Rule, resolve
+from tersor.solvers import LayerProblem, Rtn
+
+_WEIGHT = QuantSpec("int8", "channel")
+_ACTIVATION = QuantSpec("int8", "token")
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """What becomes of one module.
+
+    Args:
+        weights: how its weights are stored; None where it is left alone.
+        activation: how its input is quantized at run time; None where it stays float.
+        reason: in words.
+    """
+
+    holder: Holder
+    weights: Quantization | None
+    activation: QuantSpec | None
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The module's dotted name."""
+        return self.holder.name or type(self.holder.module).__name__
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.holder.op}): {self.reason}"
+
+
+def quantize_dynamic(
+    model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic", *, progress: bool = True
+) -> nn.Module:
+    """A copy of a model that computes its linear and recurrent layers in int8, with nothing calibrated.
+
+    Weights become codes now, activations at run time, one scale for every row (token). What comes back is of the
+    model's own class: ``generate``, hooks on other modules, packed sequences and hidden states go on working, and
+    ``state_dict`` holds the codes. The model itself is not changed. ``dynamic_plan`` tells what happens to which
+    layer, and why some stay as they are.
+
+    Args:
+        model: any module; its linear layers, embeddings, LSTM, GRU, RNN and their cells are taken, and with a
+            recipe of weights only its convolutions too.
+        recipe: ``int8-dynamic``, ``int16-dynamic``, ``int8-weight``, ``int4-weight``, ``fp16`` or ``bf16``, a
+            Recipe with rules, or the path of its YAML file.
+
+    Raises:
+        RecipeError: a recipe that needs calibration, a rule that matches no layer, or nothing left to quantize.
+        NumericsError: a weight with NaN or infinity, by name.
+
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    >>> small, x = quantize_dynamic(model), torch.ones(3, 64)
+    >>> type(small).__name__, bool((small(x) - model(x)).abs().max() < 0.02)
+    ('Sequential', True)
+    """
+    recipe = resolve(recipe)
+    plan = dynamic_plan(model, recipe)
+    chosen = [e for e in plan if e.weights is not None]
+    if not chosen:
+        why = "; ".join(map(str, plan[:3])) or "it has no layer with weights"
+        raise RecipeError(f"nothing in this {type(model).__name__} can be quantized by {recipe.name}: {why}")
+    memory: dict[tuple[int, str, bool], QuantizedWeight] = {}
+    with Stages(progress) as stages, stages.stage("solve", "quantizing", len(chosen)) as bar:
+        replacements = {}
+        for exchange in chosen:
+            replacements[exchange.holder.module] = _replacement(exchange, recipe, memory).train(model.training)
+            bar.advance()
+    return exchanged(model, replacements)
+
+
+def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic") -> list[Exchange]:
+    """What ``quantize_dynamic`` would do to every module that holds weights, and why.
+
+    >>> model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Linear(4, 2))
+    >>> print(*dynamic_plan(model), sep="\\n")
+    0 (conv1d): stays float: the activations of a convolution are quantized by a static recipe
+    1 (linear): int8 per channel symmetric, activations int8 per token symmetric
+    """
+    recipe = resolve(recipe)
+    if recipe.activations.range != "runtime" and recipe.activations.format != "fp32":
+        raise RecipeError(
+            f"the recipe {recipe.name} calibrates its activations: use tersor.compress, or a recipe whose "
+            "activations have `range: runtime` or `format: fp32`"
+        )
+    found = holders(model)
+    _check_rules(recipe, found)
+    plan = [_exchange(holder, recipe) for holder in found]
+    left = {id(t): e for e in plan if e.weights is None for t in e.holder.tensors()}
+    return [_with_ties(e, left) for e in plan]
+
+
+def _with_ties(exchange: Exchange, left: dict[int, Exchange]) -> Exchange:
+    tied = next((left[id(t)] for t in exchange.holder.tensors() if id(t) in left), None)
+    if exchange.weights is None or tied is None:
+        return exchange
+    return Exchange(exchange.holder, None, None, f"stays float: its weight is tied to {tied.name}, which does")
+
+
+def _exchange(holder: Holder, recipe: Recipe) -> Exchange:
+    if holder.left:
+        return Exchange(holder, None, None, f"stays as it is: {holder.left}")
+    rule = recipe.rule_for(holder.name, holder.op)
+    weights, activations = recipe.weights, recipe.activations
+    if rule is not None:
+        if rule.keep == "fp32":
+            return Exchange(holder, None, None, f"stays float: kept by the rule ({rule})")
+        if rule.keep is not None:
+            weights, activations = Quantization(format=rule.keep, granularity="tensor"), Quantization(format="fp32")
+        weights, activations = rule.weights or weights, rule.activations or activations
+    activation = _activation(holder, activations)
+    if activation is not None and holder.op in CONVOLUTIONS:
+        reason = "stays float: the activations of a convolution are quantized by a static recipe"
+        return Exchange(holder, None, None, reason)
+    if holder.op == "embedding":
+        activation = None
+    spec = weights.spec(_WEIGHT)
+    _check(holder, spec, activation)
+    reason = f"{spec}, activations {'in float' if activation is None else activation}"
+    return Exchange(holder, weights, activation, reason)
+
+
+def _activation(holder: Holder, wanted: Quantization) -> QuantSpec | None:
+    if wanted.format == "fp32":
+        return None
+    spec = wanted.spec(_ACTIVATION)
+    able = spec.format.name in ("int8", "int16") and spec.symmetric and spec.granularity.kind in ("token", "tensor")
+    if wanted.range != "runtime" or not able:
+        raise RecipeError(
+            f"{holder.name}: PyTorch cannot quantize activations as {spec} with range {wanted.range}; at run time it "
+            "takes int8 or int16, symmetric, per token or tensor"
+        )
+    return spec
+
+
+def _check(holder: Holder, spec: QuantSpec, activation: QuantSpec | None) -> None:
+    if activation is None:
+        return
+    if not (spec.format.kind == "int" and spec.format.bits <= 8 and spec.symmetric) or spec.granularity not in (
+        Granularity.channel(),
+        Granularity.tensor(),
+    ):
+        raise RecipeError(
+            f"{holder.name}: a product in integers takes symmetric integer weights of 8 bits or fewer per channel or "
+            f"tensor, not {spec}; leave the activations in float (`format: fp32`) for this one"
+        )
+
+
+def _check_rules(recipe: Recipe, found: list[Holder]) -> None:
+    for rule in recipe.rules:
+        if not any(rule.matches(h.name, h.op) for h in found):
+            raise RecipeError(f"rule ({rule}) matches no layer; nearest names: {_nearest(rule, found)}")
+
+
+def _nearest(rule: Rule, found: list[Holder]) -> str:
+    names = [h.name if rule.layer else h.op for h in found]
+    near = difflib.get_close_matches((rule.layer or rule.op or "").replace("*", ""), sorted(set(names)), 3, 0.3)
+    return ", ".join(near) or "none"
+
+
+def _replacement(
+    exchange: Exchange, recipe: Recipe, memory: dict[tuple[int, str, bool], QuantizedWeight]
+) -> nn.Module:
+    holder, module, activation = exchange.holder, exchange.holder.module, exchange.activation
+    assert exchange.weights is not None
+    wanted = exchange.weights
+
+    def solved(name: str) -> QuantizedWeight:
+        tensor = module.get_parameter(name)
+        # Tied weights share their codes.
+        key = (id(tensor), str(wanted), holder.transposed)
+        if key not in memory:
+            memory[key] = _solved(f"{exchange.name}.{name}", tensor, wanted, recipe.seed, holder.transposed)
+        return memory[key]
+
+    if holder.op == "linear":
+        return QuantizedLinear(solved("weight"), module.bias, activation, holder.transposed)
+    if holder.op == "embedding":
+        return QuantizedEmbedding(module, solved("weight"))
+    if holder.op in RECURRENT:
+        parts = list(_directions(module))
+        weights = [[solved(n) for n in names] for names, _ in parts]
+        return QuantizedRecurrent(module, weights, [biases for _, biases in parts], activation)
+    if holder.op in CELLS:
+        mode = {"lstm_cell": "LSTM", "gru_cell": "GRU"}.get(holder.op) or f"RNN_{module.nonlinearity.upper()}"
+        biases = [module.bias_ih, module.bias_hh] if module.bias else []
+        return QuantizedCell(mode, module, [solved("weight_ih"), solved("weight_hh")], biases, activation)
+    return WeightOnly(module, solved("weight"))
+
+
+def _directions(module: nn.RNNBase) -> Iterator[tuple[list[str], list[Tensor]]]:
+    """The weights' names and the biases of every layer and direction."""
+    for k in range(module.num_layers):
+        for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
+            tail = f"l{k}{suffix}"
+            names = [f"weight_{kind}_{tail}" for kind in ("ih", "hh") + (("hr",) if module.proj_size else ())]
+            biases = [getattr(module, f"bias_{kind}_{tail}") for kind in ("ih", "hh")] if module.bias else []
+            yield names, biases
+
+
+def _solved(name: str, tensor: Tensor, wanted: Quantization, seed: int, transposed: bool) -> QuantizedWeight:
+    weight = tensor.detach().float()
+    weight = weight.t().contiguous() if transposed else weight
+    solver = Rtn("minmax" if wanted.range == "minmax" else "mse", seed=seed)
+    if not torch.isfinite(weight).all():
+        bad = int((~torch.isfinite(weight)).sum())
+        raise RecipeError(
+            f"{name} holds {bad} values that are NaN or infinite: repair the weight, or keep its layer in float by a rule"
+        )
+    try:
+        return QuantizedWeight(solver(LayerProblem(name, weight, wanted.spec(_WEIGHT))).qtensor)
+    except TersorError as error:
+        raise type(error)(f"{name}: {error}") from error

@@ -21,6 +21,7 @@ TRANSPARENT = frozenset(
 ACTIVATIONS = frozenset(
     "relu relu6 hardtanh clamp clamp_min leaky_relu hardswish hardsigmoid silu gelu sigmoid tanh elu prelu mish".split()
 )
+TOKEN = QuantSpec("int8", "token")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Policy:
         skip_branch_only: whether only the shortcut of a residual add is quantized: ``bare`` means of one that no
             activation function follows.
         half_arithmetic: True where it computes in FP16/BF16 a layer that the recipe keeps in one.
+        runtime: how it quantizes a layer's input at run time; runtime_formats: to what (nothing: not at all);
+            runtime_group: neighbours in a token that share a scale, 0 for all of them.
         integer_biases: True where biases are held as int32 at input scale × weight scale.
         reduced_weights: True where weights keep to 7 bits, since u8·s8 products saturate (no VNNI).
     """
@@ -64,6 +67,9 @@ class Policy:
     half_arithmetic: bool = False
     reduced_weights: bool = False
     integer_biases: bool = False
+    runtime: QuantSpec = TOKEN
+    runtime_formats: frozenset[str] = frozenset()
+    runtime_group: int = 0
 
     def without_vnni(self) -> "Policy":
         """The policy for a CPU whose u8·s8 kernels add pairs of products in 16 bits: weights keep to 7 bits.
@@ -102,6 +108,20 @@ class Policy:
             raise RecipeError(
                 f"{layer}: {self.engine} computes in int8 only with symmetric weights; drop `symmetric: false`, or "
                 "use the engine `torch`"
+            )
+
+
+    def check_runtime(self, layer: str, spec: QuantSpec) -> None:
+        """Refuse a run-time quantization that the engine does not make.
+
+        Raises:
+            RecipeError: naming the layer, and what can.
+        """
+        if spec.format.name not in self.runtime_formats or spec.granularity.kind != "token" or not spec.symmetric:
+            able = f"it takes {', '.join(sorted(self.runtime_formats))}, symmetric, per token"
+            raise RecipeError(
+                f"{layer}: {self.engine} cannot quantize activations as {spec} at run time; "
+                f"{able if self.runtime_formats else 'use the engine openvino, or tersor.quantize_dynamic'}"
             )
 
 

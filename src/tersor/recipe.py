@@ -59,6 +59,11 @@ class Quantization(_Strict):
             raise ValueError(f"unknown range {value!r}; one of {', '.join(ACTIVATION_RANGES)}")
         return value
 
+    @property
+    def when(self) -> Literal["static", "runtime", "never"]:
+        """When an activation's range is known: before, from calibration; at every call; or it stays float."""
+        return "never" if self.format == "fp32" else "runtime" if self.range == "runtime" else "static"
+
     def spec(self, default: QuantSpec) -> QuantSpec:
         """The QuantSpec meant, where ``auto`` means ``default``."""
         # The policy's int8 may have fewer codes than int8 has: 7 bits on a CPU without VNNI.
@@ -203,8 +208,8 @@ def int8_tflite() -> Recipe:
 
 
 def int8_dynamic() -> Recipe:
-    """Weights in int8 per channel now, activations in int8 per token at run time; for linear and recurrent layers."""
-    return _at_run_time("int8-dynamic", "int8")
+    """Weights in int8 per channel now, activations in int8 at run time; for linear and recurrent layers."""
+    return _at_run_time("int8-dynamic", "auto")
 
 
 def int16_dynamic() -> Recipe:
@@ -213,7 +218,7 @@ def int16_dynamic() -> Recipe:
 
 
 def _at_run_time(name: str, format: str) -> Recipe:
-    activations = Quantization(format=format, granularity="token", range="runtime")
+    activations = Quantization(format=format, range="runtime")
     return Recipe(name=name, activations=activations, bias_correction=False)
 
 

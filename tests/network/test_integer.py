@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tersor.network.quantized import integer
-from tersor.network.quantized.integer import Packed, row_codes, wide_codes
+from tersor.network.quantized.integer import Packed, row_codes, shifted_codes, wide_codes
 
 
 @pytest.fixture(params=["onednn", "int_mm", "float"])
@@ -28,7 +28,8 @@ def test_products_are_those_of_the_codes(backend, shape):
     exact = (left.double() @ right.double().t()) * scale.double()
     # int32 sums are exact; float32 then has 24 bits for them.
     tolerance = 1e-6 if backend != "float" else 1e-5
-    assert torch.allclose(Packed(right, scale)(left).double(), exact, rtol=tolerance, atol=tolerance * 127**2 * width**0.5)
+    slack = tolerance * 127**2 * width**0.5
+    assert torch.allclose(Packed(right, scale)(left).double(), exact, rtol=tolerance, atol=slack)
 
 
 def test_extreme_codes_do_not_saturate(backend):
@@ -48,6 +49,15 @@ def test_row_codes_are_the_nearest(values):
 
 
 @given(st.lists(finite, min_size=1, max_size=40))
+def test_shifted_codes_are_the_nearest_and_hold_zero(values):
+    x = torch.tensor([[*values, 0.0]])
+    codes, scale, zero = shifted_codes(x)
+    back = (codes.double() - zero.double()) * scale.double()
+    assert back[0, -1] == 0
+    assert ((back - x).abs() <= scale * 0.5001 + x.abs() * 1e-5).all(), "a code that wraps round is far away"
+
+
+@given(st.lists(finite, min_size=1, max_size=40))
 def test_wide_codes_leave_half_a_step(values):
     x = torch.tensor([values])
     high, low, scale = wide_codes(x)
@@ -64,4 +74,5 @@ def test_nan_stays_in_its_row():
     x = torch.tensor([[1.0, float("nan")], [1.0, 2.0]])
     codes, scale = row_codes(x)
     result = Packed(torch.ones(1, 2, dtype=torch.int8), torch.ones(1))(codes) * scale
-    assert result[0].isnan() and result[1].isfinite()
+    assert result[0].isnan()
+    assert result[1].isfinite()

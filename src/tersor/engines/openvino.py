@@ -14,10 +14,13 @@ from tersor.engines.openvino_pools import plain_pools
 from tersor.engines.program import exported
 from tersor.errors import EngineError
 from tersor.network.explain import quiet
-from tersor.network.network import Network
+from tersor.network.network import Network, op_name
 from tersor.policy import Policy, x86
 
 NAME = "openvino"
+# Neighbours of a token that share a scale when it is quantized at run time, and where a saved model says so.
+GROUP = 128
+_GROUP_KEY = ["tersor", "runtime_group"]
 FILES = ("model.xml", "model.bin")
 # Between our node's name and the converter's; names of in-place operators hold two underscores of their own.
 _MARK = "__tersor__"
@@ -41,7 +44,7 @@ def policy() -> Policy:
     the sum only if both branches are quantized; the rounding that the simulation makes on the convolution's
     branch is then missing.
     """
-    return replace(x86(NAME), skip_branch_only="bare")
+    return replace(x86(NAME), skip_branch_only="bare", runtime_formats=frozenset({"int8"}), runtime_group=GROUP)
 
 
 def version() -> str | None:
@@ -63,6 +66,7 @@ def lower(network: Network) -> Any:
     extensions = [
         ConversionExtension("tersor.fake_quantize.default", _fake_quantize),
         ConversionExtension("tersor.dequantize.default", _dequantize),
+        ConversionExtension("tersor.quantize_rows.default", lambda context: [context.get_input(0)]),
     ]
     try:
         model = ov.convert_model(TorchFXPythonDecoder(module, dynamic_shapes=True), extension=extensions)
@@ -76,6 +80,8 @@ def lower(network: Network) -> Any:
         model.reshape(shapes)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot give this network its shapes: {_first_lines(error)}") from error
+    if any(op_name(n) == "quantize_rows" for n in network.operators()):
+        model.set_rt_info(str(GROUP), _GROUP_KEY)
     plain_pools(model)
     _share_bounds(model)
     _shorten_names(model)
@@ -156,11 +162,14 @@ def _dequantize(context: Any) -> Any:
 def _compile(model: Any, threads: int, precision: str) -> Any:
     import openvino as ov
 
+    group = int(model.get_rt_info(_GROUP_KEY).astype(str)) if model.has_rt_info(_GROUP_KEY) else 0
     options = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
+        # Heeded by products with compressed weights; left alone, it is 32.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
     }
     try:
         return ov.Core().compile_model(model, "CPU", options)

@@ -32,6 +32,9 @@ def quantize_network(
     stored: dict[tuple[str, str], fx.Node] = {}
     for site in plan.weights():
         _insert_weight(network, nodes[site.node], site, weights[site.node], stored)
+    made: dict[tuple[str, str], fx.Node] = {}
+    for site in plan.runtime():
+        _insert_runtime(network, nodes[site.node], site, plan.runtime_group, made)
     for layer in plan.layers:
         if layer.planned in _HALF:
             _store_half(network, nodes[layer.node], layer)
@@ -59,6 +62,20 @@ def _insert_quantizer(
     quantizer.meta.update(val=node.meta.get("val"), title=site.name, quantizer=True)
     for user in users:
         user.replace_input_with(node, quantizer)
+
+
+def _insert_runtime(
+    network: Network, layer: fx.Node, site: Site, block: int, made: dict[tuple[str, str], fx.Node]
+) -> None:
+    source = layer.args[0]
+    assert isinstance(source, fx.Node)
+    key = (source.name, str(site.spec))
+    if key not in made:
+        with network.graph.inserting_before(layer):
+            call, args = torch.ops.tersor.quantize_rows.default, (source, site.spec.high, block)
+            made[key] = network.graph.create_node("call_function", call, args, {}, f"{source.name}_quantized")
+        made[key].meta.update(val=source.meta.get("val"), title=site.name, quantizer=True)
+    layer.update_arg(0, made[key])
 
 
 def _insert_weight(

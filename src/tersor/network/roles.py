@@ -2,16 +2,25 @@
 
 from torch import Tensor, fx
 
-from tersor.network.network import op_name, weight_node
+from tersor.network.network import LINEARS, op_name, weight_node
 from tersor.policy import Policy
-from tersor.recipe import Rule
+from tersor.recipe import Recipe, Rule
 
 _NORMS = ("layer_norm", "rms_norm", "native_layer_norm")
+# What a layer is called by when its input is quantized.
+_LAYERS = {"static": "layer", "runtime": "runtime", "never": "stored"}
+WEIGHTED = tuple(_LAYERS.values())
 _STREAM = ("add", "dropout", "cat", "expand", "slice", "transpose", "permute", "view", "reshape")
 
 
-def roles_of(operators: list[fx.Node], rules: dict[fx.Node, Rule | None], policy: Policy) -> dict[fx.Node, str]:
-    """For every operator: layer, arithmetic, average, transparent, fused or float."""
+def roles_of(
+    operators: list[fx.Node], rules: dict[fx.Node, Rule | None], recipe: Recipe, policy: Policy
+) -> dict[fx.Node, str]:
+    """For every operator: layer, runtime, stored, arithmetic, average, transparent, fused or float.
+
+    A ``layer`` reads an input of calibrated range, a ``runtime`` one quantizes its input itself, and of a ``stored``
+    one only the weight is quantized.
+    """
     roles: dict[fx.Node, str] = {}
     normalised = _feeds_normalisation(operators)
     for node in operators:
@@ -22,7 +31,9 @@ def roles_of(operators: list[fx.Node], rules: dict[fx.Node, Rule | None], policy
         elif kept or not is_float_tensor(node):
             roles[node] = "float"
         elif name in policy.layers and weight_node(node) is not None:
-            roles[node] = "layer"
+            when = ((rule.activations if rule else None) or recipe.activations).when
+            # Run-time ranges are for matrix products: a convolution would take them for every window.
+            roles[node] = "float" if when == "runtime" and node.target not in LINEARS else _LAYERS[when]
         elif name in policy.arithmetic and node not in normalised and _both_activations(node):
             roles[node] = "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"
         elif name in policy.averages and _is_spatial(node):

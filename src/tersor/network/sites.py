@@ -7,7 +7,7 @@ from torch import fx
 
 from tersor.errors import RecipeError
 from tersor.network.network import TRANSPOSED, Network, groups_of, op_name, title, weight_node
-from tersor.network.roles import is_float_tensor, roles_of
+from tersor.network.roles import WEIGHTED, is_float_tensor, roles_of
 from tersor.numerics.spec import Granularity, QuantSpec
 from tersor.policy import Policy
 from tersor.recipe import Recipe, Rule
@@ -19,8 +19,8 @@ class Site:
 
     Args:
         name: the layer's or value's name as people know it; unique with its kind.
-        node: the graph name of the operator whose value (activation) or weight this is.
-        kind: ``activation`` or ``weight``.
+        node: the graph name of the operator whose value (activation), weight, or input (runtime) this is.
+        kind: ``activation``, ``weight``, or ``runtime``: a layer's input, quantized anew at every call.
         spec: the QuantSpec; ``range``: the estimator of its range.
         group: sites of one group share their parameters; ``source``: it measures the group's range.
         reason: why it stands there.
@@ -50,16 +50,23 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every site and every operator, in the order of the graph."""
+    """Every site and every operator, in the order of the graph.
+
+    ``runtime_group``: how many neighbours share a scale where a layer's input is quantized at run time; 0: a token's.
+    """
 
     sites: tuple[Site, ...]
     layers: tuple[PlannedLayer, ...]
+    runtime_group: int = 0
 
     def activations(self) -> tuple[Site, ...]:
         return tuple(s for s in self.sites if s.kind == "activation")
 
     def weights(self) -> tuple[Site, ...]:
         return tuple(s for s in self.sites if s.kind == "weight")
+
+    def runtime(self) -> tuple[Site, ...]:
+        return tuple(s for s in self.sites if s.kind == "runtime")
 
 
 def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
@@ -71,14 +78,15 @@ def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
     operators = network.operators()
     _check_rules(recipe, operators)
     rules = {n: recipe.rule_for(title(n), op_name(n)) for n in operators}
-    roles = roles_of(operators, rules, policy)
+    roles = roles_of(operators, rules, recipe, policy)
     wanted = _wanted(network, roles, policy)
     sites = _activation_sites(network, roles, wanted, rules, recipe, policy)
     sites += _weight_sites(operators, roles, rules, recipe, policy)
+    sites += _runtime_sites(operators, roles, rules, recipe, policy)
     order = {n.name: k for k, n in enumerate(network.graph.nodes)}
     sites.sort(key=lambda s: (order[s.node], s.kind == "activation"))
-    layers = _planned(operators, roles, rules, {s.node: s for s in sites if s.kind == "weight"}, wanted, policy)
-    return Plan(tuple(sites), tuple(layers))
+    layers = _planned(operators, roles, rules, recipe, {s.node: s for s in sites if s.kind == "weight"}, wanted, policy)
+    return Plan(tuple(sites), tuple(layers), policy.runtime_group)
 
 
 def _check_rules(recipe: Recipe, operators: list[fx.Node]) -> None:
@@ -198,7 +206,7 @@ def _weight_sites(
 ) -> list[Site]:
     sites = []
     for node in operators:
-        if roles[node] != "layer":
+        if roles[node] not in WEIGHTED:
             continue
         rule = rules[node]
         choice = (rule.weights if rule else None) or recipe.weights
@@ -224,10 +232,29 @@ def _weight_sites(
     return sites
 
 
+def _runtime_sites(
+    operators: list[fx.Node],
+    roles: dict[fx.Node, str],
+    rules: dict[fx.Node, Rule | None],
+    recipe: Recipe,
+    policy: Policy,
+) -> list[Site]:
+    sites = []
+    for node in operators:
+        if roles[node] == "runtime":
+            rule = rules[node]
+            spec = ((rule.activations if rule else None) or recipe.activations).spec(policy.runtime)
+            policy.check_runtime(title(node), spec)
+            reason = f"input of {op_name(node)}, quantized when it runs"
+            sites.append(Site(title(node), node.name, "runtime", spec, "runtime", node.name, True, reason))
+    return sites
+
+
 def _planned(
     operators: list[fx.Node],
     roles: dict[fx.Node, str],
     rules: dict[fx.Node, Rule | None],
+    recipe: Recipe,
     weights: dict[str, Site],
     wanted: set[fx.Node],
     policy: Policy,
@@ -236,9 +263,11 @@ def _planned(
     for node in operators:
         role, rule, name = roles[node], rules[node], op_name(node)
         weight_format: str | None = None
-        if role == "layer":
+        if role in WEIGHTED:
             site = weights[node.name]
             planned, reason = _precision(site.spec), site.reason
+            if role == "stored":
+                planned, reason = "fp32", f"{site.reason}, stored in {site.spec.format.name}; arithmetic stays float"
             weight_format = str(site.spec.format.name)
         elif role in ("arithmetic", "average"):
             planned, reason = "int8", f"{name} of quantized values"
@@ -257,6 +286,8 @@ def _planned(
             continue
         else:
             planned, reason = "fp32", f"{policy.engine}: no integer {name} here"
+            if name in policy.layers and recipe.activations.when == "runtime":
+                reason = "the activations of a convolution are quantized by a static recipe"
         if name in policy.layers and weight_format is None and (weight := weight_node(node)) is not None:
             weight_format = planned if planned in ("fp16", "bf16") else "fp32"
             del weight

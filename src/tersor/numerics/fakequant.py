@@ -1,4 +1,4 @@
-"""Fake quantization as nodes of our own: three operators that every engine lowers to what it takes.
+"""Fake quantization as nodes of our own: four operators that every engine lowers to what it takes.
 
 They are kept by ``torch.export`` under their names in ``torch.ops.tersor``. PyTorch's own fused
 ``fake_quantize_per_tensor_affine`` is not used: it multiplies by 1/scale, which rounds differently near a tie
@@ -115,3 +115,33 @@ def _cast_backward(ctx, gradient):
 
 
 cast_op.register_autograd(_cast_backward, setup_context=_save_for_cast)
+
+
+@torch.library.custom_op(
+    "tersor::quantize_rows", mutates_args=(), schema="(Tensor x, int high, int block) -> Tensor"
+)
+def quantize_rows_op(x, high, block):
+    """Fake quantization on ±``high`` with scales taken from ``x`` itself, in x's dtype.
+
+    One scale for every ``block`` neighbours of the last dimension (0: for all of it, a token's), none of which
+    is kept: what an engine does when it quantizes activations at run time.
+    """
+    y = wide(x)
+    width = y.shape[-1]
+    block = min(block, width) or width
+    missing = -width % block
+    rows = torch.nn.functional.pad(y, (0, missing)).unflatten(-1, (-1, block))
+    scale = rows.abs().amax(-1, keepdim=True).clamp_min_(1e-30) / high
+    return (rows / scale).round_().mul_(scale).flatten(-2)[..., :width].to(x.dtype).contiguous()
+
+
+@quantize_rows_op.register_fake
+def _(x, high, block):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _quantize_rows_backward(ctx, gradient):
+    return gradient, None, None
+
+
+quantize_rows_op.register_autograd(_quantize_rows_backward)

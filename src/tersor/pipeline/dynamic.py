@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from tersor.recipe import Quantization, Recipe, Rule, resolve
 from tersor.solvers import LayerProblem, Rtn
 
 _WEIGHT = QuantSpec("int8", "channel")
-_ACTIVATION = QuantSpec("int8", "token")
+_ACTIVATION = QuantSpec("int8", "token", symmetric=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +98,10 @@ def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic")
     >>> model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Linear(4, 2))
     >>> print(*dynamic_plan(model), sep="\\n")
     0 (conv1d): stays float: the activations of a convolution are quantized by a static recipe
-    1 (linear): int8 per channel symmetric, activations int8 per token symmetric
+    1 (linear): int8 per channel symmetric, activations int8 per token asymmetric
     """
     recipe = resolve(recipe)
-    if recipe.activations.range != "runtime" and recipe.activations.format != "fp32":
+    if recipe.activations.when == "static":
         raise RecipeError(
             f"the recipe {recipe.name} calibrates its activations: use tersor.compress, or a recipe whose "
             "activations have `range: runtime` or `format: fp32`"
@@ -143,14 +144,15 @@ def _exchange(holder: Holder, recipe: Recipe) -> Exchange:
 
 
 def _activation(holder: Holder, wanted: Quantization) -> QuantSpec | None:
-    if wanted.format == "fp32":
+    if wanted.when == "never":
         return None
     spec = wanted.spec(_ACTIVATION)
-    able = spec.format.name in ("int8", "int16") and spec.symmetric and spec.granularity.kind in ("token", "tensor")
-    if wanted.range != "runtime" or not able:
+    able = spec.format.name == "int8" or (spec.format.name == "int16" and spec.symmetric)
+    able = able and spec.granularity.kind in ("token", "tensor")
+    if wanted.when != "runtime" or not able:
         raise RecipeError(
             f"{holder.name}: PyTorch cannot quantize activations as {spec} with range {wanted.range}; at run time it "
-            "takes int8 or int16, symmetric, per token or tensor"
+            "takes int8, or int16 symmetric, per token or tensor"
         )
     return spec
 
@@ -183,9 +185,9 @@ def _nearest(rule: Rule, found: list[Holder]) -> str:
 def _replacement(
     exchange: Exchange, recipe: Recipe, memory: dict[tuple[int, str, bool], QuantizedWeight]
 ) -> nn.Module:
-    holder, module, activation = exchange.holder, exchange.holder.module, exchange.activation
-    assert exchange.weights is not None
-    wanted = exchange.weights
+    holder, activation, wanted = exchange.holder, exchange.activation, exchange.weights
+    module: Any = holder.module
+    assert wanted is not None
 
     def solved(name: str) -> QuantizedWeight:
         tensor = module.get_parameter(name)
@@ -210,7 +212,7 @@ def _replacement(
     return WeightOnly(module, solved("weight"))
 
 
-def _directions(module: nn.RNNBase) -> Iterator[tuple[list[str], list[Tensor]]]:
+def _directions(module: Any) -> Iterator[tuple[list[str], list[Tensor]]]:
     """The weights' names and the biases of every layer and direction."""
     for k in range(module.num_layers):
         for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
@@ -227,7 +229,8 @@ def _solved(name: str, tensor: Tensor, wanted: Quantization, seed: int, transpos
     if not torch.isfinite(weight).all():
         bad = int((~torch.isfinite(weight)).sum())
         raise RecipeError(
-            f"{name} holds {bad} values that are NaN or infinite: repair the weight, or keep its layer in float by a rule"
+            f"{name} holds {bad} values that are NaN or infinite: repair the weight, or keep its layer in float by a "
+            "rule"
         )
     try:
         return QuantizedWeight(solver(LayerProblem(name, weight, wanted.spec(_WEIGHT))).qtensor)

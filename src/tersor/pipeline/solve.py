@@ -26,6 +26,7 @@ from tersor.recipe import Recipe
 from tersor.solvers import EasyQuant, Geometry, LayerProblem, LayerSolution, Rtn
 from tersor.task import Task, batch_size
 
+PROBED = 64
 # Behind these the range is known without data.
 _KNOWN = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "hardsigmoid": (0.0, 1.0)}
 
@@ -50,7 +51,10 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
     mean_samples = correction_samples(recipe, prepared.network) if recipe.bias_correction else 0
     with stages.stage("calibrate", "calibrating") as bar:
         first: list[tuple[Any, ...]] = []
-        batches = keeping(passing(task, prepared.network), first, max(mean_samples, 1))
+        everything = passing(task, prepared.network)
+        # Nothing but repeated samples is looked for where no range is to be chosen.
+        needed = everything if prepared.plan.activations() or mean_samples else some(everything, PROBED)
+        batches = keeping(needed, first, max(mean_samples, 1))
         extra = observed_inputs(prepared.network)
         calibration = calibrate(prepared.network, prepared.plan, batches, mean_samples, extra, bar.at)
     with stages.stage("solve", "choosing ranges and weights", len(prepared.plan.sites)) as bar:

@@ -5,6 +5,7 @@ On a CPU the product is oneDNN's, with the weight packed for it once; where PyTo
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +26,15 @@ def backend() -> str:
     except (RuntimeError, AttributeError, NotImplementedError):
         pass
     try:
-        return "int_mm" if int(torch._int_mm(left, right)[0, 0]) == 32 else "float"
+        return "int_mm" if int(torch.ops.aten._int_mm(left, right)[0, 0]) == 32 else "float"
     except (RuntimeError, AttributeError, NotImplementedError):
         return "float"
 
 
 class Packed:
     """An int8 weight ``[out, in]`` as the backend reads it, with what its product is multiplied by."""
+
+    weight: Any
 
     def __init__(self, codes: Int8[Tensor, "out in"], scale: Float[Tensor, " out"]) -> None:
         self.backend = backend() if codes.device.type == "cpu" else "float"
@@ -42,13 +45,22 @@ class Packed:
             self.weight = codes.t().contiguous()
         else:
             self.weight = codes.float()
+        self._codes = codes
+        self._sums: Tensor | None = None
+
+    @property
+    def sums(self) -> Float[Tensor, " out"]:
+        """Σ codes · scale of every output: what a shift of all inputs by one code adds."""
+        if self._sums is None:
+            self._sums = self._codes.sum(1, dtype=torch.int32) * self.scale
+        return self._sums
 
     def __call__(self, codes: Int8[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         """``codes @ weightᵀ · scale``."""
         if self.backend == "onednn":
             return _onednn(codes, self.weight)
         if self.backend == "int_mm":
-            return torch._int_mm(codes, self.weight) * self.scale
+            return torch.ops.aten._int_mm(codes, self.weight) * self.scale
         return F.linear(codes.float(), self.weight) * self.scale
 
 
@@ -79,20 +91,42 @@ def row_codes(x: Float[Tensor, "rows in"], shared: bool = False) -> tuple[Int8[T
     return torch.addcmul(_rounder(), x, scale.reciprocal()).view(torch.int32).to(torch.int8), scale
 
 
+def shifted_codes(
+    x: Float[Tensor, "rows in"], shared: bool = False
+) -> tuple[Int8[Tensor, "rows in"], Tensor, Tensor]:
+    """int8 codes of every row on its own range, with scales and zero points ``[rows, 1]``.
+
+    The range is divided by 254 and not 255: two ends that both round outwards stay inside the codes, and nothing
+    has to be clamped.
+
+    >>> codes, scale, zero = shifted_codes(torch.tensor([[0.0, 254.0, 127.0]]))
+    >>> codes.tolist(), scale.item(), zero.item()
+    ([[-128, 126, -1]], 1.0, -128.0)
+    """
+    low, high = torch.aminmax(x, dim=None if shared else 1, keepdim=True)
+    low, high = low.reshape(-1, 1).clamp_max_(0.0), high.reshape(-1, 1).clamp_min_(0.0)
+    scale = high.sub_(low).clamp_min_(1e-30).mul_(1 / 254)
+    inverse = scale.reciprocal()
+    zero = low.neg_().mul_(inverse).round_().sub_(128.0)
+    return torch.addcmul(zero + _rounder(), x, inverse).view(torch.int32).to(torch.int8), scale, zero
+
+
 @cache
 def _rounder() -> Tensor:
     return torch.tensor(_ROUNDER)
 
 
 def wide_codes(x: Float[Tensor, "rows in"], shared: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """int16 codes on ±32767 as two int8 parts: ``codes = 256·high + low``, and the scales ``[rows, 1]``.
+    """int16 codes as two int8 parts, ``codes = 256·high + low``, and the scales ``[rows, 1]``.
 
-    >>> high, low, scale = wide_codes(torch.tensor([[32767.0, -300.0]]))
+    They reach ±127·256, so that the high part fits.
+
+    >>> high, low, scale = wide_codes(torch.tensor([[32512.0, -300.0]]))
     >>> (256 * high.int() + low.int()).tolist()
-    [[32767, -300]]
+    [[32512, -300]]
     """
     largest = torch.linalg.vector_norm(x, torch.inf, dim=None if shared else 1, keepdim=True)
-    scale = largest.clamp_min_(1e-30).mul_(1 / 32512)  # 127 · 256: the high part must not exceed int8
+    scale = largest.clamp_min_(1e-30).mul_(1 / 32512)
     whole = (x / scale).round_()
     high = (whole / 256).round_()
     low = whole.sub_(high * 256).clamp_(-127, 127)

@@ -32,6 +32,9 @@ def step(mode: str, from_input: Tensor, from_state: Tensor, state: State) -> Sta
 class _Direction(nn.Module):
     """One layer in one direction."""
 
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+
     def __init__(self, weights: Sequence[QuantizedWeight], biases: Sequence[Tensor], activation: QuantSpec | None):
         super().__init__()
         self.ih, self.hh = weights[:2]

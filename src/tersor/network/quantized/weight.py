@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tersor.network.quantized.integer import Packed, row_codes, wide_codes
+from tersor.network.quantized.integer import Packed, row_codes, shifted_codes, wide_codes
 from tersor.numerics import QTensor, QuantSpec
 
 Product = Callable[[Tensor], Tensor]
@@ -63,11 +63,17 @@ class QuantizedWeight(nn.Module):
 
             return wide
 
-        def narrow(x: Tensor) -> Tensor:
+        def symmetric(x: Tensor) -> Tensor:
             codes, scale = row_codes(x, shared)
             return _scaled(packed(codes), scale, bias)
 
-        return narrow
+        def shifted(x: Tensor) -> Tensor:
+            codes, scale, zero = shifted_codes(x, shared)
+            # (codes − zero) · weight: the zero points' part is of rank one.
+            sums = packed(codes).addr_(zero.expand(len(x), 1)[:, 0], packed.sums, alpha=-1.0)
+            return _scaled(sums, scale, bias)
+
+        return symmetric if activation.symmetric else shifted
 
     def _float_product(self, bias: Tensor | None) -> Product:
         if self.codes.dtype == torch.bfloat16 and self.scale.numel() == 1:

@@ -44,6 +44,7 @@ class Policy:
         half_arithmetic: True where it computes in FP16/BF16 a layer that the recipe keeps in one.
         runtime: how it quantizes a layer's input at run time; runtime_formats: to what (nothing: not at all);
             runtime_group: neighbours in a token that share a scale, 0 for all of them.
+        stores_embeddings: True where the rows of an embedding may be codes.
         integer_biases: True where biases are held as int32 at input scale × weight scale.
         reduced_weights: True where weights keep to 7 bits, since u8·s8 products saturate (no VNNI).
     """
@@ -67,6 +68,7 @@ class Policy:
     half_arithmetic: bool = False
     reduced_weights: bool = False
     integer_biases: bool = False
+    stores_embeddings: bool = False
     runtime: QuantSpec = TOKEN
     runtime_formats: frozenset[str] = frozenset()
     runtime_group: int = 0

@@ -89,3 +89,34 @@ def test_rows_have_scales_of_their_own():
     assert whole[1].eq(0).all()
     assert torch.allclose(pairs[0, :2], (x[0, :2] * 127).round() / 127)
     assert quantize_rows_op(torch.ones(3, 5), 7, 2).shape == (3, 5), "a ragged last group"
+
+
+class Reader(nn.Module):
+    """An embedding that is also the last layer's weight."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.words, self.middle, self.head = nn.Embedding(200, 64), nn.Linear(64, 64), nn.Linear(64, 200, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.middle(self.words(ids))))
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_embeddings_are_stored_as_codes_and_ties_hold(engine):
+    ids = (torch.arange(24).reshape(2, 12),)
+    task = tersor.Task("reader", Reader().eval(), ids, lambda: [ids])
+    done = tersor.compress(task, "int8-dynamic", engine, progress=False)
+    assert {layer.name: layer.weight_format for layer in done.plan.layers if layer.weight_format} == {
+        "words": "int8",
+        "middle": "int8",
+        "head": "int8",
+    }
+    codes = [t for _, t in done.network.tensors() if t.dtype == torch.int8 and t.shape == (200, 64)]
+    assert len(codes) == 1, "tied weights are one tensor"
+    assert done.report.ratios.compression > 2
+    with torch.no_grad():
+        exact = task.model(*ids)
+    assert float((done.runner(*ids) - exact).norm() / exact.norm()) < 0.03

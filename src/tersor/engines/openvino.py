@@ -44,7 +44,13 @@ def policy() -> Policy:
     the sum only if both branches are quantized; the rounding that the simulation makes on the convolution's
     branch is then missing.
     """
-    return replace(x86(NAME), skip_branch_only="bare", runtime_formats=frozenset({"int8"}), runtime_group=GROUP)
+    return replace(
+        x86(NAME),
+        skip_branch_only="bare",
+        runtime_formats=frozenset({"int8"}),
+        runtime_group=GROUP,
+        stores_embeddings=True,
+    )
 
 
 def version() -> str | None:

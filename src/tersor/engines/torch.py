@@ -32,6 +32,7 @@ def policy() -> Policy:
         activation_formats=everything,
         weight_formats=everything,
         granularities=frozenset({"tensor", "channel", "group", "filters", "token"}),
+        stores_embeddings=True,
         runtime_formats=frozenset({"int4", "int8", "int16"}),
     )
 

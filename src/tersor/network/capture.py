@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from tersor.errors import CaptureError
 from tersor.network.explain import explained, quiet, summary, where
 from tersor.network.free_batch import agrees, free_batch, repeated
-from tersor.network.network import WEIGHTED, Network, finish, op_name
+from tersor.network.network import Network, finish, op_name, weight_node
 from tersor.task import Arguments
 
 _PASSING = {"detach", "alias", "lift_fresh_copy"}
@@ -234,11 +234,12 @@ def _titled(network: Network) -> Network:
     """Give every operator the name a person would look for."""
     used: Counter[str] = Counter()
     for node in network.operators():
-        weight = node.args[1] if node.target in WEIGHTED and len(node.args) > 1 else None
-        if isinstance(weight, fx.Node) and weight.op == "get_attr" and str(weight.target).endswith(".weight"):
-            name = str(weight.target).removesuffix(".weight")
+        weight, path = weight_node(node), node.meta.get("path", "")
+        owner = str(weight.target).removesuffix(".weight") if weight is not None else ""
+        if weight is not None and str(weight.target) != owner:
+            # Who reads another one's weight has its own name.
+            name = path if used[owner] and path else owner
         else:
-            path = node.meta.get("path", "")
             name = f"{path}.{op_name(node)}" if path else op_name(node)
         used[name] += 1
         node.meta["title"] = name if used[name] == 1 else f"{name}_{used[name]}"

@@ -20,6 +20,7 @@ CONVOLUTIONS = (
 )
 TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 LINEARS = (aten.linear.default,)
+EMBEDDINGS = (aten.embedding.default,)
 WEIGHTED = CONVOLUTIONS + TRANSPOSED + LINEARS
 
 
@@ -96,15 +97,20 @@ class Network:
 
 def weight_node(node: fx.Node) -> fx.Node | None:
     """The get_attr node of the weight that ``node`` reads, or None (a weight computed at run time)."""
-    if node.target not in WEIGHTED or len(node.args) < 2:
+    if node.target not in (*WEIGHTED, *EMBEDDINGS) or len(node.args) < 2:
         return None
-    weight = node.args[1]
+    weight = node.args[weight_position(node)]
     return weight if isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+
+
+def weight_position(node: fx.Node) -> int:
+    """Which of its arguments a layer's weight is."""
+    return 0 if node.target in EMBEDDINGS else 1
 
 
 def bias_node(node: fx.Node) -> fx.Node | None:
     """The get_attr node of the bias of a weighted operator, or None."""
-    bias = argument(node, 2, "bias")
+    bias = argument(node, 2, "bias") if node.target in WEIGHTED else None
     return bias if isinstance(bias, fx.Node) and bias.op == "get_attr" else None
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx
 
-from tersor.network.network import Network, add_tensor, finish, weight_node
+from tersor.network.network import Network, add_tensor, finish, weight_node, weight_position
 from tersor.network.sites import Plan, PlannedLayer, Site
 from tersor.numerics import fakequant  # noqa: F401  (registers torch.ops.tersor)
 from tersor.numerics.qtensor import QTensor, qparams
@@ -96,7 +96,7 @@ def _insert_weight(
         bits = site.spec.format.bits
         node.meta.update(val=source.meta.get("val"), title=site.name, quantizer=True, bits=bits)
         stored[key] = node
-    layer.update_arg(1, stored[key])
+    layer.update_arg(weight_position(layer), stored[key])
 
 
 def _first_reader(node: fx.Node) -> fx.Node:

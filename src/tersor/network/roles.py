@@ -30,6 +30,9 @@ def roles_of(
             roles[node] = "transparent"
         elif kept or not is_float_tensor(node):
             roles[node] = "float"
+        elif name == "embedding" and policy.stores_embeddings and weight_node(node) is not None:
+            when = ((rule.activations if rule else None) or recipe.activations).when
+            roles[node] = "float" if when == "static" else "stored"
         elif name in policy.layers and weight_node(node) is not None:
             when = ((rule.activations if rule else None) or recipe.activations).when
             # Run-time ranges are for matrix products: a convolution would take them for every window.

@@ -9,10 +9,13 @@ from benchmarks import table
 BENCHES = {
     "speed_openvino": 4,
     "speed_onnxruntime": 4,
+    "speed_transformers": 5,
+    "speed_recurrent": 1,
     "calibration_cost": 4,
     "compress_time": 6,
     "audit": 5,
     "per_tensor": 6,
+    "accuracy_dynamic": 3,
     "accuracy_cifar": 6,
     "accuracy_imagenet": 25,
 }

@@ -19,10 +19,10 @@ def openvino_model(task: tersor.Task) -> Any:
     """The task's network converted by OpenVINO itself, with any batch."""
     import openvino as ov
 
-    (example,) = task.arguments(task.example)
+    example = task.arguments(task.example)
     with quiet():
         model = ov.convert_model(task.model, example_input=example)
-    model.reshape([-1, *example.shape[1:]])
+    model.reshape({port: [-1, *x.shape[1:]] for port, x in zip(model.inputs, example, strict=True)})
     return model
 
 
@@ -51,12 +51,12 @@ def nncf_runner(task: tersor.Task, pictures: int, best: bool = False) -> OpenVIN
 
 def onnx_file(task: tersor.Task, path: Path) -> None:
     """The task's network as PyTorch writes it to ONNX, with any batch."""
-    (example,) = task.arguments(task.example)
+    example = task.arguments(task.example)
     batch = {0: torch.export.Dim("batch", min=1)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it misses torchvision, which is not needed
     with quiet():
         program = torch.onnx.export(
-            task.model, (torch.cat([example, example]),), dynamo=True, dynamic_shapes=(batch,)
+            task.model, tuple(torch.cat([x, x]) for x in example), dynamo=True, dynamic_shapes=(batch,) * len(example)
         )
         program.save(str(path), external_data=False)
 

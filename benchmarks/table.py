@@ -47,6 +47,21 @@ LINES: dict[str, tuple[str, str]] = {
     ),
     "compress": ("`compress` without evaluation, ResNet-50, 128 pictures, over NNCF", "at most 1.3"),
     "memory": ("peak memory while calibrating, 64 against 1,024 pictures", "within 5 %"),
+    "dynamic_sts": ("MiniLM, STS-B test, `int8-dynamic`, 100 x Spearman", "at most 0.1 points under FP32"),
+    "dynamic_integer": (
+        "the engine's distance from the int8-activation simulation over that from the float-activation one",
+        "below 1",
+    ),
+    "dynamic_bits": ("textgenrnn, `int8-dynamic`", "at most 0.5 % more bits a character"),
+    "dynamic_words": ("g2p, `int8-dynamic`", "at most 0.3 points more word error"),
+    "dynamic_over_peers": (
+        "Transformers, batch 1, 2 threads: ours (OpenVINO) over the fastest of torch.ao dynamic, ONNX Runtime "
+        "dynamic, NNCF static, NNCF int8 weights",
+        "at most 1.05",
+    ),
+    "dynamic_in_torch": ("the same, staying in PyTorch: ours over torch.ao dynamic", "at most 1.0"),
+    "dynamic_over_fp32": ("the same, FP32 of the best engine (pinned; BF16 beside it) over ours", "at least 2.0"),
+    "recurrent": ("two layers, 512 wide, 64 steps, in PyTorch: ours over torch.ao dynamic", "at most 1.05"),
 }
 
 

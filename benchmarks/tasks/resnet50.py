@@ -10,15 +10,15 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from tersor import Task
 
 
-class Logits(nn.Module):
-    """The logits of a `transformers` classifier, instead of its output object."""
+class Named(nn.Module):
+    """One output of a `transformers` network, by its name, instead of the output object."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, output: str) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.output = network, output
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.network(pixels).logits
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.network(inputs)[self.output]
 
 
 def task(pictures: int = 128) -> Task:
@@ -28,7 +28,7 @@ def task(pictures: int = 128) -> Task:
     from block to block and no range would be that of a trained network.
     """
     torch.manual_seed(0)
-    network = Logits(ResNetForImageClassification(ResNetConfig(num_labels=1000)))
+    network = Named(ResNetForImageClassification(ResNetConfig(num_labels=1000)), "logits")
     settle(network)
     return Task(
         name="resnet50-random",

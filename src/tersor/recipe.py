@@ -117,7 +117,8 @@ class Rule(_Strict):
 class Recipe(_Strict):
     """What is to be done to a network.
 
-    ``equalize`` is ``auto``: done where weights are per tensor, for which it was invented.
+    ``equalize`` is ``auto``: done where weights are per tensor, for which it was invented. ``smooth`` is ``auto``:
+    done in Transformers whose activations are calibrated; ``smooth_alpha`` of the outliers' range goes to the weights.
 
     >>> recipe = int8_static()
     >>> Recipe.from_yaml(recipe.to_yaml()) == recipe
@@ -128,6 +129,8 @@ class Recipe(_Strict):
     weights: Quantization = Quantization()
     activations: Quantization = Quantization(range="mse")
     equalize: Literal["auto", "on", "off"] = "auto"
+    smooth: Literal["auto", "on", "off"] = "auto"
+    smooth_alpha: float = Field(default=0.5, ge=0, le=1)
     bias_correction: bool = True
     correction_samples: int = Field(default=64, ge=1)
     rules: tuple[Rule, ...] = ()

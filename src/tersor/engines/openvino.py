@@ -20,7 +20,7 @@ from tersor.policy import Policy, x86
 NAME = "openvino"
 # Neighbours of a token that share a scale when it is quantized at run time, and where a saved model says so.
 GROUP = 128
-_GROUP_KEY = ["tersor", "runtime_group"]
+GROUP_KEY = ["tersor", "runtime_group"]
 FILES = ("model.xml", "model.bin")
 # Between our node's name and the converter's; names of in-place operators hold two underscores of their own.
 _MARK = "__tersor__"
@@ -87,7 +87,7 @@ def lower(network: Network) -> Any:
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot give this network its shapes: {_first_lines(error)}") from error
     if any(op_name(n) == "quantize_rows" for n in network.operators()):
-        model.set_rt_info(str(GROUP), _GROUP_KEY)
+        model.set_rt_info(str(GROUP), GROUP_KEY)
     plain_pools(model)
     _share_bounds(model)
     _shorten_names(model)
@@ -168,7 +168,7 @@ def _dequantize(context: Any) -> Any:
 def _compile(model: Any, threads: int, precision: str) -> Any:
     import openvino as ov
 
-    group = int(model.get_rt_info(_GROUP_KEY).astype(str)) if model.has_rt_info(_GROUP_KEY) else 0
+    group = int(model.get_rt_info(GROUP_KEY).astype(str)) if model.has_rt_info(GROUP_KEY) else 0
     options = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,

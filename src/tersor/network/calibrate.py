@@ -1,6 +1,6 @@
 """One streaming pass over the calibration data → Statistics of every site; memory does not grow with the data."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,7 @@ def calibrate(
     batches: Iterable[tuple[Any, ...]],
     mean_samples: int = 0,
     extra: Iterable[str] = (),
+    channels_last: Collection[str] = (),
     on_batch: Callable[[int], None] = lambda samples: None,
 ) -> Calibration:
     """Stream the batches through the float network and observe the source of every group of sites.
@@ -66,6 +67,7 @@ def calibrate(
     Args:
         mean_samples: over how many samples the channel means of the layers are taken (0: none).
         extra: more nodes to observe, by graph name.
+        channels_last: nodes whose channels are their last dimension, and not dimension 1.
         on_batch: called with the number of samples after each batch.
 
     Raises:
@@ -91,7 +93,7 @@ def calibrate(
                 counted += batch_size(part) if counting else 0
 
     def seen(piece: _Piece) -> _Seen:
-        return _look(network, piece, sources, layers if piece.counting else set())
+        return _look(network, piece, sources, layers if piece.counting else set(), channels_last)
 
     batch: dict[str, Statistics] = {}
     with workers() as pool:
@@ -127,13 +129,15 @@ class _Seen:
     sums: dict[str, tuple[Tensor, int]]
 
 
-def _look(network: Network, piece: _Piece, sources: set[str], layers: set[str]) -> _Seen:
+def _look(
+    network: Network, piece: _Piece, sources: set[str], layers: set[str], channels_last: Collection[str]
+) -> _Seen:
     found = _Seen({}, {})
 
     def visit(node: fx.Node, value: Any) -> None:
         if node.name in sources:
             try:
-                statistics = observe(None, value)
+                statistics = observe(None, value, channel_axis=-1 if node.name in channels_last else 1)
             except TersorError as error:
                 raise CalibrationError(f"{title(node)}: {error}") from error
             if statistics is not None:

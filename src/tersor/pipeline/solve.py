@@ -16,6 +16,7 @@ from tersor.network.pieces import largest_value
 from tersor.network.quantize import Range, quantize_network
 from tersor.network.rewrites.absorb import AbsorbBias
 from tersor.network.rewrites.equalize import Equalize
+from tersor.network.rewrites.smooth import Smooth, is_transformer, smoothable
 from tersor.network.sites import Plan, Site
 from tersor.observers import OBSERVERS
 from tersor.pipeline.batches import Batch, joined, keeping, passing, some
@@ -48,6 +49,8 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
     torch.manual_seed(recipe.seed)
     if wants_equalization(recipe, prepared.plan):
         prepared = _equalized(task, recipe, prepared, stages)
+    if wants_smoothing(recipe, prepared):
+        prepared = _smoothed(task, recipe, prepared, stages)
     mean_samples = correction_samples(recipe, prepared.network) if recipe.bias_correction else 0
     with stages.stage("calibrate", "calibrating") as bar:
         first: list[tuple[Any, ...]] = []
@@ -56,7 +59,7 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
         needed = everything if prepared.plan.activations() or mean_samples else some(everything, PROBED)
         batches = keeping(needed, first, max(mean_samples, 1))
         extra = observed_inputs(prepared.network)
-        calibration = calibrate(prepared.network, prepared.plan, batches, mean_samples, extra, bar.at)
+        calibration = calibrate(prepared.network, prepared.plan, batches, mean_samples, extra, on_batch=bar.at)
     with stages.stage("solve", "choosing ranges and weights", len(prepared.plan.sites)) as bar:
         ranges = activation_ranges(prepared.network, prepared.plan, calibration, bar.advance)
         ranges = fitted_input_ranges(prepared.network, prepared.plan, ranges, one_batch(prepared.network, first, 16))
@@ -89,6 +92,25 @@ def _equalized(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -
             probed = calibrate(prepared.network, prepared.plan, batches, extra=layers, on_batch=bar.at)
             prepared = prepared.planned_again(rewrite(prepared.network, probed.statistics), recipe)
     return prepared
+
+
+def wants_smoothing(recipe: Recipe, prepared: Prepared) -> bool:
+    """Smoothing is for Transformers with calibrated activations; the graph tells which network is one."""
+    if recipe.smooth == "auto":
+        return recipe.activations.when == "static" and is_transformer(prepared.network)
+    return recipe.smooth == "on"
+
+
+def _smoothed(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Prepared:
+    with stages.stage("calibrate", "smoothing layers") as bar:
+        planned = {s.node for s in prepared.plan.weights()}
+        found = smoothable(prepared.network)
+        names = [name for name, layers in found.items() if all(n.name in planned for n in layers)]
+        batches = some(passing(task, prepared.network), PROBED)
+        probed = calibrate(
+            prepared.network, Plan((), ()), batches, extra=names, channels_last=names, on_batch=bar.at
+        )
+        return prepared.planned_again(Smooth(recipe.smooth_alpha)(prepared.network, probed.statistics), recipe)
 
 
 def observed_inputs(network: Network) -> list[str]:

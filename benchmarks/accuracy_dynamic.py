@@ -1,0 +1,90 @@
+"""What run-time quantization costs: MiniLM in OpenVINO and in PyTorch, textgenrnn and g2p in PyTorch."""
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import torch
+from recurrent import bits, dictionary, spelling, textgen, titles, word_error
+from torch import nn
+
+import tersor
+from benchmarks import common
+from benchmarks.common import THREADS, Claim, Outcome, say
+from tersor.engines import check_numbers
+
+
+def bench(quick: bool) -> Outcome:
+    """Points of Spearman's correlation, bits a character, words said wrong; each beside FP32 and torch.ao."""
+    details: dict[str, Any] = {}
+    claims = [*_sentences(quick, details), *_characters(quick, details), *_words(quick, details)]
+    return Outcome(claims, details)
+
+
+def _ao(model: nn.Module) -> nn.Module:
+    """torch.ao's dynamic quantization, as it comes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kinds = {nn.Linear, nn.LSTM, nn.GRU}
+        return torch.ao.quantization.quantize_dynamic(model, kinds, dtype=torch.qint8)
+
+
+def _sentences(quick: bool, details: dict[str, Any]) -> list[Claim]:
+    task = common.task("minilm", quick)
+    if quick:
+        task = replace(task, evaluate=lambda predict: float(predict(*task.arguments(task.example)).sum()))
+    assert task.evaluate is not None
+    done = tersor.compress(task, "int8-dynamic", threads=THREADS, report=False, progress=False)
+    weights = tersor.compress(task, "int8-weight", threads=THREADS, report=False, progress=False)
+    subjects = {
+        "FP32": task.model,
+        "ours": done.runner,
+        "ours, PyTorch": tersor.quantize_dynamic(task.model),
+        "int8-weight, OpenVINO": weights.runner,
+        "torch.ao dynamic": _ao(task.model),
+    }
+    found = details["MiniLM"] = {}
+    for name, subject in subjects.items():
+        say(f"{task.name}: {name}")
+        with torch.inference_mode():
+            found[name] = task.evaluate(subject)
+    beside = ", ".join(f"{k} {v:.2f}" for k, v in found.items())
+    claims = [
+        Claim("dynamic_sts", "MiniLM, OpenVINO", found["FP32"] - found["ours"], 0.1, unit="points", peer=beside),
+        Claim("dynamic_sts", "MiniLM, PyTorch", found["FP32"] - found["ours, PyTorch"], 0.1, unit="points"),
+    ]
+    inputs = next(iter(task.calibration_batches()))
+    assert done.network is not None
+    assert weights.network is not None
+    numbers = check_numbers(done.runner, done.network, weights.network, inputs)
+    apart = f"{numbers.to_float:.4f} from the float-activation simulation, {numbers.to_simulation:.4f} from the int8 one"
+    share = numbers.to_simulation / numbers.to_float
+    return [*claims, Claim("dynamic_integer", "MiniLM, OpenVINO", share, 1.0, peer=apart)]
+
+
+def _characters(quick: bool, details: dict[str, Any]) -> list[Claim]:
+    network, data = textgen(), titles(5 if quick else 500)
+    subjects = {"FP32": network, "ours": tersor.quantize_dynamic(network), "torch.ao dynamic": _ao(network)}
+    found = details["textgenrnn"] = {}
+    for name, subject in subjects.items():
+        say(f"textgenrnn: {name}")
+        found[name] = bits(subject, *data)
+    more = 100 * (found["ours"] / found["FP32"] - 1)
+    beside = ", ".join(f"{k} {v:.4f}" for k, v in found.items())
+    return [Claim("dynamic_bits", "textgenrnn, PyTorch", more, 0.5, unit="%", peer=f"bits: {beside}")]
+
+
+def _words(quick: bool, details: dict[str, Any]) -> list[Claim]:
+    network, words = spelling(), dictionary(50 if quick else 3000)
+    subjects = {"FP32": network, "ours": tersor.quantize_dynamic(network), "torch.ao dynamic": _ao(network)}
+    found = details["g2p"] = {}
+    for name, subject in subjects.items():
+        say(f"g2p: {name}")
+        found[name] = word_error(subject, words)
+    beside = ", ".join(f"{k} {v:.2f}" for k, v in found.items())
+    more = found["ours"] - found["FP32"]
+    return [Claim("dynamic_words", "g2p, PyTorch", more, 0.3, unit="points", peer=f"word error: {beside}")]
+
+
+if __name__ == "__main__":
+    common.main("accuracy_dynamic", bench)

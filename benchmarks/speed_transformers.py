@@ -1,0 +1,118 @@
+"""Latency of Transformers quantized at run time: ours in OpenVINO and in PyTorch, and every peer, interleaved."""
+
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+import tersor
+from benchmarks import common, peers
+from benchmarks.common import THREADS, Claim, Outcome, milliseconds, over, quiet, say, timed
+from tersor.engines.onnxruntime import OnnxRuntimeRunner
+from tersor.engines.openvino import OpenVINORunner
+
+NETS = (("minilm", "MiniLM, 64 tokens"), ("bert_base", "BERT-base, 128 tokens"), ("vit_base", "ViT-B/16"))
+PEERS = ("torch.ao dynamic", "ONNX Runtime dynamic", "NNCF static", "NNCF int8 weights")
+
+
+def bench(quick: bool) -> Outcome:
+    """Batch 1, 2 threads. `ours` runs in OpenVINO, `ours, PyTorch` is the module that quantize_dynamic gives."""
+    claims: list[Claim] = []
+    details: dict[str, Any] = {}
+    for name, title in NETS[: 1 if quick else 3]:
+        task = common.task(name, quick)
+        found = timed(calls(task), quick)
+        beside = ", ".join(f"{k} {v.median:.2f} ms" for k, v in found.items())
+        best = min(PEERS, key=lambda k: found[k].median)
+        floats = min(("FP32", "FP32 PyTorch"), key=lambda k: found[k].median)
+        for line, one, two, reach, at_most in (
+            ("dynamic_over_peers", "ours", best, 1.05, True),
+            ("dynamic_in_torch", "ours, PyTorch", "torch.ao dynamic", 1.0, True),
+            ("dynamic_over_fp32", floats, "ours", 2.0, False),
+        ):
+            value, spread = over(found, one, two)
+            what = f"{title}: {one} over {two}"
+            claims.append(Claim(line, what, value, reach, at_most, spread=spread, peer=beside))
+            beside = ""
+        details[title] = milliseconds(found)
+    return Outcome(claims, details)
+
+
+def calls(task: tersor.Task) -> dict[str, Callable[[], Any]]:
+    """What is timed, on one and the same input."""
+    inputs = tuple(x[:1].clone() for x in next(iter(task.calibration_batches())))
+    say(f"{task.name}: compressing")
+    done = tersor.compress(task, "int8-dynamic", threads=THREADS, report=False, progress=False)
+    modules = {"ours, PyTorch": tersor.quantize_dynamic(task.model), "FP32 PyTorch": task.model}
+    say(f"{task.name}: peers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        modules["torch.ao dynamic"] = torch.ao.quantization.quantize_dynamic(task.model, {torch.nn.Linear})
+    plain = peers.openvino_model(task)
+    runners: dict[str, Any] = {
+        "ours": done.runner,
+        "ONNX Runtime dynamic": ort_dynamic(task),
+        "NNCF static": OpenVINORunner(nncf_static(task), THREADS),
+        "NNCF int8 weights": nncf_weights(task),
+        "FP32": OpenVINORunner(plain, THREADS),
+        "BF16": OpenVINORunner(plain, THREADS, "bf16"),
+    }
+    found = {name: (lambda r=runner: r(*inputs)) for name, runner in runners.items()}
+    return found | {name: _without_gradients(module, inputs) for name, module in modules.items()}
+
+
+def _without_gradients(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Callable[[], Any]:
+    def call() -> Any:
+        with torch.inference_mode():
+            return module(*inputs)
+
+    return call
+
+
+def ort_dynamic(task: tersor.Task) -> OnnxRuntimeRunner:
+    """ONNX Runtime's `quantize_dynamic`, per channel."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        plain, ready, done = (Path(folder) / f"{n}.onnx" for n in ("plain", "ready", "done"))
+        peers.onnx_file(task, plain)
+        quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
+        quantize_dynamic(ready, done, per_channel=True, weight_type=QuantType.QInt8)
+        return OnnxRuntimeRunner(onnx.load(done), THREADS)
+
+
+def nncf_static(task: tersor.Task) -> Any:
+    """NNCF's static int8 with the flag that Transformers need."""
+    with quiet():
+        import nncf
+
+        batches = [[x.numpy() for x in b] for inputs in task.calibration_batches() for b in _singles(inputs)][:32]
+        data = nncf.Dataset(batches)
+        return nncf.quantize(
+            peers.openvino_model(task), data, subset_size=32, model_type=nncf.ModelType.TRANSFORMER
+        )
+
+
+def _singles(inputs: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
+    return list(zip(*(x.split(1) for x in inputs), strict=True))
+
+
+def nncf_weights(task: tersor.Task) -> OpenVINORunner:
+    """NNCF's int8 weights, activations quantized at run time by OpenVINO."""
+    from tersor.engines import openvino
+
+    with quiet():
+        import nncf
+
+        model = nncf.compress_weights(peers.openvino_model(task), mode=nncf.CompressWeightsMode.INT8_SYM)
+    model.set_rt_info(str(openvino.GROUP), openvino.GROUP_KEY)
+    return OpenVINORunner(model, THREADS)
+
+
+if __name__ == "__main__":
+    common.main("speed_transformers", bench)

@@ -1,0 +1,112 @@
+"""textgenrnn (LSTM, next characters) and g2p (GRU, spelling to phonemes) in plain torch, with their scores."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from networks import load
+from pictures import shared
+from torch import Tensor, nn
+
+CONTEXT = 40  # characters
+STEPS = 20  # phonemes at most
+
+
+class TextGen(nn.Module):
+    """``[batch, CONTEXT]`` characters → scores of the next one: two LSTMs, averaged by attention."""
+
+    def __init__(self, characters: int = 465) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(characters, 100)
+        self.rnn1, self.rnn2 = nn.LSTM(100, 128, batch_first=True), nn.LSTM(128, 128, batch_first=True)
+        self.att, self.out = nn.Linear(356, 1, bias=False), nn.Linear(356, characters)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        first, _ = self.rnn1(x)
+        second, _ = self.rnn2(first)
+        every = torch.cat([x, first, second], -1)
+        return self.out((self.att(every).softmax(1) * every).sum(1))
+
+
+def textgen() -> nn.Module:
+    """The trained network."""
+    return load(TextGen(), shared() / "data/textgenrnn/model.safetensors")
+
+
+def titles(count: int = 500) -> tuple[Tensor, Tensor]:
+    """Every next character of the first titles, and what stands before it, filled up with 0 from the left."""
+    folder = shared() / "data/textgenrnn"
+    numbers = json.loads((folder / "vocab.json").read_text(encoding="utf8"))
+    contexts, wanted = [], []
+    lines = (folder / "hacker_news_2000.txt").read_text(encoding="utf8").split("\n")[1:]
+    for line in [text for text in lines if text][:count]:
+        ids = [numbers["<s>"], *(numbers[c] for c in line if c in numbers), numbers["<s>"]]
+        for end in range(1, len(ids)):
+            seen = ids[max(0, end - CONTEXT) : end]
+            contexts.append([0] * (CONTEXT - len(seen)) + seen)
+            wanted.append(ids[end])
+    return torch.tensor(contexts), torch.tensor(wanted)
+
+
+@torch.no_grad()
+def bits(network: nn.Module, contexts: Tensor, wanted: Tensor) -> float:
+    """Bits a character."""
+    pairs = zip(contexts.split(1000), wanted.split(1000), strict=True)
+    return sum(float(F.cross_entropy(network(x), y, reduction="sum")) for x, y in pairs) / len(wanted) / math.log(2)
+
+
+LETTERS = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
+_VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW".split()
+_OTHERS = "B CH D DH F G HH JH K L M N NG P R S SH T TH UW V W Y Z ZH".split()
+PHONES = ["<pad>", "<unk>", "<s>", "</s>", *sorted([v + stress for v in _VOWELS for stress in "012"] + _OTHERS)]
+
+
+class Spelling(nn.Module):
+    """Words → phonemes: a GRU reads the letters, another says the sounds, each the likeliest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc_emb, self.dec_emb = nn.Embedding(len(LETTERS), 256), nn.Embedding(len(PHONES), 256)
+        self.encoder, self.decoder = (nn.GRU(256, 256, batch_first=True) for _ in range(2))
+        self.fc = nn.Linear(256, len(PHONES))
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Letters ``[batch, longest]`` and their counts → phonemes ``[batch, STEPS]``."""
+        read, _ = self.encoder(self.enc_emb(ids))
+        state = read[torch.arange(len(ids)), lengths - 1].unsqueeze(0).contiguous()
+        sound, said = torch.full((len(ids), 1), PHONES.index("<s>")), []
+        for _ in range(STEPS):
+            output, state = self.decoder(self.dec_emb(sound), state)
+            sound = self.fc(output).argmax(-1)
+            said.append(sound)
+        return torch.cat(said, 1)
+
+
+def spelling() -> nn.Module:
+    """The trained network."""
+    return load(Spelling(), shared() / "data/g2p-gru/model.safetensors")
+
+
+def dictionary(count: int = 3000) -> list[tuple[str, list[list[str]]]]:
+    """Words, and every way to say each."""
+    lines = Path(shared() / "data/g2p-gru/cmudict_12000.txt").read_text(encoding="utf8").splitlines()[:count]
+    rows = (line.split("\t") for line in lines)
+    return [(word, [way.split() for way in ways.split("|")]) for word, ways in rows]
+
+
+@torch.no_grad()
+def word_error(network: nn.Module, words: list[tuple[str, list[list[str]]]]) -> float:
+    """Percent of words said in none of the ways that the dictionary gives."""
+    wrong = 0
+    for start in range(0, len(words), 500):
+        part = words[start : start + 500]
+        letters = [[LETTERS.index(c) for c in word] + [LETTERS.index("</s>")] for word, _ in part]
+        ids = nn.utils.rnn.pad_sequence([torch.tensor(x) for x in letters], batch_first=True)
+        said = network(ids, torch.tensor([len(x) for x in letters])).tolist()
+        for (_, ways), row in zip(part, said, strict=True):
+            names = [PHONES[k] for k in row]
+            wrong += names[: names.index("</s>") if "</s>" in names else None] not in ways
+    return 100 * wrong / len(words)

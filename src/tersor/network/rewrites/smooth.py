@@ -1,0 +1,123 @@
+"""SmoothQuant: outlying channels of a linear layer's input moved into its weight, where they do little harm."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from tersor.network.network import (
+    LINEARS,
+    Network,
+    add_tensor,
+    argument,
+    aten,
+    finish,
+    op_name,
+    set_tensor,
+    title,
+    weight_node,
+)
+from tersor.observers import Statistics
+
+NORMS = frozenset({"layer_norm", "rms_norm"})
+
+
+@dataclass(frozen=True)
+class Smooth:
+    """Divide each input channel of linear layers by sⱼ and multiply the weight's column by it.
+
+    Xiao et al., arXiv 2211.10438: sⱼ = max|Xⱼ|^α / max|Wⱼ|^(1−α). All linear layers that read one value share its
+    s, which is found in the graph: no table of architectures. Where the value is a LayerNorm's that nobody else
+    reads, s goes into its weight and bias and costs nothing; elsewhere the value is multiplied by 1/s in front of
+    the layers, which an engine merges with the quantizer behind it.
+
+    Args:
+        alpha: how much of the range goes into the weight.
+
+    >>> from tersor.network.capture import capture
+    >>> from tersor.observers import observe
+    >>> layer = torch.nn.Linear(2, 1, bias=False).eval()
+    >>> layer.weight.data = torch.tensor([[1.0, 1.0]])
+    >>> network, x = capture(layer, (torch.ones(1, 2),)), torch.tensor([[100.0, 1.0]])
+    >>> smooth = Smooth()(network, {"input": observe(None, x, channel_axis=-1)})
+    >>> smooth.tensor("weight").tolist(), smooth(x).item()
+    ([[10.0, 1.0]], 101.0)
+    """
+
+    alpha: float = 0.5
+
+    def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network:
+        """The smoothed network; ``statistics`` are of the layers' inputs, by graph name, channels last."""
+        network = network.edit()
+        for name, layers in smoothable(network).items():
+            seen = (statistics or {}).get(name)
+            source = next(n for n in network.graph.nodes if n.name == name)
+            weights = [network.tensor(_weight(n)) for n in layers]
+            if seen is None or seen.channels is None or len(seen.channels.max) != weights[0].shape[1]:
+                continue
+            inputs = torch.maximum(seen.channels.max.abs(), seen.channels.min.abs()).double()
+            scale = self._scale(inputs, torch.stack([w.abs().amax(0) for w in weights]).amax(0).double())
+            for node in dict.fromkeys(map(_weight, layers)):
+                old = network.tensor(node)
+                set_tensor(network, str(node.target), (old.double() * scale).to(old.dtype))
+            if not _into_norm(network, source, layers, scale):
+                _in_front(network, source, layers, scale)
+        return finish(network)
+
+    def _scale(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        alive = (inputs > 0) & (weights > 0)
+        scale = torch.where(alive, inputs, 1.0) ** self.alpha / torch.where(alive, weights, 1.0) ** (1 - self.alpha)
+        return torch.where(alive, scale.clamp(min=1e-5), 1.0)
+
+
+def smoothable(network: Network) -> dict[str, list[fx.Node]]:
+    """The linear layers by the value that they read, where their weights belong to them alone."""
+    readers: dict[str, list[fx.Node]] = {}
+    for node in network.operators():
+        source = node.args[0] if node.target in LINEARS else None
+        if isinstance(source, fx.Node) and weight_node(node) is not None:
+            readers.setdefault(source.name, []).append(node)
+    return {k: v for k, v in readers.items() if all(_alone(_weight(n), v) for n in v)}
+
+
+def is_transformer(network: Network) -> bool:
+    """Whether linear layers read what a LayerNorm or RMSNorm made: the graph says so, and no flag."""
+    nodes = {n.name: n for n in network.graph.nodes}
+    return any(op_name(nodes[name]) in NORMS for name in smoothable(network))
+
+
+def _weight(layer: fx.Node) -> fx.Node:
+    node = weight_node(layer)
+    assert node is not None
+    return node
+
+
+def _alone(weight: fx.Node, layers: list[fx.Node]) -> bool:
+    same = (n for n in weight.graph.nodes if n.op == "get_attr" and n.target == weight.target)
+    return all(user in layers for n in same for user in n.users)
+
+
+def _into_norm(network: Network, source: fx.Node, layers: list[fx.Node], scale: Tensor) -> bool:
+    """Whether ``scale`` could be put into the weight and bias of the norm that made the value."""
+    if op_name(source) not in NORMS or any(u not in layers for u in source.users):
+        return False
+    parts = [argument(source, 2, "weight"), argument(source, 3, "bias") if op_name(source) == "layer_norm" else None]
+    if not all(p is None or (p.op == "get_attr" and len(p.users) == 1) for p in parts) or parts[0] is None:
+        return False
+    for part in parts:
+        if part is not None:
+            old = network.tensor(part)
+            set_tensor(network, str(part.target), (old.double() / scale).to(old.dtype))
+    return True
+
+
+def _in_front(network: Network, source: fx.Node, layers: list[fx.Node], scale: Tensor) -> None:
+    name = add_tensor(network, f"{title(layers[0])}.smooth", (1 / scale).float())
+    order = {n: k for k, n in enumerate(network.graph.nodes)}
+    with network.graph.inserting_before(min(layers, key=order.__getitem__)):
+        factor = network.graph.get_attr(name)
+        smoothed = network.graph.call_function(aten.mul.Tensor, (source, factor))
+    smoothed.meta.update(val=source.meta.get("val"), title=f"{title(layers[0])}.smooth")
+    for layer in layers:
+        layer.update_arg(0, smoothed)

@@ -32,9 +32,10 @@ def test_products_are_those_of_the_codes(backend, shape):
     assert torch.allclose(Packed(right, scale)(left).double(), exact, rtol=tolerance, atol=slack)
 
 
-def test_extreme_codes_do_not_saturate(backend):
-    left, right = torch.full((2, 512), -127, dtype=torch.int8), torch.full((3, 512), -127, dtype=torch.int8)
-    assert Packed(right, torch.ones(3))(left).unique().tolist() == [127 * 127 * 512]
+@pytest.mark.parametrize("extreme, dtype", [(-127, torch.int8), (255, torch.uint8)])
+def test_extreme_codes_do_not_saturate(backend, extreme, dtype):
+    left, right = torch.full((2, 512), extreme, dtype=dtype), torch.full((3, 512), -127, dtype=torch.int8)
+    assert Packed(right, torch.ones(3))(left).unique().tolist() == [-127 * extreme * 512]
 
 
 finite = st.floats(-1e4, 1e4, width=32)
@@ -51,8 +52,8 @@ def test_row_codes_are_the_nearest(values):
 @given(st.lists(finite, min_size=1, max_size=40))
 def test_shifted_codes_are_the_nearest_and_hold_zero(values):
     x = torch.tensor([[*values, 0.0]])
-    codes, scale, zero = shifted_codes(x)
-    back = (codes.double() - zero.double()) * scale.double()
+    codes, scale, shift = shifted_codes(x)
+    back = (codes.double() + shift.double()) * scale.double()
     assert back[0, -1] == 0
     assert ((back - x).abs() <= scale * 0.5001 + x.abs() * 1e-5).all(), "a code that wraps round is far away"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int8, Shaped, UInt8
 from torch import Tensor
 
 # Added to a float32 below 2^22, this rounds it to an integer, ties to even, that is read from the lowest bits.
@@ -19,14 +19,15 @@ _ROUNDER = 1.5 * 2**23
 @cache
 def backend() -> str:
     """Who multiplies int8 matrices on this machine's CPU: ``onednn``, ``int_mm`` or ``float``."""
-    left, right = torch.ones(2, 32, dtype=torch.int8), torch.ones(32, 16, dtype=torch.int8)
+    left, right = torch.full((2, 32), 255, dtype=torch.uint8), torch.full((32, 16), 127, dtype=torch.int8)
     try:
-        if torch.backends.mkldnn.is_available() and float(_onednn(left, _packed(right.t()))[0, 0]) == 32.0:
+        # Without VNNI the largest products would saturate.
+        if torch.backends.mkldnn.is_available() and float(_onednn(left, _packed(right.t()))[0, 0]) == 255 * 127 * 32:
             return "onednn"
     except (RuntimeError, AttributeError, NotImplementedError):
         pass
     try:
-        return "int_mm" if int(torch.ops.aten._int_mm(left, right)[0, 0]) == 32 else "float"
+        return "int_mm" if int(torch.ops.aten._int_mm(right.t(), right)[0, 0]) == 127 * 127 * 32 else "float"
     except (RuntimeError, AttributeError, NotImplementedError):
         return "float"
 
@@ -55,11 +56,13 @@ class Packed:
             self._sums = self._codes.sum(1, dtype=torch.int32) * self.scale
         return self._sums
 
-    def __call__(self, codes: Int8[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
-        """``codes @ weightᵀ · scale``."""
+    def __call__(self, codes: Shaped[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
+        """``codes @ weightᵀ · scale`` of int8 or uint8 codes."""
         if self.backend == "onednn":
             return _onednn(codes, self.weight)
         if self.backend == "int_mm":
+            if codes.dtype == torch.uint8:  # it takes int8 only
+                return self((codes.int() - 128).to(torch.int8)).add_(self.sums, alpha=128.0)
             return torch.ops.aten._int_mm(codes, self.weight) * self.scale
         return F.linear(codes.float(), self.weight) * self.scale
 
@@ -86,34 +89,48 @@ def row_codes(x: Float[Tensor, "rows in"], shared: bool = False) -> tuple[Int8[T
     >>> codes.tolist(), scale.tolist()[0]
     ([[127, -2], [0, 0]], [1.0])
     """
-    largest = torch.linalg.vector_norm(x, torch.inf, dim=None if shared else 1, keepdim=True)
-    scale = largest.clamp_min_(1e-30).mul_(1 / 127)
-    return torch.addcmul(_rounder(), x, scale.reciprocal()).view(torch.int32).to(torch.int8), scale
+    low, high = _ends(x, shared)
+    scale = torch.maximum(high, low.neg_()).clamp_min_(1e-30).mul_(1 / 127)
+    return _rounded((x * scale.reciprocal()).add_(_ROUNDER)), scale
 
 
 def shifted_codes(
     x: Float[Tensor, "rows in"], shared: bool = False
-) -> tuple[Int8[Tensor, "rows in"], Tensor, Tensor]:
-    """int8 codes of every row on its own range, with scales and zero points ``[rows, 1]``.
+) -> tuple[UInt8[Tensor, "rows in"], Tensor, Tensor]:
+    """uint8 codes of every row on its own range, with scales and shifts ``[rows, 1]``: ``x ≈ (codes + shift) · scale``.
 
     The range is divided by 254 and not 255: two ends that both round outwards stay inside the codes, and nothing
-    has to be clamped.
+    has to be clamped. As few operators as can be: each costs more than its arithmetic.
 
-    >>> codes, scale, zero = shifted_codes(torch.tensor([[0.0, 254.0, 127.0]]))
-    >>> codes.tolist(), scale.item(), zero.item()
-    ([[-128, 126, -1]], 1.0, -128.0)
+    >>> codes, scale, shift = shifted_codes(torch.tensor([[0.0, 254.0, 127.0]]))
+    >>> codes.tolist(), scale.item(), shift.item()
+    ([[0, 254, 127]], 1.0, 0.0)
     """
-    low, high = torch.aminmax(x, dim=None if shared else 1, keepdim=True)
-    low, high = low.reshape(-1, 1).clamp_max_(0.0), high.reshape(-1, 1).clamp_min_(0.0)
-    scale = high.sub_(low).clamp_min_(1e-30).mul_(1 / 254)
-    inverse = scale.reciprocal()
-    zero = low.neg_().mul_(inverse).round_().sub_(128.0)
-    return torch.addcmul(zero + _rounder(), x, inverse).view(torch.int32).to(torch.int8), scale, zero
+    low, high = _ends(x, shared)
+    low = low.clamp_max_(0.0)
+    span = high.clamp_min_(1e-30).sub_(low)
+    inverse = torch.div(_constant(254.0), span)
+    shift = low.mul_(inverse).round_()
+    codes = (x * inverse).add_(torch.sub(_constant(_ROUNDER), shift)).view(torch.int32).to(torch.uint8)
+    return codes, span.mul_(_constant(1 / 254)), shift
 
 
 @cache
-def _rounder() -> Tensor:
-    return torch.tensor(_ROUNDER)
+def _constant(value: float) -> Tensor:
+    """A number as a tensor: PyTorch would make one at every call."""
+    return torch.tensor(value)
+
+
+def _ends(x: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
+    """The smallest and the largest of each row (or of all) as ``[rows, 1]``; ``aminmax`` takes ten times as long."""
+    if shared:
+        return x.amin().reshape(1, 1), x.amax().reshape(1, 1)
+    return x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+
+
+def _rounded(y: Tensor) -> Tensor:
+    """The integers that ``_ROUNDER`` was added to: the lowest byte of each float32."""
+    return y.view(torch.int32).to(torch.int8)
 
 
 def wide_codes(x: Float[Tensor, "rows in"], shared: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,8 +142,8 @@ def wide_codes(x: Float[Tensor, "rows in"], shared: bool = False) -> tuple[Tenso
     >>> (256 * high.int() + low.int()).tolist()
     [[32512, -300]]
     """
-    largest = torch.linalg.vector_norm(x, torch.inf, dim=None if shared else 1, keepdim=True)
-    scale = largest.clamp_min_(1e-30).mul_(1 / 32512)
+    low, high = _ends(x, shared)
+    scale = torch.maximum(high, low.neg_()).clamp_min_(1e-30).mul_(1 / 32512)
     whole = (x / scale).round_()
     high = (whole / 256).round_()
     low = whole.sub_(high * 256).clamp_(-127, 127)

@@ -68,9 +68,9 @@ class QuantizedWeight(nn.Module):
             return _scaled(packed(codes), scale, bias)
 
         def shifted(x: Tensor) -> Tensor:
-            codes, scale, zero = shifted_codes(x, shared)
-            # (codes − zero) · weight: the zero points' part is of rank one.
-            sums = packed(codes).addr_(zero.expand(len(x), 1)[:, 0], packed.sums, alpha=-1.0)
+            codes, scale, shift = shifted_codes(x, shared)
+            # (codes + shift) · weight: the shifts' part is of rank one.
+            sums = packed(codes).addr_(shift.view(-1).expand(len(x)), packed.sums)
             return _scaled(sums, scale, bias)
 
         return symmetric if activation.symmetric else shifted

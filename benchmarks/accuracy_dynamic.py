@@ -57,7 +57,7 @@ def _sentences(quick: bool, details: dict[str, Any]) -> list[Claim]:
     assert done.network is not None
     assert weights.network is not None
     numbers = check_numbers(done.runner, done.network, weights.network, inputs)
-    apart = f"{numbers.to_float:.4f} from the float-activation simulation, {numbers.to_simulation:.4f} from the int8 one"
+    apart = f"{numbers.to_float:.4f} from the simulation with float activations, {numbers.to_simulation:.4f} from int8"
     share = numbers.to_simulation / numbers.to_float
     return [*claims, Claim("dynamic_integer", "MiniLM, OpenVINO", share, 1.0, peer=apart)]
 

@@ -32,7 +32,7 @@ def test_products_are_those_of_the_codes(backend, shape):
     assert torch.allclose(Packed(right, scale)(left).double(), exact, rtol=tolerance, atol=slack)
 
 
-@pytest.mark.parametrize("extreme, dtype", [(-127, torch.int8), (255, torch.uint8)])
+@pytest.mark.parametrize(("extreme", "dtype"), [(-127, torch.int8), (255, torch.uint8)])
 def test_extreme_codes_do_not_saturate(backend, extreme, dtype):
     left, right = torch.full((2, 512), extreme, dtype=dtype), torch.full((3, 512), -127, dtype=torch.int8)
     assert Packed(right, torch.ones(3))(left).unique().tolist() == [-127 * extreme * 512]

@@ -59,6 +59,7 @@ def test_the_engine_computes_in_integers(task):
     assert floats.to_simulation < 0.01 * floats.to_float
 
 
+@pytest.mark.slow
 def test_the_report_counts_and_the_folder_loads(task, tmp_path):
     done = tersor.compress(task, "int8-dynamic", "openvino", progress=False)
     assert done.report.ratios.compression > 2.5
@@ -108,7 +109,7 @@ class Reader(nn.Module):
 def test_embeddings_are_stored_as_codes_and_ties_hold(engine):
     ids = (torch.arange(24).reshape(2, 12),)
     task = tersor.Task("reader", Reader().eval(), ids, lambda: [ids])
-    done = tersor.compress(task, "int8-dynamic", engine, progress=False)
+    done = tersor.compress(task, "int8-dynamic", engine, report=False, progress=False)
     assert {layer.name: layer.weight_format for layer in done.plan.layers if layer.weight_format} == {
         "words": "int8",
         "middle": "int8",
@@ -116,7 +117,6 @@ def test_embeddings_are_stored_as_codes_and_ties_hold(engine):
     }
     codes = [t for _, t in done.network.tensors() if t.dtype == torch.int8 and t.shape == (200, 64)]
     assert len(codes) == 1, "tied weights are one tensor"
-    assert done.report.ratios.compression > 2
     with torch.no_grad():
         exact = task.model(*ids)
     assert float((done.runner(*ids) - exact).norm() / exact.norm()) < 0.03

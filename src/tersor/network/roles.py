@@ -10,7 +10,11 @@ _NORMS = ("layer_norm", "rms_norm", "native_layer_norm")
 # What a layer is called by when its input is quantized.
 _LAYERS = {"static": "layer", "runtime": "runtime", "never": "stored"}
 WEIGHTED = tuple(_LAYERS.values())
-_STREAM = ("add", "dropout", "cat", "expand", "slice", "transpose", "permute", "view", "reshape")
+# What a residual stream passes through on its way; a class token is selected from it.
+_STREAM = frozenset(
+    "add dropout cat expand slice select index_select transpose permute view reshape flatten unflatten squeeze "
+    "unsqueeze contiguous clone roll pad".split()
+)
 
 
 def roles_of(

@@ -33,19 +33,21 @@ class Smooth:
     the layers, which an engine merges with the quantizer behind it.
 
     Args:
-        alpha: how much of the range goes into the weight.
+        alpha: how much of the range goes into the weight. The paper's 0.5 leaves an outlier of a hundred times its
+            neighbours ten times as large; 0.8 did better on MiniLM's development split.
 
     >>> from tersor.network.capture import capture
     >>> from tersor.observers import observe
     >>> layer = torch.nn.Linear(2, 1, bias=False).eval()
     >>> layer.weight.data = torch.tensor([[1.0, 1.0]])
     >>> network, x = capture(layer, (torch.ones(1, 2),)), torch.tensor([[100.0, 1.0]])
-    >>> smooth = Smooth()(network, {"input": observe(None, x, channel_axis=-1)})
+    >>> name = next(iter(smoothable(network)))
+    >>> smooth = Smooth(alpha=0.5)(network, {name: observe(None, x, channel_axis=-1)})
     >>> smooth.tensor("weight").tolist(), smooth(x).item()
     ([[10.0, 1.0]], 101.0)
     """
 
-    alpha: float = 0.5
+    alpha: float = 0.8
 
     def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network:
         """The smoothed network; ``statistics`` are of the layers' inputs, by graph name, channels last."""

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from tersor import __version__
 from tersor.errors import TaskError, TersorError
+from tersor.recipe import PRESETS
 from tersor.task import Task
 
 app = typer.Typer(
@@ -31,7 +32,7 @@ TaskFile = Annotated[
     ),
 ]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", "-r", help="int8-static, int8-tensorrt, int8-tflite, or a YAML file.")
+    str, typer.Option("--recipe", "-r", help=f"{', '.join(PRESETS)}, or a YAML file.")
 ]
 EngineName = Annotated[
     str,

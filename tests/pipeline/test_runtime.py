@@ -120,3 +120,16 @@ def test_embeddings_are_stored_as_codes_and_ties_hold(engine):
     with torch.no_grad():
         exact = task.model(*ids)
     assert float((done.runner(*ids) - exact).norm() / exact.norm()) < 0.03
+
+
+@pytest.mark.parametrize("recipe", ["fp16", "bf16"])
+def test_half_precision_halves_every_weight(recipe):
+    ids = (torch.arange(24).reshape(2, 12),)
+    task = tersor.Task("reader", Reader().eval(), ids, lambda: [ids])
+    done = tersor.compress(task, recipe, "openvino", report=False, progress=False)
+    assert {layer.weight_format for layer in done.plan.layers if layer.weight_format} == {recipe}
+    with torch.no_grad():
+        exact = task.model(*ids)
+    assert float((done.runner(*ids) - exact).norm() / exact.norm()) < 0.01
+    halves = [t for _, t in done.network.tensors() if t.dtype in (torch.float16, torch.bfloat16)]
+    assert sum(t.numel() for t in halves) == 200 * 64 + 64 * 64, "tied weights once"

@@ -37,7 +37,7 @@ def quantize_network(
         _insert_runtime(network, nodes[site.node], site, plan.runtime_group, made)
     for layer in plan.layers:
         if layer.planned in _HALF:
-            _store_half(network, nodes[layer.node], layer)
+            _store_half(network, nodes[layer.node], layer, stored)
     return finish(network)
 
 
@@ -104,18 +104,22 @@ def _first_reader(node: fx.Node) -> fx.Node:
     return min(node.users, key=order.__getitem__)
 
 
-def _store_half(network: Network, layer: fx.Node, planned: PlannedLayer) -> None:
+def _store_half(
+    network: Network, layer: fx.Node, planned: PlannedLayer, stored: dict[tuple[str, str], fx.Node]
+) -> None:
     """A layer kept in half precision stores its weight so."""
     source = weight_node(layer)
     if source is None:
         return
-    half = network.tensor(source).to(_HALF[planned.planned])
-    with network.graph.inserting_before(layer):
-        stored = network.graph.get_attr(add_tensor(network, f"{source.target}_{planned.planned}", half))
-        call = torch.ops.aten.to.dtype
-        node = network.graph.create_node("call_function", call, (stored, torch.float32), {}, f"{source.name}_widened")
-    node.meta.update(val=source.meta.get("val"), title=planned.name, quantizer=True)
-    layer.update_arg(1, node)
+    key = (str(source.target), planned.planned)
+    if key not in stored:
+        half = network.tensor(source).to(_HALF[planned.planned])
+        with network.graph.inserting_before(_first_reader(source)):
+            kept = network.graph.get_attr(add_tensor(network, f"{source.target}_{planned.planned}", half))
+            call, args = torch.ops.aten.to.dtype, (kept, torch.float32)
+            stored[key] = network.graph.create_node("call_function", call, args, {}, f"{source.name}_widened")
+        stored[key].meta.update(val=source.meta.get("val"), title=planned.name, quantizer=True)
+    layer.update_arg(weight_position(layer), stored[key])
 
 
 def is_quantizer(node: fx.Node) -> bool:

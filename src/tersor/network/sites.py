@@ -77,7 +77,7 @@ def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
     """
     operators = network.operators()
     _check_rules(recipe, operators)
-    rules = {n: recipe.rule_for(title(n), op_name(n)) for n in operators}
+    rules = {n: recipe.rule_for(title(n), op_name(n)) or _half(recipe, n) for n in operators}
     roles = roles_of(operators, rules, recipe, policy)
     wanted = _wanted(network, roles, policy)
     sites = _activation_sites(network, roles, wanted, rules, recipe, policy)
@@ -87,6 +87,14 @@ def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
     sites.sort(key=lambda s: (order[s.node], s.kind == "activation"))
     layers = _planned(operators, roles, rules, recipe, {s.node: s for s in sites if s.kind == "weight"}, wanted, policy)
     return Plan(tuple(sites), tuple(layers), policy.runtime_group)
+
+
+def _half(recipe: Recipe, node: fx.Node) -> Rule | None:
+    """A recipe of weights in half precision is a rule to keep every layer in it."""
+    half = recipe.activations.when == "never" and recipe.weights.format in ("fp16", "bf16")
+    if half and weight_node(node) is not None:
+        return Rule.model_validate({"op": op_name(node), "keep": recipe.weights.format})
+    return None
 
 
 def _check_rules(recipe: Recipe, operators: list[fx.Node]) -> None:
@@ -288,9 +296,8 @@ def _planned(
             planned, reason = "fp32", f"{policy.engine}: no integer {name} here"
             if name in policy.layers and recipe.activations.when == "runtime":
                 reason = "the activations of a convolution are quantized by a static recipe"
-        if name in policy.layers and weight_format is None and (weight := weight_node(node)) is not None:
-            weight_format = planned if planned in ("fp16", "bf16") else "fp32"
-            del weight
+        if weight_format is None and weight_node(node) is not None:
+            weight_format = planned if planned in ("fp16", "bf16") else "fp32" if name in policy.layers else None
         layers.append(PlannedLayer(title(node), node.name, name, planned, reason, weight_format))
     return layers
 

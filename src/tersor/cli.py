@@ -37,7 +37,10 @@ RecipeName = Annotated[
 EngineName = Annotated[
     str,
     typer.Option(
-        "--engine", "-e", help="openvino, onnxruntime, torch (a simulation), tensorrt (files only)."
+        "--engine",
+        "-e",
+        help="openvino, onnxruntime, torch (a simulation), tensorrt (files only); compress also takes auto: the "
+        "fastest that is here.",
     ),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; by default all processors.", min=1)]

@@ -8,6 +8,7 @@ from torch import Tensor
 from tersor.engines import engine as find_engine
 from tersor.measure.layers import layer_noise
 from tersor.pipeline.audit import audit
+from tersor.pipeline.auto import choose_engine, with_notes
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.measuring import Subjects, measure
 from tersor.pipeline.prepare import prepare
@@ -35,7 +36,8 @@ def compress(
 
     Args:
         recipe: a Recipe, the name of a preset, or the path of a YAML file.
-        engine: ``openvino``, ``onnxruntime``, ``torch`` (a simulation) or ``tensorrt`` (files only).
+        engine: ``openvino``, ``onnxruntime``, ``torch`` (a simulation) or ``tensorrt`` (files only); ``auto``
+            compiles for the first two, where they are installed, and keeps the faster that is faithful.
         threads: threads of the engine; all processors that this process may use, if None.
         precision: what float operators compute in, ``f32`` or ``bf16``; it is pinned and reported.
         evaluate: False leaves the metric out.
@@ -52,9 +54,12 @@ def compress(
     >>> done(data[0][0]).shape
     torch.Size([8, 8, 6, 6])
     """
-    recipe, module = resolve(recipe), find_engine(engine)
-    threads = threads or usable_processors()
+    recipe, threads, choice = resolve(recipe), threads or usable_processors(), None
     with Stages(progress) as stages:
+        if engine == "auto":
+            choice = choose_engine(task, recipe, threads, precision, stages)
+            engine = choice.engine
+        module = find_engine(engine)
         with stages.stage("capture", "capturing and planning"):
             prepared = prepare(task, recipe, module.policy())
         solved = solve(task, recipe, prepared, stages)
@@ -81,6 +86,7 @@ def compress(
             noise = layer_noise(solved.prepared.network, solved.network, few, names)
         rows = audit(solved.prepared.plan, runner)
         found = make_report(subjects, recipe, solved, measured, rows, noise, stages.seconds)
+        found = with_notes(found, choice)
     return Compressed(engine, recipe, runner, found, inputs, solved.network, solved.prepared.plan)
 
 

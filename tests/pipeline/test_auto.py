@@ -1,0 +1,46 @@
+"""engine="auto": the fastest faithful engine, and what is said of the others."""
+
+import pytest
+import torch
+from torch import nn
+
+import tersor
+from tersor.errors import RecipeError
+from tersor.pipeline import auto
+from tersor.pipeline.progress import Stages
+from tersor.recipe import PRESETS
+
+
+@pytest.fixture(scope="module")
+def task():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 10)).eval()
+    batches = [(torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)),)]
+    return tersor.Task("small", net, (torch.zeros(1, 3, 8, 8),), lambda: batches)
+
+
+def choose(task, recipe, candidates=auto.CANDIDATES):
+    return auto.choose_engine(task, PRESETS[recipe](), 1, "f32", Stages(False), candidates)
+
+
+def test_every_engine_is_measured_and_one_is_kept(task):
+    found = choose(task, "int8-static")
+    assert found.engine in auto.CANDIDATES
+    assert all(f"{name} " in found.notes[0] for name in auto.CANDIDATES)
+    done = tersor.compress(task, engine="auto", report=False, progress=False)
+    assert done.engine in auto.CANDIDATES
+
+
+def test_an_engine_that_refuses_is_named_with_its_reason(task):
+    found = choose(task, "int8-dynamic")
+    assert found.engine == "openvino"
+    assert any("onnxruntime is out" in note and "at run time" in note for note in found.notes)
+    with pytest.raises(RecipeError, match=r"no engine takes this recipe: .*onnxruntime is out"):
+        choose(task, "int8-dynamic", ("onnxruntime",))
+
+
+def test_an_engine_that_computes_something_else_is_out(task, monkeypatch):
+    far = type("Far", (), {"integer": False, "to_simulation": 0.5, "to_float": 0.1})
+    monkeypatch.setattr(auto, "check_numbers", lambda *a: far)
+    with pytest.raises(RecipeError, match=r"0\.5000 from the simulation"):
+        choose(task, "int8-static", ("openvino",))

@@ -130,7 +130,7 @@ class Recipe(_Strict):
     activations: Quantization = Quantization(range="mse")
     equalize: Literal["auto", "on", "off"] = "auto"
     smooth: Literal["auto", "on", "off"] = "auto"
-    smooth_alpha: float = Field(default=0.8, ge=0, le=1)
+    smooth_alpha: float = Field(default=0.5, ge=0, le=1)
     bias_correction: bool = True
     correction_samples: int = Field(default=64, ge=1)
     rules: tuple[Rule, ...] = ()

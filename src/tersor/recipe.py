@@ -1,7 +1,7 @@
 """What the user wants: a Recipe of Rules, as YAML or as Python, and the presets."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
@@ -160,6 +160,31 @@ class Recipe(_Strict):
                     {k: v for k, v in (("weights", rule.weights), ("activations", rule.activations)) if v}
                 )
         return Rule.model_validate(merged)
+
+    def weights_by(self, rule: Rule | None) -> Quantization:
+        """How the weights of a layer are quantized for which that rule speaks."""
+        return (rule.weights if rule else None) or self.weights
+
+    def activations_by(self, rule: Rule | None) -> Quantization:
+        """The same of its activations."""
+        return (rule.activations if rule else None) or self.activations
+
+    def check_rules(self, layers: Sequence[tuple[str, str]]) -> None:
+        """Refuse a rule that matches none of the (name, operator type).
+
+        Raises:
+            RecipeError: with the nearest names.
+        """
+        for rule in self.rules:
+            if any(rule.matches(*layer) for layer in layers):
+                continue
+            names = {name if rule.layer else op for name, op in layers}
+            asked = (rule.layer or rule.op or "").replace("*", "")
+            near = difflib.get_close_matches(asked, sorted(names), 3, 0.3)
+            raise RecipeError(
+                f"rule ({rule}) matches no layer of this network; nearest names: {', '.join(near) or 'none'}. "
+                "`tersor inspect` lists them all"
+            )
 
     def to_yaml(self) -> str:
         """The recipe as YAML, which reads back as the same recipe."""

@@ -184,7 +184,7 @@ def test_rules_choose_and_must_match():
     assert small[0].qweight.spec.format.name == "fp16"
     assert small[2].activation.format.name == "int16"
     wrong = recipe.model_copy(update={"rules": (tersor.Rule(layer="heads", keep="fp32"),)})
-    with pytest.raises(RecipeError, match="matches no layer; nearest names"):
+    with pytest.raises(RecipeError, match="matches no layer of this network; nearest names"):
         tersor.quantize_dynamic(mlp(), wrong)
 
 

@@ -35,10 +35,10 @@ def roles_of(
         elif kept or not is_float_tensor(node):
             roles[node] = "float"
         elif name == "embedding" and policy.stores_embeddings and weight_node(node) is not None:
-            when = ((rule.activations if rule else None) or recipe.activations).when
+            when = recipe.activations_by(rule).when
             roles[node] = "float" if when == "static" else "stored"
         elif name in policy.layers and weight_node(node) is not None:
-            when = ((rule.activations if rule else None) or recipe.activations).when
+            when = recipe.activations_by(rule).when
             # Run-time ranges are for matrix products: a convolution would take them for every window.
             roles[node] = "float" if when == "runtime" and node.target not in LINEARS else _LAYERS[when]
         elif name in policy.arithmetic and node not in normalised and _both_activations(node):

@@ -1,11 +1,9 @@
 """Planning: which edges and weights get which QuantSpec. Recipe × Policy × graph → Plan; no data is run."""
 
-import difflib
 from dataclasses import dataclass
 
 from torch import fx
 
-from tersor.errors import RecipeError
 from tersor.network.network import TRANSPOSED, Network, groups_of, op_name, title, weight_node
 from tersor.network.roles import WEIGHTED, is_float_tensor, roles_of
 from tersor.numerics.spec import Granularity, QuantSpec
@@ -76,13 +74,12 @@ def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
         RecipeError: where a rule matches nothing (with the nearest names) or the engine cannot express a part.
     """
     operators = network.operators()
-    _check_rules(recipe, operators)
+    recipe.check_rules([(title(n), op_name(n)) for n in operators])
     rules = {n: recipe.rule_for(title(n), op_name(n)) or _half(recipe, n) for n in operators}
     roles = roles_of(operators, rules, recipe, policy)
     wanted = _wanted(network, roles, policy)
     sites = _activation_sites(network, roles, wanted, rules, recipe, policy)
-    sites += _weight_sites(operators, roles, rules, recipe, policy)
-    sites += _runtime_sites(operators, roles, rules, recipe, policy)
+    sites += _layer_sites(operators, roles, rules, recipe, policy)
     order = {n.name: k for k, n in enumerate(network.graph.nodes)}
     sites.sort(key=lambda s: (order[s.node], s.kind == "activation"))
     layers = _planned(operators, roles, rules, recipe, {s.node: s for s in sites if s.kind == "weight"}, wanted, policy)
@@ -95,18 +92,6 @@ def _half(recipe: Recipe, node: fx.Node) -> Rule | None:
     if half and weight_node(node) is not None:
         return Rule.model_validate({"op": op_name(node), "keep": recipe.weights.format})
     return None
-
-
-def _check_rules(recipe: Recipe, operators: list[fx.Node]) -> None:
-    for rule in recipe.rules:
-        if any(rule.matches(title(n), op_name(n)) for n in operators):
-            continue
-        names = [title(n) for n in operators] if rule.layer else [op_name(n) for n in operators]
-        near = difflib.get_close_matches((rule.layer or rule.op or "").replace("*", ""), sorted(set(names)), 3, 0.3)
-        raise RecipeError(
-            f"rule ({rule}) matches no operator of this network; nearest names: {', '.join(near) or 'none'}. "
-            "`tersor inspect` lists them all"
-        )
 
 
 def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[fx.Node]:
@@ -175,7 +160,7 @@ def _activation_sites(
         if node not in wanted:
             continue
         rule = rules.get(node) or next((r for u in node.users if (r := rules.get(u)) and r.activations), None)
-        choice = (rule.activations if rule else None) or recipe.activations
+        choice = recipe.activations_by(rule)
         spec = choice.spec(policy.activation)
         name = title(node) if node.op == "call_function" else str(node.target)
         policy.check(name, "activations", spec)
@@ -205,7 +190,7 @@ def _shared_groups(network: Network, roles: dict[fx.Node, str], policy: Policy) 
     return {n: find(n).name for n in network.graph.nodes}
 
 
-def _weight_sites(
+def _layer_sites(
     operators: list[fx.Node],
     roles: dict[fx.Node, str],
     rules: dict[fx.Node, Rule | None],
@@ -216,8 +201,7 @@ def _weight_sites(
     for node in operators:
         if roles[node] not in WEIGHTED:
             continue
-        rule = rules[node]
-        choice = (rule.weights if rule else None) or recipe.weights
+        choice = recipe.weights_by(rules[node])
         spec = choice.spec(policy.weight)
         if node.target in TRANSPOSED and spec.granularity == Granularity.channel(0):
             axis = Granularity.channel(1) if groups_of(node) == 1 else Granularity.tensor()
@@ -237,21 +221,8 @@ def _weight_sites(
                 f"weight of {op_name(node)}",
             )
         )
-    return sites
-
-
-def _runtime_sites(
-    operators: list[fx.Node],
-    roles: dict[fx.Node, str],
-    rules: dict[fx.Node, Rule | None],
-    recipe: Recipe,
-    policy: Policy,
-) -> list[Site]:
-    sites = []
-    for node in operators:
         if roles[node] == "runtime":
-            rule = rules[node]
-            spec = ((rule.activations if rule else None) or recipe.activations).spec(policy.runtime)
+            spec = recipe.activations_by(rules[node]).spec(policy.runtime)
             policy.check_runtime(title(node), spec)
             reason = f"input of {op_name(node)}, quantized when it runs"
             sites.append(Site(title(node), node.name, "runtime", spec, "runtime", node.name, True, reason))

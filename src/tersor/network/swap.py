@@ -37,7 +37,7 @@ class Holder:
     Args:
         name: its dotted name, the first where it is used under several.
         op: its operator type, as rules name it; of an unknown class its name in lower case.
-        weights: the parameters' names, longest-lived first: as the module lists them.
+        weights: the parameters' names.
         left: why it must stay as it is; None where it can be exchanged.
         transposed: its weight is ``[in, out]`` (GPT-2's Conv1D).
     """
@@ -83,7 +83,6 @@ def holders(model: nn.Module) -> list[Holder]:
 
 
 def _op(module: nn.Module) -> str:
-    # From the end: the convolutions' and cells' classes are nobody's parents here, but the order is free.
     return next((op for op, kinds in _PLAIN.items() if isinstance(module, kinds)), type(module).__name__.lower())
 
 

@@ -1,6 +1,5 @@
 """Quantization without data, in PyTorch: the user's own model class comes back, computing in integers."""
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from tersor.network.quantized import (
 from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, Holder, exchanged, holders
 from tersor.numerics import Granularity, QuantSpec
 from tersor.pipeline.progress import Stages
-from tersor.recipe import Quantization, Recipe, Rule, resolve
+from tersor.recipe import Quantization, Recipe, resolve
 from tersor.solvers import LayerProblem, Rtn
 
 _WEIGHT = QuantSpec("int8", "channel")
@@ -107,7 +106,7 @@ def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic")
             "activations have `range: runtime` or `format: fp32`"
         )
     found = holders(model)
-    _check_rules(recipe, found)
+    recipe.check_rules([(h.name, h.op) for h in found])
     plan = [_exchange(holder, recipe) for holder in found]
     left = {id(t): e for e in plan if e.weights is None for t in e.holder.tensors()}
     return [_with_ties(e, left) for e in plan]
@@ -124,13 +123,11 @@ def _exchange(holder: Holder, recipe: Recipe) -> Exchange:
     if holder.left:
         return Exchange(holder, None, None, f"stays as it is: {holder.left}")
     rule = recipe.rule_for(holder.name, holder.op)
-    weights, activations = recipe.weights, recipe.activations
-    if rule is not None:
-        if rule.keep == "fp32":
-            return Exchange(holder, None, None, f"stays float: kept by the rule ({rule})")
-        if rule.keep is not None:
-            weights, activations = Quantization(format=rule.keep, granularity="tensor"), Quantization(format="fp32")
-        weights, activations = rule.weights or weights, rule.activations or activations
+    if rule is not None and rule.keep == "fp32":
+        return Exchange(holder, None, None, f"stays float: kept by the rule ({rule})")
+    weights, activations = recipe.weights_by(rule), recipe.activations_by(rule)
+    if rule is not None and rule.keep is not None:  # a rule that keeps says nothing else
+        weights, activations = Quantization(format=rule.keep, granularity="tensor"), Quantization(format="fp32")
     activation = _activation(holder, activations)
     if activation is not None and holder.op in CONVOLUTIONS:
         reason = "stays float: the activations of a convolution are quantized by a static recipe"
@@ -168,18 +165,6 @@ def _check(holder: Holder, spec: QuantSpec, activation: QuantSpec | None) -> Non
             f"{holder.name}: a product in integers takes symmetric integer weights of 8 bits or fewer per channel or "
             f"tensor, not {spec}; leave the activations in float (`format: fp32`) for this one"
         )
-
-
-def _check_rules(recipe: Recipe, found: list[Holder]) -> None:
-    for rule in recipe.rules:
-        if not any(rule.matches(h.name, h.op) for h in found):
-            raise RecipeError(f"rule ({rule}) matches no layer; nearest names: {_nearest(rule, found)}")
-
-
-def _nearest(rule: Rule, found: list[Holder]) -> str:
-    names = [h.name if rule.layer else h.op for h in found]
-    near = difflib.get_close_matches((rule.layer or rule.op or "").replace("*", ""), sorted(set(names)), 3, 0.3)
-    return ", ".join(near) or "none"
 
 
 def _replacement(

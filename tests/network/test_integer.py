@@ -59,10 +59,10 @@ def test_shifted_codes_are_the_nearest_and_hold_zero(values):
 
 
 @given(st.lists(finite, min_size=1, max_size=40))
-def test_wide_codes_leave_half_a_step(values):
+def test_wide_codes_are_at_most_a_step_and_a_half_away(values):
     x = torch.tensor([values])
     high, low, scale = wide_codes(x)
-    assert ((256.0 * high + low - x / scale).abs() <= 1.01).all()
+    assert ((256.0 * high + low - x / scale).abs() <= 1.51).all()
 
 
 def test_each_row_has_a_scale_of_its_own_unless_shared():

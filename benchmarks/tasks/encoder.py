@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr
 from torch import Tensor, nn
+
+from tersor.metrics import spearman
 
 LENGTH = 64  # tokens, padded; the longest sentence of the benchmark has fewer
 
@@ -113,4 +114,4 @@ class Benchmark:
     def spearman(self, predict: Callable[[Tensor, Tensor], Tensor]) -> float:
         """100 · Spearman's correlation of the cosine of each pair with people's score."""
         vectors = torch.cat([predict(*batch) for batch in self.batches()]).unflatten(0, (-1, 2))
-        return 100 * float(spearmanr(vectors.prod(1).sum(1).numpy(), self.scores).statistic)
+        return 100 * spearman(vectors.prod(1).sum(1), self.scores)

@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tersor.metrics import hits
+
 Transform = Callable[[Tensor], Tensor]
 
 CALIBRATE, REPORT = range(256), range(256, 1000)  # of the photographs: never the same ones
@@ -94,8 +96,5 @@ def photograph_batches(
 # ------------------------------------------------ the judge
 def top1(predict: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor, transform: Transform) -> Tensor:
     """1 for every picture whose largest score is its label's, 0 for the others: float32 [pictures]."""
-    right = [
-        predict(transform(x.float())).argmax(dim=1) == y
-        for x, y in zip(pixels.split(100), labels.split(100), strict=True)
-    ]
-    return torch.cat(right).float()
+    batches = zip(pixels.split(100), labels.split(100), strict=True)
+    return torch.cat([hits(predict(transform(x.float())), y) for x, y in batches])

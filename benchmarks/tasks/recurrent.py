@@ -1,14 +1,15 @@
 """textgenrnn (LSTM, next characters) and g2p (GRU, spelling to phonemes) in plain torch, with their scores."""
 
 import json
-import math
+from itertools import takewhile
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from networks import load
 from pictures import shared
 from torch import Tensor, nn
+
+from tersor.metrics import bits_per_character, word_accuracy
 
 CONTEXT = 40  # characters
 STEPS = 20  # phonemes at most
@@ -54,8 +55,7 @@ def titles(count: int = 500) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def bits(network: nn.Module, contexts: Tensor, wanted: Tensor) -> float:
     """Bits a character."""
-    pairs = zip(contexts.split(1000), wanted.split(1000), strict=True)
-    return sum(float(F.cross_entropy(network(x), y, reduction="sum")) for x, y in pairs) / len(wanted) / math.log(2)
+    return bits_per_character(torch.cat([network(x) for x in contexts.split(1000)]), wanted)
 
 
 LETTERS = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
@@ -100,13 +100,11 @@ def dictionary(count: int = 3000) -> list[tuple[str, list[list[str]]]]:
 @torch.no_grad()
 def word_error(network: nn.Module, words: list[tuple[str, list[list[str]]]]) -> float:
     """Percent of words said in none of the ways that the dictionary gives."""
-    wrong = 0
+    names: list[list[str]] = []
     for start in range(0, len(words), 500):
         part = words[start : start + 500]
         letters = [[LETTERS.index(c) for c in word] + [LETTERS.index("</s>")] for word, _ in part]
         ids = nn.utils.rnn.pad_sequence([torch.tensor(x) for x in letters], batch_first=True)
         said = network(ids, torch.tensor([len(x) for x in letters])).tolist()
-        for (_, ways), row in zip(part, said, strict=True):
-            names = [PHONES[k] for k in row]
-            wrong += names[: names.index("</s>") if "</s>" in names else None] not in ways
-    return 100 * wrong / len(words)
+        names += [list(takewhile("</s>".__ne__, (PHONES[k] for k in row))) for row in said]
+    return 100 - word_accuracy(names, [ways for _, ways in words])

@@ -1,5 +1,6 @@
 """Tersor: trained PyTorch networks made smaller and faster, and proved so by measurement."""
 
+from tersor import metrics
 from tersor.errors import TersorError
 from tersor.numerics import FORMATS, QTensor, QuantSpec
 from tersor.pipeline.compressed import Compressed, load
@@ -23,5 +24,6 @@ __all__ = [
     "compress",
     "dynamic_plan",
     "load",
+    "metrics",
     "quantize_dynamic",
 ]

@@ -13,6 +13,10 @@ class CaptureError(TersorError):
     """The model cannot be turned into a graph."""
 
 
+class MetricError(TersorError):
+    """Scores, labels or texts that a metric cannot judge, or a library of `tersor[metrics]` that is absent."""
+
+
 class NumericsError(TersorError):
     """A tensor, a range or a specification that no quantizer can use."""
 

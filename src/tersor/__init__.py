@@ -5,6 +5,7 @@ from tersor.errors import TersorError
 from tersor.numerics import FORMATS, QTensor, QuantSpec
 from tersor.pipeline.compressed import Compressed, load
 from tersor.pipeline.dynamic import dynamic_plan, quantize_dynamic
+from tersor.pipeline.recording import convert, prepare
 from tersor.pipeline.whole import compress
 from tersor.recipe import Quantization, Recipe, Rule
 from tersor.task import Task
@@ -22,8 +23,10 @@ __all__ = [
     "Task",
     "TersorError",
     "compress",
+    "convert",
     "dynamic_plan",
     "load",
     "metrics",
+    "prepare",
     "quantize_dynamic",
 ]

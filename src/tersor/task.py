@@ -103,18 +103,25 @@ class Task:
         Raises:
             CalibrationError: naming the batch, the argument and the value.
         """
-        example = pytree.tree_leaves(self.arguments(self.example))
         empty = True
         for number, batch in enumerate(self.calibration()):
             empty = False
-            inputs = pytree.tree_leaves(self.arguments(batch))
-            _check_batch(inputs, example, number)
-            yield tuple(x for x in inputs if isinstance(x, Tensor))
+            yield self.checked(batch, number)
         if empty:
             raise CalibrationError(
                 "calibration() yielded no batch. Either the data is empty, or it is a generator that was "
                 "read before: let calibration be a function that makes a fresh iterable at every call"
             )
+
+    def checked(self, batch: Any, number: int) -> tuple[Tensor, ...]:
+        """The tensors of calibration batch ``number``, checked against the example.
+
+        Raises:
+            CalibrationError: naming the batch, the argument and the value.
+        """
+        inputs = pytree.tree_leaves(self.arguments(batch))
+        _check_batch(inputs, pytree.tree_leaves(self.arguments(self.example)), number)
+        return tuple(x for x in inputs if isinstance(x, Tensor))
 
     def samples(self) -> int:
         """How many samples one calibration pass holds (the first dimension of the first tensor)."""

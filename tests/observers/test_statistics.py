@@ -208,3 +208,23 @@ def test_report_form_is_small_plain_and_complete():
     assert drawn["low"] <= s.min
     assert drawn["low"] + drawn["width"] * len(drawn["counts"]) >= s.max
     assert observe(None, torch.zeros(2, 2)).to_dict()["histogram"]["counts"] == [0]
+
+
+@pytest.mark.parametrize("axis", [1, None])
+@pytest.mark.parametrize(
+    "bend", [lambda x: x, lambda x: x**3, lambda x: x.relu(), lambda x: x + 50, lambda x: x.exp()]
+)
+def test_kurtosis_is_scipys(bend, axis):
+    from scipy.stats import kurtosis
+
+    parts = [bend(x) for x in batches(3, (50, 40))]
+    exact = kurtosis(torch.cat(parts).double().ravel(), fisher=False)
+    assert gathered(parts, channel_axis=axis).kurtosis == pytest.approx(exact, rel=2e-3)
+
+
+def test_kurtosis_of_a_constant_and_of_one_outlier():
+    assert observe(None, torch.full((4, 4), 1.7)).kurtosis is None
+    x = torch.randn(500, 40, generator=torch.Generator().manual_seed(0))
+    x[7, 7] = 3000.0
+    # One among n values that outweighs all others: n, less what the others hold.
+    assert observe(None, x).kurtosis == pytest.approx(x.numel(), rel=0.01)

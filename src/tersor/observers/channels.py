@@ -26,6 +26,11 @@ class Channels:
     squares: Tensor
 
     @property
+    def magnitude(self) -> Tensor:
+        """The largest |x|, float32 ``[channels]``, exact."""
+        return torch.maximum(self.max.abs(), self.min.abs())
+
+    @property
     def mean(self) -> Tensor:
         """float64 ``[channels]``."""
         return self.total / self.count

@@ -8,6 +8,7 @@ from torch import Tensor
 from tersor.errors import CalibrationError
 from tersor.observers.channels import Channels, by_channel, channels_of, reduced
 from tersor.observers.histogram import BINS, Histogram, histogram_of
+from tersor.observers.moments import power_mean
 from tersor.observers.sample import Fingerprints, Sample, fingerprints_of, sample_of, strided
 
 _STRETCHES = 16  # how finely the course of the range over time is kept
@@ -76,6 +77,22 @@ class Statistics:
         for stretch in rest[1:]:
             second = second.joined(stretch)
         return first, second
+
+    @property
+    def kurtosis(self) -> float | None:
+        """E(x − μ)⁴ / σ⁴ over all values: 3 for a Gaussian, more the heavier the tails; None of a constant.
+
+        The fourth power is the histogram's; mean and variance are exact where channels were gathered, because one
+        outlier can squeeze all other values into a bin.
+        """
+        if self.max <= self.min:
+            return None
+        first, second = (power_mean(self.histogram, k) for k in (1, 2))
+        if self.channels is not None:
+            first = float(self.channels.total.sum()) / self.count
+            second = float(self.channels.squares.sum()) / self.count
+        variance = second - first**2
+        return power_mean(self.histogram, 4, first) / variance**2 if variance > 0 else None
 
     def to_dict(self, bins: int = 128) -> dict[str, Any]:
         """Plain values for a JSON report; the histogram on at most ``bins`` equal bins from min to max."""

@@ -60,6 +60,7 @@ def calibrate(
     mean_samples: int = 0,
     extra: Iterable[str] = (),
     channels_last: Collection[str] = (),
+    keep: int = 0,
     on_batch: Callable[[int], None] = lambda samples: None,
 ) -> Calibration:
     """Stream the batches through the float network and observe the source of every group of sites.
@@ -68,6 +69,8 @@ def calibrate(
         mean_samples: over how many samples the channel means of the layers are taken (0: none).
         extra: more nodes to observe, by graph name.
         channels_last: nodes whose channels are their last dimension, and not dimension 1.
+        keep: where not 0, a row is one vector of channels (a token, a position) and not a sample, and so many of
+            them are kept in ``Statistics.sample``.
         on_batch: called with the number of samples after each batch.
 
     Raises:
@@ -93,7 +96,7 @@ def calibrate(
                 counted += batch_size(part) if counting else 0
 
     def seen(piece: _Piece) -> _Seen:
-        return _look(network, piece, sources, layers if piece.counting else set(), channels_last)
+        return _look(network, piece, sources, layers if piece.counting else set(), channels_last, keep)
 
     batch: dict[str, Statistics] = {}
     with workers() as pool:
@@ -130,14 +133,16 @@ class _Seen:
 
 
 def _look(
-    network: Network, piece: _Piece, sources: set[str], layers: set[str], channels_last: Collection[str]
+    network: Network, piece: _Piece, sources: set[str], layers: set[str], channels_last: Collection[str], keep: int
 ) -> _Seen:
     found = _Seen({}, {})
 
     def visit(node: fx.Node, value: Any) -> None:
         if node.name in sources:
+            axis = -1 if node.name in channels_last else 1
+            seen = value.movedim(axis, -1).reshape(-1, value.shape[axis]) if keep else value
             try:
-                statistics = observe(None, value, channel_axis=-1 if node.name in channels_last else 1)
+                statistics = observe(None, seen, channel_axis=1 if keep else axis, keep=keep)
             except TersorError as error:
                 raise CalibrationError(f"{title(node)}: {error}") from error
             if statistics is not None:

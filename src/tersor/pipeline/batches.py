@@ -45,6 +45,18 @@ def some(batches: Iterator[Batch], samples: int) -> Iterator[Batch]:
             return
 
 
+def exactly(batches: Iterator[Batch], samples: int, dynamic: bool) -> Iterator[Batch]:
+    """So many samples, the last batch cut; where the batch is not dynamic, whole batches.
+
+    >>> [len(x) for (x,) in exactly(iter([(torch.zeros(4),), (torch.zeros(4),)]), 6, dynamic=True)]
+    [4, 2]
+    """
+    left = samples
+    for inputs in some(batches, samples):
+        yield tuple(x[:left] if x.ndim and dynamic else x for x in inputs)
+        left -= batch_size(inputs)
+
+
 def keeping(batches: Iterator[Batch], kept: list[Batch], samples: int) -> Iterator[Batch]:
     """Pass the batches on and keep the first: a second reading might come in another order."""
     seen = 0

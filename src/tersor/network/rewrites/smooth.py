@@ -18,7 +18,7 @@ from tersor.network.network import (
     title,
     weight_node,
 )
-from tersor.observers import Statistics
+from tersor.observers import Channels, Statistics
 
 NORMS = frozenset({"layer_norm", "rms_norm"})
 
@@ -58,8 +58,7 @@ class Smooth:
             weights = [network.tensor(_weight(n)) for n in layers]
             if seen is None or seen.channels is None or len(seen.channels.max) != weights[0].shape[1]:
                 continue
-            inputs = torch.maximum(seen.channels.max.abs(), seen.channels.min.abs()).double()
-            scale = self._scale(inputs, torch.stack([w.abs().amax(0) for w in weights]).amax(0).double())
+            scale = smoothing(seen.channels, weights, self.alpha)
             for node in dict.fromkeys(map(_weight, layers)):
                 old = network.tensor(node)
                 set_tensor(network, str(node.target), (old.double() * scale).to(old.dtype))
@@ -67,10 +66,17 @@ class Smooth:
                 _in_front(network, source, layers, scale)
         return finish(network)
 
-    def _scale(self, inputs: Tensor, weights: Tensor) -> Tensor:
-        alive = (inputs > 0) & (weights > 0)
-        scale = torch.where(alive, inputs, 1.0) ** self.alpha / torch.where(alive, weights, 1.0) ** (1 - self.alpha)
-        return torch.where(alive, scale.clamp(min=1e-5), 1.0)
+
+def smoothing(inputs: Channels, weights: list[Tensor], alpha: float = 0.5) -> Tensor:
+    """What each input channel is divided by: float64 ``[in]``; a channel without input or weight keeps its 1.
+
+    ``weights`` ``[out, in]`` are those of all linear layers that read the value.
+    """
+    reach = inputs.magnitude.double()
+    columns = torch.stack([w.abs().amax(0) for w in weights]).amax(0).double()
+    alive = (reach > 0) & (columns > 0)
+    scale = torch.where(alive, reach, 1.0) ** alpha / torch.where(alive, columns, 1.0) ** (1 - alpha)
+    return torch.where(alive, scale.clamp(min=1e-5), 1.0)
 
 
 def smoothable(network: Network) -> dict[str, list[fx.Node]]:

@@ -47,6 +47,24 @@ def test_a_gap_in_what_is_known_is_a_gap_in_the_line():
     assert 'd="M0 50H33.33M66.67 50H100"' in path
 
 
+def test_channels_are_drawn_by_decades_and_the_marked_apart():
+    drawing = ElementTree.fromstring(svg.channels([1.0, 10.0, 0.0, 100.0], 1.0, [3], "x"))
+    paths = {path.get("class").strip(): path.get("d") for path in drawing.iter("path")}
+    # From 1 to 1,000: a third of the height is a decade, and nothing is drawn of a dead channel.
+    assert paths["area"] == "M0 100V100H25V100M25 100V66.67H50V100"
+    assert paths["area fell"] == "M75 100V33.33H100V100"
+    assert paths["whisker"] == "M0 100H100"
+
+
+def test_of_channels_that_share_a_column_the_largest_is_seen():
+    reach = [1.0] * 3000
+    reach[1234] = 50.0
+    drawing = ElementTree.fromstring(svg.channels(reach, 1.0, [1234], "x"))
+    paths = {path.get("class").strip(): path.get("d") for path in drawing.iter("path")}
+    assert paths["area"].count("M") == svg.COLUMNS
+    assert paths["area fell"].count("M") == 1
+
+
 @given(st.lists(NUMBER, min_size=1, max_size=20), st.lists(NUMBER, min_size=1, max_size=20))
 def test_nothing_leaves_the_box(local, accumulated):
     drawing = svg.profile(local, accumulated, [0], 50.0, "x")

@@ -41,18 +41,22 @@ class Row:
 
 def html(report: Report) -> str:
     """The page as text."""
+    return rendered("template.html.j2", **_view(report))
+
+
+def rendered(template: str, **view: object) -> str:
+    """A template of this room with the style and the script of all pages; every text of ``view`` is escaped."""
     room = files("tersor.report")
-    style, script, template = (
-        room.joinpath(name).read_text(encoding="utf-8")
-        for name in ("page.css", "page.js", "template.html.j2")
+    style, script, text = (
+        room.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js", template)
     )
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_harmless, trim_blocks=True, lstrip_blocks=True
     )
     # With the hash nothing but this very script runs, whatever a name in the report may hold.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.from_string(template).render(
-        style=Markup(style), script=Markup(script), digest=digest, **_view(report)
+    return environment.from_string(text).render(
+        style=Markup(style), script=Markup(script), digest=digest, **view
     )
 
 

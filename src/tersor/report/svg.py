@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
+from tersor.measure.words import plain
+
 COLUMNS = 96  # of a histogram: finer than that is not seen
 
 
@@ -68,6 +70,44 @@ def histogram(bins: Sequence[float], counts: Sequence[int], low: float, high: fl
     return _svg(label, 100, [f'<path class="area" d="M{_along(edges[0], low, high)} 100{outline}V100Z"/>'])
 
 
+def channels(reach: Sequence[float], middle: float, marked: Sequence[int], label: str) -> Markup:
+    """The reach of each channel in order on a logarithmic axis, a grid line every decade, the middle one's a line.
+
+    The ``marked`` stand out, and however many channels there are, the largest of those that share a column is seen.
+    """
+    low, high = decades(reach)
+    count, wanted = len(reach), set(marked)
+    wide = max(1.0, count / COLUMNS)
+    shapes = [f'<path class="grid" d="M0 {_down(k - low, high - low)}H100"/>' for k in range(low, high + 1)]
+    for kind, chosen in (("", set(range(count)) - wanted), ("fell", wanted)):
+        tall: dict[int, float] = {}
+        for k in chosen:
+            tall[int(k / wide)] = max(tall.get(int(k / wide), 0.0), reach[k])
+        outline = "".join(
+            f"M{_along(at * wide, 0, count)} 100V{_down(math.log10(value) - low, high - low)}"
+            f"H{_along(at * wide + wide, 0, count)}V100"
+            for at, value in sorted(tall.items())
+            if value > 0
+        )
+        shapes.append(f'<path class="area {kind}" d="{outline}"/>')
+    if middle > 0:
+        shapes.append(f'<path class="whisker" d="M0 {_down(math.log10(middle) - low, high - low)}H100"/>')
+    return _svg(label, 100, shapes)
+
+
+def decades(reach: Sequence[float]) -> tuple[int, int]:
+    """The powers of ten between which positive values lie, at most six apart: what is smaller lies at the bottom.
+
+    >>> decades([0.0, 0.3, 250.0]), decades([0.0])
+    ((-1, 3), (0, 1))
+    """
+    seen = [value for value in reach if value > 0]
+    if not seen:
+        return 0, 1
+    high = math.floor(math.log10(max(seen))) + 1
+    return max(math.floor(math.log10(min(seen))), high - 6), high
+
+
 def bracket(first: float, last: float, low: float, high: float, label: str, *, kind: str = "") -> Markup:
     """A range on the same axis: a line with two ends."""
     left, right = _along(first, low, high), _along(last, low, high)
@@ -75,7 +115,7 @@ def bracket(first: float, last: float, low: float, high: float, label: str, *, k
 
 
 def _svg(label: str, height: int, shapes: Sequence[str]) -> Markup:
-    title = escape(label)
+    title = escape(plain(label))
     # The shapes are numbers and our own class names; only the label is foreign.
     return Markup(
         f'<svg role="img" aria-label="{title}" viewBox="0 0 100 {height}" preserveAspectRatio="none">'

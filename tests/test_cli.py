@@ -1,5 +1,7 @@
 """The command line on the embedded example and on bad input."""
 
+import json
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -58,6 +60,15 @@ def test_calibrate_compares_and_draws(task_file):
     assert all(name in said for name in ("minmax", "kl", "admm", "█", "only 8 calibration samples"))
 
 
+def test_outliers_are_listed_drawn_and_written(task_file, tmp_path):
+    said = _run("outliers", task_file, "--out", tmp_path / "page.html", "--samples", "4")
+    assert "2 of 2: nothing to do" in said.output
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<svg ") == 2
+    found = json.loads(_run("outliers", task_file, "--layer", "3", "--json").output)
+    assert [layer["name"] for layer in found["layers"]] == ["3"]
+    assert found["samples"] == 8
+
+
 def test_engines_says_what_the_cpu_means():
     said = _run("engines").output
     assert "openvino" in said
@@ -104,6 +115,7 @@ def test_a_folder_that_exists_stops_before_any_work(task_file, tmp_path):
         (("inspect", "{task}", "--engine", "openvina"), "no engine 'openvina'"),
         (("report", "{folder}"), "report"),
         (("run", "{folder}", "-i", "x.npy", "-o", "y.npy"), "manifest"),
+        (("outliers", "{task}", "--layer", "nosuch"), "no layer matches 'nosuch'; nearest"),
         (("calibrate", "{task}", "--site", "nosuch"), "no site matches 'nosuch'; nearest"),
     ],
 )

@@ -6,6 +6,7 @@ from tersor.numerics import FORMATS, QTensor, QuantSpec
 from tersor.pipeline.compressed import Compressed, load
 from tersor.pipeline.dynamic import dynamic_plan, quantize_dynamic
 from tersor.pipeline.recording import convert, prepare
+from tersor.pipeline.outliers import outliers
 from tersor.pipeline.whole import compress
 from tersor.recipe import Quantization, Recipe, Rule
 from tersor.task import Task
@@ -28,5 +29,6 @@ __all__ = [
     "load",
     "metrics",
     "prepare",
+    "outliers",
     "quantize_dynamic",
 ]

@@ -160,6 +160,29 @@ def calibrate(
 
 
 @app.command()
+def outliers(
+    task: TaskFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .html file, or the folder for outliers.html.")
+    ] = None,
+    layer: Annotated[str, typer.Option(help="Only layers with such a name (a glob).")] = "*",
+    samples: Annotated[int, typer.Option(help="How many calibration samples are looked at.", min=1)] = 64,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, with the range of every channel.")] = False,
+) -> None:
+    """Find the layers whose inputs have outliers, what these cost in int8, and what helps."""
+    from tersor.pipeline.outliers import outliers as find
+
+    found = find(load_task(task), samples, layer)
+    page = None if out is None else found.to_html(out)
+    if json:
+        typer.echo(found.to_json())
+        return
+    console.print(found)
+    if page is not None:
+        console.print(f"\nwritten to {page}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def engines() -> None:
     """List the engines that are here, their versions, this CPU's instructions, and what that means."""
     from tersor.report.engines import engines_table

@@ -186,7 +186,9 @@ def _why_worse(report: Report, drop: float) -> tuple[str, str]:
             "`tersor calibrate --compare`, or a rule that keeps layers in fp16",
         )
     worst = ", ".join(f"{plain(layer.name)} {layer.sqnr_db:.1f} dB" for layer in known[:3])
-    return f"these layers lose most: {worst}", "a recipe rule that keeps them in fp16, or weights per channel"
+    return f"these layers lose most: {worst}", (
+        "`tersor outliers` on what their inputs are like, a recipe rule that keeps them in fp16, or weights per channel"
+    )
 
 
 def _names(names: Sequence[str], most: int = 3) -> str:

@@ -5,8 +5,8 @@ from tersor.errors import TersorError
 from tersor.numerics import FORMATS, QTensor, QuantSpec
 from tersor.pipeline.compressed import Compressed, load
 from tersor.pipeline.dynamic import dynamic_plan, quantize_dynamic
-from tersor.pipeline.recording import convert, prepare
 from tersor.pipeline.outliers import outliers
+from tersor.pipeline.recording import convert, prepare
 from tersor.pipeline.whole import compress
 from tersor.recipe import Quantization, Recipe, Rule
 from tersor.task import Task
@@ -28,7 +28,7 @@ __all__ = [
     "dynamic_plan",
     "load",
     "metrics",
-    "prepare",
     "outliers",
+    "prepare",
     "quantize_dynamic",
 ]

@@ -1,11 +1,10 @@
-"""What run-time quantization costs: MiniLM in OpenVINO and in PyTorch, textgenrnn and g2p in PyTorch."""
+"""What run-time quantization costs: MiniLM, textgenrnn and g2p in OpenVINO and in PyTorch."""
 
 import warnings
 from dataclasses import replace
 from typing import Any
 
 import torch
-from recurrent import bits, dictionary, spelling, textgen, titles, word_error
 from torch import nn
 
 import tersor
@@ -63,27 +62,38 @@ def _sentences(quick: bool, details: dict[str, Any]) -> list[Claim]:
 
 
 def _characters(quick: bool, details: dict[str, Any]) -> list[Claim]:
-    network, data = textgen(), titles(5 if quick else 500)
-    subjects = {"FP32": network, "ours": tersor.quantize_dynamic(network), "torch.ao dynamic": _ao(network)}
-    found = details["textgenrnn"] = {}
-    for name, subject in subjects.items():
-        say(f"textgenrnn: {name}")
-        found[name] = bits(subject, *data)
-    more = 100 * (found["ours"] / found["FP32"] - 1)
+    found = details["textgenrnn"] = _recurrent("textgenrnn", quick)
     beside = ", ".join(f"{k} {v:.4f}" for k, v in found.items())
-    return [Claim("dynamic_bits", "textgenrnn, PyTorch", more, 0.5, unit="%", peer=f"bits: {beside}")]
+    return [
+        Claim("dynamic_bits", f"textgenrnn, {where}", 100 * (found[name] / found["FP32"] - 1), 0.5, unit="%", peer=peer)
+        for name, where, peer in (("ours", "OpenVINO", f"bits: {beside}"), ("ours, PyTorch", "PyTorch", ""))
+    ]
 
 
 def _words(quick: bool, details: dict[str, Any]) -> list[Claim]:
-    network, words = spelling(), dictionary(50 if quick else 3000)
-    subjects = {"FP32": network, "ours": tersor.quantize_dynamic(network), "torch.ao dynamic": _ao(network)}
-    found = details["g2p"] = {}
-    for name, subject in subjects.items():
-        say(f"g2p: {name}")
-        found[name] = word_error(subject, words)
+    found = details["g2p"] = _recurrent("g2p", quick)
     beside = ", ".join(f"{k} {v:.2f}" for k, v in found.items())
-    more = found["ours"] - found["FP32"]
-    return [Claim("dynamic_words", "g2p, PyTorch", more, 0.3, unit="points", peer=f"word error: {beside}")]
+    return [
+        Claim("dynamic_words", f"g2p, {where}", found[name] - found["FP32"], 0.3, unit="points", peer=peer)
+        for name, where, peer in (("ours", "OpenVINO", f"word error: {beside}"), ("ours, PyTorch", "PyTorch", ""))
+    ]
+
+
+def _recurrent(name: str, quick: bool) -> dict[str, float]:
+    task = common.task(name, quick)
+    assert task.evaluate is not None
+    subjects = {
+        "FP32": task.model,
+        "ours": tersor.compress(task, "int8-dynamic", threads=THREADS, report=False, progress=False).runner,
+        "ours, PyTorch": tersor.quantize_dynamic(task.model),
+        "torch.ao dynamic": _ao(task.model),
+    }
+    found = {}
+    for title, subject in subjects.items():
+        say(f"{name}: {title}")
+        with torch.inference_mode():
+            found[title] = float(task.evaluate(subject).mean())
+    return found
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
 """textgenrnn (LSTM, next characters) and g2p (GRU, spelling to phonemes) in plain torch, with their scores."""
 
 import json
+import math
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from networks import load
 from pictures import shared
 from torch import Tensor, nn
 
-from tersor.metrics import bits_per_character, word_accuracy
-
 CONTEXT = 40  # characters
-STEPS = 20  # phonemes at most
+LONGEST, STEPS = 24, 20  # letters and phonemes at most
 
 
 class TextGen(nn.Module):
@@ -37,13 +38,13 @@ def textgen() -> nn.Module:
     return load(TextGen(), shared() / "data/textgenrnn/model.safetensors")
 
 
-def titles(count: int = 500) -> tuple[Tensor, Tensor]:
-    """Every next character of the first titles, and what stands before it, filled up with 0 from the left."""
+def titles(count: int = 500, start: int = 0) -> tuple[Tensor, Tensor]:
+    """Every next character of so many titles, and what stands before it, filled up with 0 from the left."""
     folder = shared() / "data/textgenrnn"
     numbers = json.loads((folder / "vocab.json").read_text(encoding="utf8"))
     contexts, wanted = [], []
     lines = (folder / "hacker_news_2000.txt").read_text(encoding="utf8").split("\n")[1:]
-    for line in [text for text in lines if text][:count]:
+    for line in [text for text in lines if text][start : start + count]:
         ids = [numbers["<s>"], *(numbers[c] for c in line if c in numbers), numbers["<s>"]]
         for end in range(1, len(ids)):
             seen = ids[max(0, end - CONTEXT) : end]
@@ -53,9 +54,10 @@ def titles(count: int = 500) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def bits(network: nn.Module, contexts: Tensor, wanted: Tensor) -> float:
-    """Bits a character."""
-    return bits_per_character(torch.cat([network(x) for x in contexts.split(1000)]), wanted)
+def bits(network: Any, contexts: Tensor, wanted: Tensor) -> Tensor:
+    """Bits of every character; their mean is ``tersor.metrics.bits_per_character``."""
+    scores = torch.cat([network(x) for x in contexts.split(1000)])
+    return F.cross_entropy(scores, wanted, reduction="none") / math.log(2)
 
 
 LETTERS = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
@@ -74,15 +76,15 @@ class Spelling(nn.Module):
         self.fc = nn.Linear(256, len(PHONES))
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Letters ``[batch, longest]`` and their counts → phonemes ``[batch, STEPS]``."""
+        """Letters ``[batch, longest]`` and their counts → scores of the phonemes ``[batch, STEPS, phones]``."""
         read, _ = self.encoder(self.enc_emb(ids))
         state = read[torch.arange(len(ids)), lengths - 1].unsqueeze(0).contiguous()
-        sound, said = torch.full((len(ids), 1), PHONES.index("<s>")), []
+        sound, scores = torch.full((len(ids), 1), PHONES.index("<s>")), []
         for _ in range(STEPS):
             output, state = self.decoder(self.dec_emb(sound), state)
-            sound = self.fc(output).argmax(-1)
-            said.append(sound)
-        return torch.cat(said, 1)
+            scores.append(self.fc(output))
+            sound = scores[-1].argmax(-1)
+        return torch.cat(scores, 1)
 
 
 def spelling() -> nn.Module:
@@ -90,21 +92,28 @@ def spelling() -> nn.Module:
     return load(Spelling(), shared() / "data/g2p-gru/model.safetensors")
 
 
-def dictionary(count: int = 3000) -> list[tuple[str, list[list[str]]]]:
+def dictionary(count: int = 3000, start: int = 0) -> list[tuple[str, list[list[str]]]]:
     """Words, and every way to say each."""
-    lines = Path(shared() / "data/g2p-gru/cmudict_12000.txt").read_text(encoding="utf8").splitlines()[:count]
-    rows = (line.split("\t") for line in lines)
+    lines = Path(shared() / "data/g2p-gru/cmudict_12000.txt").read_text(encoding="utf8").splitlines()
+    rows = (line.split("\t") for line in lines[start : start + count])
     return [(word, [way.split() for way in ways.split("|")]) for word, ways in rows]
 
 
+def spelled(words: list[str]) -> tuple[Tensor, Tensor]:
+    """The letters of words, ``[words, LONGEST]``, and how many they are."""
+    ids = torch.zeros(len(words), LONGEST, dtype=torch.long)
+    for row, word in zip(ids, words, strict=True):
+        row[: len(word) + 1] = torch.tensor([*map(LETTERS.index, word), LETTERS.index("</s>")])
+    return ids, torch.tensor([len(word) + 1 for word in words])
+
+
 @torch.no_grad()
-def word_error(network: nn.Module, words: list[tuple[str, list[list[str]]]]) -> float:
-    """Percent of words said in none of the ways that the dictionary gives."""
-    names: list[list[str]] = []
+def word_errors(network: Any, words: list[tuple[str, list[list[str]]]]) -> Tensor:
+    """100 for every word that is said in none of the ways that the dictionary gives, else 0."""
+    wrong: list[float] = []
     for start in range(0, len(words), 500):
         part = words[start : start + 500]
-        letters = [[LETTERS.index(c) for c in word] + [LETTERS.index("</s>")] for word, _ in part]
-        ids = nn.utils.rnn.pad_sequence([torch.tensor(x) for x in letters], batch_first=True)
-        said = network(ids, torch.tensor([len(x) for x in letters])).tolist()
-        names += [list(takewhile("</s>".__ne__, (PHONES[k] for k in row))) for row in said]
-    return 100 - word_accuracy(names, [ways for _, ways in words])
+        said = network(*spelled([word for word, _ in part])).argmax(-1).tolist()
+        names = [list(takewhile("</s>".__ne__, (PHONES[k] for k in row))) for row in said]
+        wrong += [100.0 * (name not in ways) for name, (_, ways) in zip(names, part, strict=True)]
+    return torch.tensor(wrong)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tersor.engines.base import Executed
+from tersor.engines.openvino_audit import account
+from tersor.engines.openvino_graph import MARK, readable
 from tersor.engines.openvino_pools import plain_pools
-from tersor.engines.program import exported
 from tersor.errors import EngineError
-from tersor.network.explain import quiet
 from tersor.network.network import Network, op_name
 from tersor.policy import Policy, x86
 
@@ -22,18 +22,6 @@ NAME = "openvino"
 GROUP = 128
 GROUP_KEY = ["tersor", "runtime_group"]
 FILES = ("model.xml", "model.bin")
-# Between our node's name and the converter's; names of in-place operators hold two underscores of their own.
-_MARK = "__tersor__"
-_ACCOUNT = ("layerType", "runtimePrecision", "originalLayersNames", "primitiveType")
-_PRECISIONS = {
-    "f32": "fp32",
-    "bf16": "bf16",
-    "f16": "fp16",
-    "u8": "int8",
-    "i8": "int8",
-    "u4": "int4",
-    "i4": "int4",
-}
 
 
 def policy() -> Policy:
@@ -68,11 +56,12 @@ def lower(network: Network) -> Any:
     from openvino.frontend.pytorch import ConversionExtension
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    module = _decomposed(network)
+    module = readable(network)
     extensions = [
         ConversionExtension("tersor.fake_quantize.default", _fake_quantize),
         ConversionExtension("tersor.dequantize.default", _dequantize),
         ConversionExtension("tersor.quantize_rows.default", lambda context: [context.get_input(0)]),
+        ConversionExtension("aten.softmax.int", _softmax),
     ]
     try:
         model = ov.convert_model(TorchFXPythonDecoder(module, dynamic_shapes=True), extension=extensions)
@@ -81,6 +70,7 @@ def lower(network: Network) -> Any:
     batch = -1 if network.dynamic_batch else None
     shapes = {}
     for port, example in zip(model.inputs, network.example, strict=True):
+        port.get_node().set_element_type(ov.Type(example.numpy().dtype))
         shapes[port] = [batch or example.shape[0], *example.shape[1:]] if example.ndim else []
     try:
         model.reshape(shapes)
@@ -114,38 +104,10 @@ def _share_bounds(model: Any) -> None:
 def _shorten_names(model: Any) -> None:
     """Our node's name and a number: in small networks the names would outweigh the weights."""
     for number, op in enumerate(model.get_ordered_ops()):
-        owner, found, _ = op.get_friendly_name().partition(_MARK)
+        owner, found, _ = op.get_friendly_name().partition(MARK)
         op.set_friendly_name(f"{owner}/{number}" if found else f"/{number}")
         for port in op.outputs():
             port.get_tensor().set_names(set())
-
-
-def _decomposed(network: Network) -> torch.fx.GraphModule:
-    """The graph in the operators that OpenVINO's frontend reads, under our node names."""
-    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
-    from torch.export.decomp_utils import CustomDecompTable
-
-    table = CustomDecompTable()
-    for op in ops_to_not_decompose():
-        if op in table:
-            table.pop(op)
-    program = exported(network)
-    with quiet():
-        program = program.run_decompositions(table)
-    origin = {n.name: _origin(n.meta["from_node"]) for n in program.graph.nodes if n.meta.get("from_node")}
-    module = program.module(check_guards=False)
-    for node in module.graph.nodes:
-        if node.op == "call_function" and node.name in origin:
-            node._rename(f"{origin[node.name]}{_MARK}{node.name}")
-    module.recompile()
-    return module
-
-
-def _origin(sources: list[Any]) -> str:
-    """The Network's name of a node: exporting and decomposing each gave it one of their own."""
-    while sources[-1].from_node:
-        sources = sources[-1].from_node
-    return str(sources[-1].name)
 
 
 def _fake_quantize(context: Any) -> Any:
@@ -163,6 +125,12 @@ def _dequantize(context: Any) -> Any:
 
     codes, scale = context.get_input(0), context.get_input(1)
     return ops.multiply(ops.convert(codes, "f32"), scale).outputs()
+
+
+def _softmax(context: Any) -> Any:
+    from openvino import opset13 as ops
+
+    return ops.softmax(context.get_input(0), context.get_values_from_const_input(1)).outputs()
 
 
 def _compile(model: Any, threads: int, precision: str) -> Any:
@@ -241,22 +209,7 @@ class OpenVINORunner:
 
         What depends on no input is computed once while compiling and is left out.
         """
-        rows: list[Executed] = []
-        constant: set[str] = set()
-        for op in self._for(self._dynamic).get_runtime_model().get_ordered_ops():
-            info = {k: str(v.astype(str)) for k, v in op.get_rt_info().items() if k in _ACCOUNT}
-            kind, name = info.get("layerType", ""), op.get_friendly_name()
-            sources = [port.get_source_output().get_node().get_friendly_name() for port in op.inputs()]
-            if kind == "Const" or (sources and all(s in constant for s in sources)):
-                constant.add(name)
-            elif kind not in ("Input", "Output", "Parameter", "Result"):
-                nodes = [n.split("/")[0] for n in info.get("originalLayersNames", "").split(",")]
-                precision = _PRECISIONS.get(info.get("runtimePrecision", ""), "fp32")
-                # Generated elementwise code names what it writes; what it computes in stands in the primitive.
-                if kind in ("Subgraph", "Eltwise") and info.get("primitiveType", "").lower().endswith("f32"):
-                    precision = "fp32"
-                rows.append(Executed(name, kind, precision, tuple(dict.fromkeys(filter(None, nodes)))))
-        return rows
+        return account(self.model, self._for(self._dynamic).get_runtime_model())
 
     def save(self, folder: Path) -> tuple[str, ...]:
         """Write the model's own files into ``folder``; their names are returned."""

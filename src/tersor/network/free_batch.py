@@ -38,7 +38,16 @@ def free_batch(two: Network, three: Network) -> Network | None:
             node.kwargs = _joined(node.kwargs, other.kwargs, node, size, names)
         except ValueError:
             return None
+        if free := _differing(node.meta.get("val"), other.meta.get("val")):
+            node.meta["free"] = free
     return finish(network)
+
+
+def _differing(a: Any, b: Any) -> tuple[int, ...]:
+    """The dimensions in which two values differ: those that the batch decides."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim == b.ndim):
+        return ()
+    return tuple(k for k, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n)
 
 
 def _joined(a: Any, b: Any, node: fx.Node, size: fx.Node, names: dict[str, fx.Node]) -> Any:

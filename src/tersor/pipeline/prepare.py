@@ -11,6 +11,7 @@ from tersor.network.rewrites.fold_constants import FoldConstants
 from tersor.network.rewrites.fold_pad import FoldPad
 from tersor.network.rewrites.global_pool import GlobalPool
 from tersor.network.rewrites.hoist import HoistActivations
+from tersor.network.rewrites.unroll import Unroll
 from tersor.network.sites import Plan, plan
 from tersor.policy import Policy
 from tersor.recipe import Recipe
@@ -38,6 +39,8 @@ def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
     network = original
     for rewrite in (FoldConstants(), FoldBatchNorm(), FoldPad(), HoistActivations()):
         network = rewrite(network)
+    if recipe.activations.when != "static":
+        network = Unroll()(network)
     network = decompose.Decompose(policy.decomposes)(network)
     if not exact_int8(describe_environment(threads=1, precision="f32", packages=()).isa):
         policy = policy.without_vnni()

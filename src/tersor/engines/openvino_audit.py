@@ -1,0 +1,80 @@
+"""What a model compiled by OpenVINO computes in, operator by operator, by its own account."""
+
+from dataclasses import replace
+from typing import Any
+
+from tersor.engines.base import Executed
+
+_ACCOUNT = ("layerType", "runtimePrecision", "originalLayersNames", "primitiveType")
+_PRECISIONS = {
+    "f32": "fp32",
+    "bf16": "bf16",
+    "f16": "fp16",
+    "u8": "int8",
+    "i8": "int8",
+    "u4": "int4",
+    "i4": "int4",
+}
+
+
+def account(model: Any, compiled: Any) -> list[Executed]:
+    """Every operator of the runtime model with its precision; what depends on no input was computed while compiling.
+
+    Args:
+        model: the openvino.Model that was compiled, under our names.
+        compiled: its runtime model.
+    """
+    rows: list[Executed] = []
+    constant: set[str] = set()
+    for op in compiled.get_ordered_ops():
+        info = {k: str(v.astype(str)) for k, v in op.get_rt_info().items() if k in _ACCOUNT}
+        kind, name = info.get("layerType", ""), op.get_friendly_name()
+        sources = [port.get_source_output().get_node().get_friendly_name() for port in op.inputs()]
+        if kind == "Const" or (sources and all(s in constant for s in sources)):
+            constant.add(name)
+        elif kind not in ("Input", "Output", "Parameter", "Result"):
+            precision = _PRECISIONS.get(info.get("runtimePrecision", ""), "fp32")
+            # Generated elementwise code names what it writes; what it computes in stands in the primitive.
+            if kind in ("Subgraph", "Eltwise") and info.get("primitiveType", "").lower().endswith("f32"):
+                precision = "fp32"
+            parts = [n for n in info.get("originalLayersNames", "").split(",") if n]
+            rows.append(Executed(name, kind, precision, tuple(parts)))
+    return [_under_our_names(row) for row in _with_products(model, rows)]
+
+
+def _under_our_names(row: Executed) -> Executed:
+    nodes = dict.fromkeys(filter(None, (n.split("/")[0] for n in row.nodes)))
+    return replace(row, nodes=tuple(nodes))
+
+
+def _with_products(model: Any, rows: list[Executed]) -> list[Executed]:
+    """Rows with the matrix product's name, which is lost where other operators were merged into it."""
+    operators = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
+    named = {n for row in rows for n in row.nodes}
+    lost = {n for n, op in operators.items() if op.get_type_name() == "MatMul"} - named
+    found = []
+    for row in rows:
+        merged = [operators[n] for n in row.nodes if n in operators]
+        if row.op == "FullyConnected" and lost and merged:
+            product = _product_behind(merged[0], lost)
+            if product is not None:
+                lost.discard(product)
+                row = replace(row, nodes=(product, *row.nodes))
+        found.append(row)
+    return found
+
+
+def _product_behind(op: Any, lost: set[str]) -> str | None:
+    """The nearest of those products whose value reaches ``op``, looking no further than other products."""
+    seen, front = set(), [op]
+    while front:
+        behind = []
+        for one in front:
+            name = one.get_friendly_name()
+            if name in lost:
+                return name
+            if name not in seen and (one is op or one.get_type_name() != "MatMul"):
+                seen.add(name)
+                behind += [port.get_source_output().get_node() for port in one.inputs()]
+        front = behind
+    return None

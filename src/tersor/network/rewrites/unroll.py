@@ -1,0 +1,164 @@
+"""Write LSTM, GRU and RNN as linear layers and functions of single values, a step of time behind another.
+
+No engine has recurrent operators in integers for all of them; linear layers in integers they have. The product over
+the input is one layer for all times; the product over the state is one a step, all of one weight.
+"""
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from tersor.network.network import Network, aten, finish, op_name
+
+STEPS = 512  # beyond these the graph is too long to be compiled in reasonable time
+_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+_INPUT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+State = tuple[fx.Node, ...]
+
+
+def why_not(node: fx.Node) -> str | None:
+    """The reason why a recurrent operator cannot be unrolled, None where it can."""
+    if node.target not in _INPUT:
+        return "packed sequences are not unrolled: pass padded ones of a fixed length"
+    x, _, parameters, biases, layers, _, training, bidirectional, batch_first = node.args
+    if training:
+        return "it is in training mode"
+    shape = x.meta["val"].shape  # type: ignore[union-attr]
+    if len(shape) != 3:
+        return "its input has no batch"
+    time = 1 if batch_first else 0
+    length = shape[time]
+    if not isinstance(length, int) or time in x.meta.get("free", ()):  # type: ignore[union-attr]
+        return "its length is not fixed"
+    if length > STEPS:
+        return f"its {length} steps are too many to write out; up to {STEPS} are"
+    weights = 4 if biases else 2
+    if len(parameters) != weights * layers * (2 if bidirectional else 1):  # type: ignore[arg-type, operator]
+        return "its state is projected"
+    return None
+
+
+@dataclass(frozen=True)
+class Unroll:
+    """Every recurrent operator of fixed length becomes linear layers and elementwise functions; the rest stay."""
+
+    def __call__(self, network: Network, statistics: Any = None) -> Network:
+        if not any(op_name(n) in _GATES for n in network.operators()):
+            return network
+        network = network.edit()
+        number: Counter[Any] = Counter()
+        for node in network.operators():
+            if op_name(node) in _GATES and why_not(node) is None:
+                number[node.meta.get("path")] += 1
+                with network.graph.inserting_before(node):
+                    results = _Unrolling(network.graph, node, number[node.meta.get("path")]).results()
+                for user in list(node.users):
+                    user.replace_all_uses_with(results[user.args[1]])  # type: ignore[index]
+                    network.graph.erase_node(user)
+                network.graph.erase_node(node)
+        return finish(network)
+
+
+class _Unrolling:
+    """One recurrent operator being written out; its new nodes stand before it."""
+
+    def __init__(self, graph: fx.Graph, node: fx.Node, number: int) -> None:
+        self.graph, self.node, self.kind = graph, node, op_name(node)
+        self.known: dict[str, Any] = {}
+        # One module called in a loop is several operators.
+        self.path = (str(node.meta.get("path", "")) or self.kind) + (f".call{number}" if number > 1 else "")
+
+    def results(self) -> list[fx.Node]:
+        """The output, and the last state's parts, as the operator gives them."""
+        x, given, parameters, biases, layers, _, _, bidirectional, batch_first = self.node.args
+        first = [given] if isinstance(given, fx.Node) else list(given)  # type: ignore[arg-type]
+        time, ways = (1 if batch_first else 0), (2 if bidirectional else 1)
+        count = 4 if biases else 2
+        value, lasts = x, []
+        for layer in range(layers):  # type: ignore[arg-type]
+            outputs = []
+            for way in range(ways):
+                k = layer * ways + way
+                own = list(parameters[k * count : (k + 1) * count]) + [None] * (4 - count)  # type: ignore[index]
+                state = tuple(self.call(aten.select.int, s, 0, k) for s in first)
+                name = f"l{layer}{'_reverse' if way else ''}"
+                output, last = self._direction(value, own, state, time, reverse=way == 1, name=name)  # type: ignore[arg-type]
+                outputs.append(output)
+                lasts.append(last)
+            value = self.call(aten.cat.default, outputs, -1) if ways == 2 else outputs[0]
+        return [value, *(self.call(aten.stack.default, list(part), 0) for part in zip(*lasts, strict=True))]  # type: ignore[list-item]
+
+    def _direction(
+        self, x: fx.Node, own: Sequence[Any], state: State, time: int, reverse: bool, name: str
+    ) -> tuple[fx.Node, State]:
+        by_input, by_state, input_bias, state_bias = own
+        gates = self.call(aten.linear.default, x, by_input, input_bias, title=f"{self.path}.input_{name}")
+        steps = range(x.meta["val"].shape[time])
+        # A product with zeros would be folded away by an engine, its weight made float on the way.
+        zero = op_name(state[0].all_input_nodes[0]) == "zeros"
+        outputs: dict[int, fx.Node] = {}
+        for t in reversed(steps) if reverse else steps:
+            now = self.call(aten.select.int, gates, time, t)
+            if zero:
+                then = state_bias or self.call(aten.zeros_like.default, now)
+            else:
+                title = f"{self.path}.state_{name}.{t}"
+                then = self.call(aten.linear.default, state[0], by_state, state_bias, title=title)
+            zero = False
+            state = _STEPS[self.kind](self, now, then, state)
+            outputs[t] = state[0]
+        return self.call(aten.stack.default, [outputs[t] for t in steps], time), state
+
+    def call(self, target: Any, *args: Any, title: str | None = None) -> fx.Node:
+        """A new node, its value known and its name a person's."""
+        new = self.graph.call_function(target, args)
+        # The steps are alike, and what is known of a value takes longer to find than all else here.
+        key = str((target, fx.node.map_arg(args, lambda n: _shape(n.meta["val"]))))
+        if key not in self.known:
+            self.known[key] = target(*fx.node.map_arg(args, lambda n: n.meta["val"]))
+        new.meta.update(val=self.known[key], path=self.path, title=title or f"{self.path}.{op_name(new)}")
+        return new
+
+    def parts(self, x: fx.Node, count: int) -> list[fx.Node]:
+        """Neighbouring columns, so many equal parts."""
+        split = self.call(aten.split.Tensor, x, x.meta["val"].shape[-1] // count, -1)
+        return [self.call(operator.getitem, split, k) for k in range(count)]
+
+
+def _shape(value: Any) -> Any:
+    return tuple(value.shape) if isinstance(value, Tensor) else [_shape(v) for v in value]
+
+
+def _lstm(u: _Unrolling, now: fx.Node, then: fx.Node, state: State) -> State:
+    i, f, g, o = u.parts(u.call(aten.add.Tensor, now, then), 4)
+    i, f, o = (u.call(aten.sigmoid.default, gate) for gate in (i, f, o))
+    kept = u.call(aten.mul.Tensor, f, state[1])
+    cell = u.call(aten.add.Tensor, kept, u.call(aten.mul.Tensor, i, u.call(aten.tanh.default, g)))
+    return u.call(aten.mul.Tensor, o, u.call(aten.tanh.default, cell)), cell
+
+
+def _gru(u: _Unrolling, now: fx.Node, then: fx.Node, state: State) -> State:
+    left, right = u.parts(now, 3), u.parts(then, 3)
+    sums = (u.call(aten.add.Tensor, a, b) for a, b in zip(left[:2], right[:2], strict=True))
+    reset, update = (u.call(aten.sigmoid.default, s) for s in sums)
+    bent = u.call(aten.add.Tensor, left[2], u.call(aten.mul.Tensor, reset, right[2]))
+    new = u.call(aten.tanh.default, bent)
+    old = u.call(aten.mul.Tensor, update, u.call(aten.sub.Tensor, state[0], new))
+    return (u.call(aten.add.Tensor, new, old),)
+
+
+def _plain(function: Any) -> Callable[[_Unrolling, fx.Node, fx.Node, State], State]:
+    return lambda u, now, then, state: (u.call(function, u.call(aten.add.Tensor, now, then)),)
+
+
+_STEPS: dict[str, Callable[[_Unrolling, fx.Node, fx.Node, State], State]] = {
+    "lstm": _lstm,
+    "gru": _gru,
+    "rnn_tanh": _plain(aten.tanh.default),
+    "rnn_relu": _plain(aten.relu.default),
+}
+

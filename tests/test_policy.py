@@ -13,7 +13,7 @@ from tersor.policy import x86
     ("kind", "spec", "said"),
     [
         ("weights", QuantSpec("int4", "channel"), "cannot run int4 weights; it takes int8"),
-        ("activations", QuantSpec("int16"), "cannot run int16 activations; it takes int8, uint8"),
+        ("activations", QuantSpec("fp8_e4m3"), "cannot run fp8_e4m3 activations; it takes int16, int8, uint8"),
         ("weights", QuantSpec("int8", "group:32"), "quantized per group; it takes channel, tensor"),
         ("activations", QuantSpec("uint8", "channel", symmetric=False), "activations quantized per channel"),
         ("weights", QuantSpec("int8", "channel", symmetric=False), "only with symmetric weights"),

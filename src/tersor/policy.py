@@ -41,7 +41,9 @@ class Policy:
         decomposes: activation functions to be written in simpler operators first.
         skip_branch_only: whether only the shortcut of a residual add is quantized: ``bare`` means of one that no
             activation function follows.
-        half_arithmetic: True where it computes in FP16/BF16 a layer that the recipe keeps in one.
+        half_arithmetic: which of FP16 and BF16 it computes an operator in that the recipe keeps in it.
+        rounded: activation formats that it takes by their values alone: what reads them is computed in float.
+        stored_formats: formats, and groups of inputs, of weights that it takes where activations are not calibrated.
         runtime: how it quantizes a layer's input at run time; runtime_formats: to what (nothing: not at all);
             runtime_group: neighbours in a token that share a scale, 0 for all of them.
         stores_embeddings: True where the rows of an embedding may be codes.
@@ -65,7 +67,9 @@ class Policy:
     joins: frozenset[str] = frozenset({"cat", "concat", "stack"})
     decomposes: frozenset[str] = frozenset()
     skip_branch_only: Literal["never", "bare", "always"] = "never"
-    half_arithmetic: bool = False
+    half_arithmetic: frozenset[str] = frozenset()
+    rounded: frozenset[str] = frozenset()
+    stored_formats: frozenset[str] = frozenset()
     reduced_weights: bool = False
     integer_biases: bool = False
     stores_embeddings: bool = False
@@ -87,34 +91,43 @@ class Policy:
     def check(self, layer: str, kind: str, spec: QuantSpec) -> None:
         """Refuse a spec that the engine cannot express.
 
+        Args:
+            kind: ``activations``, ``weights`` of a layer whose activations are calibrated, or ``stored`` weights of
+                one whose activations are float or quantized at run time.
+
         Raises:
             RecipeError: naming the layer, the part of the spec and the engines that can.
         """
-        formats = self.weight_formats if kind == "weights" else self.activation_formats
+        stored = self.stored_formats if kind == "stored" else frozenset[str]()
+        grouped = frozenset({"group"}) if stored else frozenset[str]()
+        formats = self.activation_formats if kind == "activations" else self.weight_formats | stored
+        granularities = self.granularities | grouped
+        if kind == "activations" and self.engine != "torch":
+            granularities = frozenset({"tensor"})
+        what = "activations" if kind == "activations" else "weights"
+        loose = kind == "weights" and (spec.format.name in self.stored_formats or self._grouped(spec))
+        remedy = "With `activations: {format: fp32}` it takes those, too; the" if loose else "The"
         if spec.format.name not in formats:
             raise RecipeError(
-                f"{layer}: {self.engine} cannot run {spec.format.name} {kind}; it takes {', '.join(sorted(formats))}. "
-                "The engine `torch` simulates every format"
+                f"{layer}: {self.engine} cannot run {spec.format.name} {what}; it takes {', '.join(sorted(formats))}. "
+                f"{remedy} engine `torch` simulates every format"
             )
-        granularities = (
-            self.granularities
-            if kind == "weights"
-            else frozenset({"tensor"}) | (self.granularities if self.engine == "torch" else frozenset())
-        )
         if spec.granularity.kind not in granularities:
             raise RecipeError(
-                f"{layer}: {self.engine} cannot run {kind} quantized per {spec.granularity.kind}; it takes "
-                f"{', '.join(sorted(granularities))}. The engine `torch` simulates every granularity"
+                f"{layer}: {self.engine} cannot run {what} quantized per {spec.granularity.kind}; it takes "
+                f"{', '.join(sorted(granularities))}. {remedy} engine `torch` simulates every granularity"
             )
-        if kind == "weights" and not spec.symmetric and self.weight.symmetric and self.engine != "torch":
+        if what == "weights" and not spec.symmetric and self.weight.symmetric and self.engine != "torch":
             raise RecipeError(
                 f"{layer}: {self.engine} computes in int8 only with symmetric weights; drop `symmetric: false`, or "
                 "use the engine `torch`"
             )
 
+    def _grouped(self, spec: QuantSpec) -> bool:
+        return bool(self.stored_formats) and spec.granularity.kind == "group"
 
-    def check_runtime(self, layer: str, spec: QuantSpec) -> None:
-        """Refuse a run-time quantization that the engine does not make.
+    def check_runtime(self, layer: str, spec: QuantSpec, weight: QuantSpec) -> None:
+        """Refuse a run-time quantization that the engine does not make with weights of that spec.
 
         Raises:
             RecipeError: naming the layer, and what can.
@@ -124,6 +137,25 @@ class Policy:
             raise RecipeError(
                 f"{layer}: {self.engine} cannot quantize activations as {spec} at run time; "
                 f"{able if self.runtime_formats else 'use the engine openvino, or tersor.quantize_dynamic'}"
+            )
+        if self.runtime_group and weight.block % self.runtime_group:
+            raise RecipeError(
+                f"{layer}: {self.engine} quantizes {self.runtime_group} neighbours of a token together, and only where "
+                f"the groups of the weights hold whole ones, not {weight.granularity}; take group:{self.runtime_group} "
+                "or channel, or leave the activations in float (`activations: {format: fp32}`)"
+            )
+
+    def check_half(self, layer: str, op: str, format: str) -> None:
+        """Refuse to keep an operator without weights in a half precision that the engine does not compute in.
+
+        Raises:
+            RecipeError: naming the operator, and what can.
+        """
+        if format not in self.half_arithmetic:
+            able = f" (it does in {', '.join(sorted(self.half_arithmetic))})" if self.half_arithmetic else ""
+            raise RecipeError(
+                f"{layer}: {self.engine} does not compute {op} in {format} on this CPU{able}; `keep: fp32` leaves it "
+                "in float, the engine `torch` simulates both"
             )
 
 

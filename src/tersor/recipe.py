@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Literal
 
@@ -69,9 +70,7 @@ class Quantization(_Strict):
         # The policy's int8 may have fewer codes than int8 has: 7 bits on a CPU without VNNI.
         own = self.format not in ("auto", default.format.name)
         name = FORMATS[self.format] if own else default.format
-        granularity = (
-            default.granularity if self.granularity == "auto" else Granularity.parse(self.granularity)
-        )
+        granularity = default.granularity if self.granularity == "auto" else Granularity.parse(self.granularity)
         symmetric = self.symmetric
         if symmetric is None:
             symmetric = default.symmetric if self.format == "auto" else name.signed
@@ -81,9 +80,9 @@ class Quantization(_Strict):
 class Rule(_Strict):
     """An exception for the layers whose name or operator type matches a glob; later rules win.
 
-    Give ``layer`` (a glob on names as ``tersor inspect`` prints them), ``op`` (a glob on operator types
-    such as ``softmax`` or ``conv*``), or both. ``keep`` leaves the layer in that float format;
-    ``weights`` and ``activations`` replace the recipe's.
+    Give ``layer`` (a glob on names as ``tersor inspect`` prints them; ``@first`` and ``@last`` are the first and the
+    last layer with weights), ``op`` (a glob on operator types such as ``softmax`` or ``conv*``), or both. ``keep``
+    leaves the layer in that float format; ``weights`` and ``activations`` (what it reads) replace the recipe's.
     """
 
     layer: str | None = None
@@ -99,16 +98,12 @@ class Rule(_Strict):
         if self.keep is None and self.weights is None and self.activations is None:
             raise ValueError("a rule needs `keep`, `weights` or `activations`: it would change nothing")
         if self.keep is not None and (self.weights or self.activations):
-            raise ValueError(
-                "`keep` leaves the layer in float, so it cannot also have `weights` or `activations`"
-            )
+            raise ValueError("`keep` leaves the layer in float, so it cannot also have `weights` or `activations`")
         return self
 
     def matches(self, layer: str, op: str) -> bool:
         """Whether the rule speaks of that layer."""
-        return (self.layer is None or fnmatchcase(layer, self.layer)) and (
-            self.op is None or fnmatchcase(op, self.op)
-        )
+        return (self.layer is None or fnmatchcase(layer, self.layer)) and (self.op is None or fnmatchcase(op, self.op))
 
     def __str__(self) -> str:
         return ", ".join(f"{k}: {v}" for k, v in (("layer", self.layer), ("op", self.op)) if v is not None)
@@ -140,10 +135,18 @@ class Recipe(_Strict):
     def _weight_ranges(self) -> "Recipe":
         for q in [self.weights, *(r.weights for r in self.rules if r.weights)]:
             if q.range not in WEIGHT_RANGES:
-                raise ValueError(
-                    f"weights.range is {q.range!r}; weights take one of {', '.join(WEIGHT_RANGES)}"
-                )
+                raise ValueError(f"weights.range is {q.range!r}; weights take one of {', '.join(WEIGHT_RANGES)}")
         return self
+
+    def placed(self, layers: Sequence[str]) -> "Recipe":
+        """The recipe with ``@first`` and ``@last`` replaced by the first and last of the names, in order of execution.
+
+        >>> Recipe(rules=(Rule(layer="@last", keep="bf16"),)).placed(["stem", "head"]).rules[0].layer
+        'head'
+        """
+        ends = {"@first": escape(layers[0]), "@last": escape(layers[-1])} if layers else {}
+        rules = [r.model_copy(update={"layer": ends.get(r.layer or "", r.layer)}) for r in self.rules]
+        return self.model_copy(update={"rules": tuple(rules)})
 
     def rule_for(self, layer: str, op: str) -> Rule | None:
         """All matching rules as one, later ones winning field by field; None where none matches."""
@@ -156,9 +159,7 @@ class Recipe(_Strict):
                 merged = {"layer": rule.layer, "op": rule.op, "keep": rule.keep}
             else:
                 merged.pop("keep", None)
-                merged.update(
-                    {k: v for k, v in (("weights", rule.weights), ("activations", rule.activations)) if v}
-                )
+                merged.update({k: v for k, v in (("weights", rule.weights), ("activations", rule.activations)) if v})
         return Rule.model_validate(merged)
 
     def weights_by(self, rule: Rule | None) -> Quantization:
@@ -180,6 +181,7 @@ class Recipe(_Strict):
                 continue
             names = {name if rule.layer else op for name, op in layers}
             asked = (rule.layer or rule.op or "").replace("*", "")
+            names |= {"@first", "@last"} if asked.startswith("@") else set()
             near = difflib.get_close_matches(asked, sorted(names), 3, 0.3)
             raise RecipeError(
                 f"rule ({rule}) matches no layer of this network; nearest names: {', '.join(near) or 'none'}. "
@@ -305,9 +307,7 @@ def resolve(recipe: "Recipe | str | Path") -> Recipe:
         return Recipe.from_yaml(path.read_text(encoding="utf8"), str(path))
     near = difflib.get_close_matches(name, PRESETS, 1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise RecipeError(
-        f"no recipe {name!r}{hint} Presets: {', '.join(PRESETS)}; or give the path of a .yaml file"
-    )
+    raise RecipeError(f"no recipe {name!r}{hint} Presets: {', '.join(PRESETS)}; or give the path of a .yaml file")
 
 
 def _explained(error: ValidationError) -> str:
@@ -317,7 +317,5 @@ def _explained(error: ValidationError) -> str:
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key `{where}` (value {item['input']!r})")
         else:
-            lines.append(
-                f"`{where}`: {item['msg'].removeprefix('Value error, ')} (value {item['input']!r})"[:400]
-            )
+            lines.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')} (value {item['input']!r})"[:400])
     return "; ".join(lines)

@@ -104,9 +104,9 @@ def test_rules_keep_by_name_and_later_rules_win(network):
     rules = (Rule(layer="*", weights=per_tensor), Rule(layer="head", keep="fp16"), Rule(op="add", keep="fp32"))
     made = plan(network, Recipe(rules=rules), openvino.policy())
     assert {s.name: s.spec.granularity.kind for s in made.weights()} == {"stem": "tensor", "body.0": "tensor"}
-    planned = {layer.name: layer.planned for layer in made.layers}
-    assert planned["head"] == "fp16"
-    assert planned["add"] == "fp32"
+    layers = {layer.name: layer for layer in made.layers}
+    assert (layers["head"].planned, layers["head"].weight_format) == ("fp32", "fp16"), "stored in FP16"
+    assert layers["add"].planned == "fp32"
 
 
 def test_a_rule_that_matches_nothing_names_the_nearest(network):

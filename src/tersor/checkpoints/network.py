@@ -123,7 +123,7 @@ def _node(node: fx.Node) -> dict[str, Any]:
         item["args"] = _encoded(node.args)
     if node.kwargs:
         item["kwargs"] = _encoded(node.kwargs)
-    meta = {k: node.meta[k] for k in ("title", "quantizer", "bits") if k in node.meta}
+    meta = {k: node.meta[k] for k in ("title", "quantizer", "bits", "half") if k in node.meta}
     return {**item, "meta": meta} if meta else item
 
 

@@ -86,7 +86,9 @@ class Writer:
         maker = x.producer()
         if maker is not None and self._runs_on_codes(maker, own):
             return self._replace(node, [self._dequantized(maker, own, x, name)])
-        clamp = _clamp(x) if self.style.merge_activations and own.scale.size == 1 else None
+        # ONNX Runtime has no Clip of 16 bits, so such a range is cut before its codes are made.
+        wide = np.dtype(limits.dtype).itemsize > 1
+        clamp = _clamp(x) if self.style.merge_activations and own.scale.size == 1 and not wide else None
         if clamp is not None:
             assert maker is not None
             x, bounds = clamp
@@ -98,11 +100,22 @@ class Writer:
         chain = [ir.node("QuantizeLinear", [x, *values], place, name=f"{name}/QuantizeLinear")]
         exact = self.style.narrow_codes or clamp is not None
         if exact and (low > limits.min or high < limits.max):
-            ends = [self.constants.value(np.array(b, limits.dtype), f"{name}/{b:.0f}") for b in (low, high)]
-            chain.append(ir.node("Clip", [chain[-1].outputs[0], *ends], name=f"{name}/Clip"))
+            chain = self._clipped(chain[0], own, (low, high), np.float32 if wide else limits.dtype)
         chain.append(ir.node("DequantizeLinear", [chain[-1].outputs[0], *values], place, name=name))
         chain[-1].meta[_QUANTIZER] = own
         self._replace(node, chain)
+
+    def _clipped(self, step: ir.Node, own: Quantizer, codes: tuple[float, float], kind: Any) -> list[ir.Node]:
+        """A QuantizeLinear whose codes keep to a range: cut behind it or, in float32, before it."""
+        before = kind is np.float32
+        ends = [(c - own.zero_point) * own.scale if before else c for c in codes]
+        scalars = [np.array(e, kind).reshape(()) for e in ends]
+        bounds = [self.constants.value(s, f"{step.name}/{c:.0f}") for c, s in zip(codes, scalars, strict=True)]
+        if not before:
+            return [step, ir.node("Clip", [step.outputs[0], *bounds], name=f"{step.name}/Clip")]
+        cut = ir.node("Clip", [step.inputs[0], *bounds], name=f"{step.name}/Clip")
+        step.replace_input_with(0, cut.outputs[0])
+        return [cut, step]
 
     def _runs_on_codes(self, mover: ir.Node, own: Quantizer) -> bool:
         """Whether an operator only moves what was quantized alike before it."""

@@ -27,8 +27,11 @@ _SILENT = 3
 
 def policy() -> Policy:
     """What ONNX Runtime's CPU kernels compute in int8, and what they need for it."""
+    common = x86(NAME)
     return replace(
-        x86(NAME),
+        common,
+        activation_formats=common.activation_formats | {"int16"},
+        rounded=frozenset({"int16"}),
         layers=frozenset({"conv1d", "conv2d", "conv3d", "linear"}),
         fuses=frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}),
         needs_output_quantizer=frozenset({"conv1d", "conv2d", "conv3d"}),

@@ -13,6 +13,7 @@ from tersor.engines.base import Executed
 from tersor.engines.openvino_audit import account
 from tersor.engines.openvino_graph import MARK, readable
 from tersor.engines.openvino_pools import plain_pools
+from tersor.engines.openvino_quantizers import dequantize, fake_quantize, float_inputs
 from tersor.errors import EngineError
 from tersor.network.network import Network, op_name
 from tersor.policy import Policy, x86
@@ -30,10 +31,15 @@ def policy() -> Policy:
     Of a residual sum that no ReLU follows only the shortcut is quantized: the other branch is added inside its
     convolution, and a quantizer there would be computed without its rounding. Where a ReLU follows, OpenVINO merges
     the sum only if both branches are quantized; the rounding that the simulation makes on the convolution's
-    branch is then missing.
+    branch is then missing. Beyond 256 levels its FakeQuantize rounds in float, and so does what reads it.
     """
+    common = x86(NAME)
     return replace(
-        x86(NAME),
+        common,
+        activation_formats=common.activation_formats | {"int16"},
+        rounded=frozenset({"int16"}),
+        stored_formats=frozenset({"int4"}),
+        half_arithmetic=frozenset({"bf16"} if _computes_bf16() else ()),
         skip_branch_only="bare",
         runtime_formats=frozenset({"int8"}),
         runtime_group=GROUP,
@@ -50,16 +56,25 @@ def version() -> str | None:
     return str(openvino.__version__).split("-")[0]
 
 
+def _computes_bf16() -> bool:
+    """Whether this CPU has BF16 products; without them OpenVINO computes in FP32, whatever a model says."""
+    if version() is None:
+        return False
+    import openvino as ov
+
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def lower(network: Network) -> Any:
     """The network as an openvino.Model whose operators keep our node names."""
     import openvino as ov
     from openvino.frontend.pytorch import ConversionExtension
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    module = readable(network)
+    module = readable(float_inputs(network, GROUP))
     extensions = [
-        ConversionExtension("tersor.fake_quantize.default", _fake_quantize),
-        ConversionExtension("tersor.dequantize.default", _dequantize),
+        ConversionExtension("tersor.fake_quantize.default", fake_quantize),
+        ConversionExtension("tersor.dequantize.default", dequantize),
         ConversionExtension("tersor.quantize_rows.default", lambda context: [context.get_input(0)]),
         ConversionExtension("aten.softmax.int", _softmax),
     ]
@@ -110,23 +125,6 @@ def _shorten_names(model: Any) -> None:
             port.get_tensor().set_names(set())
 
 
-def _fake_quantize(context: Any) -> Any:
-    from openvino import opset13 as ops
-
-    scale, zero_point = (context.get_input(k).get_node().get_data() for k in (1, 2))
-    low, high = (context.get_values_from_const_input(k) for k in (3, 4))
-    # float32, as the engine multiplies.
-    bounds = [ops.constant(((np.float32(b) - zero_point) * scale).astype(np.float32)) for b in (low, high)]
-    return ops.fake_quantize(context.get_input(0), *bounds, *bounds, levels=int(high - low + 1)).outputs()
-
-
-def _dequantize(context: Any) -> Any:
-    from openvino import opset13 as ops
-
-    codes, scale = context.get_input(0), context.get_input(1)
-    return ops.multiply(ops.convert(codes, "f32"), scale).outputs()
-
-
 def _softmax(context: Any) -> Any:
     from openvino import opset13 as ops
 
@@ -169,6 +167,7 @@ class OpenVINORunner:
         self._dynamic = all(
             p.partial_shape[0].is_dynamic for p in model.inputs if p.partial_shape.rank.get_length()
         )
+        self._runtime = model.has_rt_info(GROUP_KEY)
         self._compiled: dict[bool, Any] = {}
         self._for(single=self._dynamic)
 
@@ -209,7 +208,7 @@ class OpenVINORunner:
 
         What depends on no input is computed once while compiling and is left out.
         """
-        return account(self.model, self._for(self._dynamic).get_runtime_model())
+        return account(self.model, self._for(self._dynamic).get_runtime_model(), self._runtime)
 
     def save(self, folder: Path) -> tuple[str, ...]:
         """Write the model's own files into ``folder``; their names are returned."""

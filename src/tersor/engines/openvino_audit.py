@@ -17,14 +17,17 @@ _PRECISIONS = {
 }
 
 
-def account(model: Any, compiled: Any) -> list[Executed]:
+def account(model: Any, compiled: Any, runtime: bool) -> list[Executed]:
     """Every operator of the runtime model with its precision; what depends on no input was computed while compiling.
 
     Args:
         model: the openvino.Model that was compiled, under our names.
         compiled: its runtime model.
+        runtime: whether its layers quantize their inputs at run time.
     """
     rows: list[Executed] = []
+    # A product names its compressed weight; whether it quantizes its input at run time, it does not tell.
+    named_after = ("Subgraph", "Eltwise") if runtime else ("Subgraph", "Eltwise", "FullyConnected")
     constant: set[str] = set()
     for op in compiled.get_ordered_ops():
         info = {k: str(v.astype(str)) for k, v in op.get_rt_info().items() if k in _ACCOUNT}
@@ -35,7 +38,7 @@ def account(model: Any, compiled: Any) -> list[Executed]:
         elif kind not in ("Input", "Output", "Parameter", "Result"):
             precision = _PRECISIONS.get(info.get("runtimePrecision", ""), "fp32")
             # Generated elementwise code names what it writes; what it computes in stands in the primitive.
-            if kind in ("Subgraph", "Eltwise") and info.get("primitiveType", "").lower().endswith("f32"):
+            if kind in named_after and info.get("primitiveType", "").lower().endswith("f32"):
                 precision = "fp32"
             parts = [n for n in info.get("originalLayersNames", "").split(",") if n]
             rows.append(Executed(name, kind, precision, tuple(parts)))

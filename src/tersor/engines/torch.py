@@ -32,6 +32,7 @@ def policy() -> Policy:
         activation_formats=everything,
         weight_formats=everything,
         granularities=frozenset({"tensor", "channel", "group", "filters", "token"}),
+        half_arithmetic=frozenset({"fp16", "bf16"}),
         stores_embeddings=True,
         runtime_formats=frozenset({"int4", "int8", "int16"}),
     )
@@ -55,10 +56,10 @@ class TorchRunner:
             torch.set_num_threads(before)
 
     def executed(self) -> list[Executed]:
-        """Every operator; a simulation computes all of them in FP32, and says so."""
+        """Every operator; a simulation computes in FP32 all that is not kept in half precision, and says so."""
         note = "a simulation: integers are rounded to, the arithmetic is float"
         operators = [n for n in self.network.operators() if not is_quantizer(n)]
-        return [Executed(n.name, op_name(n), "fp32", (n.name,), note) for n in operators]
+        return [Executed(n.name, op_name(n), n.meta.get("half", "fp32"), (n.name,), note) for n in operators]
 
     def save(self, folder: Path) -> tuple[str, ...]:
         """Write the graph as JSON and the tensors as safetensors."""

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 
 from tersor.network.network import Network, add_tensor, finish, weight_node, weight_position
+from tersor.network.roles import is_float_tensor
 from tersor.network.sites import Plan, PlannedLayer, Site
 from tersor.numerics import fakequant  # noqa: F401  (registers torch.ops.tersor)
 from tersor.numerics.qtensor import QTensor, qparams
@@ -36,8 +38,10 @@ def quantize_network(
     for site in plan.runtime():
         _insert_runtime(network, nodes[site.node], site, plan.runtime_group, made)
     for layer in plan.layers:
-        if layer.planned in _HALF:
+        if layer.weight_format in _HALF:
             _store_half(network, nodes[layer.node], layer, stored)
+        if layer.planned in _HALF:
+            _compute_half(network, nodes[layer.node], layer)
     return finish(network)
 
 
@@ -108,18 +112,41 @@ def _store_half(
     network: Network, layer: fx.Node, planned: PlannedLayer, stored: dict[tuple[str, str], fx.Node]
 ) -> None:
     """A layer kept in half precision stores its weight so."""
-    source = weight_node(layer)
+    source, format = weight_node(layer), str(planned.weight_format)
     if source is None:
         return
-    key = (str(source.target), planned.planned)
+    key = (str(source.target), format)
     if key not in stored:
-        half = network.tensor(source).to(_HALF[planned.planned])
+        half = network.tensor(source).to(_HALF[format])
         with network.graph.inserting_before(_first_reader(source)):
-            kept = network.graph.get_attr(add_tensor(network, f"{source.target}_{planned.planned}", half))
-            call, args = torch.ops.aten.to.dtype, (kept, torch.float32)
-            stored[key] = network.graph.create_node("call_function", call, args, {}, f"{source.name}_widened")
-        stored[key].meta.update(val=source.meta.get("val"), title=planned.name, quantizer=True)
+            kept = network.graph.get_attr(add_tensor(network, f"{source.target}_{format}", half))
+            stored[key] = _cast(network, kept, torch.float32, f"{source.name}_widened", planned)
+        stored[key].meta.update(val=source.meta.get("val"))
     layer.update_arg(weight_position(layer), stored[key])
+
+
+def _compute_half(network: Network, node: fx.Node, planned: PlannedLayer) -> None:
+    """An operator kept in half precision reads its float inputs in it, and gives float32 again."""
+    half = _HALF[planned.planned]
+    with network.graph.inserting_before(node):
+        for source in [n for n in node.all_input_nodes if is_float_tensor(n)]:
+            narrow = _cast(network, source, half, f"{source.name}_{planned.planned}", planned)
+            node.replace_input_with(source, narrow)
+    # A softmax may name the type that it computes in.
+    node.args, node.kwargs = map_aggregate((node.args, node.kwargs), lambda a: half if a is torch.float32 else a)
+    node.meta["half"] = planned.planned
+    users = list(node.users)
+    with network.graph.inserting_after(node):
+        widened = _cast(network, node, torch.float32, f"{node.name}_widened", planned)
+    for user in users:
+        user.replace_input_with(node, widened)
+
+
+def _cast(network: Network, source: fx.Node, dtype: torch.dtype, name: str, planned: PlannedLayer) -> fx.Node:
+    call = torch.ops.aten.to.dtype
+    node = network.graph.create_node("call_function", call, (source, dtype), {}, name)
+    node.meta.update(val=source.meta.get("val"), title=planned.name, quantizer=True)
+    return node
 
 
 def is_quantizer(node: fx.Node) -> bool:

@@ -5,45 +5,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from tersor.network.network import TRANSPOSED, Network, groups_of, op_name, title, weight_node
+from tersor.network.planned import PlannedLayer, Site, planned_layers
 from tersor.network.roles import WEIGHTED, is_float_tensor, roles_of
 from tersor.numerics.spec import Granularity, QuantSpec
 from tersor.policy import Policy
-from tersor.recipe import Recipe, Rule
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place where numbers become integers.
-
-    Args:
-        name: the layer's or value's name as people know it; unique with its kind.
-        node: the graph name of the operator whose value (activation), weight, or input (runtime) this is.
-        kind: ``activation``, ``weight``, or ``runtime``: a layer's input, quantized anew at every call.
-        spec: the QuantSpec; ``range``: the estimator of its range.
-        group: sites of one group share their parameters; ``source``: it measures the group's range.
-        reason: why it stands there.
-    """
-
-    name: str
-    node: str
-    kind: str
-    spec: QuantSpec
-    range: str
-    group: str
-    source: bool = True
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class PlannedLayer:
-    """One operator and the precision its arithmetic is planned in, with the reason."""
-
-    name: str
-    node: str
-    op: str
-    planned: str
-    reason: str
-    weight_format: str | None = None
+from tersor.recipe import Quantization, Recipe, Rule
 
 
 @dataclass(frozen=True)
@@ -74,6 +40,7 @@ def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
         RecipeError: where a rule matches nothing (with the nearest names) or the engine cannot express a part.
     """
     operators = network.operators()
+    recipe = recipe.placed([title(n) for n in operators if weight_node(n) is not None])
     recipe.check_rules([(title(n), op_name(n)) for n in operators])
     rules = {n: recipe.rule_for(title(n), op_name(n)) or _half(recipe, n) for n in operators}
     roles = roles_of(operators, rules, recipe, policy)
@@ -82,7 +49,7 @@ def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
     sites += _layer_sites(operators, roles, rules, recipe, policy)
     order = {n.name: k for k, n in enumerate(network.graph.nodes)}
     sites.sort(key=lambda s: (order[s.node], s.kind == "activation"))
-    layers = _planned(operators, roles, rules, recipe, {s.node: s for s in sites if s.kind == "weight"}, wanted, policy)
+    layers = planned_layers(operators, roles, rules, recipe, sites, policy)
     return Plan(tuple(sites), tuple(layers), policy.runtime_group)
 
 
@@ -159,8 +126,7 @@ def _activation_sites(
     for node in network.graph.nodes:
         if node not in wanted:
             continue
-        rule = rules.get(node) or next((r for u in node.users if (r := rules.get(u)) and r.activations), None)
-        choice = recipe.activations_by(rule)
+        choice = _asked(node, roles, rules, recipe, policy)
         spec = choice.spec(policy.activation)
         name = title(node) if node.op == "call_function" else str(node.target)
         policy.check(name, "activations", spec)
@@ -170,6 +136,28 @@ def _activation_sites(
             Site(name, node.name, "activation", spec, choice.range, groups[node], source, f"read by {readers}")
         )
     return sites
+
+
+def _asked(
+    node: fx.Node, roles: dict[fx.Node, str], rules: dict[fx.Node, Rule | None], recipe: Recipe, policy: Policy
+) -> Quantization:
+    """How a value is quantized: as its readers' rules say, of several as the one with the most bits.
+
+    Else as the rule on the operator that makes it; but a layer's own speaks of what the layer reads.
+    """
+
+    def choices(value: fx.Node) -> list[Quantization]:
+        found = []
+        for user in value.users:
+            wanted = recipe.activations_by(rules.get(user))
+            if wanted is not recipe.activations and wanted.when == "static":
+                found.append(wanted)
+            elif roles.get(user) == "transparent":
+                found += choices(user)
+        return found
+
+    own = recipe.activations if roles.get(node) in WEIGHTED else recipe.activations_by(rules.get(node))
+    return max(choices(node) or [own], key=lambda q: q.spec(policy.activation).format.bits)
 
 
 def _shared_groups(network: Network, roles: dict[fx.Node, str], policy: Policy) -> dict[fx.Node, str]:
@@ -206,7 +194,7 @@ def _layer_sites(
         if node.target in TRANSPOSED and spec.granularity == Granularity.channel(0):
             axis = Granularity.channel(1) if groups_of(node) == 1 else Granularity.tensor()
             spec = QuantSpec(spec.format, axis, spec.symmetric, spec.rounding, spec.scale_dtype)
-        policy.check(title(node), "weights", spec)
+        policy.check(title(node), "weights" if roles[node] == "layer" else "stored", spec)
         weight = weight_node(node)
         assert weight is not None
         sites.append(
@@ -222,70 +210,8 @@ def _layer_sites(
             )
         )
         if roles[node] == "runtime":
-            spec = recipe.activations_by(rules[node]).spec(policy.runtime)
-            policy.check_runtime(title(node), spec)
+            weight_spec, spec = spec, recipe.activations_by(rules[node]).spec(policy.runtime)
+            policy.check_runtime(title(node), spec, weight_spec)
             reason = f"input of {op_name(node)}, quantized when it runs"
             sites.append(Site(title(node), node.name, "runtime", spec, "runtime", node.name, True, reason))
     return sites
-
-
-def _planned(
-    operators: list[fx.Node],
-    roles: dict[fx.Node, str],
-    rules: dict[fx.Node, Rule | None],
-    recipe: Recipe,
-    weights: dict[str, Site],
-    wanted: set[fx.Node],
-    policy: Policy,
-) -> list[PlannedLayer]:
-    layers = []
-    for node in operators:
-        role, rule, name = roles[node], rules[node], op_name(node)
-        weight_format: str | None = None
-        if role in WEIGHTED:
-            site = weights[node.name]
-            planned, reason = _precision(site.spec), site.reason
-            if role == "stored":
-                planned, reason = "fp32", f"{site.reason}, stored in {site.spec.format.name}; arithmetic stays float"
-            weight_format = str(site.spec.format.name)
-        elif role in ("arithmetic", "average"):
-            planned, reason = "int8", f"{name} of quantized values"
-        elif role == "fused":
-            planned, reason = "fused", "part of the layer before it"
-        elif role == "transparent":
-            if not name.startswith("max_pool"):
-                continue
-            if _moves_integers(node, roles, wanted):
-                planned, reason = "int8", "keeps its input's parameters"
-            else:
-                planned, reason = "fp32", "its input is float"
-        elif rule is not None and rule.keep is not None:
-            planned, reason = rule.keep, f"kept by the rule ({rule})"
-        elif not is_float_tensor(node):
-            continue
-        else:
-            planned, reason = "fp32", f"{policy.engine}: no integer {name} here"
-            if name in policy.layers and recipe.activations.when == "runtime":
-                reason = "the activations of a convolution are quantized by a static recipe"
-        if weight_format is None and weight_node(node) is not None:
-            weight_format = planned if planned in ("fp16", "bf16") else "fp32" if name in policy.layers else None
-        layers.append(PlannedLayer(title(node), node.name, name, planned, reason, weight_format))
-    return layers
-
-
-def _moves_integers(node: fx.Node, roles: dict[fx.Node, str], wanted: set[fx.Node]) -> bool:
-    """Whether everything that a mover of values reads is quantized, looking through other movers."""
-    return all(
-        source in wanted or (roles.get(source) == "transparent" and _moves_integers(source, roles, wanted))
-        for source in node.all_input_nodes
-        if "val" in source.meta
-    )
-
-
-def _precision(spec: QuantSpec) -> str:
-    name = str(spec.format.name)
-    if name.startswith("fp8"):
-        return "fp8"
-    if name in ("fp16", "bf16", "fp32"):
-        return name
-    return "int16" if spec.format.bits == 16 else "int8" if spec.format.bits == 8 else "int4"

@@ -65,7 +65,8 @@ def quantize_dynamic(
         model: any module; its linear layers, embeddings, LSTM, GRU, RNN and their cells are taken, and with a
             recipe of weights only its convolutions too.
         recipe: ``int8-dynamic``, ``int16-dynamic``, ``int8-weight``, ``int4-weight``, ``fp16`` or ``bf16``, a
-            Recipe with rules, or the path of its YAML file.
+            Recipe with rules, or the path of its YAML file. ``@first`` and ``@last`` are first and last in the order
+            in which the model lists its modules.
 
     Raises:
         RecipeError: a recipe that needs calibration, a rule that matches no layer, or nothing left to quantize.
@@ -106,6 +107,7 @@ def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic")
             "activations have `range: runtime` or `format: fp32`"
         )
     found = holders(model)
+    recipe = recipe.placed([h.name for h in found])
     recipe.check_rules([(h.name, h.op) for h in found])
     plan = [_exchange(holder, recipe) for holder in found]
     left = {id(t): e for e in plan if e.weights is None for t in e.holder.tensors()}

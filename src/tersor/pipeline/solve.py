@@ -28,7 +28,7 @@ from tersor.solvers import EasyQuant, Geometry, LayerProblem, LayerSolution, Rtn
 from tersor.task import Task, batch_size
 
 PROBED = 64
-# Behind these the range is known without data.
+# Behind these the range of 256 codes is known without data.
 _KNOWN = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "hardsigmoid": (0.0, 1.0)}
 
 
@@ -141,7 +141,7 @@ def activation_ranges(
         on_site()
         if site.group in ranges:
             continue
-        known = _KNOWN.get(op_name(nodes[site.node])) if site.source else None
+        known = _KNOWN.get(op_name(nodes[site.node])) if site.source and site.spec.format.bits == 8 else None
         name = "kl" if site.range == "easyquant" else site.range
         try:
             ranges[site.group] = known or OBSERVERS[name].range(

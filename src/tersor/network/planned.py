@@ -1,0 +1,167 @@
+"""What is planned: the places where numbers become integers, and the precision of every operator with its reason."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from tersor.errors import RecipeError
+from tersor.network.network import EMBEDDINGS, op_name, title, weight_node
+from tersor.network.roles import WEIGHTED, is_float_tensor
+from tersor.numerics.spec import QuantSpec
+from tersor.policy import Policy
+from tersor.recipe import Recipe, Rule
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where numbers become integers.
+
+    Args:
+        name: the layer's or value's name as people know it; unique with its kind.
+        node: the graph name of the operator whose value (activation), weight, or input (runtime) this is.
+        kind: ``activation``, ``weight``, or ``runtime``: a layer's input, quantized anew at every call.
+        spec: the QuantSpec; ``range``: the estimator of its range.
+        group: sites of one group share their parameters; ``source``: it measures the group's range.
+        reason: why it stands there.
+    """
+
+    name: str
+    node: str
+    kind: str
+    spec: QuantSpec
+    range: str
+    group: str
+    source: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One operator and the precision its arithmetic is planned in, with the reason; how its weight is stored."""
+
+    name: str
+    node: str
+    op: str
+    planned: str
+    reason: str
+    weight_format: str | None = None
+
+
+def planned_layers(
+    operators: list[fx.Node],
+    roles: dict[fx.Node, str],
+    rules: dict[fx.Node, Rule | None],
+    recipe: Recipe,
+    sites: list[Site],
+    policy: Policy,
+) -> list[PlannedLayer]:
+    """Every operator that computes, with the precision that it is planned in and the reason."""
+    weights = {s.node: s for s in sites if s.kind == "weight"}
+    values = {s.node: s for s in sites if s.kind == "activation"}
+    layers = []
+    for node in operators:
+        role, rule, name = roles[node], rules[node], op_name(node)
+        weight_format: str | None = None
+        if role in WEIGHTED:
+            site = weights[node.name]
+            planned, reason = _precision(site.spec), site.reason
+            if role == "stored":
+                planned, reason = "fp32", f"{site.reason}, stored in {site.spec.format.name}; arithmetic stays float"
+            weight_format = str(site.spec.format.name)
+        elif role in ("arithmetic", "average"):
+            planned, reason = "int8", f"{name} of quantized values"
+        elif role == "fused":
+            planned, reason = "fused", "part of the layer before it"
+        elif role == "transparent":
+            if not name.startswith("max_pool"):
+                continue
+            if _moves_integers(node, roles, values):
+                planned, reason = "int8", "keeps its input's parameters"
+            else:
+                planned, reason = "fp32", "its input is float"
+        elif rule is not None and rule.keep in ("fp16", "bf16"):
+            if not _gives_floats(node):
+                continue
+            planned, reason, weight_format = _half(node, rule, recipe, policy)
+        elif not is_float_tensor(node):
+            continue
+        elif rule is not None and rule.keep is not None:
+            planned, reason = rule.keep, f"kept by the rule ({rule})"
+        else:
+            planned, reason = "fp32", f"{policy.engine}: no integer {name} here"
+            if name in policy.layers and recipe.activations.when == "runtime":
+                reason = "the activations of a convolution are quantized by a static recipe"
+        if role in ("layer", "arithmetic", "average", "transparent") and planned != "fp32":
+            planned, reason = _widened(node, planned, reason, roles, values, policy)
+        if weight_format is None and weight_node(node) is not None:
+            weight_format = "fp32" if name in policy.layers else None
+        layers.append(PlannedLayer(title(node), node.name, name, planned, reason, weight_format))
+    return layers
+
+
+def _gives_floats(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    return any(isinstance(v, Tensor) and v.is_floating_point() for v in parts)
+
+
+def _half(node: fx.Node, rule: Rule, recipe: Recipe, policy: Policy) -> tuple[str, str, str | None]:
+    """What becomes of an operator that is kept in half precision: (planned, reason, format of the weight).
+
+    A layer's weight is stored so in any engine. A recipe of half weights says no more than that; a rule asks for the
+    arithmetic, too.
+    """
+    format, reason = str(rule.keep), f"kept by the rule ({rule})"
+    held = format if weight_node(node) is not None else None
+    asked = recipe.rule_for(title(node), op_name(node)) is not None and node.target not in EMBEDDINGS
+    if held and not (asked and format in policy.half_arithmetic):
+        return "fp32", f"{reason}: stored in {format}, computed in float", held
+    if not is_float_tensor(node):
+        name = op_name(node)
+        raise RecipeError(f"{title(node)}: {name} gives several values, so it cannot be kept in {format}; keep fp32")
+    policy.check_half(title(node), op_name(node), format)
+    return format, reason, held
+
+
+def _widened(
+    node: fx.Node, planned: str, reason: str, roles: dict[fx.Node, str], values: Mapping[str, Site], policy: Policy
+) -> tuple[str, str]:
+    """The plan of an integer operator, held against the codes around it: engines have none for 16 bits."""
+    sites = [*_read(node, roles, values)]
+    needs = policy.needs_output_quantizer
+    if op_name(node) in needs or (needs and roles[node] in ("arithmetic", "average")):
+        sites += [values[n.name] for n in (node, *node.users) if n.name in values and n is not node.args[0]]
+    for site in sites:
+        if site.spec.format.name in policy.rounded:
+            told = f"{site.name} has the values of {site.spec.format} codes"
+            return "fp32", f"{told}, with which {policy.engine} computes in float"
+    wide = any(s.spec.format.bits == 16 and s.spec.format.kind == "int" for s in sites)
+    return ("int16", reason) if wide else (planned, reason)
+
+
+def _read(node: fx.Node, roles: dict[fx.Node, str], values: Mapping[str, Site]) -> Iterator[Site]:
+    """The quantized values that an operator reads, looking through what only moves them."""
+    for source in node.all_input_nodes:
+        if source.name in values:
+            yield values[source.name]
+        elif roles.get(source) == "transparent":
+            yield from _read(source, roles, values)
+
+
+def _moves_integers(node: fx.Node, roles: dict[fx.Node, str], values: Mapping[str, Site]) -> bool:
+    """Whether everything that a mover of values reads is quantized, looking through other movers."""
+    return all(
+        source.name in values or (roles.get(source) == "transparent" and _moves_integers(source, roles, values))
+        for source in node.all_input_nodes
+        if "val" in source.meta
+    )
+
+
+def _precision(spec: QuantSpec) -> str:
+    name = str(spec.format.name)
+    if name.startswith("fp8"):
+        return "fp8"
+    if name in ("fp16", "bf16", "fp32"):
+        return name
+    return "int16" if spec.format.bits == 16 else "int8" if spec.format.bits == 8 else "int4"

@@ -132,8 +132,11 @@ class Policy:
         Raises:
             RecipeError: naming the layer, and what can.
         """
-        if spec.format.name not in self.runtime_formats or spec.granularity.kind != "token" or not spec.symmetric:
-            able = f"it takes {', '.join(sorted(self.runtime_formats))}, symmetric, per token"
+        own = self.runtime
+        alike = spec.granularity == own.granularity and spec.symmetric == own.symmetric
+        if spec.format.name not in self.runtime_formats or not alike:
+            symmetry = "symmetric" if own.symmetric else "asymmetric"
+            able = f"it takes {', '.join(sorted(self.runtime_formats))}, {symmetry}, per {own.granularity.kind}"
             raise RecipeError(
                 f"{layer}: {self.engine} cannot quantize activations as {spec} at run time; "
                 f"{able if self.runtime_formats else 'use the engine openvino, or tersor.quantize_dynamic'}"

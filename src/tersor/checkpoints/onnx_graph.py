@@ -33,7 +33,7 @@ def export_graph(network: Network) -> ir.Model:
 
     Of the ONNX nodes that a Network node becomes, the one that does the work bears its name, and so does the
     last value; the others are called ``name/Type``. Quantizers are nodes ``tersor::fake_quantize``,
-    ``dequantize`` and ``cast``.
+    ``dequantize``, ``cast`` and ``quantize_whole``.
 
     Raises:
         EngineError: naming the operator that ONNX does not know.
@@ -43,6 +43,7 @@ def export_graph(network: Network) -> ir.Model:
         torch.ops.tersor.fake_quantize.default: _fake_quantize(),
         torch.ops.tersor.dequantize.default: _dequantize(),
         torch.ops.tersor.cast.default: _cast(),
+        torch.ops.tersor.quantize_whole.default: _quantize_whole(),
     }
     try:
         with quiet(*_CHATTER):
@@ -130,6 +131,15 @@ def _cast() -> Callable[..., Any]:
 
     def translate(x, format: str, scale):
         return op(x, scale, format=format)
+
+    return translate
+
+
+def _quantize_whole() -> Callable[..., Any]:
+    op = _operator("quantize_whole", ("x",), {"high": _INTEGER})
+
+    def translate(x, high: int):
+        return op(x, high=high)
 
     return translate
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from tersor.checkpoints.int32_bias import fit_biases
 from tersor.checkpoints.onnx_constants import Constants
 from tersor.checkpoints.onnx_graph import OPSET, export_graph
+from tersor.checkpoints.onnx_products import write_products
 from tersor.checkpoints.onnx_quantizers import Style, Writer
 from tersor.checkpoints.onnx_rewrites import (
     drop_dead,
@@ -42,7 +43,9 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
     if style.on_codes:
         quantize_moves(graph)
     bits = {n.name: int(n.meta["bits"]) for n in network.operators() if "bits" in n.meta}
-    Writer(graph, Constants(graph), style, bits).write()
+    constants = Constants(graph)
+    write_products(graph, constants)
+    Writer(graph, constants, style, bits).write()
     drop_dead(graph)
     graph.opset_imports.clear()
     graph.opset_imports[""] = OPSET

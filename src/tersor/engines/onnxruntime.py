@@ -12,6 +12,7 @@ from torch import Tensor
 from tersor.engines.base import Executed
 from tersor.errors import EngineError
 from tersor.network.network import Network
+from tersor.numerics.spec import QuantSpec
 from tersor.policy import Policy, x86
 
 NAME = "onnxruntime"
@@ -37,6 +38,8 @@ def policy() -> Policy:
         needs_output_quantizer=frozenset({"conv1d", "conv2d", "conv3d"}),
         decomposes=frozenset({"silu"}),
         integer_biases=True,
+        runtime=QuantSpec("uint8", symmetric=False),
+        runtime_formats=frozenset({"uint8"}),
     )
 
 
@@ -108,6 +111,8 @@ class OnnxRuntimeRunner:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _SILENT
+        # Left alone, it would quantize to int8 what goes into a product whose weights alone are to be integers.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if not self.optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if optimized:

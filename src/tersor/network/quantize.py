@@ -77,6 +77,8 @@ def _insert_runtime(
     if key not in made:
         with network.graph.inserting_before(layer):
             call, args = torch.ops.tersor.quantize_rows.default, (source, site.spec.high, block)
+            if site.spec.granularity.kind == "tensor":
+                call, args = torch.ops.tersor.quantize_whole.default, (source, site.spec.high)
             made[key] = network.graph.create_node("call_function", call, args, {}, f"{source.name}_quantized")
         made[key].meta.update(val=source.meta.get("val"), title=site.name, quantizer=True)
     layer.update_arg(0, made[key])

@@ -41,6 +41,8 @@ def roles_of(
             when = recipe.activations_by(rule).when
             # Run-time ranges are for matrix products: a convolution would take them for every window.
             roles[node] = "float" if when == "runtime" and node.target not in LINEARS else _LAYERS[when]
+            if when == "runtime" and _width(node) < policy.runtime_group:
+                roles[node] = "stored"
         elif name in policy.arithmetic and node not in normalised and _both_activations(node):
             roles[node] = "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"
         elif name in policy.averages and _is_spatial(node):
@@ -50,6 +52,12 @@ def roles_of(
         else:
             roles[node] = "float"
     return roles
+
+
+def _width(node: fx.Node) -> int:
+    """How many inputs a layer's weight has for one output."""
+    weight = weight_node(node)
+    return int(weight.meta["val"].shape[1]) if weight is not None else 0
 
 
 def _both_activations(node: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Fake quantization as nodes of our own: four operators that every engine lowers to what it takes.
+"""Fake quantization as nodes of our own: five operators that every engine lowers to what it takes.
 
 They are kept by ``torch.export`` under their names in ``torch.ops.tersor``. PyTorch's own fused
 ``fake_quantize_per_tensor_affine`` is not used: it multiplies by 1/scale, which rounds differently near a tie
@@ -145,3 +145,30 @@ def _quantize_rows_backward(ctx, gradient):
 
 
 quantize_rows_op.register_autograd(_quantize_rows_backward)
+
+
+@torch.library.custom_op("tersor::quantize_whole", mutates_args=(), schema="(Tensor x, int high) -> Tensor")
+def quantize_whole_op(x, high):
+    """Fake quantization to codes 0…``high``, scale and zero point taken from the whole of ``x``, in x's dtype.
+
+    The range is widened to hold 0, which one code stands for: ONNX's DynamicQuantizeLinear.
+    """
+    y = wide(x)
+    if y.numel() == 0:
+        return x.clone(memory_format=torch.contiguous_format)
+    low, top = y.amin().clamp_max(0.0), y.amax().clamp_min(0.0)
+    scale = ((top - low) / high).clamp_min(1e-30)
+    zero = (-low / scale).round_().clamp_(0, high)
+    return (y / scale).round_().add_(zero).clamp_(0, high).sub_(zero).mul_(scale).to(x.dtype).contiguous()
+
+
+@quantize_whole_op.register_fake
+def _(x, high):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _quantize_whole_backward(ctx, gradient):
+    return gradient, None
+
+
+quantize_whole_op.register_autograd(_quantize_whole_backward)

@@ -8,7 +8,7 @@ import tersor
 from tersor.errors import RecipeError
 from tersor.pipeline import auto
 from tersor.pipeline.progress import Stages
-from tersor.recipe import PRESETS
+from tersor.recipe import PRESETS, Quantization
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +17,8 @@ def task():
     net = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 64, 10)).eval()
     batches = [(torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)),)]
     return tersor.Task("small", net, (torch.zeros(1, 3, 8, 8),), lambda: batches)
+
+SYMMETRIC = Quantization(format="int8", granularity="token", symmetric=True, range="runtime")
 
 
 def choose(task, recipe, candidates=auto.CANDIDATES):
@@ -32,11 +34,17 @@ def test_every_engine_is_measured_and_one_is_kept(task):
 
 
 def test_an_engine_that_refuses_is_named_with_its_reason(task):
-    found = choose(task, "int8-dynamic")
+    recipe = PRESETS["int8-dynamic"]().model_copy(update={"activations": SYMMETRIC})
+    found = auto.choose_engine(task, recipe, 1, "f32", Stages(False))
     assert found.engine == "openvino"
     assert any("onnxruntime is out" in note and "at run time" in note for note in found.notes)
     with pytest.raises(RecipeError, match=r"no engine takes this recipe: .*onnxruntime is out"):
-        choose(task, "int8-dynamic", ("onnxruntime",))
+        auto.choose_engine(task, recipe, 1, "f32", Stages(False), ("onnxruntime",))
+
+
+def test_both_engines_quantize_at_run_time(task):
+    found = choose(task, "int8-dynamic")
+    assert len(found.notes) == 1, "nobody is out"
 
 
 def test_an_engine_that_computes_something_else_is_out(task, monkeypatch):

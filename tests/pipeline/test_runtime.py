@@ -9,6 +9,7 @@ from tersor.engines import check_numbers
 from tersor.errors import RecipeError
 from tersor.network.network import op_name
 from tersor.numerics.fakequant import quantize_rows_op
+from tersor.recipe import PRESETS, Quantization
 
 
 class Mixed(nn.Module):
@@ -79,8 +80,10 @@ def test_weights_alone_leave_the_arithmetic_in_float(task):
 
 
 def test_an_engine_that_cannot_says_so(task):
-    with pytest.raises(RecipeError, match=r"onnxruntime cannot quantize activations .* at run time"):
-        tersor.compress(task, "int8-dynamic", "onnxruntime", report=False, progress=False)
+    tokens = Quantization(format="int8", granularity="token", range="runtime")
+    recipe = PRESETS["int8-dynamic"]().model_copy(update={"activations": tokens})
+    with pytest.raises(RecipeError, match=r"onnxruntime cannot quantize activations .* it takes uint8, asymmetric"):
+        tersor.compress(task, recipe, "onnxruntime", report=False, progress=False)
 
 
 def test_rows_have_scales_of_their_own():

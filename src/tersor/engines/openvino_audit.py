@@ -1,5 +1,6 @@
 """What a model compiled by OpenVINO computes in, operator by operator, by its own account."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +52,7 @@ def _under_our_names(row: Executed) -> Executed:
 
 
 def _with_products(model: Any, rows: list[Executed]) -> list[Executed]:
-    """Rows with the matrix product's name, which is lost where other operators were merged into it."""
+    """Rows with the matrix product's name, which is lost where it was merged with others."""
     operators = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
     named = {n for row in rows for n in row.nodes}
     lost = {n for n, op in operators.items() if op.get_type_name() == "MatMul"} - named
@@ -59,7 +60,7 @@ def _with_products(model: Any, rows: list[Executed]) -> list[Executed]:
     for row in rows:
         merged = [operators[n] for n in row.nodes if n in operators]
         if row.op == "FullyConnected" and lost and merged:
-            product = _product_behind(merged[0], lost)
+            product = _nearest(merged[0], lost, _behind) or _nearest(merged[0], lost, _ahead)
             if product is not None:
                 lost.discard(product)
                 row = replace(row, nodes=(product, *row.nodes))
@@ -67,17 +68,29 @@ def _with_products(model: Any, rows: list[Executed]) -> list[Executed]:
     return found
 
 
-def _product_behind(op: Any, lost: set[str]) -> str | None:
-    """The nearest of those products whose value reaches ``op``, looking no further than other products."""
-    seen, front = set(), [op]
+def _nearest(start: Any, lost: set[str], neighbours: Callable[[Any], list[Any]]) -> str | None:
+    """The nearest of those products in one direction, looking no further than other products."""
+    seen, front = set(), [start]
     while front:
-        behind = []
-        for one in front:
-            name = one.get_friendly_name()
+        following = []
+        for op in front:
+            name = op.get_friendly_name()
             if name in lost:
                 return name
-            if name not in seen and (one is op or one.get_type_name() != "MatMul"):
+            if name not in seen and (op is start or op.get_type_name() != "MatMul"):
                 seen.add(name)
-                behind += [port.get_source_output().get_node() for port in one.inputs()]
-        front = behind
+                following += neighbours(op)
+        front = following
     return None
+
+
+def _behind(op: Any) -> list[Any]:
+    return [port.get_source_output().get_node() for port in op.inputs()]
+
+
+def _ahead(op: Any) -> list[Any]:
+    return [port.get_node() for output in op.outputs() for port in sorted(output.get_target_inputs(), key=_name)]
+
+
+def _name(port: Any) -> str:
+    return str(port.get_node().get_friendly_name())

@@ -41,7 +41,8 @@ def roles_of(
             when = recipe.activations_by(rule).when
             # Run-time ranges are for matrix products: a convolution would take them for every window.
             roles[node] = "float" if when == "runtime" and node.target not in LINEARS else _LAYERS[when]
-            if when == "runtime" and _width(node) < policy.runtime_group:
+            narrow = _width(node) < policy.runtime_group  # which such an engine leaves in float
+            if when == "runtime" and narrow and recipe.activations_by(rule).format == "auto":
                 roles[node] = "stored"
         elif name in policy.arithmetic and node not in normalised and _both_activations(node):
             roles[node] = "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"

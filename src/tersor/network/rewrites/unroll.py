@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from tersor.network.network import Network, aten, finish, op_name
 
@@ -117,9 +118,9 @@ class _Unrolling:
         """A new node, its value known and its name a person's."""
         new = self.graph.call_function(target, args)
         # The steps are alike, and what is known of a value takes longer to find than all else here.
-        key = str((target, fx.node.map_arg(args, lambda n: _shape(n.meta["val"]))))
+        key = str((target, map_arg(args, lambda n: _shape(n.meta["val"]))))
         if key not in self.known:
-            self.known[key] = target(*fx.node.map_arg(args, lambda n: n.meta["val"]))
+            self.known[key] = target(*map_arg(args, lambda n: n.meta["val"]))
         new.meta.update(val=self.known[key], path=self.path, title=title or f"{self.path}.{op_name(new)}")
         return new
 

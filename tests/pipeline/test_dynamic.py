@@ -227,3 +227,13 @@ def test_empty_and_many_dimensions():
     assert small(torch.zeros(2, 0, 8)).shape == (2, 0, 4)
     assert small(torch.zeros(2, 3, 5, 8)).shape == (2, 3, 5, 4)
     assert small(torch.zeros(8)).shape == (4,)
+
+
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "int16-dynamic", "bf16"])
+def test_layers_with_gradients_before_it_do_not_disturb_a_product(recipe):
+    model = nn.Sequential(nn.LayerNorm(32), nn.Linear(32, 8)).eval()
+    small, x = tersor.quantize_dynamic(model, recipe, progress=False), torch.randn(4, 32)
+    found = small(x)
+    with torch.no_grad():
+        assert torch.equal(found, small(x))
+    assert not found.requires_grad

@@ -45,7 +45,7 @@ class QuantizedWeight(nn.Module):
         return self.qtensor().dequantize()
 
     def product(self, activation: QuantSpec | None, bias: Tensor | None = None) -> Product:
-        """``x [rows, in] → x @ weightᵀ + bias``, float32.
+        """``x [rows, in] → x @ weightᵀ + bias``, float32; a product in integers has no gradient.
 
         Args:
             activation: int8 or int16, each row (or the tensor) with a scale of its own taken at run time;
@@ -58,19 +58,19 @@ class QuantizedWeight(nn.Module):
         if activation.format.bits == 16:
 
             def wide(x: Tensor) -> Tensor:
-                high, low, scale = wide_codes(x, shared)
+                high, low, scale = wide_codes(x.detach(), shared)
                 return _scaled(packed(high).mul_(256.0).add_(packed(low)), scale, bias)
 
             return wide
 
         def symmetric(x: Tensor) -> Tensor:
-            codes, scale = row_codes(x, shared)
+            codes, scale = row_codes(x.detach(), shared)
             return _scaled(packed(codes), scale, bias)
 
         def shifted(x: Tensor) -> Tensor:
-            codes, scale, shift = shifted_codes(x, shared)
+            codes, scale, shift = shifted_codes(x.detach(), shared)
             # (codes + shift) · weight: the shifts' part is of rank one.
-            sums = packed(codes).addr_(shift.view(-1).expand(len(x)), packed.sums)
+            sums = packed(codes).addr_(shift.view(-1) if len(shift) == len(x) else shift.view(-1).expand(len(x)), packed.sums)
             return _scaled(sums, scale, bias)
 
         return symmetric if activation.symmetric else shifted
@@ -78,7 +78,7 @@ class QuantizedWeight(nn.Module):
     def _float_product(self, bias: Tensor | None) -> Product:
         if self.codes.dtype == torch.bfloat16 and self.scale.numel() == 1:
             codes, scale = self.codes, self.scale.reshape(1, 1)
-            return lambda x: _scaled(F.linear(x.to(torch.bfloat16), codes).float(), scale, bias)
+            return lambda x: _scaled(F.linear(x.detach().to(torch.bfloat16), codes).float(), scale, bias)
         weight = self.dequantize()
         return lambda x: F.linear(x, weight, bias)
 
@@ -108,4 +108,5 @@ class QuantizedWeight(nn.Module):
 
 
 def _scaled(sums: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    return sums.mul_(scale) if bias is None else torch.addcmul(bias, sums, scale)
+    # In place: fresh memory for the result would cost more than the arithmetic.
+    return sums.mul_(scale) if bias is None else torch.addcmul(bias, sums, scale, out=sums)

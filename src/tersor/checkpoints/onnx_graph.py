@@ -17,7 +17,7 @@ from onnxscript.values import Op, Opset
 
 from tersor.errors import EngineError
 from tersor.network.explain import quiet
-from tersor.network.network import Network
+from tersor.network.network import Network, op_name
 
 DOMAIN = "tersor"
 OPSET = 21
@@ -45,6 +45,8 @@ def export_graph(network: Network) -> ir.Model:
         torch.ops.tersor.cast.default: _cast(),
         torch.ops.tersor.quantize_whole.default: _quantize_whole(),
     }
+    if any(op_name(n) == "dynamic_lstm" for n in network.operators()):
+        table[torch.ops.tersor.dynamic_lstm.default] = _dynamic_lstm()
     try:
         with quiet(*_CHATTER):
             exported = torch.onnx.export(
@@ -91,19 +93,24 @@ def _program(network: Network) -> Any:
     return program
 
 
-def _operator(name: str, inputs: tuple[str, ...], attributes: dict[str, Any]) -> Op:
+def _operator(name: str, inputs: tuple[str, ...], attributes: dict[str, Any], outputs: int = 1) -> Op:
     """An operator of our domain; its types are free, since it never reaches a file."""
     types = [(t, ["tensor(float)", "tensor(float16)", "tensor(int8)"], "") for t in (*inputs, "out")]
     schema = OpSchema(
         name,
         DOMAIN,
         1,
-        inputs=[OpSchema.FormalParameter(i, i) for i in inputs],
-        outputs=[OpSchema.FormalParameter("y", "out")],
+        inputs=[OpSchema.FormalParameter(i, i, param_option=_optional(i)) for i in inputs],
+        outputs=[OpSchema.FormalParameter(f"y{k}", "out") for k in range(outputs)],
         type_constraints=types,
         attributes=[OpSchema.Attribute(a, kind) for a, kind in attributes.items()],
     )
     return Op(Opset(DOMAIN, 1), name, schema)
+
+
+def _optional(name: str) -> Any:
+    options = OpSchema.FormalParameterOption
+    return options.Optional if name in ("bias_ih", "bias_hh", "h", "c") else options.Single
 
 
 def _fake_quantize() -> Callable[..., Any]:
@@ -140,6 +147,17 @@ def _quantize_whole() -> Callable[..., Any]:
 
     def translate(x, high: int):
         return op(x, high=high)
+
+    return translate
+
+
+def _dynamic_lstm() -> Callable[..., Any]:
+    names = ("x", "codes_ih", "scale_ih", "codes_hh", "scale_hh", "bias_ih", "bias_hh", "h", "c")
+    op = _operator("dynamic_lstm", names, {"time": _INTEGER, "reverse": _INTEGER}, outputs=3)
+
+    def translate(x, codes_ih, scale_ih, codes_hh, scale_hh, bias_ih, bias_hh, h, c, time: int, reverse: bool):
+        tensors = (x, codes_ih, scale_ih, codes_hh, scale_hh, bias_ih, bias_hh, h, c)
+        return op(*tensors, time=time, reverse=int(reverse))
 
     return translate
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from tersor.checkpoints.int32_bias import fit_biases
 from tersor.checkpoints.onnx_constants import Constants
 from tersor.checkpoints.onnx_graph import OPSET, export_graph
+from tersor.checkpoints.onnx_lstm import MICROSOFT, rolled, write_lstms
 from tersor.checkpoints.onnx_products import write_products
 from tersor.checkpoints.onnx_quantizers import Style, Writer
 from tersor.checkpoints.onnx_rewrites import (
@@ -35,6 +36,7 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
     Raises:
         EngineError: where ONNX cannot express an operator or a quantizer, naming it.
     """
+    network, lstms = rolled(network)
     model = export_graph(fit_biases(network) if style.integer_biases else network)
     graph = model.graph
     drop_idle_nodes(graph)
@@ -44,11 +46,14 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
         quantize_moves(graph)
     bits = {n.name: int(n.meta["bits"]) for n in network.operators() if "bits" in n.meta}
     constants = Constants(graph)
+    write_lstms(graph, constants, lstms)
     write_products(graph, constants)
     Writer(graph, constants, style, bits).write()
     drop_dead(graph)
     graph.opset_imports.clear()
     graph.opset_imports[""] = OPSET
+    if lstms:
+        graph.opset_imports[MICROSOFT] = 1
     model.producer_name, model.producer_version = "tersor", None
     model.metadata_props.clear()
     for node in graph:

@@ -10,7 +10,7 @@ from tersor.checkpoints.onnx_rewrites import ABSORBED
 from tersor.engines.base import Executed
 
 _INTEGER = re.compile(
-    r"QLinear\w+|QGemm|ConvInteger|MatMulInteger\w*|DynamicQuantizeMatMul|(Deq|Q)uantizeLinear"
+    r"QLinear\w+|QGemm|ConvInteger|MatMulInteger\w*|DynamicQuantizeMatMul|DynamicQuantizeLSTM|(Deq|Q)uantizeLinear"
 )
 _PRECISION: dict[int, str] = {
     TensorProto.FLOAT: "fp32",

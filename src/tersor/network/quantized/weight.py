@@ -70,7 +70,7 @@ class QuantizedWeight(nn.Module):
         def shifted(x: Tensor) -> Tensor:
             codes, scale, shift = shifted_codes(x.detach(), shared)
             # (codes + shift) · weight: the shifts' part is of rank one.
-            sums = packed(codes).addr_(shift.view(-1) if len(shift) == len(x) else shift.view(-1).expand(len(x)), packed.sums)
+            sums = packed(codes).addr_(shift.view(-1).expand(len(x)), packed.sums)
             return _scaled(sums, scale, bias)
 
         return symmetric if activation.symmetric else shifted

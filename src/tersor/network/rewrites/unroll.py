@@ -19,6 +19,25 @@ STEPS = 512  # beyond these the graph is too long to be compiled in reasonable t
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 _INPUT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 State = tuple[fx.Node, ...]
+MARK = "recurrent"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What a node was in the recurrent layer that it came from, for engines that have an operator for the whole.
+
+    Args:
+        kind: lstm, gru, rnn_tanh or rnn_relu; layer: a name for one layer in one direction.
+        role: ``input`` and ``state`` are linear layers; ``output``, ``last_h``, ``last_c`` are given,
+            ``first_h`` and ``first_c`` taken (absent where the state starts at zero).
+        time: the dimension of the steps; reverse: whether the last comes first.
+    """
+
+    kind: str
+    layer: str
+    role: str
+    time: int
+    reverse: bool
 
 
 def why_not(node: fx.Node) -> str | None:
@@ -98,9 +117,11 @@ class _Unrolling:
     ) -> tuple[fx.Node, State]:
         by_input, by_state, input_bias, state_bias = own
         gates = self.call(aten.linear.default, x, by_input, input_bias, title=f"{self.path}.input_{name}")
+        layer, given = f"{self.path}.{name}", state
+        gates.meta[MARK] = Mark(self.kind, layer, "input", time, reverse)
         steps = range(x.meta["val"].shape[time])
         # A product with zeros would be folded away by an engine, its weight made float on the way.
-        zero = op_name(state[0].all_input_nodes[0]) == "zeros"
+        fresh = zero = op_name(state[0].all_input_nodes[0]) == "zeros"
         outputs: dict[int, fx.Node] = {}
         for t in reversed(steps) if reverse else steps:
             now = self.call(aten.select.int, gates, time, t)
@@ -109,10 +130,16 @@ class _Unrolling:
             else:
                 title = f"{self.path}.state_{name}.{t}"
                 then = self.call(aten.linear.default, state[0], by_state, state_bias, title=title)
+                then.meta[MARK] = Mark(self.kind, layer, "state", time, reverse)
             zero = False
             state = _STEPS[self.kind](self, now, then, state)
             outputs[t] = state[0]
-        return self.call(aten.stack.default, [outputs[t] for t in steps], time), state
+        output = self.call(aten.stack.default, [outputs[t] for t in steps], time)
+        roles = [(output, "output"), *zip(state, ("last_h", "last_c"), strict=False)]
+        roles += [] if fresh else zip(given, ("first_h", "first_c"), strict=False)
+        for node, role in roles:
+            node.meta[MARK] = Mark(self.kind, layer, role, time, reverse)
+        return output, state
 
     def call(self, target: Any, *args: Any, title: str | None = None) -> fx.Node:
         """A new node, its value known and its name a person's."""

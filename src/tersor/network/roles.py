@@ -41,8 +41,7 @@ def roles_of(
             when = recipe.activations_by(rule).when
             # Run-time ranges are for matrix products: a convolution would take them for every window.
             roles[node] = "float" if when == "runtime" and node.target not in LINEARS else _LAYERS[when]
-            narrow = _width(node) < policy.runtime_group  # which such an engine leaves in float
-            if when == "runtime" and narrow and recipe.activations_by(rule).format == "auto":
+            if roles[node] == "runtime" and _left_in_float(node, recipe.activations_by(rule).format, policy):
                 roles[node] = "stored"
         elif name in policy.arithmetic and node not in normalised and _both_activations(node):
             roles[node] = "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"
@@ -55,10 +54,10 @@ def roles_of(
     return roles
 
 
-def _width(node: fx.Node) -> int:
-    """How many inputs a layer's weight has for one output."""
-    weight = weight_node(node)
-    return int(weight.meta["val"].shape[1]) if weight is not None else 0
+def _left_in_float(node: fx.Node, format: str, policy: Policy) -> bool:
+    """Whether a linear layer's input is narrower than what the engine quantizes together at run time."""
+    width = int(node.args[0].meta["val"].shape[-1])  # type: ignore[union-attr]
+    return width < policy.runtime_group and format == "auto"
 
 
 def _both_activations(node: fx.Node) -> bool:

@@ -1,10 +1,14 @@
 """Every entry of SOLVERS, the whole suite: what a user of any solver may rely on."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tersor.numerics import QuantSpec
+from tersor.observers.gram import Gram
 from tersor.solvers import SOLVERS, Geometry, LayerProblem
+from tersor.solvers.patches import patches
 
 SPECS = [
     QuantSpec("int8", "channel"),
@@ -30,7 +34,8 @@ def problem_of(weight: torch.Tensor, spec: QuantSpec) -> LayerProblem:
     sample = drawn(3, weight.shape[1], 6, 6) if weight.ndim == 4 else drawn(40, weight.shape[1])
     asymmetric = QuantSpec("uint8", symmetric=False)
     limits = (float(sample.min()), float(sample.max()))
-    return LayerProblem("layer", weight, spec, geometry, sample, asymmetric, limits)
+    problem = LayerProblem("layer", weight, spec, geometry, sample, asymmetric, limits)
+    return replace(problem, gram=Gram.of(patches(problem, 10_000)).hessian)
 
 
 @pytest.fixture(params=sorted(SOLVERS))
@@ -82,7 +87,8 @@ def test_dead_channels_stay_dead(solver):
     solution = solver(problem_of(weight, QuantSpec("int8", "channel")))
     after = solution.qtensor.dequantize()
     assert (after[2] == 0).all()
-    assert (after[:, 3] == 0).all()
+    # A weight that is 0 may still make up for its neighbours' errors, where the inputs are known.
+    assert "gram" in solver.needs or (after[:, 3] == 0).all()
     assert solution.sqnr_db > 35
 
 
@@ -109,7 +115,8 @@ def test_group_that_does_not_divide(solver, spec):
     weight, after = weight[part], q.dequantize()[part]
     inside = weight.abs() <= 7 * scale
     assert inside.float().mean() >= 0.6
-    assert ((after - weight).abs() <= scale / 2 * (1 + 1e-5))[inside].all()
+    steps = 1.5 if "gram" in solver.needs else 0.5
+    assert ((after - weight).abs() <= steps * scale * (1 + 1e-5))[inside].all()
 
 
 def test_curve_costs_more_for_less_error(solver):

@@ -42,6 +42,7 @@ class LayerProblem:
             ``"sample"`` in ``needs`` read it.
         input_spec: how the layer's input is quantized; None where it stays float.
         input_range: (low, high) of that input, the start of whoever searches a better one.
+        gram: 2·mean(x·xᵀ) of the layer's inputs (of a convolution's patches), one matrix a group.
     """
 
     name: str
@@ -51,6 +52,7 @@ class LayerProblem:
     sample: Tensor | None = None
     input_spec: QuantSpec | None = None
     input_range: tuple[float, float] | None = None
+    gram: Float[Tensor, "groups columns columns"] | None = None
 
     def require(self, needs: Sequence[str]) -> None:
         """Raise CalibrationError unless every field of ``needs`` was given."""
@@ -73,6 +75,7 @@ class LayerSolution:
         cosine: of the layer's output before and after on the sample (a mean over channels), where the
             solver measured it.
         input_range: the range that the solver chose for the layer's input, where it did.
+        output_error: power of the output's error over that of the output, by the Gram matrix, where there was one.
     """
 
     qtensor: QTensor
@@ -80,6 +83,7 @@ class LayerSolution:
     sqnr_db: float
     cosine: float | None = None
     input_range: tuple[float, float] | None = None
+    output_error: float | None = None
 
 
 class Solver(Protocol):

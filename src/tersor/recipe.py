@@ -26,6 +26,8 @@ class _Strict(BaseModel):
 class Quantization(_Strict):
     """How the weights or the activations are quantized; ``auto`` leaves a field to the engine's policy.
 
+    ``solver`` is for weights: ``rtn`` rounds each to nearest, ``gptq`` against calibrated inputs of its layer.
+
     >>> Quantization(format="int8", granularity="channel").spec(QuantSpec("int8")).granularity.kind
     'channel'
     """
@@ -35,6 +37,7 @@ class Quantization(_Strict):
     symmetric: bool | None = None
     range: str = "minmax"
     rounding: Literal["nearest", "stochastic"] = "nearest"
+    solver: Literal["rtn", "gptq"] = "rtn"
 
     @field_validator("format")
     @classmethod
@@ -262,6 +265,12 @@ def int4_weight() -> Recipe:
     return _weights_only("int4-weight", Quantization(format="int4", granularity="group:32", range="mse"))
 
 
+def int4_gptq() -> Recipe:
+    """The same with weights that make up for each other's errors on calibrated inputs. arXiv 2210.17323."""
+    weights = Quantization(format="int4", granularity="group:32", range="mse", solver="gptq")
+    return _weights_only("int4-gptq", weights)
+
+
 def fp16() -> Recipe:
     """Weights in FP16."""
     return _weights_only("fp16", Quantization(format="fp16", granularity="tensor"))
@@ -284,6 +293,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "int16-dynamic": int16_dynamic,
     "int8-weight": int8_weight,
     "int4-weight": int4_weight,
+    "int4-gptq": int4_gptq,
     "fp16": fp16,
     "bf16": bf16,
 }

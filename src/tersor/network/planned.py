@@ -24,6 +24,7 @@ class Site:
         spec: the QuantSpec; ``range``: the estimator of its range.
         group: sites of one group share their parameters; ``source``: it measures the group's range.
         reason: why it stands there.
+        solver: who rounds a weight.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Site:
     group: str
     source: bool = True
     reason: str = ""
+    solver: str = "rtn"
 
 
 @dataclass(frozen=True)

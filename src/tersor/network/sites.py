@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from tersor.network.network import TRANSPOSED, Network, groups_of, op_name, title, weight_node
+from tersor.network.network import CONVOLUTIONS, LINEARS, TRANSPOSED, Network, groups_of, op_name, title, weight_node
 from tersor.network.planned import PlannedLayer, Site, planned_layers
 from tersor.network.roles import WEIGHTED, is_float_tensor, roles_of
 from tersor.numerics.spec import Granularity, QuantSpec
@@ -197,18 +197,11 @@ def _layer_sites(
         policy.check(title(node), "weights" if roles[node] == "layer" else "stored", spec)
         weight = weight_node(node)
         assert weight is not None
-        sites.append(
-            Site(
-                title(node),
-                node.name,
-                "weight",
-                spec,
-                choice.range,
-                str(weight.target),
-                True,
-                f"weight of {op_name(node)}",
-            )
-        )
+        solver, reason = choice.solver, f"weight of {op_name(node)}"
+        if solver == "gptq" and node.target not in (*CONVOLUTIONS, *LINEARS):
+            solver, reason = "rtn", f"{reason}, rounded to nearest: it is no matrix product that GPTQ could solve"
+        group = str(weight.target)
+        sites.append(Site(title(node), node.name, "weight", spec, choice.range, group, True, reason, solver))
         if roles[node] == "runtime":
             weight_spec, spec = spec, recipe.activations_by(rules[node]).spec(policy.runtime)
             policy.check_runtime(title(node), spec, weight_spec)

@@ -19,12 +19,14 @@ from tersor.network.rewrites.equalize import Equalize
 from tersor.network.rewrites.smooth import Smooth, is_transformer, smoothable
 from tersor.network.sites import Plan, Site
 from tersor.observers import OBSERVERS
+from tersor.observers.gram import Gram
 from tersor.pipeline.batches import Batch, joined, keeping, passing, some
+from tersor.pipeline.grams import grams
 from tersor.pipeline.inputs import fitted_input_ranges
 from tersor.pipeline.prepare import Prepared
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe
-from tersor.solvers import EasyQuant, Geometry, LayerProblem, LayerSolution, Rtn
+from tersor.solvers import EasyQuant, Geometry, Gptq, LayerProblem, LayerSolution, Rtn
 from tersor.task import Task, batch_size
 
 PROBED = 64
@@ -60,10 +62,11 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
         batches = keeping(needed, first, max(mean_samples, 1))
         extra = observed_inputs(prepared.network)
         calibration = calibrate(prepared.network, prepared.plan, batches, mean_samples, extra, on_batch=bar.at)
+    hessians = _hessians(task, prepared, stages)
     with stages.stage("solve", "choosing ranges and weights", len(prepared.plan.sites)) as bar:
         ranges = activation_ranges(prepared.network, prepared.plan, calibration, bar.advance)
         ranges = fitted_input_ranges(prepared.network, prepared.plan, ranges, one_batch(prepared.network, first, 16))
-        solutions = _solve_weights(task, recipe, prepared, ranges, bar.advance)
+        solutions = _solve_weights(task, recipe, prepared, ranges, hessians, bar.advance)
         ranges = _with_solved_inputs(prepared, ranges, solutions)
         weights = {name: s.qtensor for name, s in solutions.items()}
         network = quantize_network(prepared.network, prepared.plan, ranges, weights)
@@ -152,8 +155,31 @@ def activation_ranges(
     return ranges
 
 
+def _hessians(task: Task, prepared: Prepared, stages: Stages) -> dict[str, Gram]:
+    """By weight, the Gram matrix of all inputs of the layers that GPTQ solves."""
+    sites = [s for s in prepared.plan.weights() if s.solver == "gptq"]
+    if not sites:
+        return {}
+    problems = {s.node: _problem(prepared.network, s) for s in sites}
+    found: dict[str, Gram] = {}
+    with stages.stage("calibrate", "collecting Hessians") as bar:
+        for node, gram in grams(task, prepared, problems, bar.at).items():
+            group = next(s.group for s in sites if s.node == node)
+            found[group] = found[group].merged(gram) if group in found else gram
+    return found
+
+
+def _problem(network: Network, site: Site) -> LayerProblem:
+    return LayerProblem(site.name, network.tensor(site.group), site.spec, _geometry(network.node(site.node)))
+
+
 def _solve_weights(
-    task: Task, recipe: Recipe, prepared: Prepared, ranges: dict[str, Range], on_site: Callable[[], None]
+    task: Task,
+    recipe: Recipe,
+    prepared: Prepared,
+    ranges: dict[str, Range],
+    hessians: dict[str, Gram],
+    on_site: Callable[[], None],
 ) -> dict[str, LayerSolution]:
     samples = _input_samples(task, recipe, prepared)
     solved: dict[tuple[str, str], LayerSolution] = {}
@@ -163,18 +189,24 @@ def _solve_weights(
         # Layers that share a weight share its codes.
         key = (site.group, str(site.spec))
         if key not in solved:
-            solved[key] = _solution(site, recipe, prepared, ranges, samples)
+            solved[key] = _solution(site, recipe, prepared, ranges, samples, hessians.get(site.group))
         solutions[site.node] = solved[key]
     return solutions
 
 
 def _solution(
-    site: Site, recipe: Recipe, prepared: Prepared, ranges: dict[str, Range], samples: dict[str, Tensor]
+    site: Site,
+    recipe: Recipe,
+    prepared: Prepared,
+    ranges: dict[str, Range],
+    samples: dict[str, Tensor],
+    hessian: Gram | None,
 ) -> LayerSolution:
-    network = prepared.network
-    node = network.node(site.node)
-    problem = LayerProblem(site.name, network.tensor(site.group), site.spec, _geometry(node))
+    node, problem = prepared.network.node(site.node), _problem(prepared.network, site)
     solver: Any = Rtn("minmax" if site.range == "minmax" else "mse", seed=recipe.seed)
+    if site.solver == "gptq" and hessian is not None:
+        solver = Gptq("minmax" if site.range == "minmax" else "mse")
+        problem = replace(problem, gram=hessian.hessian)
     if site.range == "easyquant":
         source = _input_site(prepared.plan, node)
         if source is None:

@@ -6,7 +6,7 @@ from torch import fx
 
 from tersor.engines.program import exported
 from tersor.network.explain import quiet
-from tersor.network.network import Network, op_name
+from tersor.network.network import Network, argument, op_name
 
 # Between our node's name and the converter's; names of in-place operators hold two underscores of their own.
 MARK = "__tersor__"
@@ -19,14 +19,25 @@ _PLAIN = frozenset(
 
 def readable(network: Network) -> fx.GraphModule:
     """A module of operators that OpenVINO's frontend knows, named by our node, MARK and a name of their own."""
-    if all(op_name(n) in _PLAIN for n in network.operators()):
-        module = network.edit().module
-        for node in module.graph.nodes:
-            if node.op == "call_function":
-                node._rename(f"{node.name}{MARK}{node.name}")
-        module.recompile()
-        return module
-    return _decomposed(network)
+    if not all(_is_plain(n) for n in network.operators()):
+        return _decomposed(network)
+    network = network.edit()
+    for node in network.operators():
+        if op_name(node) == "contiguous":  # of which the frontend knows nothing
+            node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+            network.graph.erase_node(node)
+        else:
+            node._rename(f"{node.name}{MARK}{node.name}")
+    network.module.recompile()
+    return network.module
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Whether the frontend reads an operator as it stands: of splits, those into equal parts."""
+    if op_name(node) != "split":
+        return op_name(node) in _PLAIN
+    size, length = node.args[1], node.args[0].meta["val"].shape[argument(node, 2, "dim", 0)]  # type: ignore[union-attr]
+    return isinstance(size, int) and isinstance(length, int) and length % size == 0
 
 
 def _decomposed(network: Network) -> fx.GraphModule:

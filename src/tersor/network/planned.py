@@ -70,6 +70,8 @@ def planned_layers(
             planned, reason = _precision(site.spec), site.reason
             if role == "stored":
                 planned, reason = "fp32", f"{site.reason}, stored in {site.spec.format.name}; arithmetic stays float"
+                if recipe.activations_by(rule).when == "runtime" and node.target not in EMBEDDINGS:
+                    reason += f": fewer than the {policy.runtime_group} inputs that {policy.engine} quantizes together"
             weight_format = str(site.spec.format.name)
         elif role in ("arithmetic", "average"):
             planned, reason = "int8", f"{name} of quantized values"

@@ -90,6 +90,16 @@ def test_the_report_has_a_row_for_every_product(quick_report):
     assert rows == dict.fromkeys(PRODUCTS, ("int8", "int8"))
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # PyTorch's own, of itself
+def test_the_report_has_a_row_for_a_layer_that_stays_in_float(quick_report):
+    rnn = nn.LSTM(8, 8, proj_size=4, batch_first=True)
+    subject = task_of(Lambda(lambda m, x: m.head(m.rnn(x)[0]), rnn=rnn, head=nn.Linear(4, 4)), (STEPS, 8), batches=1)
+    report = compressed(subject, "int8-dynamic", "openvino", report=True).report
+    row = next(r for r in report.layers if r.op == "lstm")
+    assert (row.name, row.planned, row.executed) == ("rnn.lstm", "fp32", "fp32")
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_weights_alone_leave_the_products_in_float(engine):
     """Left alone, either would quantize what goes into them."""

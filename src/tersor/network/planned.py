@@ -7,6 +7,7 @@ from torch import Tensor, fx
 
 from tersor.errors import RecipeError
 from tersor.network.network import EMBEDDINGS, op_name, title, weight_node
+from tersor.network.rewrites.unroll import RECURRENT, why_not
 from tersor.network.roles import WEIGHTED, is_float_tensor
 from tersor.numerics.spec import QuantSpec
 from tersor.policy import Policy
@@ -88,7 +89,7 @@ def planned_layers(
             if not _gives_floats(node):
                 continue
             planned, reason, weight_format = _half(node, rule, recipe, policy)
-        elif not is_float_tensor(node):
+        elif not is_float_tensor(node) and name not in RECURRENT:
             continue
         elif rule is not None and rule.keep is not None:
             planned, reason = rule.keep, f"kept by the rule ({rule})"
@@ -96,6 +97,8 @@ def planned_layers(
             planned, reason = "fp32", f"{policy.engine}: no integer {name} here"
             if name in policy.layers and recipe.activations.when == "runtime":
                 reason = "the activations of a convolution are quantized by a static recipe"
+            if name in RECURRENT and (hindrance := why_not(node)):
+                reason = f"not written out in steps: {hindrance}"
         if role in ("layer", "arithmetic", "average", "transparent") and planned != "fp32":
             planned, reason = _widened(node, planned, reason, roles, values, policy)
         if weight_format is None and weight_node(node) is not None:

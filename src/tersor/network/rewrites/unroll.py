@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from tersor.network.network import Network, aten, finish, op_name
 
 STEPS = 512  # beyond these the graph is too long to be compiled in reasonable time
-_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _INPUT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 State = tuple[fx.Node, ...]
 MARK = "recurrent"
@@ -67,12 +67,12 @@ class Unroll:
     """Every recurrent operator of fixed length becomes linear layers and elementwise functions; the rest stay."""
 
     def __call__(self, network: Network, statistics: Any = None) -> Network:
-        if not any(op_name(n) in _GATES for n in network.operators()):
+        if not any(op_name(n) in RECURRENT for n in network.operators()):
             return network
         network = network.edit()
         number: Counter[Any] = Counter()
         for node in network.operators():
-            if op_name(node) in _GATES and why_not(node) is None:
+            if op_name(node) in RECURRENT and why_not(node) is None:
                 number[node.meta.get("path")] += 1
                 with network.graph.inserting_before(node):
                     results = _Unrolling(network.graph, node, number[node.meta.get("path")]).results()

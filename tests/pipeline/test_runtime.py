@@ -6,10 +6,12 @@ from torch import nn
 
 import tersor
 from tersor.engines import check_numbers
+from tersor.engines import engine as find_engine
 from tersor.errors import RecipeError
 from tersor.network.network import op_name
 from tersor.numerics.fakequant import quantize_rows_op
-from tersor.recipe import PRESETS, Quantization
+from tersor.pipeline.prepare import prepare
+from tersor.recipe import PRESETS, Quantization, resolve
 
 
 class Mixed(nn.Module):
@@ -49,6 +51,18 @@ def test_only_linear_layers_are_quantized_and_only_when_they_run(task, engine):
     names = [op_name(n) for n in done.network.operators()]
     assert names.count("quantize_rows") == 2
     assert "fake_quantize" not in names
+
+
+def test_folded_layers_are_planned_by_their_width():
+    torch.manual_seed(0)
+    layers = nn.Conv1d(3, 16, 1), nn.BatchNorm1d(16), nn.Flatten(), nn.Linear(128, 16), nn.BatchNorm1d(16)
+    net = nn.Sequential(*layers, nn.Linear(16, 8)).eval()
+    task = tersor.Task("folded", net, (torch.zeros(1, 3, 8),), lambda: [])
+    ready = prepare(task, resolve("int8-dynamic"), find_engine("openvino").policy())
+    planned = {layer.name: (layer.planned, layer.weight_format) for layer in ready.plan.layers}
+    assert planned["0"] == ("fp32", "fp32")
+    assert planned["3"] == ("int8", "int8")
+    assert planned["5"] == ("fp32", "int8")
 
 
 def test_the_engine_computes_in_integers(task):

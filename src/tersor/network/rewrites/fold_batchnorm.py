@@ -82,6 +82,8 @@ def _fold(network: Network, node: fx.Node, folded: dict[tuple[Any, ...], tuple[s
         folded[key] = _folded_tensors(network, node, layer)
     with network.graph.inserting_before(layer):
         weight, bias = (network.graph.get_attr(name) for name in folded[key])
+    if source := weight_node(layer):
+        weight.meta["val"] = source.meta.get("val")
     arguments = list(layer.args) + [None] * (3 - len(layer.args))
     arguments[1], arguments[2] = weight, bias
     layer.args = tuple(arguments)

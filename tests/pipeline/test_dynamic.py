@@ -10,6 +10,8 @@ from torch import nn
 import tersor
 from tersor.errors import RecipeError
 from tersor.network.quantized import QuantizedEmbedding, QuantizedLinear, WeightOnly
+from tersor.pipeline import dynamic
+from tersor.recipe import Quantization
 
 
 def mlp(seed=0):
@@ -205,7 +207,7 @@ def test_what_pytorch_cannot_do_is_refused(change, word):
 def test_bad_models():
     broken = mlp()
     broken[2].weight.data[0, 0] = float("nan")
-    with pytest.raises(RecipeError, match=r"2\.weight holds 1 values"):
+    with pytest.raises(RecipeError, match=r"2\.weight: 1 of its values"):
         tersor.quantize_dynamic(broken)
     small = tersor.quantize_dynamic(mlp())
     with pytest.raises(RecipeError, match="quantized already"):
@@ -237,3 +239,19 @@ def test_layers_with_gradients_before_it_do_not_disturb_a_product(recipe):
     with torch.no_grad():
         assert torch.equal(found, small(x))
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("weights", ["int8 per channel", "int4 in groups", "int8 per tensor", "int8 by chance"])
+def test_in_pieces_as_in_one(weights, monkeypatch):
+    quantization = {
+        "int8 per channel": Quantization(format="int8", granularity="channel"),
+        "int4 in groups": Quantization(format="int4", granularity="group:32", range="mse"),
+        "int8 per tensor": Quantization(format="int8", granularity="tensor"),
+        "int8 by chance": Quantization(format="int8", granularity="channel", rounding="stochastic"),
+    }[weights]
+    recipe = tersor.recipe.int8_weight().model_copy(update={"weights": quantization})
+    whole = tersor.quantize_dynamic(mlp(), recipe).state_dict()
+    monkeypatch.setattr(dynamic, "_PIECE", 3 * 64)
+    pieces = tersor.quantize_dynamic(mlp(), recipe).state_dict()
+    assert whole.keys() == pieces.keys()
+    assert all(torch.equal(pieces[k], v) for k, v in whole.items())

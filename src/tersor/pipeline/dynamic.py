@@ -1,6 +1,6 @@
 """Quantization without data, in PyTorch: the user's own model class comes back, computing in integers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ from tersor.network.quantized import (
     WeightOnly,
 )
 from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, Holder, exchanged, holders
-from tersor.numerics import Granularity, QuantSpec
+from tersor.numerics import Granularity, QTensor, QuantSpec
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantization, Recipe, resolve
 from tersor.solvers import LayerProblem, Rtn
 
 _WEIGHT = QuantSpec("int8", "channel")
 _ACTIVATION = QuantSpec("int8", "token", symmetric=False)
+# Elements of a weight that are worked on at once.
+_PIECE = 2**18
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,16 +212,26 @@ def _directions(module: Any) -> Iterator[tuple[list[str], list[Tensor]]]:
 
 
 def _solved(name: str, tensor: Tensor, wanted: Quantization, seed: int, transposed: bool) -> QuantizedWeight:
-    weight = tensor.detach().float()
-    weight = weight.t().contiguous() if transposed else weight
-    solver = Rtn("minmax" if wanted.range == "minmax" else "mse", seed=seed)
-    if not torch.isfinite(weight).all():
-        bad = int((~torch.isfinite(weight)).sum())
-        raise RecipeError(
-            f"{name} holds {bad} values that are NaN or infinite: repair the weight, or keep its layer in float by a "
-            "rule"
-        )
+    weight = tensor.detach().t() if transposed else tensor.detach()
+    spec, solver = wanted.spec(_WEIGHT), Rtn("minmax" if wanted.range == "minmax" else "mse", seed=seed)
+    parts: list[QTensor] = []
     try:
-        return QuantizedWeight(solver(LayerProblem(name, weight, wanted.spec(_WEIGHT))).qtensor)
+        for rows in _pieces(weight, spec):
+            if not torch.isfinite(rows).all():
+                bad = int((~torch.isfinite(weight)).sum())
+                raise RecipeError(
+                    f"{bad} of its values are NaN or infinite: repair the weight, or keep its layer in float by a rule"
+                )
+            parts.append(solver(LayerProblem(name, rows.float().contiguous(), spec)).qtensor)
     except TersorError as error:
         raise type(error)(f"{name}: {error}") from error
+    if len(parts) == 1:
+        return QuantizedWeight(parts[0])
+    codes, scale, zero_point = (torch.cat([getattr(p, f) for p in parts]) for f in ("codes", "scale", "zero_point"))
+    return QuantizedWeight(QTensor(codes, scale, zero_point, spec))
+
+
+def _pieces(weight: Tensor, spec: QuantSpec) -> Sequence[Tensor]:
+    """A few rows at a time where each has scales of its own: what is made on the way is small and in the cache."""
+    alone = spec.granularity.scale_shape(weight.shape)[0] == len(weight) and spec.rounding == "nearest"
+    return weight.split(max(1, _PIECE * len(weight) // weight.numel())) if alone and weight.numel() else [weight]

@@ -141,3 +141,31 @@ def test_activation_moves_before_concatenation():
     assert [op_name(n) for n in network.operators()][-1] == "cat"
     with torch.no_grad():
         torch.testing.assert_close(network(x), model(x))
+
+
+class Remembers(nn.Module):
+    """As a language model of transformers: without a word, it gives back a cache as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x, cache=None, use_cache=None):
+        y = self.layer(x)
+        return (y, object()) if use_cache is None else (y, y + 1) if use_cache else (y,)
+
+
+@pytest.mark.parametrize("example", [(torch.zeros(1, 4),), {"x": torch.zeros(1, 4)}])
+def test_no_cache_is_captured_and_the_notes_say_so(example):
+    model, x = Remembers().eval(), torch.randn(3, 4)
+    network = capture(model, example)
+    assert torch.equal(network(x), model.layer(x))
+    assert network.dynamic_batch
+    assert network.input_names == ("x",)
+    assert "use_cache=False" in " ".join(network.notes)
+
+
+def test_a_cache_that_is_asked_for_stays():
+    network = capture(Remembers().eval(), {"x": torch.zeros(1, 4), "use_cache": True})
+    assert len(network(torch.zeros(2, 4))) == 2
+    assert not network.notes

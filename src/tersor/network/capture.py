@@ -79,7 +79,10 @@ def _captured(
     if any(_writes_through_a_view(n) for n in program.graph.nodes):
         with quiet():
             program = program.run_decompositions({})
-    return _titled(_network(program, values, names, notes))
+    if _uncached(model, values, names):
+        notes = (*notes, "captured with use_cache=False: it gives back no cache of keys and values")
+    network = _network(program, (*values, *_uncached(model, values, names).values()), names, notes)
+    return _titled(replace(network, dynamic_batch=dynamic))
 
 
 def _freed(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> Network | None:
@@ -106,9 +109,21 @@ def _export(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], d
     if not names and parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
         spec = (spec,)
     args = () if names else values
-    kwargs = dict(zip(names, values, strict=True)) if names else None
+    kwargs = dict(zip(names, values, strict=True)) if names else {}
+    if uncached := _uncached(model, values, names):
+        kwargs |= uncached
+        named = [p.name for p in parameters]
+        spec = dict(zip(named, spec, strict=False)) if isinstance(spec, tuple) else spec
+        spec |= dict.fromkeys(uncached)
     with quiet(), torch.no_grad():
         return torch.export.export(model, args, kwargs, dynamic_shapes=spec if dynamic else None, strict=False)
+
+
+def _uncached(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, bool]:
+    """Language models of transformers give back a cache, which is no tensor, unless they are told not to."""
+    parameters = list(inspect.signature(model.forward).parameters)
+    told = "use_cache" in (names or parameters[: len(values)])
+    return {"use_cache": False} if "use_cache" in parameters and not told else {}
 
 
 def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], notes: tuple[str, ...]) -> Network:
@@ -147,7 +162,7 @@ def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], note
     module = fx.GraphModule(tensors, graph)
     outputs = _output_names(program, len(graph.output_node().args[0]))  # type: ignore[arg-type]
     keyed = bool(names) and len(names) == len(inputs)
-    return finish(Network(module, names if keyed else tuple(inputs), outputs, tuple(example), keyed, not notes, notes))
+    return finish(Network(module, names if keyed else tuple(inputs), outputs, tuple(example), keyed, notes=notes))
 
 
 def _weight(program: Any, spec: Any, graph: fx.Graph, tensors: dict[str, Tensor]) -> fx.Node:

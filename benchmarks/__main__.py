@@ -13,9 +13,12 @@ BENCHES = {
     "speed_recurrent": 1,
     "calibration_cost": 4,
     "compress_time": 6,
+    "quantize_cost": 3,
     "audit": 5,
+    "architectures": 1,
     "per_tensor": 6,
     "accuracy_dynamic": 3,
+    "accuracy_transformers": 7,
     "accuracy_cifar": 6,
     "accuracy_imagenet": 25,
 }

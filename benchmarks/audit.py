@@ -31,7 +31,7 @@ def bench(quick: bool) -> Outcome:
             assert done.plan is not None
             rows = audit(done.plan, done.runner)
             claims += _audit_claims(what, rows, done.runner)
-            before, after = _plain_bytes(task, engine), _shipped(done)
+            before, after = float_bytes(task, engine), saved_bytes(done)
             beside = "" if quick or engine != "openvino" or smaller is None else _nncf(task, before)
             claims.append(Claim("size", what, before / after, smaller, False, "times smaller", peer=beside))
             details[what] = {
@@ -70,7 +70,7 @@ def _operators(runner: Runner) -> dict[str, int]:
     return dict(Counter(f"{e.op} {e.precision}" for e in runner.executed()))
 
 
-def _plain_bytes(task: tersor.Task, engine: str) -> int:
+def float_bytes(task: tersor.Task, engine: str) -> int:
     """The float network in the files of the same engine."""
     runner = find_engine(engine).compile(capture(task.model, task.example), threads=THREADS)
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +78,7 @@ def _plain_bytes(task: tersor.Task, engine: str) -> int:
         return shipped_bytes(folder)
 
 
-def _shipped(done: tersor.Compressed) -> int:
+def saved_bytes(done: tersor.Compressed) -> int:
     """The whole saved folder: model, manifest, recipe."""
     with tempfile.TemporaryDirectory() as folder:
         return shipped_bytes(done.save(Path(folder) / "saved"))

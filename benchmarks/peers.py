@@ -3,6 +3,7 @@
 import logging
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,35 @@ def nncf_model(task: tersor.Task, pictures: int, best: bool = False, model: Any 
 def nncf_runner(task: tersor.Task, pictures: int, best: bool = False) -> OpenVINORunner:
     """The same, compiled with its precision pinned."""
     return OpenVINORunner(nncf_model(task, pictures, best), THREADS, "f32")
+
+
+def nncf_transformer(task: tersor.Task, samples: int, told: bool = True) -> Any:
+    """NNCF's static int8 of a network with any inputs, told that it is a Transformer or not."""
+    with quiet():
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        options = {"model_type": nncf.ModelType.TRANSFORMER} if told else {}
+        data = nncf.Dataset(list(islice(_singles(task), samples)))
+        return nncf.quantize(openvino_model(task), data, subset_size=samples, **options)
+
+
+def _singles(task: tersor.Task) -> Iterator[list[np.ndarray]]:
+    for inputs in task.calibration_batches():
+        for sample in zip(*(x.split(1) for x in inputs), strict=True):
+            yield [x.numpy() for x in sample]
+
+
+def nncf_weights(task: tersor.Task) -> Any:
+    """NNCF's int8 weights; OpenVINO quantizes activations at run time, in groups as ours."""
+    from tersor.engines import openvino
+
+    with quiet():
+        import nncf
+
+        model = nncf.compress_weights(openvino_model(task), mode=nncf.CompressWeightsMode.INT8_SYM)
+    model.set_rt_info(str(openvino.GROUP), openvino.GROUP_KEY)
+    return model
 
 
 def onnx_file(task: tersor.Task, path: Path) -> None:

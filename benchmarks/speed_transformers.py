@@ -58,8 +58,8 @@ def calls(task: tersor.Task) -> dict[str, Callable[[], Any]]:
     runners: dict[str, Any] = {
         **ours,
         "ONNX Runtime dynamic": ort_dynamic(task),
-        "NNCF static": OpenVINORunner(nncf_static(task), THREADS),
-        "NNCF int8 weights": nncf_weights(task),
+        "NNCF static": OpenVINORunner(peers.nncf_transformer(task, 32), THREADS),
+        "NNCF int8 weights": OpenVINORunner(peers.nncf_weights(task), THREADS),
         "FP32": OpenVINORunner(plain, THREADS),
         "BF16": OpenVINORunner(plain, THREADS, "bf16"),
     }
@@ -86,34 +86,6 @@ def ort_dynamic(task: tersor.Task) -> OnnxRuntimeRunner:
         quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
         quantize_dynamic(ready, done, per_channel=True, weight_type=QuantType.QInt8)
         return OnnxRuntimeRunner(onnx.load(done), THREADS)
-
-
-def nncf_static(task: tersor.Task) -> Any:
-    """NNCF's static int8 with the flag that Transformers need."""
-    with quiet():
-        import nncf
-
-        batches = [[x.numpy() for x in b] for inputs in task.calibration_batches() for b in _singles(inputs)][:32]
-        data = nncf.Dataset(batches)
-        return nncf.quantize(
-            peers.openvino_model(task), data, subset_size=32, model_type=nncf.ModelType.TRANSFORMER
-        )
-
-
-def _singles(inputs: tuple[torch.Tensor, ...]) -> list[tuple[torch.Tensor, ...]]:
-    return list(zip(*(x.split(1) for x in inputs), strict=True))
-
-
-def nncf_weights(task: tersor.Task) -> OpenVINORunner:
-    """NNCF's int8 weights, activations quantized at run time by OpenVINO."""
-    from tersor.engines import openvino
-
-    with quiet():
-        import nncf
-
-        model = nncf.compress_weights(peers.openvino_model(task), mode=nncf.CompressWeightsMode.INT8_SYM)
-    model.set_rt_info(str(openvino.GROUP), openvino.GROUP_KEY)
-    return OpenVINORunner(model, THREADS)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -88,3 +89,22 @@ def test_a_bench_runs(shared):
     outcome = audit.bench(quick=True)
     assert {c.line for c in outcome.claims} == {"audit", "size"}
     assert all(c.reached is not False for c in outcome.claims)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("accuracy_transformers", {"static_sts"}),
+        ("architectures", {"architectures"}),
+        ("quantize_cost", {"quantize_cost", "linear_size"}),
+    ],
+)
+def test_benches_of_transformers_run(shared, name, lines):
+    pytest.importorskip("nncf")
+    outcome = import_module(f"benchmarks.{name}").bench(quick=True)
+    assert {c.line for c in outcome.claims} == lines
+    # Few sentences and a busy machine decide nothing; bytes, memory and what is taken do.
+    judged = [c for c in outcome.claims if c.line != "static_sts" and c.unit != "s"]
+    assert all(c.reached for c in judged)

@@ -255,3 +255,8 @@ def test_in_pieces_as_in_one(weights, monkeypatch):
     pieces = tersor.quantize_dynamic(mlp(), recipe).state_dict()
     assert whole.keys() == pieces.keys()
     assert all(torch.equal(pieces[k], v) for k, v in whole.items())
+
+
+def test_a_solver_that_needs_data_is_refused():
+    with pytest.raises(RecipeError, match=r"^0: gptq solves a weight against calibrated inputs .*tersor.compress"):
+        tersor.quantize_dynamic(nn.Sequential(nn.Linear(64, 8)), "int4-gptq", progress=False)

@@ -63,3 +63,9 @@ def test_an_infinite_input_names_the_layer():
     recipe = Recipe(weights=weights, activations=Quantization(format="fp32"), bias_correction=False)
     with pytest.raises(CalibrationError, match=r"^1: 8 of the layer's inputs are NaN or infinite"):
         tersor.compress(task, recipe, "torch", report=False, progress=False)
+
+
+def test_prepared_for_gptq_it_wants_data():
+    prepared = tersor.prepare(Shared().eval(), "int4-gptq", (words(1, 0),), engine="torch")
+    with pytest.raises(CalibrationError, match="has seen no data, and the recipe int4-gptq needs some"):
+        tersor.convert(prepared)

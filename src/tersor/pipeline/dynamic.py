@@ -138,6 +138,11 @@ def _exchange(holder: Holder, recipe: Recipe) -> Exchange:
         return Exchange(holder, None, None, reason)
     if holder.op == "embedding":
         activation = None
+    if weights.solver != "rtn":
+        raise RecipeError(
+            f"{holder.name}: {weights.solver} solves a weight against calibrated inputs of its layer, and here are "
+            "none: use tersor.compress, or `solver: rtn`"
+        )
     spec = weights.spec(_WEIGHT)
     _check(holder, spec, activation)
     reason = f"{spec}, activations {'in float' if activation is None else activation}"

@@ -1,11 +1,28 @@
-"""One weight in, its codes out."""
+"""One weight in, its codes out, or its zeros."""
 
 from tersor.solvers.easyquant import EasyQuant
 from tersor.solvers.gptq import Gptq
+from tersor.solvers.obq import Obq
 from tersor.solvers.problem import Geometry, LayerProblem, LayerSolution, Solver, curve
+from tersor.solvers.prune import PRUNERS
 from tersor.solvers.rtn import Rtn
+from tersor.solvers.sparsity import PrunedLayer, Sparsity
 
-SOLVERS: dict[str, type[Solver]] = {"rtn": Rtn, "easyquant": EasyQuant, "gptq": Gptq}
+SOLVERS: dict[str, type[Solver]] = {"rtn": Rtn, "easyquant": EasyQuant, "gptq": Gptq, "obq": Obq}
 """All solvers by name."""
 
-__all__ = ["SOLVERS", "EasyQuant", "Geometry", "Gptq", "LayerProblem", "LayerSolution", "Rtn", "Solver", "curve"]
+__all__ = [
+    "PRUNERS",
+    "SOLVERS",
+    "EasyQuant",
+    "Geometry",
+    "Gptq",
+    "LayerProblem",
+    "LayerSolution",
+    "Obq",
+    "PrunedLayer",
+    "Rtn",
+    "Solver",
+    "Sparsity",
+    "curve",
+]

@@ -1,0 +1,149 @@
+"""Optimal Brain Surgeon on a layer: weights leave one by one, and those that stay make up for them.
+
+ExactOBS and OBQ of arXiv 2208.11580. The inverse Hessian of what is left is not kept: it is the first one less V·Vᵀ,
+with one column of V for every weight gone, so that a step costs what has gone so far and not the whole matrix.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+from tersor.solvers.cholesky import inverse_factor
+
+# Elements of V of the rows that go together: more leave the cache, fewer cost more calls.
+_TOGETHER = 2**23
+_TINY = 1e-30
+
+
+@dataclass(frozen=True, eq=False)
+class Elimination:
+    """What happened to each row.
+
+    Attributes:
+        order: ``[rows, steps]``, the columns in the order in which they were fixed.
+        losses: ``[rows, steps]``, by how much each raised ½·e·H·eᵀ.
+        weight: ``[rows, columns]`` after the last step.
+    """
+
+    order: Int[Tensor, "rows steps"]
+    losses: Float[Tensor, "rows steps"]
+    weight: Float[Tensor, "rows columns"]
+
+
+def inverse(hessian: Tensor, damping: float, name: str) -> tuple[Float[Tensor, "columns columns"], float]:
+    """(H + λ·mean(diag H)·I)⁻¹ in float64, and the λ that it took; inputs that are always zero count as 1."""
+    hessian = hessian.double().clone()
+    dead = hessian.diagonal() == 0
+    hessian.diagonal()[dead] = 1
+    upper, used = inverse_factor(hessian, damping, name)
+    return upper.T @ upper, used
+
+
+def eliminate(
+    weight: Float[Tensor, "rows columns"],
+    inverse: Float[Tensor, "columns columns"],
+    steps: int,
+    target: Callable[[Tensor, Tensor], Tensor],
+    group: tuple[int, int] | None = None,
+    first: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Elimination:
+    """Fix so many weights of every row, each time the one that costs least.
+
+    Args:
+        weight, inverse: of one layer; the arithmetic is in the weight's dtype.
+        target: ``(values, whose rows)`` → what each value would be fixed to.
+        group: (n, m): at most m − n of every m neighbours may be fixed.
+        first: ``(errors, whose rows)`` → true where a weight must be fixed before all others.
+    """
+    count = max(1, _TOGETHER // (steps * weight.shape[1] or 1))
+    inverse = inverse.to(weight.dtype)
+    rows = torch.arange(len(weight))
+    parts = [
+        _eliminate(part, inverse, steps, _of(target, own), group, None if first is None else _of(first, own))
+        for part, own in zip(weight.split(count), rows.split(count), strict=True)
+    ]
+    return Elimination(*(torch.cat([getattr(p, f) for p in parts]) for f in ("order", "losses", "weight")))
+
+
+def _of(function: Callable[[Tensor, Tensor], Tensor], own: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda values: function(values, own)
+
+
+def _eliminate(
+    weight: Tensor,
+    inverse: Tensor,
+    steps: int,
+    target: Callable[[Tensor], Tensor],
+    group: tuple[int, int] | None,
+    first: Callable[[Tensor], Tensor] | None,
+) -> Elimination:
+    (rows, columns), w = weight.shape, weight.clone()
+    diagonal = inverse.diagonal().expand(rows, columns).clone()
+    gone = torch.zeros(rows, columns, dtype=torch.bool)
+    v = weight.new_empty(rows, steps, columns)
+    order, losses = torch.empty(rows, steps, dtype=torch.long), weight.new_empty(rows, steps)
+    removed = torch.zeros(rows, columns // group[1], dtype=torch.long) if group else None
+    for k in range(steps):
+        error = w - target(w)
+        cost = (error.square() / diagonal).masked_fill_(gone, torch.inf)
+        if first is not None:
+            urgent = first(error) & ~gone
+            cost = torch.where(urgent & urgent.any(1, keepdim=True), -error.abs(), cost)
+        if removed is not None and group is not None:
+            full = (removed >= group[1] - group[0]).repeat_interleave(group[1], 1)
+            cost.masked_fill_(full, torch.inf)
+        p = cost.argmin(1, keepdim=True)
+        row = inverse[p.squeeze(1)]
+        if k:
+            mine = v[:, :k].gather(2, p[:, None].expand(rows, k, 1))
+            row = row - (mine.transpose(1, 2) @ v[:, :k]).squeeze(1)
+        pivot = row.gather(1, p).clamp_min_(_TINY)
+        e = error.gather(1, p)
+        order[:, k], losses[:, k] = p.squeeze(1), (e.square() / pivot).squeeze(1) / 2
+        v[:, k] = row / pivot.sqrt()
+        fixed = w.gather(1, p) - e
+        w -= row * (e / pivot)
+        w.scatter_(1, p, fixed)
+        diagonal = (diagonal - v[:, k].square()).clamp_min_(_TINY)
+        gone.scatter_(1, p, True)
+        if removed is not None and group is not None:
+            removed.scatter_add_(1, p // group[1], torch.ones_like(p))
+    return Elimination(order, losses, w)
+
+
+def counts_of_rows(losses: Float[Tensor, "rows steps"], total: int) -> Int[Tensor, " rows"]:
+    """How many weights to take from each row so that ``total`` cost least together.
+
+    Single increments do not grow steadily, so each row's curve is replaced by its lower convex hull, whose slopes do;
+    the smallest slopes of all rows are taken.
+
+    >>> counts_of_rows(torch.tensor([[1.0, 0.0, 5.0], [0.4, 0.7, 0.8]]), 3).tolist()
+    [2, 1]
+    """
+    slopes = np.stack([isotonic_regression(row.double().numpy()).x for row in losses])
+    flat = torch.from_numpy(slopes).reshape(-1)
+    taken = flat.argsort(stable=True)[:total] // losses.shape[1]
+    return torch.bincount(taken, minlength=len(losses))
+
+
+def without(
+    weight: Float[Tensor, "rows columns"],
+    inverse: Float[Tensor, "columns columns"],
+    order: Int[Tensor, "rows steps"],
+    counts: Int[Tensor, " rows"],
+) -> Float[Tensor, "rows columns"]:
+    """Each row without the first ``counts`` columns of its order, the others at their optimum: exact least squares."""
+    found = torch.empty_like(weight)
+    for r, count in enumerate(counts.tolist()):
+        row = weight[r].double()
+        p = order[r, :count]
+        if count:
+            row = row - inverse[:, p] @ torch.linalg.solve(inverse[p][:, p], row[p])
+            row[p] = 0
+        found[r] = row.to(weight.dtype)
+    return found

@@ -1,0 +1,107 @@
+"""Which weights may be removed, how many, and what came of it."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tersor.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """A share of the weights to be zero, and where.
+
+    Args:
+        share: of the weights that become zero, 0 … 1.
+        pattern: ``layer`` takes them anywhere in the layer, ``row`` the same number from every output, ``n:m`` leaves
+            n of every m neighbouring inputs (input channels of a convolution).
+        group: (n, m) of that pattern.
+
+    >>> Sparsity.parse("50%"), Sparsity.parse("70% per row").pattern, Sparsity.parse("2:4").group
+    (Sparsity(share=0.5, pattern='layer', group=None), 'row', (2, 4))
+    """
+
+    share: float
+    pattern: str = "layer"
+    group: tuple[int, int] | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Sparsity":
+        """``"50%"``, ``"50% per row"`` or ``"2:4"``.
+
+        Raises:
+            RecipeError: for anything else.
+        """
+        if found := re.fullmatch(r"(\d+):(\d+)", text):
+            keep, size = int(found[1]), int(found[2])
+            if 0 < keep < size:
+                return cls(1 - keep / size, "n:m", (keep, size))
+        elif found := re.fullmatch(r"(\d+(?:\.\d+)?)%( per row)?", text):
+            share = float(found[1]) / 100
+            if 0 <= share < 1:
+                return cls(share, "row" if found[2] else "layer")
+        raise RecipeError(f"sparsity {text!r} is none of `50%`, `50% per row`, `2:4` (2 of every 4 are kept)")
+
+    def check(self, name: str, columns: int) -> None:
+        """Refuse groups that do not divide the inputs.
+
+        Raises:
+            RecipeError: naming the layer.
+        """
+        if self.group is not None and columns % self.group[1]:
+            raise RecipeError(
+                f"layer {name}: {columns} inputs are no multiple of {self.group[1]}, so that {self.group[0]}:"
+                f"{self.group[1]} has no meaning there; leave this layer out by a rule"
+            )
+
+    def kept(self, scores: Float[Tensor, "rows columns"]) -> Bool[Tensor, "rows columns"]:
+        """Where the highest scores are, so many as may stay; of equal ones the first."""
+        rows, columns = scores.shape
+        if self.group is not None:
+            keep, size = self.group
+            parts = scores.reshape(rows, columns // size, size)
+            return _highest(parts, keep).reshape(rows, columns)
+        if self.pattern == "row":
+            return _highest(scores, columns - round(self.share * columns))
+        flat = scores.reshape(1, -1)
+        return _highest(flat, flat.shape[1] - round(self.share * flat.shape[1])).reshape(rows, columns)
+
+
+def _highest(scores: Tensor, count: int) -> Tensor:
+    order = scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, order, True)
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """A weight with zeros, and how good it is.
+
+    Args:
+        weight: in its original shape; the removed ones are exactly zero.
+        method: as the report prints it.
+        output_error: power of the output's error over that of the output, by the Gram matrix.
+    """
+
+    weight: Tensor
+    method: str
+    output_error: float | None
+
+    @property
+    def sparsity(self) -> float:
+        """The share of the weights that are zero."""
+        return float((self.weight == 0).float().mean())
+
+
+def columns_first(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight as ``[out, kernel · in]`` with neighbouring inputs side by side, and where each column was before.
+
+    >>> columns_first(torch.zeros(2, 3, 1, 2))[1].tolist()
+    [0, 2, 4, 1, 3, 5]
+    """
+    count = weight[0].numel()
+    order = torch.arange(count).reshape(weight.shape[1:])
+    order = order.movedim(0, -1).reshape(-1)
+    return weight.flatten(1)[:, order], order

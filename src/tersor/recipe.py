@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -116,7 +116,8 @@ class Recipe(_Strict):
     """What is to be done to a network.
 
     ``equalize`` is ``auto``: done where weights are per tensor, for which it was invented. ``smooth`` is ``auto``:
-    done in Transformers whose activations are calibrated; ``smooth_alpha`` of the outliers' range goes to the weights.
+    done in Transformers whose activations are calibrated; ``smooth_alpha`` of the outliers' range goes to the
+    weights, ``auto``: for each value as much as a trial on some of its rows finds best.
 
     >>> recipe = int8_static()
     >>> Recipe.from_yaml(recipe.to_yaml()) == recipe
@@ -128,7 +129,7 @@ class Recipe(_Strict):
     activations: Quantization = Quantization(range="mse")
     equalize: Literal["auto", "on", "off"] = "auto"
     smooth: Literal["auto", "on", "off"] = "auto"
-    smooth_alpha: float = Field(default=0.5, ge=0, le=1)
+    smooth_alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
     bias_correction: bool = True
     correction_samples: int = Field(default=64, ge=1)
     rules: tuple[Rule, ...] = ()

@@ -30,6 +30,8 @@ from tersor.solvers import EasyQuant, Geometry, Gptq, LayerProblem, LayerSolutio
 from tersor.task import Task, batch_size
 
 PROBED = 64
+# Rows of a value on which strengths of smoothing are tried.
+TRIED = 256
 # Behind these the range of 256 codes is known without data.
 _KNOWN = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "hardsigmoid": (0.0, 1.0)}
 
@@ -110,10 +112,17 @@ def _smoothed(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) ->
         found = smoothable(prepared.network)
         names = [name for name, layers in found.items() if all(n.name in planned for n in layers)]
         batches = some(passing(task, prepared.network), PROBED)
+        alpha = None if recipe.smooth_alpha == "auto" else recipe.smooth_alpha
         probed = calibrate(
-            prepared.network, Plan((), ()), batches, extra=names, channels_last=names, on_batch=bar.at
+            prepared.network,
+            Plan((), ()),
+            batches,
+            extra=names,
+            channels_last=names,
+            keep=0 if alpha is not None else TRIED,
+            on_batch=bar.at,
         )
-        return prepared.planned_again(Smooth(recipe.smooth_alpha)(prepared.network, probed.statistics), recipe)
+        return prepared.planned_again(Smooth(alpha)(prepared.network, probed.statistics), recipe)
 
 
 def observed_inputs(network: Network) -> list[str]:

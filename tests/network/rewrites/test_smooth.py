@@ -8,6 +8,7 @@ import tersor
 from tersor.network.capture import capture
 from tersor.network.network import op_name
 from tersor.network.rewrites.smooth import Smooth, is_transformer, smoothable
+from tersor.network.rewrites.smooth_alpha import products_error
 from tersor.observers import observe
 
 WIDTH = 32
@@ -127,3 +128,24 @@ def test_a_class_token_keeps_the_residual_stream_in_float():
     task = tersor.Task("classifier", Classifier().eval(), example, lambda: [(inputs(),)])
     done = tersor.compress(task, engine="torch", report=False, progress=False)
     assert {layer.planned for layer in done.plan.layers if layer.op == "add"} == {"fp32"}
+
+
+@pytest.mark.parametrize("loud", [1.0, 30.0, 300.0])
+def test_the_measured_strength_is_no_worse_than_any_other_and_than_none(loud):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(256, 48, generator=generator)
+    rows[:, 5] *= loud
+    layer = torch.nn.Linear(48, 32).eval()
+    network = capture(layer, (torch.zeros(1, 48),))
+    name = next(iter(smoothable(network)))
+    seen = {name: observe(None, rows, channel_axis=-1, keep=256)}
+    weight, ones = layer.weight.detach(), torch.ones(48)
+
+    def error(alpha):
+        found = Smooth(alpha)(network, seen).tensor("weight")
+        return products_error(rows, [weight], found[0] / weight[0])
+
+    tried = [products_error(rows, [weight], ones), *(error(a) for a in (0.3, 0.5, 0.7, 0.9))]
+    assert error(None) <= min(tried) * (1 + 1e-5)
+    if loud > 100:
+        assert error(None) < 0.3 * tried[0]

@@ -18,6 +18,7 @@ from tersor.network.network import (
     title,
     weight_node,
 )
+from tersor.network.rewrites.smooth_alpha import STRENGTHS, products_error
 from tersor.observers import Channels, Statistics
 
 NORMS = frozenset({"layer_norm", "rms_norm"})
@@ -34,7 +35,8 @@ class Smooth:
 
     Args:
         alpha: how much of the range goes into the weight. More than 0.5 tames single outliers better, and costs
-            weights more where there are none.
+            weights more where there are none. None tries several, and none at all, for each value on rows of it that
+            the statistics keep, and takes the one whose products in int8 come nearest.
 
     >>> from tersor.network.capture import capture
     >>> from tersor.observers import observe
@@ -47,7 +49,7 @@ class Smooth:
     ([[10.0, 1.0]], 101.0)
     """
 
-    alpha: float = 0.5
+    alpha: float | None = 0.5
 
     def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network:
         """The smoothed network; ``statistics`` are of the layers' inputs, by graph name, channels last."""
@@ -58,13 +60,26 @@ class Smooth:
             weights = [network.tensor(_weight(n)) for n in layers]
             if seen is None or seen.channels is None or len(seen.channels.max) != weights[0].shape[1]:
                 continue
-            scale = smoothing(seen.channels, weights, self.alpha)
+            scale = self._scale(seen, weights)
+            if scale is None:
+                continue
             for node in dict.fromkeys(map(_weight, layers)):
                 old = network.tensor(node)
                 set_tensor(network, str(node.target), (old.double() * scale).to(old.dtype))
             if not _into_norm(network, source, layers, scale):
                 _in_front(network, source, layers, scale)
         return finish(network)
+
+    def _scale(self, seen: Statistics, weights: list[Tensor]) -> Tensor | None:
+        assert seen.channels is not None
+        if self.alpha is not None or seen.sample is None:
+            return smoothing(seen.channels, weights, 0.5 if self.alpha is None else self.alpha)
+        rows, scales = seen.sample.stacked().float(), dict[float, Tensor | None]({0.0: None})
+        error = {0.0: products_error(rows, weights, rows.new_ones(rows.shape[1]))}
+        for alpha in STRENGTHS:
+            scales[alpha] = scale = smoothing(seen.channels, weights, alpha)
+            error[alpha] = products_error(rows, weights, scale.float())
+        return scales[min(error, key=lambda a: error[a])]
 
 
 def smoothing(inputs: Channels, weights: list[Tensor], alpha: float = 0.5) -> Tensor:

@@ -145,7 +145,19 @@ def test_the_measured_strength_is_no_worse_than_any_other_and_than_none(loud):
         found = Smooth(alpha)(network, seen).tensor("weight")
         return products_error(rows, [weight], found[0] / weight[0])
 
-    tried = [products_error(rows, [weight], ones), *(error(a) for a in (0.3, 0.5, 0.7, 0.9))]
-    assert error(None) <= min(tried) * (1 + 1e-5)
-    if loud > 100:
-        assert error(None) < 0.3 * tried[0]
+    none, *others = (products_error(rows, [weight], ones), *(error(a) for a in (0.3, 0.5, 0.7, 0.9)))
+    # In front of the layer the value is only multiplied where that halves the error.
+    assert error(None) <= min(others) * (1 + 1e-5) or (error(None) == none and min(others) > 0.4 * none)
+    assert error(None) < 0.3 * none or loud < 100
+
+
+def test_a_norm_is_scaled_for_any_gain():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 32)).eval()
+    network = capture(model, (torch.zeros(1, 48),))
+    name = next(iter(smoothable(network)))
+    rows = nn.functional.layer_norm(torch.randn(256, 48), (48,)) * torch.linspace(1, 3, 48)
+    seen = {name: observe(None, rows, channel_axis=-1, keep=256)}
+    smoothed = Smooth(None)(network, seen)
+    assert not torch.equal(smoothed.tensor("0.weight"), model[0].weight)
+    assert len(smoothed.operators()) == len(network.operators()), "it costs nothing"

@@ -22,6 +22,8 @@ from tersor.network.rewrites.smooth_alpha import STRENGTHS, products_error
 from tersor.observers import Channels, Statistics
 
 NORMS = frozenset({"layer_norm", "rms_norm"})
+# Where the value must be multiplied in front of the layers, the error is to fall at least to this share.
+WORTH = 0.5
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class Smooth:
             weights = [network.tensor(_weight(n)) for n in layers]
             if seen is None or seen.channels is None or len(seen.channels.max) != weights[0].shape[1]:
                 continue
-            scale = self._scale(seen, weights)
+            free = _norm_parts(source, layers) is not None
+            scale = self._scale(seen, weights, free)
             if scale is None:
                 continue
             for node in dict.fromkeys(map(_weight, layers)):
@@ -70,7 +73,8 @@ class Smooth:
                 _in_front(network, source, layers, scale)
         return finish(network)
 
-    def _scale(self, seen: Statistics, weights: list[Tensor]) -> Tensor | None:
+    def _scale(self, seen: Statistics, weights: list[Tensor], free: bool) -> Tensor | None:
+        """What to divide by; None where it helps too little for what it costs."""
         assert seen.channels is not None
         if self.alpha is not None or seen.sample is None:
             return smoothing(seen.channels, weights, 0.5 if self.alpha is None else self.alpha)
@@ -79,7 +83,8 @@ class Smooth:
         for alpha in STRENGTHS:
             scales[alpha] = scale = smoothing(seen.channels, weights, alpha)
             error[alpha] = products_error(rows, weights, scale.float())
-        return scales[min(error, key=lambda a: error[a])]
+        best = min(error, key=lambda a: error[a])
+        return scales[best] if free or error[best] < WORTH * error[0.0] else None
 
 
 def smoothing(inputs: Channels, weights: list[Tensor], alpha: float = 0.5) -> Tensor:
@@ -121,18 +126,23 @@ def _alone(weight: fx.Node, layers: list[fx.Node]) -> bool:
     return all(user in layers for n in same for user in n.users)
 
 
-def _into_norm(network: Network, source: fx.Node, layers: list[fx.Node], scale: Tensor) -> bool:
-    """Whether ``scale`` could be put into the weight and bias of the norm that made the value."""
+def _norm_parts(source: fx.Node, layers: list[fx.Node]) -> list[fx.Node] | None:
+    """Weight and bias of the norm that made a value which nobody else reads; None where a scale cannot go there."""
     if op_name(source) not in NORMS or any(u not in layers for u in source.users):
-        return False
+        return None
     parts = [argument(source, 2, "weight"), argument(source, 3, "bias") if op_name(source) == "layer_norm" else None]
     if not all(p is None or (p.op == "get_attr" and len(p.users) == 1) for p in parts) or parts[0] is None:
-        return False
-    for part in parts:
-        if part is not None:
-            old = network.tensor(part)
-            set_tensor(network, str(part.target), (old.double() / scale).to(old.dtype))
-    return True
+        return None
+    return [p for p in parts if p is not None]
+
+
+def _into_norm(network: Network, source: fx.Node, layers: list[fx.Node], scale: Tensor) -> bool:
+    """Whether ``scale`` could be put into the norm that made the value."""
+    parts = _norm_parts(source, layers)
+    for part in parts or ():
+        old = network.tensor(part)
+        set_tensor(network, str(part.target), (old.double() / scale).to(old.dtype))
+    return parts is not None
 
 
 def _in_front(network: Network, source: fx.Node, layers: list[fx.Node], scale: Tensor) -> None:

@@ -114,3 +114,17 @@ def test_names_and_files(tmp_path):
 def test_recipes_are_values():
     with pytest.raises(ValidationError):
         Recipe().seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"weights": Quantization(solver="gptq", range="easyquant")},
+        {"weights": Quantization(solver="gptq", rounding="stochastic")},
+        {"activations": Quantization(solver="gptq")},
+        {"rules": (Rule(op="linear", activations=Quantization(solver="gptq")),)},
+    ],
+)
+def test_what_gptq_would_ignore_is_refused(given):
+    with pytest.raises(ValueError, match=r"gptq takes the ranges minmax and mse|only weights are solved"):
+        Recipe(**given)

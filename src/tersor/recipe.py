@@ -140,6 +140,14 @@ class Recipe(_Strict):
         for q in [self.weights, *(r.weights for r in self.rules if r.weights)]:
             if q.range not in WEIGHT_RANGES:
                 raise ValueError(f"weights.range is {q.range!r}; weights take one of {', '.join(WEIGHT_RANGES)}")
+            if q.solver == "gptq" and (q.range == "easyquant" or q.rounding == "stochastic"):
+                raise ValueError("weights.solver gptq takes the ranges minmax and mse, and rounds to nearest")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_alone_are_solved(self) -> "Recipe":
+        if any(q.solver != "rtn" for q in [self.activations, *(r.activations for r in self.rules if r.activations)]):
+            raise ValueError("activations.solver: only weights are solved; leave it out")
         return self
 
     def placed(self, layers: Sequence[str]) -> "Recipe":

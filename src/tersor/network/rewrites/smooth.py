@@ -38,7 +38,7 @@ class Smooth:
     Args:
         alpha: how much of the range goes into the weight. More than 0.5 tames single outliers better, and costs
             weights more where there are none. None tries several, and none at all, for each value on rows of it that
-            the statistics keep, and takes the one whose products in int8 come nearest.
+            the statistics keep, and takes the one whose products in int8 come nearest; 0.5 where they keep none.
 
     >>> from tersor.network.capture import capture
     >>> from tersor.observers import observe

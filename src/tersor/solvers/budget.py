@@ -1,0 +1,89 @@
+"""One budget for a whole network, divided among its layers over their curves of cost against error."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+from tersor.errors import RecipeError
+
+Point = tuple[float, float]
+
+
+def allocate(curves: Mapping[str, Sequence[Point]], budget: float) -> dict[str, int]:
+    """Which point of every layer's curve to take so that the errors' sum is least and the costs' sum within budget.
+
+    Every curve is replaced by its lower convex hull, and the steps of all hulls are taken by falling gain per cost: this
+    is exact for each budget at which a step ends (Everett's generalized Lagrange multipliers, 1963; for layers of a
+    network arXiv 2208.11580, whose curves are solved by dynamic programming). What is left then buys any single moves,
+    on the hulls or off them, that still fit.
+
+    Args:
+        curves: by layer ``[(cost, error)]`` in any order: bits and distortion, or weights kept and loss. Errors add up,
+            so they must be in one unit across the layers.
+        budget: of the costs' sum, in their unit.
+
+    Returns:
+        by layer the index of the point in its curve.
+
+    Raises:
+        RecipeError: for a curve without points or with numbers that are not finite, naming the layer, and for a
+            budget below the sum of the cheapest points, naming that sum.
+
+    >>> allocate({"a": [(2, 9.0), (4, 1.0), (8, 0.0)], "b": [(2, 3.0), (4, 1.0), (8, 0.0)]}, 10)
+    {'a': 1, 'b': 1}
+    """
+    hulls = {name: _hull(name, curve) for name, curve in curves.items()}
+    chosen = {name: hull[0] for name, hull in hulls.items()}
+    left = budget - sum(curves[name][k][0] for name, k in chosen.items())
+    # Sums of shares may miss their total by rounding alone.
+    slack = 1e-9 * max(abs(budget), 1.0)
+    if left < -slack:
+        raise RecipeError(
+            f"the budget {budget:g} is below {budget - left:g}, the least that these {len(curves)} layers cost "
+            "together: raise it, or offer the layers cheaper levels"
+        )
+    steps = [
+        ((curves[name][a][1] - curves[name][b][1]) / (curves[name][b][0] - curves[name][a][0]), name, a, b)
+        for name, hull in hulls.items()
+        for a, b in pairwise(hull)
+    ]
+    for _, name, a, b in sorted(steps, key=lambda s: -s[0]):  # gains fall along a hull: a layer's steps stay in order
+        cost = curves[name][b][0] - curves[name][a][0]
+        if chosen[name] == a and cost <= left + slack:
+            chosen[name], left = b, left - cost
+    while (move := _best_move(curves, chosen, left + slack)) is not None:
+        name, k = move
+        left -= curves[name][k][0] - curves[name][chosen[name]][0]
+        chosen[name] = k
+    return chosen
+
+
+def _hull(name: str, curve: Sequence[Point]) -> list[int]:
+    """Indices of the lower convex hull, from the cheapest point to the one of least error."""
+    if not curve or not all(math.isfinite(v) for point in curve for v in point):
+        raise RecipeError(
+            f"layer {name}: its curve {list(curve)} must have points, all of them finite; leave this layer out"
+        )
+    hull: list[int] = []
+    for k in sorted(range(len(curve)), key=lambda k: curve[k]):
+        cost, error = curve[k]
+        if hull and error >= curve[hull[-1]][1]:
+            continue
+        while len(hull) > 1:
+            (x, y), (u, v) = (curve[h] for h in hull[-2:])
+            if (y - v) * (cost - u) >= (v - error) * (u - x):
+                break
+            hull.pop()
+        hull.append(k)
+    return hull
+
+
+def _best_move(curves: Mapping[str, Sequence[Point]], chosen: dict[str, int], left: float) -> tuple[str, int] | None:
+    """The change of one layer that fits and lowers the error most; None where there is none."""
+    gains = [
+        (curve[chosen[name]][1] - error, name, k)
+        for name, curve in curves.items()
+        for k, (cost, error) in enumerate(curve)
+        if cost - curve[chosen[name]][0] <= left and error < curve[chosen[name]][1]
+    ]
+    return max(gains)[1:] if gains else None

@@ -8,13 +8,16 @@ from tersor.measure.headline import Diagnosis, Problem, diagnose, with_headline
 from tersor.measure.latency import Ratio, interleave, ratio
 from tersor.measure.memory import Memory, measure_memory, peak_bytes, resident_bytes
 from tersor.measure.metric import Judged, judge, paired_interval
+from tersor.measure.perplexity import Divergence, TextScore, divergence, perplexity
 from tersor.measure.schema import Latency, Report, json_schema, missing_explanations, read_report, unknown
 from tersor.measure.size import shipped_bytes, shipped_files
+from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
 
 __all__ = [
     "Agreement",
     "AgreementRecorder",
     "Diagnosis",
+    "Divergence",
     "Judged",
     "Latency",
     "Memory",
@@ -22,10 +25,15 @@ __all__ = [
     "Ratio",
     "Report",
     "SignalNoise",
+    "TextProtocol",
+    "TextScore",
+    "Tokens",
+    "Windows",
     "agreed",
     "compare",
     "describe_environment",
     "diagnose",
+    "divergence",
     "exact_int8",
     "interleave",
     "joules_per_call",
@@ -35,6 +43,7 @@ __all__ = [
     "missing_explanations",
     "paired_interval",
     "peak_bytes",
+    "perplexity",
     "ratio",
     "read_report",
     "resident_bytes",
@@ -42,6 +51,8 @@ __all__ = [
     "shipped_bytes",
     "shipped_files",
     "sqnr_db",
+    "tokens_of",
     "unknown",
+    "windows_of",
     "with_headline",
 ]

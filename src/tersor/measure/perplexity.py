@@ -1,0 +1,218 @@
+"""How well a language model predicts a text, and how far it went from another: streamed, with all that was pinned."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tersor.errors import MetricError
+from tersor.measure.schema import Part
+from tersor.measure.windows import TextProtocol, Windows
+
+Logits = Callable[[Tensor], Any]
+Progress = Callable[[int, int], None]
+# Logits in float32 at a time: of large vocabularies one window would hold gigabytes of them.
+_CHUNK = 2**24
+
+
+class TextScore(Part):
+    """The mean negative log likelihood of a token in nats, its standard error over windows, and the protocol.
+
+    The standard error is None where there is but one window.
+    """
+
+    nats: float
+    standard_error: float | None
+    protocol: TextProtocol
+
+    @property
+    def perplexity(self) -> float:
+        """e to the nats: how many equally likely tokens the model is as unsure as."""
+        return math.exp(self.nats)
+
+    def __str__(self) -> str:
+        return f"perplexity {self.perplexity:.4g} ({_mean(self.nats, self.standard_error)}); {self.protocol}"
+
+
+class Divergence(Part):
+    """The mean KL(reference ‖ model) of a token in nats, its standard error over windows, and the protocol.
+
+    ``agreement`` is the share of positions where both hold the same token for the likeliest.
+    """
+
+    nats: float
+    standard_error: float | None
+    agreement: float
+    protocol: TextProtocol
+
+    def __str__(self) -> str:
+        told = f"KL {_mean(self.nats, self.standard_error)}, the same first choice in {self.agreement * 100:.2f} %"
+        return f"{told}; {self.protocol}"
+
+
+def perplexity(
+    logits: Logits,
+    windows: Windows,
+    *,
+    batch: int = 8,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> TextScore:
+    """How well a model predicts every token of the windows from those before it; no logits are kept.
+
+    Args:
+        logits: int64 ``[B, T]`` → float ``[B, T, vocabulary]``, or an object with such ``logits``: a model of
+            transformers itself.
+        batch: windows at a time; device: where they are put, that of the model.
+        progress: told (windows done, windows).
+
+    Raises:
+        MetricError: tokens that the model does not know, logits of another shape, or that give no finite likelihood.
+
+    >>> from tersor.measure.windows import Tokens, windows_of
+    >>> windows = windows_of(Tokens(torch.arange(100) % 8, bos=None, tokenizer="5b", data="d1"), length=34)
+    >>> print(perplexity(lambda ids: torch.zeros(*ids.shape, 8), windows))
+    perplexity 8 (2.0794 ± 0.0000 nats a token); 3 windows of 34 tokens, stride 33, 99 predicted; tokenizer 5b, text d1
+    """
+
+    def losses(ids: Tensor, start: int) -> Iterator[Tensor]:
+        given = _logits(logits, ids)
+        for place, part, targets in _parts(given, ids):
+            loss = torch.nn.functional.cross_entropy(part.float(), targets, reduction="none")
+            _check_finite(loss, start, place)
+            yield loss.cpu().double()[None]
+
+    sums, counts = _gathered(losses, 1, windows, batch, device, progress)
+    nats, error = _estimate(sums[0], counts)
+    return TextScore(nats=nats, standard_error=error, protocol=windows.protocol)
+
+
+def divergence(
+    logits: Logits,
+    reference: Logits,
+    windows: Windows,
+    *,
+    batch: int = 8,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Divergence:
+    """How far a model's predictions are from a reference's, in every position of the windows.
+
+    KL(reference ‖ model) = Σ p_ref · (log p_ref − log p_model), 0 where both predict alike. Unlike perplexity it sees
+    errors that happen to favour the text. Arguments and errors as ``perplexity``; also a MetricError where the two
+    vocabularies differ.
+
+    >>> from tersor.measure.windows import Tokens, windows_of
+    >>> windows = windows_of(Tokens(torch.zeros(9, dtype=torch.int64), bos=None, tokenizer="", data=""), length=9)
+    >>> sure = torch.tensor([3.0, 1.0]).log()
+    >>> found = divergence(lambda ids: torch.zeros(*ids.shape, 2), lambda ids: sure.expand(*ids.shape, 2), windows)
+    >>> round(found.nats, 6), round(0.75 * math.log(1.5) + 0.25 * math.log(0.5), 6), found.agreement
+    (0.130812, 0.130812, 1.0)
+    """
+
+    def distances(ids: Tensor, start: int) -> Iterator[Tensor]:
+        ours, theirs = _logits(logits, ids), _logits(reference, ids)
+        if ours.shape != theirs.shape:
+            raise MetricError(
+                f"the model knows {ours.shape[-1]} tokens and the reference {theirs.shape[-1]}; compare models of one "
+                "vocabulary, or cut the padding off the larger one's logits"
+            )
+        for (place, own, _), (_, other, _) in zip(_parts(ours, ids), _parts(theirs, ids), strict=True):
+            p, q = other.float().log_softmax(-1), own.float().log_softmax(-1).to(other.device)
+            # What the reference excludes adds nothing, though its logarithm is −∞.
+            distance = torch.where(p == -math.inf, 0.0, p.exp() * (p - q)).sum(-1)
+            _check_finite(distance, start, place)
+            alike = own.argmax(-1).cpu() == other.argmax(-1).cpu()
+            yield torch.stack([distance.cpu().double(), alike.double()])
+
+    sums, counts = _gathered(distances, 2, windows, batch, device, progress)
+    nats, error = _estimate(sums[0], counts)
+    agreement = float(sums[1].sum() / counts.sum())
+    # Rounding may leave a mean just below 0, which no divergence is.
+    return Divergence(nats=max(nats, 0.0), standard_error=error, agreement=agreement, protocol=windows.protocol)
+
+
+def _gathered(
+    figures: Callable[[Tensor, int], Iterator[Tensor]],
+    kinds: int,
+    windows: Windows,
+    batch: int,
+    device: torch.device | str,
+    progress: Progress | None,
+) -> tuple[Tensor, Tensor]:
+    """Sums of what ``figures`` gives at the scored positions, float64 ``[kinds, windows]``, and how many these are."""
+    if batch < 1:
+        raise MetricError(f"batch is {batch}; give how many windows the model takes at a time, at least 1")
+    predictions = windows.protocol.length - 1
+    sums = torch.zeros(kinds, len(windows), dtype=torch.float64)
+    counts = torch.tensor([predictions - windows.skipped(k) for k in range(len(windows))], dtype=torch.float64)
+    with torch.inference_mode():
+        for start in range(0, len(windows), batch):
+            ids = windows.ids[start : start + batch].to(device)
+            found = torch.cat(list(figures(ids, start)), 1).unflatten(1, (len(ids), predictions))
+            for k in range(len(ids)):
+                sums[:, start + k] = found[:, k, windows.skipped(start + k) :].sum(1)
+            if progress is not None:
+                progress(start + len(ids), len(windows))
+    return sums, counts
+
+
+def _logits(model: Logits, ids: Tensor) -> Tensor:
+    given = model(ids)
+    logits = getattr(given, "logits", given)
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != ids.shape:
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise MetricError(f"the model gave {shape} for ids of shape {list(ids.shape)}; return logits [B, T, tokens]")
+    largest = int(ids.max())
+    if largest >= logits.shape[-1]:
+        raise MetricError(
+            f"the text holds token {largest}, and the model knows {logits.shape[-1]}; use the tokenizer that the model "
+            "was trained with"
+        )
+    return logits
+
+
+class _Rows(NamedTuple):
+    """Some rows of logits, the tokens that came, and where they stand: the first row's number, rows of a window."""
+
+    place: tuple[int, int]
+    logits: Tensor
+    targets: Tensor
+
+
+def _parts(logits: Tensor, ids: Tensor) -> Iterator[_Rows]:
+    """All predictions, window by window, in parts of bounded size."""
+    predictions = ids.shape[1] - 1
+    for k in range(len(ids)):
+        rows, targets = logits[k, :-1], ids[k, 1:].to(logits.device)
+        size = max(1, _CHUNK // rows.shape[-1])
+        for first in range(0, predictions, size):
+            some = slice(first, first + size)
+            yield _Rows((k * predictions + first, predictions), rows[some], targets[some])
+
+
+def _check_finite(values: Tensor, start: int, place: tuple[int, int]) -> None:
+    bad = ~values.isfinite()
+    if bad.any():
+        first, predictions = place
+        row = int(bad.nonzero()[0])
+        window, position = divmod(first + row, predictions)
+        raise MetricError(
+            f"window {start + window}, token {position + 1}: the logits give {values[row].item()} nats; a layer "
+            "overflows or excludes this token: compute in float32 or bfloat16, and look at the model's weights for NaN"
+        )
+
+
+def _estimate(sums: Tensor, counts: Tensor) -> tuple[float, float | None]:
+    """The mean over all tokens, and the standard error of this ratio, windows being drawn at random."""
+    mean, n = float(sums.sum() / counts.sum()), len(sums)
+    if n < 2:
+        return mean, None
+    spread = ((sums - mean * counts) / counts.sum()).square().sum()
+    return mean, float((spread * n / (n - 1)).sqrt())
+
+
+def _mean(nats: float, error: float | None) -> str:
+    return f"{nats:.4f} ± {'unknown' if error is None else format(error, '.4f')} nats a token"

@@ -35,3 +35,7 @@ class EngineError(TersorError):
 
 class SavedFolderError(TersorError):
     """A saved folder that is incomplete, altered, or would be overwritten."""
+
+
+class CheckpointError(TersorError):
+    """A checkpoint that is incomplete or altered, or a weight that its layout cannot hold."""

@@ -36,6 +36,8 @@ class CompressedTensors:
 
     Codes and zero points are counted from the lowest. Layers of several specs stand in ``config_groups`` of their
     own, by name. Read is ``int-quantized`` too (``weight`` int8), but no activations that are to be quantized.
+    transformers 5.23 opens asymmetric weights with ``CompressedTensorsConfig(dequantize=True)`` alone, and then only
+    where one spec is for all; symmetric ones it opens in any mixture.
 
     https://github.com/vllm-project/compressed-tensors.
 

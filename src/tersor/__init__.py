@@ -3,8 +3,10 @@
 from tersor import metrics
 from tersor.errors import TersorError
 from tersor.numerics import FORMATS, QTensor, QuantSpec
-from tersor.pipeline.compressed import Compressed, load
+from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.dynamic import dynamic_plan, quantize_dynamic
+from tersor.pipeline.language import compress_folder
+from tersor.pipeline.load import load
 from tersor.pipeline.outliers import outliers
 from tersor.pipeline.recording import convert, prepare
 from tersor.pipeline.whole import compress
@@ -24,6 +26,7 @@ __all__ = [
     "Task",
     "TersorError",
     "compress",
+    "compress_folder",
     "convert",
     "dynamic_plan",
     "load",

@@ -31,6 +31,13 @@ TaskFile = Annotated[
         help="A Python file with a function `task() -> tersor.Task`; `file.py:name` names another."
     ),
 ]
+Source = Annotated[
+    Path,
+    typer.Argument(
+        help="A Python file with a function `task() -> tersor.Task` (`file.py:name` names another), or the folder of a "
+        "language model in the Hugging Face layout."
+    ),
+]
 RecipeName = Annotated[
     str, typer.Option("--recipe", "-r", help=f"{', '.join(PRESETS)}, or a YAML file.")
 ]
@@ -42,6 +49,9 @@ EngineName = Annotated[
         help="openvino, onnxruntime, torch (a simulation), tensorrt (files only); compress also takes auto: the "
         "fastest that is here.",
     ),
+]
+Layout = Annotated[
+    str, typer.Option(help="Of a language model's files: compressed-tensors, gptq, gptq_v2 or awq.")
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; by default all processors.", min=1)]
 
@@ -64,13 +74,21 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 @app.command()
-def inspect(task: TaskFile, recipe: RecipeName = "int8-static", engine: EngineName = "openvino") -> None:
+def inspect(
+    task: Source,
+    recipe: RecipeName = "int8-static",
+    engine: EngineName = "openvino",
+    layout: Layout = "compressed-tensors",
+) -> None:
     """Show, before any data, what would be int8, what not and why, and the predicted size."""
     from tersor.engines import engine as find_engine
     from tersor.pipeline.prepare import predicted_bytes, prepare
     from tersor.recipe import resolve
     from tersor.report.plan import plan_table
 
+    if task.is_dir():
+        _inspect_folder(task, recipe, layout)
+        return
     with console.status("capturing the network"):
         prepared = prepare(load_task(task), resolve(recipe), find_engine(engine).policy())
     console.print(
@@ -80,7 +98,7 @@ def inspect(task: TaskFile, recipe: RecipeName = "int8-static", engine: EngineNa
 
 @app.command()
 def compress(
-    task: TaskFile,
+    task: Source,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write; it must not exist yet.")],
     recipe: RecipeName = "int8-static",
     engine: EngineName = "openvino",
@@ -90,20 +108,93 @@ def compress(
     ] = True,
     threads: Threads = None,
     precision: Annotated[str, typer.Option(help="What float operators compute in: f32 or bf16.")] = "f32",
+    data: Annotated[
+        Path | None, typer.Option(help="Of a language model: the text to calibrate on.", dir_okay=False)
+    ] = None,
+    valid: Annotated[
+        Path | None,
+        typer.Option(help="Of a language model: another text, to report perplexity on.", dir_okay=False),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Windows of --data that are used.", min=1)] = 128,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a window; by default 512 or what the model takes.", min=2)
+    ] = None,
+    layout: Layout = "compressed-tensors",
 ) -> None:
-    """Compress, measure, and write a folder with the network, report.json and report.html."""
+    """Compress, measure, and write a folder with the network, report.json and report.html.
+
+    A language model is a folder in the Hugging Face layout: it is read and written block by block, and a run that was
+    killed goes on where it stopped. `tersor compress llama/ -r int4-gptq --data train.txt --valid valid.txt -o small`
+    """
     from tersor.pipeline.compressed import check_free
     from tersor.pipeline.whole import compress as run
     from tersor.report import print_report
 
     check_free(out, force)
-    done = run(load_task(task), recipe, engine, threads=threads, precision=precision, evaluate=evaluate)
-    done.save(out, force)
-    assert done.report is not None
-    print_report(done.report, console)
+    if task.is_dir():
+        from tersor.pipeline.language import compress_folder
+        from tersor.report.language import print_language_report
+
+        with _threads(threads):
+            found = compress_folder(
+                task, out, recipe, data, evaluate=valid, layout=layout, samples=samples, length=length, force=force
+            )
+        print_language_report(found, console)
+    else:
+        done = run(load_task(task), recipe, engine, threads=threads, precision=precision, evaluate=evaluate)
+        done.save(out, force)
+        assert done.report is not None
+        print_report(done.report, console)
     console.print(
         f"\nwritten to {out}; the picture is {out / 'report.html'}", highlight=False, soft_wrap=True
     )
+
+
+def _inspect_folder(folder: Path, recipe: str, layout: str) -> None:
+    from tersor.pipeline.language import prepare_job
+    from tersor.report.language import plan_of_folder
+
+    with console.status("reading headers"):
+        job = prepare_job(folder, recipe, None, layout=layout, needs=False)
+    console.print(plan_of_folder(job.targets, job.preflight))
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@app.command()
+def generate(
+    folder: Annotated[Path, typer.Argument(help="The folder of a language model, compressed or not.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="How the text begins.")],
+    tokens: Annotated[int, typer.Option(help="How many tokens are added at most.", min=1)] = 100,
+    engine: Annotated[str, typer.Option("--engine", "-e", help="torch or openvino.")] = "torch",
+    threads: Threads = None,
+) -> None:
+    """Let a language model go on with a text, taking the likeliest token each time."""
+    import time
+
+    from tersor.pipeline.load import load
+    from tersor.pipeline.text import tokenizer_of
+
+    with console.status("loading"), _threads(threads):
+        tokenizer = tokenizer_of(folder)
+        model = load(folder, threads, engine)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    start = time.perf_counter()
+    with _threads(threads):
+        out = model.generate(ids, max_new_tokens=tokens, **({"do_sample": False} if engine == "torch" else {}))
+    seconds, count = time.perf_counter() - start, out.shape[1] - ids.shape[1]
+    console.print(tokenizer.decode(out[0], skip_special_tokens=True), markup=False, highlight=False, soft_wrap=True)
+    errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} a second, in {engine}", highlight=False)
 
 
 @app.command()
@@ -112,9 +203,14 @@ def report(
 ) -> None:
     """Print the report of a saved folder again."""
     from tersor.measure import read_report
+    from tersor.measure.language import is_language_report, read_language_report
     from tersor.report import print_report
+    from tersor.report.language import print_language_report
 
-    print_report(read_report(folder), console)
+    if is_language_report(folder):
+        print_language_report(read_language_report(folder), console)
+    else:
+        print_report(read_report(folder), console)
 
 
 @app.command()
@@ -129,7 +225,7 @@ def run(
     threads: Threads = None,
 ) -> None:
     """Run a saved network on numpy files; the network's source code is not needed."""
-    from tersor.pipeline.compressed import load
+    from tersor.pipeline.compressed import load_network as load
     from tersor.pipeline.files import run_files
 
     for path in run_files(load(folder, threads), input, output):

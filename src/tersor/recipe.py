@@ -37,7 +37,7 @@ class Quantization(_Strict):
     symmetric: bool | None = None
     range: str = "minmax"
     rounding: Literal["nearest", "stochastic"] = "nearest"
-    solver: Literal["rtn", "gptq"] = "rtn"
+    solver: Literal["rtn", "gptq", "obq"] = "rtn"
 
     @field_validator("format")
     @classmethod
@@ -117,7 +117,9 @@ class Recipe(_Strict):
 
     ``equalize`` is ``auto``: done where weights are per tensor, for which it was invented. ``smooth`` is ``auto``:
     done in Transformers whose activations are calibrated; ``smooth_alpha`` of the outliers' range goes to the
-    weights, ``auto``: for each value as much as a trial on some of its rows finds best.
+    weights, ``auto``: for each value as much as a trial on some of its rows finds best. ``fallback: float`` leaves
+    a layer of a Hugging Face folder that cannot be solved or stored as asked in its float format, and says so in the
+    report; ``error`` stops.
 
     >>> recipe = int8_static()
     >>> Recipe.from_yaml(recipe.to_yaml()) == recipe
@@ -132,6 +134,7 @@ class Recipe(_Strict):
     smooth_alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
     bias_correction: bool = True
     correction_samples: int = Field(default=64, ge=1)
+    fallback: Literal["error", "float"] = "error"
     rules: tuple[Rule, ...] = ()
     seed: int = 0
 

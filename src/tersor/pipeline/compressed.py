@@ -61,7 +61,7 @@ class Compressed:
         staging.mkdir()
         try:
             self._write(staging)
-            _exchange(staging, folder)
+            exchange(staging, folder)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
@@ -75,7 +75,7 @@ class Compressed:
             (folder / "report.html").write_text(html(self.report), encoding="utf8")
         files = {
             p.relative_to(folder).as_posix(): {
-                "sha256": _sha256(p),
+                "sha256": sha256(p),
                 "bytes": p.stat().st_size,
                 "shipped": p.name in shipped,
             }
@@ -92,7 +92,7 @@ class Compressed:
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf8")
 
 
-def load(folder: str | Path, threads: int | None = None) -> Compressed:
+def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
     """Load what ``Compressed.save`` wrote; checksums are compared, and nothing in it is executed.
 
     Raises:
@@ -149,7 +149,7 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
         if not path.is_file():
             if entry["shipped"]:
                 raise SavedFolderError(f"{path} is missing; copy the folder again, or compress again")
-        elif _sha256(path) != entry["sha256"]:
+        elif sha256(path) != entry["sha256"]:
             raise SavedFolderError(
                 f"{path} was altered: its SHA-256 is not the manifest's; copy it again, or compress again"
             )
@@ -163,7 +163,7 @@ def check_free(folder: Path, force: bool) -> None:
         raise SavedFolderError(f"{folder} is a file, not a folder; choose another name")
 
 
-def _exchange(staging: Path, folder: Path) -> None:
+def exchange(staging: Path, folder: Path) -> None:
     """Put the new folder in place; the old one goes only once the new one stands."""
     if not folder.exists():
         os.replace(staging, folder)
@@ -183,6 +183,6 @@ def _hidden(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

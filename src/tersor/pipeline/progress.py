@@ -12,6 +12,7 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
 )
 
 
@@ -26,6 +27,7 @@ class Stages:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(elapsed_when_finished=False),
         )
         self._bars = Progress(
             *columns, console=console, transient=True, disable=not (show and console.is_terminal)
@@ -60,6 +62,10 @@ class Stage:
     def at(self, done: int, total: int | None = None) -> None:
         """So many are done."""
         self._bars.update(self._task, completed=done, **({"total": total} if total else {}))  # type: ignore[arg-type]
+
+    def say(self, text: str) -> None:
+        """What is being done now."""
+        self._bars.update(self._task, description=text)  # type: ignore[arg-type]
 
     def advance(self, by: int = 1) -> None:
         """So many more are done."""

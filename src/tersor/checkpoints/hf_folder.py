@@ -1,0 +1,153 @@
+"""A folder in the Hugging Face layout, opened lazily: config.json, safetensors, one tensor at a time."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tersor.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies, its shape and its dtype."""
+
+    file: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class HfFolder:
+    """The tensors of a folder, read when asked for and let go at once.
+
+    Attributes:
+        path: the folder.
+        config: what config.json holds.
+        entries: every tensor by name.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Read the configuration and the headers of the shards; no weight.
+
+        Raises:
+            CheckpointError: a file is missing, cut short, or no safetensors; the message says which.
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise CheckpointError(f"{self.path} is no folder; give one with config.json and *.safetensors")
+        self.config = _json(self.path / "config.json", "every folder in the Hugging Face layout has one")
+        self.entries: dict[str, Entry] = {}
+        for file in self._shards():
+            with _opened(self.path / file) as shard:
+                for name in shard.keys():  # noqa: SIM118 - no mapping
+                    part = shard.get_slice(name)
+                    self.entries[name] = Entry(file, tuple(part.get_shape()), _DTYPES[part.get_dtype()])
+
+    def _shards(self) -> list[str]:
+        index = self.path / INDEX
+        if not index.is_file():
+            found = sorted(p.name for p in self.path.glob("*.safetensors"))
+            if found:
+                return found
+            pickles = sorted(p.name for pattern in _PICKLES for p in self.path.glob(pattern))
+            hint = (
+                f"; {pickles[0]} is a pickle, which could run code: save it again with save_pretrained, which writes "
+                "safetensors" if pickles else "; download the *.safetensors too"
+            )
+            raise CheckpointError(f"{self.path} holds no weights{hint}")
+        try:
+            files = sorted(set(_json(index, "")["weight_map"].values()))
+        except (KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index} has no `weight_map`; download it again") from error
+        missing = [f for f in files if not (self.path / f).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{self.path} lacks {len(missing)} of its {len(files)} shards: {', '.join(missing[:3])}; download them"
+            )
+        return files
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(e.nbytes for e in self.entries.values())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that most of the floating-point values have."""
+        bytes_of: dict[torch.dtype, int] = {}
+        for e in self.entries.values():
+            if e.dtype.is_floating_point:
+                bytes_of[e.dtype] = bytes_of.get(e.dtype, 0) + e.nbytes
+        return max(bytes_of, key=lambda d: bytes_of[d], default=torch.float32)
+
+    def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of those names, each a copy of its own; a shard is open only while it is read.
+
+        Raises:
+            CheckpointError: a name that is not there, or a shard that became unreadable.
+        """
+        by_file: dict[str, list[str]] = {}
+        for name in names:
+            if name not in self.entries:
+                raise CheckpointError(f"{self.path} holds no tensor {name!r}; is it the folder of this config.json?")
+            by_file.setdefault(self.entries[name].file, []).append(name)
+        for file, inside in by_file.items():
+            with _opened(self.path / file) as shard:
+                for name in inside:
+                    # A copy: the mapped file's pages would stay in memory as long as the tensor.
+                    yield name, shard.get_tensor(name).clone()
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, as ``tensors``."""
+        return next(self.tensors([name]))[1]
+
+    def others(self) -> list[Path]:
+        """The files that are no weights: tokenizer, generation settings, licence."""
+        weights = {e.file for e in self.entries.values()} | {INDEX, "config.json"}
+        skipped = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
+        files = (p for p in sorted(self.path.iterdir()) if p.is_file() and not p.name.startswith("."))
+        return [p for p in files if p.name not in weights and p.suffix not in skipped]
+
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "BOOL": torch.bool, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64,
+}  # fmt: skip
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(str(path), framework="pt") as shard:
+            yield shard
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): it was cut short or altered; get it again") from error
+
+
+def _json(path: Path, why: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; {why}")
+    try:
+        found = json.loads(path.read_text(encoding="utf8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no JSON ({error}); download it again") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no JSON object; download it again")
+    return found

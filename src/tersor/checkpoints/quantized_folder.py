@@ -1,0 +1,71 @@
+"""A folder whose linear weights are codes, read as if they were float: what any of the layouts wrote."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tersor.checkpoints.hf_folder import Entry, HfFolder
+from tersor.checkpoints.layouts import layout_of
+from tersor.errors import CheckpointError
+from tersor.numerics import QTensor
+
+
+class QuantizedFolder(HfFolder):
+    """Entries are those of the float model; a quantized one is decoded when asked for.
+
+    Attributes:
+        quantized: the names of the weights that are codes.
+        transposed: those of them that the model holds as [in, out].
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Read configuration and headers.
+
+        Raises:
+            CheckpointError: not quantized, in a layout that is not known, or incomplete.
+        """
+        super().__init__(path)
+        if "quantization_config" not in self.config:
+            raise CheckpointError(f"{self.path} has no quantization_config in its config.json; it is not quantized")
+        self._config = self.config.pop("quantization_config")
+        self._layout = layout_of(self._config)
+        self._files = dict(self.entries)
+        self.quantized = self._layout.stored(self._files, self._config)
+        self.transposed = {f"{n}.weight" for n in self._config.get("tersor_transposed", ())}
+        parts = {n: [p for p in self._files if p.startswith(n.removesuffix("weight"))] for n in self.quantized}
+        self._parts = {n: [p for p in found if not p.endswith(".bias")] for n, found in parts.items()}
+        dtype = _dtype(self.config)
+        for name, found in self._parts.items():
+            # The shape only; the codes are decoded again when they are asked for, and not kept.
+            shape = tuple(self.qtensor(name).shape)
+            shape = shape[::-1] if name in self.transposed else shape
+            file = self._files[found[0]].file
+            for part in found:
+                self.entries.pop(part, None)
+            self.entries[name] = Entry(file, shape, dtype or self.dtype)
+
+    def qtensor(self, name: str) -> QTensor:
+        """The codes of a weight, [out, in].
+
+        Raises:
+            CheckpointError: a part is missing or damaged.
+        """
+        reader = HfFolder.__new__(HfFolder)
+        reader.path, reader.entries = self.path, self._files
+        return self._layout.decode(name, dict(reader.tensors(self._parts[name])), self._config)
+
+    def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """As of any folder; codes are multiplied out."""
+        for name in names:
+            if name in self.quantized:
+                value = self.qtensor(name).dequantize().to(self.entries[name].dtype)
+                yield name, value.t().contiguous() if name in self.transposed else value
+            else:
+                yield from super().tensors([name])
+
+
+def _dtype(config: dict) -> torch.dtype | None:
+    name = config.get("dtype") or config.get("torch_dtype")
+    return getattr(torch, name, None) if isinstance(name, str) else None

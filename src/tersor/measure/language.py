@@ -1,0 +1,112 @@
+"""What compressing a language model gained and cost, as it is written to report.json."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from tersor.errors import TersorError
+from tersor.measure.perplexity import Divergence, TextScore
+from tersor.measure.schema import Bytes, Environment, Part, Seconds
+
+Error = Annotated[float, Field(ge=0)]
+
+
+class WeightRecord(Part):
+    """One weight: how it is stored, and how much of its layer's output is error, in power.
+
+    `error` and `rtn_error` (rounding to nearest over the full range) are None without calibration. `format` is None
+    where the weight stays float; `note` says why.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    format: str | None
+    method: str
+    bytes: Bytes
+    error: Error | None = None
+    rtn_error: Error | None = None
+    tokens: int = 0
+    seconds: Seconds = 0.0
+    note: str | None = None
+
+
+class Decoding(Part):
+    """Tokens a second at batch 1 in an engine."""
+
+    engine: str
+    tokens_per_second: float
+    original_tokens_per_second: float | None = None
+
+
+class LanguageReport(Part):
+    """All that was measured; a score that was not asked for is None.
+
+    `bits_per_weight` counts scales and zero points of what was quantized. `peak_bytes` is the process's peak of
+    resident memory, imports included.
+    """
+
+    kind: Literal["language"] = "language"
+    model: str
+    architecture: str
+    recipe: str
+    layout: str
+    environment: Environment
+    seed: int
+    calibration: str | None
+    original_bytes: Bytes
+    compressed_bytes: Bytes
+    bits_per_weight: float | None
+    original: TextScore | None = None
+    compressed: TextScore | None = None
+    divergence: Divergence | None = None
+    decoding: tuple[Decoding, ...] = ()
+    weights: tuple[WeightRecord, ...]
+    warnings: tuple[str, ...] = ()
+    timings_s: dict[str, Seconds]
+    peak_bytes: Bytes
+
+    @property
+    def compression(self) -> float:
+        """Bytes before over bytes after."""
+        return self.original_bytes / self.compressed_bytes
+
+    def headline(self) -> str:
+        """One line: size, then loss."""
+        before, after = self.original_bytes / 1e6, self.compressed_bytes / 1e6
+        size = f"{self.compression:.2f}x smaller ({before:.3g} → {after:.3g} MB)"
+        if self.original is None or self.compressed is None:
+            return f"{size}; perplexity not measured (give --evaluate TEXT)"
+        before, after = self.original.perplexity, self.compressed.perplexity
+        return f"{size}; perplexity {before:.4g} → {after:.4g} ({(after / before - 1) * 100:+.2f} %)"
+
+    def to_json(self) -> str:
+        """The text of report.json."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def read_language_report(path: Path | str) -> LanguageReport:
+    """The report of a folder or a report.json.
+
+    Raises:
+        TersorError: it is missing or malformed.
+    """
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        return LanguageReport.model_validate_json(path.read_text(encoding="utf8"))
+    except OSError as error:
+        raise TersorError(f"{path}: cannot be read ({error.strerror}); give a folder that `compress` wrote") from error
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise TersorError(f"{path}: no report of a language model ({error}); compress again") from error
+
+
+def is_language_report(path: Path | str) -> bool:
+    """Whether the report of a folder is of this kind."""
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        return json.loads(path.read_text(encoding="utf8")).get("kind") == "language"
+    except (OSError, ValueError, AttributeError):
+        return False

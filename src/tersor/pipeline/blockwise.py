@@ -1,0 +1,213 @@
+"""One block of a large model: what its weights read, and each of them solved behind those before it."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import CalibrationError, CaptureError, TersorError
+from tersor.network.blocks import Halt
+from tersor.network.reads import watching
+from tersor.numerics import QTensor
+from tersor.observers.gram import Gram
+from tersor.pipeline.language_plan import Target
+from tersor.recipe import Quantization, Recipe
+from tersor.solvers import SOLVERS, Gptq, LayerProblem, LayerSolution, Rtn, Solver
+from tersor.solvers.gptq import output_error
+
+Key = tuple[str, int | None]
+Step = tuple[Callable[[], Tensor], Tensor | None]
+"""Computes the block for one batch; and which of its positions ``[windows, length]`` count, None: all."""
+Run = Callable[[], Iterable[Step]]
+
+
+@dataclass(frozen=True, eq=False)
+class SolvedWeight:
+    """A weight that was to be quantized.
+
+    Args:
+        qtensor: [out, in]; None where it stays float after all.
+        method: the solver with its options.
+        error, rtn_error: the share of the layer's output that the error is, in power: of this solution, and of
+            rounding to nearest over the full range; None without calibration.
+        tokens: how many the Hessian counts.
+        seconds: of solving.
+        note: why it stays float.
+    """
+
+    target: Target
+    qtensor: QTensor | None
+    method: str
+    error: float | None = None
+    rtn_error: float | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+    note: str | None = None
+
+
+class Hessians:
+    """Gram matrices of what weights read; those that read the same tensor share one."""
+
+    def __init__(self) -> None:
+        self._owner: dict[Key, Key] = {}
+        self._found: dict[Key, Gram] = {}
+        self._batch: dict[int, tuple[Tensor, Key]] = {}
+        self._counted: Tensor | None = None
+
+    def next_batch(self, counted: Tensor | None) -> None:
+        """A new batch begins; ``counted [windows, length]`` are its real positions."""
+        self._batch, self._counted = {}, counted
+
+    def see(self, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
+        """A product of the weight with ``x [..., in]``."""
+        key = (name, index)
+        _, first = self._batch.setdefault(id(x), (x, key))
+        if self._owner.setdefault(key, first) != first:
+            raise CaptureError(f"{name} reads now the input of {first[0]}, now another: it cannot be calibrated")
+        if first == key:
+            gram = Gram.of(x.reshape(1, -1, x.shape[-1]), self._mask(x))
+            self._found[key] = self._found[key].merged(gram) if key in self._found else gram
+
+    def _mask(self, x: Tensor) -> Tensor | None:
+        fits = self._counted is not None and x.shape[:-1].numel() == self._counted.numel()
+        return self._counted.reshape(-1) if fits and self._counted is not None else None
+
+    def of(self, target: Target) -> Gram:
+        """The matrix of a weight.
+
+        Raises:
+            CalibrationError: no token came by.
+        """
+        owner = self._owner.get(target.read_as)
+        if owner is None or self._found[owner].rows == 0:
+            raise CalibrationError(
+                f"layer {target.name}: no token of the calibration text came to it; give more text (--samples)"
+            )
+        return self._found[owner]
+
+    def order(self) -> list[list[str]]:
+        """The parameters in the order in which they are first read, those of one input together."""
+        groups: dict[str, list[str]] = {}
+        for (name, _), (owner, _) in self._owner.items():
+            members = groups.setdefault(owner, [])
+            if name not in members:
+                members.append(name)
+        return list(groups.values())
+
+
+def solve_block(
+    block: nn.Module, parameters: Mapping[str, nn.Parameter], targets: Sequence[Target], run: Run, recipe: Recipe,
+    on_weight: Callable[[SolvedWeight], None],
+) -> None:
+    """Quantize the weights of a block in place, those that are read first first: the later ones see the error.
+
+    Args:
+        parameters: the block's own, by their names in the model.
+        targets: those of the block that are to be quantized.
+        on_weight: told of each solution, before its parameter changes.
+
+    Raises:
+        TersorError: naming the layer that cannot be solved, unless the recipe says ``fallback: float``.
+    """  # fmt: skip
+    needing = {t.piece.parameter for t in targets if needs_data(t)}
+    for group in [*_groups(block, parameters, needing, run), sorted({t.piece.parameter for t in targets} - needing)]:
+        hessians = Hessians()
+        watched = {name: parameters[name] for name in group if name in needing}
+        if watched:
+            _watch(block, watched, hessians, run(), stop=all(p.ndim == 2 for p in watched.values()))
+        for target in targets:
+            if target.piece.parameter in group:
+                solved = solve_weight(target, parameters[target.piece.parameter], hessians, recipe)
+                on_weight(solved)
+                put(solved, parameters[target.piece.parameter])
+
+
+def needs_data(target: Target) -> bool:
+    """Whether its solver wants the Hessian."""
+    return target.wanted is not None and "gram" in solver_of(target.wanted).needs
+
+
+def solver_of(wanted: Quantization) -> Solver:
+    """The solver that a recipe means."""
+    span = "minmax" if wanted.range == "minmax" else "mse"
+    if wanted.solver == "gptq":
+        return Gptq(span)
+    return Rtn(span) if wanted.solver == "rtn" else SOLVERS[wanted.solver]()
+
+
+def solve_weight(target: Target, parameter: Tensor, hessians: Hessians, recipe: Recipe) -> SolvedWeight:
+    """One weight against its Hessian."""
+    assert target.wanted is not None and target.spec is not None
+    start, tokens = time.perf_counter(), 0
+    weight = oriented(target, target.piece.part(parameter.detach())).float().contiguous()
+    problem = LayerProblem(target.name, weight, target.spec)
+    try:
+        if not torch.isfinite(weight).all():
+            bad = int((~torch.isfinite(weight)).sum())
+            raise CalibrationError(f"layer {target.name}: {bad} of its weights are NaN or infinite; repair it")
+        if needs_data(target):
+            gram = hessians.of(target)
+            tokens, problem = gram.rows, replace(problem, gram=gram.hessian)
+        solution = solver_of(target.wanted)(problem)
+        baseline = _baseline(problem, solution)
+    except TersorError as error:
+        if recipe.fallback == "error":
+            text = str(error) if target.name in str(error) else f"layer {target.name}: {error}"
+            raise CalibrationError(f"{text}; or let it stay float: `fallback: float` in the recipe") from error
+        return SolvedWeight(target, None, "none", note=f"stays float by `fallback: float`: {error}")
+    seconds = time.perf_counter() - start
+    return SolvedWeight(
+        target, solution.qtensor, solution.method, solution.output_error, baseline, tokens, seconds
+    )  # fmt: skip
+
+
+def _baseline(problem: LayerProblem, solution: LayerSolution) -> float | None:
+    if problem.gram is None:
+        return None
+    found = Rtn("minmax")(replace(problem, gram=None)).qtensor.dequantize()
+    return output_error(problem.weight, found, problem.gram)
+
+
+def oriented(target: Target, weight: Tensor) -> Tensor:
+    """A stored weight as [out, in], or back."""
+    return weight.t() if target.transposed else weight
+
+
+def put(solved: SolvedWeight, parameter: Tensor) -> None:
+    """The values of the codes into the model."""
+    if solved.qtensor is not None:
+        part = solved.target.piece.part(parameter.data)
+        part.copy_(oriented(solved.target, solved.qtensor.dequantize()))
+
+
+def _groups(block: nn.Module, parameters: Mapping[str, nn.Parameter], needing: set[str], run: Run) -> list[list[str]]:
+    """The parameters that need data, by the order in which one batch reads them."""
+    if not needing:
+        return []
+    seen = Hessians()
+    _watch(block, {n: parameters[n] for n in needing}, seen, islice(run(), 1), stop=False)
+    order = seen.order()
+    return [*order, *([n] for n in sorted(needing - {n for group in order for n in group}))]
+
+
+def _watch(
+    block: nn.Module, watched: Mapping[str, nn.Parameter], hessians: Hessians, steps: Iterable[Step], stop: bool
+) -> None:
+    """Gather Hessians over those batches; with ``stop`` none is computed further than to the last of the weights."""
+    left: set[str] = set()
+
+    def see(name: str, index: int | None, transposed: bool, x: Tensor) -> None:
+        hessians.see(name, index, transposed, x)
+        left.discard(name)
+        if stop and not left:
+            raise Halt
+
+    for compute, counted in steps:
+        left.update(watched)
+        hessians.next_batch(counted)
+        with watching(block, watched, see), suppress(Halt):
+            compute()

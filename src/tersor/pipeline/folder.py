@@ -1,0 +1,92 @@
+"""The compressed folder: shards, index, configuration, tokenizer, report and checksums, whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tersor.checkpoints.hf_folder import INDEX
+from tersor.checkpoints.layouts import LAYOUTS
+from tersor.measure.language import LanguageReport
+from tersor.pipeline.compressed import MANIFEST, exchange, sha256
+from tersor.pipeline.journal import Journal
+
+if TYPE_CHECKING:
+    from tersor.pipeline.language import Job
+
+LANGUAGE = "language"
+
+
+def finish(
+    job: "Job", notes: Journal, outside: Mapping[str, Tensor], report: LanguageReport, out: Path, force: bool
+) -> None:
+    """Move what the journal holds to ``out``, and delete the journal."""
+    staging = notes.folder / "out"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    _shards(job, notes, outside, staging)
+    for path in job.source.others():
+        shutil.copy2(path, staging / path.name)
+    _write(staging / "config.json", json.dumps(_config(job, report), indent=1))
+    _write(staging / "recipe.yaml", job.recipe.to_yaml())
+    _write(staging / "report.json", report.to_json())
+    _write_pictures(staging, report)
+    files = {
+        p.name: {"sha256": sha256(p), "bytes": p.stat().st_size, "shipped": p.suffix not in (".html", ".yaml")}
+        for p in sorted(staging.iterdir())
+    }
+    manifest = {"format": 1, "kind": LANGUAGE, "layout": job.layout, "files": files}
+    _write(staging / MANIFEST, json.dumps(manifest, indent=1))
+    exchange(staging, out)
+    shutil.rmtree(notes.folder, ignore_errors=True)
+
+
+def _shards(job: "Job", notes: Journal, outside: Mapping[str, Tensor], staging: Path) -> None:
+    count = len(job.skeleton.blocks)
+    name = "model-{:05d}-of-" + f"{count + 1:05d}.safetensors"
+    save_file({n: t.contiguous() for n, t in outside.items()}, staging / name.format(1), {"format": "pt"})
+    for k in range(count):
+        _linked(notes.shard(k), staging / name.format(k + 2))
+    where, size = {}, 0
+    for path in sorted(staging.glob("*.safetensors")):
+        size += path.stat().st_size
+        with safe_open(str(path), framework="pt") as shard:
+            where.update(dict.fromkeys(shard.keys(), path.name))
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
+    _write(staging / INDEX, json.dumps(index, indent=1))
+
+
+def _linked(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _config(job: "Job", report: LanguageReport) -> dict[str, Any]:
+    stored = {w.name for w in report.weights if w.format}
+    specs = {f"{t.name}.weight": t.spec for t in job.targets if t.spec and t.name in stored}
+    modules = job.skeleton.model.named_modules()
+    left = [n for n, m in modules if isinstance(m, nn.Linear) and n not in stored]
+    left += [t.name for t in job.targets if t.name not in stored and t.name not in left]
+    found = LAYOUTS[job.layout].config(specs, left)
+    if turned := [t.name for t in job.targets if t.name in stored and t.transposed]:
+        found["tersor_transposed"] = turned
+    return {**job.source.config, "quantization_config": found}
+
+
+def _write_pictures(staging: Path, report: LanguageReport) -> None:
+    from tersor.report.language import language_html
+
+    _write(staging / "report.html", language_html(report))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf8")

@@ -1,0 +1,101 @@
+"""A compressed folder as a model that generates: in PyTorch, of the user's own class, or in OpenVINO."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tersor.checkpoints.hf_folder import HfFolder
+from tersor.checkpoints.quantized_folder import QuantizedFolder
+from tersor.errors import CheckpointError, EngineError, SavedFolderError
+from tersor.network.quantized import QuantizedLinear, QuantizedWeight
+from tersor.network.swap import holders
+from tersor.pipeline.compressed import MANIFEST, verify
+from tersor.pipeline.folder import LANGUAGE
+from tersor.pipeline.skeleton import Skeleton, quiet
+
+
+def is_language(folder: Path) -> bool:
+    """Whether a folder is one in the Hugging Face layout, by us or by others."""
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        try:
+            return json.loads(manifest.read_text(encoding="utf8")).get("kind") == LANGUAGE
+        except (ValueError, AttributeError):
+            return False
+    return (folder / "config.json").is_file()
+
+
+def load_language(folder: Path, engine: str = "torch", threads: int | None = None) -> Any:
+    """A model with ``generate``.
+
+    Args:
+        folder: one that ``compress_folder`` wrote, or another's in the layout of compressed-tensors, GPTQ or AWQ,
+            or one that is not quantized.
+        engine: ``torch``: the class of transformers that config.json names, its linear layers holding codes;
+            ``openvino``: an ``OpenVinoDecoder``.
+
+    Raises:
+        SavedFolderError, CheckpointError: files that are missing, cut short or altered.
+    """
+    _check_sums(folder)
+    if engine not in ("torch", "openvino"):
+        raise EngineError(f"language models run in torch or openvino, not in {engine!r}")
+    with quiet():
+        source = opened(folder)
+        skeleton = Skeleton(source)
+        if engine == "openvino":
+            from tersor.engines.openvino_decoder import OpenVinoDecoder
+
+            return OpenVinoDecoder.of(skeleton, threads)
+        return _in_torch(skeleton)
+
+
+def opened(folder: Path) -> HfFolder:
+    """The folder, quantized or not."""
+    plain = HfFolder(folder)
+    return QuantizedFolder(folder) if "quantization_config" in plain.config else plain
+
+
+def _in_torch(skeleton: Skeleton) -> nn.Module:
+    model, folder = skeleton.model, skeleton.folder
+    codes = folder.quantized if isinstance(folder, QuantizedFolder) else set()
+    owners = {f"{h.name}.{w}": h for h in holders(model) for w in h.weights if h.op == "linear" and h.left is None}
+    exchanged = set()
+    for piece in skeleton.pieces.values():
+        holder = owners.get(piece.parameter)
+        if piece.name in codes and piece.index is None and holder is not None:
+            weight = QuantizedWeight(folder.qtensor(piece.name))  # type: ignore[attr-defined]
+            bias = getattr(holder.module, "bias", None)
+            if bias is not None:
+                skeleton.load([f"{holder.name}.bias"])
+                bias = holder.module.bias
+            layer = QuantizedLinear(weight, bias, None, holder.transposed)  # type: ignore[arg-type]
+            parent, _, key = holder.name.rpartition(".")
+            setattr(model.get_submodule(parent), key, layer.eval())
+            exchanged.update({piece.parameter, f"{holder.name}.bias"})
+    skeleton.load([n for n in (*skeleton.outside(), *skeleton.parameters(skeleton.blocks.path)) if n not in exchanged])
+    _generation(model, folder.path)
+    return model
+
+
+def _generation(model: nn.Module, path: Path) -> None:
+    """The folder's own settings of generate."""
+    if (path / "generation_config.json").is_file() and hasattr(model, "generation_config"):
+        from transformers import GenerationConfig
+
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)  # type: ignore[assignment]
+
+
+def _check_sums(folder: Path) -> None:
+    path = folder / MANIFEST
+    if not path.is_file():
+        if not (folder / "config.json").is_file():
+            raise CheckpointError(f"{folder} holds no config.json; give a folder in the Hugging Face layout")
+        return
+    try:
+        manifest = json.loads(path.read_text(encoding="utf8"))
+        verify(folder, {"files": {str(k): dict(v) for k, v in manifest["files"].items()}})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SavedFolderError(f"{path} is damaged ({error}); copy the folder again") from error

@@ -1,0 +1,136 @@
+"""What becomes of every weight of a Hugging Face folder, before any of them is read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from tersor.errors import RecipeError, TersorError
+from tersor.network.swap import holders
+from tersor.numerics import QuantSpec
+from tersor.pipeline.skeleton import Piece, Skeleton
+from tersor.recipe import Quantization, Recipe
+
+_DEFAULT = QuantSpec("int8", "channel")
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A weight that products read.
+
+    Args:
+        piece: its tensor in the folder, and its place in the model.
+        shape: as [out, in].
+        transposed: it is stored [in, out].
+        wanted, spec: how it is quantized; None where it stays float.
+        reason: in words.
+        tail: it lies behind the blocks.
+    """
+
+    piece: Piece
+    shape: tuple[int, int]
+    transposed: bool
+    wanted: Quantization | None
+    spec: QuantSpec | None
+    reason: str
+    tail: bool = False
+
+    @property
+    def name(self) -> str:
+        """The layer's name in the folder, without ``.weight``."""
+        return self.piece.name.removesuffix(".weight")
+
+    @property
+    def read_as(self) -> tuple[str, int | None]:
+        """The parameter and expert by which a product's input is known."""
+        return self.piece.parameter, self.piece.index
+
+
+def plan(skeleton: Skeleton, recipe: Recipe, fits: "Fits") -> list[Target]:
+    """Every weight of two dimensions inside the blocks, and the head; in the model's order.
+
+    Args:
+        fits: raises where the file's layout cannot hold a weight.
+
+    Raises:
+        RecipeError: a rule that matches nothing, activations that are not float, a weight that does not fit.
+    """
+    if recipe.activations.when != "never":
+        raise RecipeError(
+            f"the recipe {recipe.name} quantizes activations; a folder is compressed in its weights only: use "
+            "int4-gptq, int4-weight, int8-weight, or `activations: {format: fp32}`"
+        )
+    found = list(_candidates(skeleton))
+    names = [(t.name, "linear") for t in found]
+    recipe = recipe.placed([name for name, _ in names])
+    recipe.check_rules(names)
+    return [_decided(t, recipe, fits) for t in found]
+
+
+class Fits:
+    """Holds a weight against what the layout of the files can express; this one takes all."""
+
+    def __call__(self, name: str, shape: tuple[int, int], spec: QuantSpec) -> QuantSpec:
+        """The spec with the scale as it will be stored.
+
+        Raises:
+            TersorError: naming the layer, the value and the remedy.
+        """
+        return spec
+
+
+def _candidates(skeleton: Skeleton) -> Iterator[Target]:
+    inside = skeleton.blocks.path + "."
+    by_parameter: dict[str, list[Piece]] = {}
+    for piece in skeleton.pieces.values():
+        by_parameter.setdefault(piece.parameter, []).append(piece)
+    seen = set[int]()
+    for holder in holders(skeleton.model):
+        for key in holder.weights:
+            name = f"{holder.name}.{key}"
+            head = not name.startswith(inside)
+            if holder.op == "embedding" or (head and not _is_head(holder.module, holder.op)):
+                seen.add(id(holder.module.get_parameter(key)))
+                continue
+            for piece in by_parameter.get(name, []):
+                reason = _left(holder.module, holder.op, piece)
+                if head and id(holder.module.get_parameter(key)) in seen:
+                    reason = "it is tied to the embedding"
+                shape = skeleton.folder.entries[piece.name].shape
+                if len(shape) == 2:
+                    shape = (shape[1], shape[0]) if holder.transposed else (shape[0], shape[1])
+                    yield Target(piece, shape, holder.transposed, None, None, reason, tail=head)
+
+
+def _is_head(module: nn.Module, op: str) -> bool:
+    return op == "linear" and getattr(module, "out_features", 0) > getattr(module, "in_features", 0)
+
+
+def _left(module: nn.Module, op: str, piece: Piece) -> str:
+    if not piece.whole:
+        return "transformers turns or mixes it on loading"
+    if op == "linear" or piece.index is not None:
+        return ""
+    return f"no product with it is known ({type(module).__name__})"
+
+
+def _decided(target: Target, recipe: Recipe, fits: Fits) -> Target:
+    def left(reason: str) -> Target:
+        return Target(target.piece, target.shape, target.transposed, None, None, reason, target.tail)
+
+    if target.reason:
+        return left(f"stays float: {target.reason}")
+    rule = recipe.rule_for(target.name, "linear")
+    if rule is not None and rule.keep is not None:
+        return left(f"stays float: kept by the rule ({rule})")
+    if target.tail and (rule is None or rule.weights is None):
+        return left("stays float: it decides between the tokens; a rule with `weights` of its own quantizes it")
+    wanted = recipe.weights_by(rule)
+    spec = wanted.spec(_DEFAULT)
+    try:
+        spec = fits(target.name, target.shape, spec)
+    except TersorError as error:
+        if recipe.fallback == "error":
+            raise RecipeError(f"{error}; or let such layers stay float: `fallback: float` in the recipe") from error
+        return left(f"stays float by `fallback: float`: {error}")
+    return Target(target.piece, target.shape, target.transposed, wanted, spec, f"{spec}, {wanted.solver}", target.tail)

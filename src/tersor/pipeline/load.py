@@ -1,0 +1,35 @@
+"""Whatever Tersor wrote, ready to run."""
+
+from pathlib import Path
+from typing import Any
+
+from tersor.errors import EngineError
+from tersor.pipeline.compressed import load_network
+from tersor.pipeline.language_load import is_language, load_language
+
+
+def load(folder: str | Path, threads: int | None = None, engine: str | None = None) -> Any:
+    """Load a saved folder; checksums are compared, and nothing in it is executed.
+
+    Args:
+        folder: what ``Compressed.save`` or ``tersor compress`` wrote; or a language model in the Hugging Face layout,
+            quantized (by Tersor or others, as compressed-tensors, GPTQ or AWQ) or not.
+        threads: of the engine; by default all processors.
+        engine: of a language model, ``torch`` (the default) or ``openvino``. Any other network runs in the engine that
+            it was compressed for.
+
+    Returns:
+        A ``Compressed`` to be called; of a language model something with ``generate(input_ids, max_new_tokens=…)``: in
+        torch the model of transformers itself.
+
+    Raises:
+        SavedFolderError, CheckpointError: a file is missing, cut short or altered.
+        EngineError: its engine is not installed, or is not the one it was compressed for.
+    """
+    folder = Path(folder)
+    if is_language(folder):
+        return load_language(folder, engine or "torch", threads)
+    found = load_network(folder, threads)
+    if engine not in (None, found.engine):
+        raise EngineError(f"{folder} was compressed for {found.engine}, not for {engine}; compress it again for that")
+    return found

@@ -1,0 +1,131 @@
+"""What can be said of a run before anything runs: memory, disk, what stays float, what will run fast."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tersor.errors import CheckpointError
+from tersor.measure.windows import Windows
+from tersor.numerics.packing import packed_bytes
+from tersor.numerics.spec import QuantSpec
+from tersor.pipeline.language_plan import Target
+from tersor.pipeline.skeleton import Skeleton
+from tersor.pipeline.stream import TOKENS
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Predictions, in bytes.
+
+    Args:
+        original, compressed: of the weights in the files.
+        memory: the peak above that of the imports.
+        disk: beside the result while it runs.
+        quantized, left: how many weights.
+        warnings: sentences.
+    """
+
+    original: int
+    compressed: int
+    memory: int
+    disk: int
+    quantized: int
+    left: int
+    warnings: tuple[str, ...]
+
+    def bytes_of(self, target: Target) -> int:
+        """What a quantized weight takes in the file."""
+        assert target.spec is not None
+        return weight_bytes(target.shape, target.spec)
+
+    def check_disk(self, out: Path) -> None:
+        """Refuse to begin what cannot end.
+
+        Raises:
+            CheckpointError: how much is free, and how much is needed.
+        """
+        folder = next(p for p in (out.parent, *out.parent.parents) if p.exists())
+        free, needed = shutil.disk_usage(folder).free, self.compressed + self.disk
+        if free < needed:
+            raise CheckpointError(
+                f"{folder} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB are needed (result "
+                f"{self.compressed / 1e9:.2f}, activations {self.disk / 1e9:.2f}); make room, or give fewer --samples"
+            )
+
+
+def weight_bytes(shape: tuple[int, int], spec: QuantSpec) -> int:
+    """Packed codes, scales as stored and packed zero points.
+
+    >>> weight_bytes((2, 64), QuantSpec("int4", "group:32", scale_dtype="float16"))
+    72
+    """
+    import torch
+
+    rows, columns = spec.granularity.scale_shape(shape)
+    zeros = 0 if spec.symmetric else packed_bytes(rows * columns, spec.format.bits)
+    scales = rows * columns * getattr(torch, spec.scale_dtype).itemsize
+    return packed_bytes(shape[0] * shape[1], spec.format.bits) + scales + zeros
+
+
+def preflight(
+    skeleton: Skeleton, targets: list[Target], layout: str, calibration: Windows | None, evaluation: Windows | None
+) -> Preflight:
+    """Count before reading."""
+    folder = skeleton.folder
+    size = folder.dtype.itemsize
+    chosen = [t for t in targets if t.spec]
+    compressed = folder.nbytes - sum(
+        folder.entries[t.piece.name].nbytes - weight_bytes(t.shape, t.spec) for t in chosen if t.spec
+    )
+    inside = skeleton.blocks.path + "."
+    block = sum(e.nbytes for p in skeleton.pieces.values() if (e := folder.entries[p.name]) and inside in p.parameter)
+    block //= len(skeleton.blocks)
+    outside = folder.nbytes - block * len(skeleton.blocks)
+    width = max((t.shape[1] for t in chosen), default=0)
+    grams = 0 if calibration is None else 4 * 4 * width**2
+    # A block with its codes, one Hessian with its factors, and the values of some thousand tokens.
+    memory = max(outside, 2 * block + grams) + 8 * TOKENS * width * max(size, 4)
+    hidden = min((t.shape[1] for t in chosen), default=0)
+    tokens = sum(w.ids.numel() * k for w, k in ((calibration, 1), (evaluation, 2)) if w is not None)
+    return Preflight(
+        original=folder.nbytes,
+        compressed=compressed,
+        memory=memory,
+        disk=2 * tokens * hidden * size,
+        quantized=len(chosen),
+        left=len(targets) - len(chosen),
+        warnings=tuple(_warnings(skeleton, targets, layout, calibration)),
+    )
+
+
+def _warnings(skeleton: Skeleton, targets: list[Target], layout: str, calibration: Windows | None) -> list[str]:
+    found = []
+    ragged = [
+        t for t in targets if t.spec and t.spec.granularity.kind == "group" and t.shape[1] % t.spec.granularity.size
+    ]
+    if ragged:
+        t = ragged[0]
+        found.append(
+            f"{len(ragged)} layers do not divide by the group ({t.name}: {t.shape[1]} inputs by "
+            f"{t.spec.granularity.size}); their last group is shorter"  # type: ignore[union-attr]
+        )
+    unfit = [t for t in targets if "fallback: float" in t.reason]
+    if unfit:
+        found.append(f"{len(unfit)} layers stay float by `fallback: float`: {unfit[0].name} and alike")
+    turned = [t for t in targets if t.spec and t.transposed]
+    if turned:
+        found.append(
+            f"{len(turned)} weights belong to no nn.Linear ({turned[0].name}); Tersor reads them back, other tools may "
+            "not"
+        )
+    bits = {t.spec.format.bits for t in targets if t.spec}
+    if bits & {2, 3}:
+        found.append("2 and 3 bits save memory here, not time: no engine on this machine computes with them")
+    if skeleton.unused:
+        found.append(f"{len(skeleton.unused)} tensors of the folder have no place in the model; they are copied")
+    if calibration is not None and calibration.ids.numel() < 16 * max((t.shape[1] for t in targets), default=0):
+        widest = max(t.shape[1] for t in targets)
+        found.append(
+            f"{calibration.ids.numel()} tokens calibrate layers of {widest} inputs; 16 for each input would be better"
+        )
+    return found

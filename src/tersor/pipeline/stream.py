@@ -1,0 +1,280 @@
+"""A folder in the Hugging Face layout compressed block by block, with little of it in memory."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tersor.checkpoints.layouts import Layout
+from tersor.errors import CalibrationError, CheckpointError
+from tersor.network.blocks import behind, call, calls, empty
+from tersor.numerics import QuantSpec
+from tersor.pipeline.activations import Activations
+from tersor.pipeline.blockwise import SolvedWeight, Step, solve_block
+from tersor.pipeline.journal import Journal
+from tersor.pipeline.language_plan import Fits, Target
+from tersor.pipeline.skeleton import Skeleton
+from tersor.recipe import Recipe
+
+# Tokens that a block computes at once.
+TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Held(Fits):
+    """What a layout can hold of a model in ``dtype``."""
+
+    layout: Layout
+    dtype: torch.dtype
+
+    def __call__(self, name: str, shape: tuple[int, int], spec: QuantSpec) -> QuantSpec:
+        spec = spec.with_(scale_dtype=self.layout.scale_dtype(self.dtype))
+        self.layout.check(f"{name}.weight", shape, spec)
+        return spec
+
+
+class Text:
+    """Windows of tokens on their way through the blocks.
+
+    Args:
+        name: of its files; ids: int64 [windows, length]; counted: which positions are real, None: all.
+    """
+
+    def __init__(self, name: str, ids: Tensor, counted: Tensor | None = None) -> None:
+        self.name, self.ids, self.counted = name, ids, counted
+        self.batch = max(1, TOKENS // ids.shape[1])
+        self.arguments: list[list[tuple[tuple, dict]]] = []
+        self.activations: Activations | None = None
+
+    def inputs(self) -> Iterator[dict[str, Tensor]]:
+        """Arguments of the model, a batch at a time."""
+        for start in range(0, len(self.ids), self.batch):
+            found = {"input_ids": self.ids[start : start + self.batch]}
+            if self.counted is not None:
+                found["attention_mask"] = self.counted[start : start + self.batch].long()
+            yield found
+
+    def masks(self) -> Iterator[Tensor | None]:
+        """Which positions of each batch are real."""
+        for start in range(0, len(self.ids), self.batch):
+            yield None if self.counted is None else self.counted[start : start + self.batch]
+
+
+class Streaming:
+    """The blocks of a model, one after the other.
+
+    Args:
+        skeleton: the model, empty.
+        targets: what becomes of its weights.
+        texts: all windows that go through the blocks; of the same widths and dtype.
+    """
+
+    def __init__(
+        self, skeleton: Skeleton, recipe: Recipe, layout: Layout, targets: list[Target], journal: Journal
+    ) -> None:
+        self.skeleton, self.recipe, self.layout, self.targets, self.journal = skeleton, recipe, layout, targets, journal
+        self.stored = skeleton.folder.dtype
+        # Half precision of 5 exponent bits overflows in products on a CPU.
+        self.dtype = torch.float32 if self.stored == torch.float16 else self.stored
+        self.tupled = False
+
+    def begin(self, texts: list[Text], calibrated: int) -> None:
+        """Record what the first block reads, and the other arguments of each; nothing that is there is done again."""
+        skeleton, model, blocks = self.skeleton, self.skeleton.model, self.skeleton.blocks
+        skeleton.load(skeleton.outside(), self.dtype)
+        skeleton.load(skeleton.parameters(blocks.name(0)), self.dtype)
+        try:
+            first = next(texts[0].inputs())
+            ((hidden, *args), kwargs) = calls(model, blocks, _plain(model, _row(first)), count=1)[0]
+            with torch.no_grad():
+                self.tupled = isinstance(blocks.modules[0](hidden, *args, **kwargs), tuple)
+        except (TypeError, ValueError, IndexError) as error:
+            raise CalibrationError(
+                f"{type(model).__name__} cannot be called with input_ids of shape {list(first['input_ids'].shape)}: "
+                f"{error}; do the tokenizer and the model belong together?"
+            ) from error
+        for text in texts:
+            windows, length = text.ids.shape
+            where = (self.journal.folder, text.name)
+            text.activations = Activations(*where, windows, length, hidden.shape[-1], self.dtype, text.batch)
+            hiddens = []
+            for inputs in text.inputs():
+                found = calls(model, blocks, _plain(model, inputs), self.tupled)
+                hiddens.append(found[0][0][0])
+                rest = [(args[1:], kwargs) for args, kwargs in found]
+                text.arguments.append(_shared(rest, text.arguments[0]) if text.arguments else rest)
+            if calibrated == 0 and not text.activations.ready(0):
+                text.activations.write(0, hiddens)
+        empty(model)
+
+    def finished(self, texts: list[Text]) -> int:
+        """How many blocks an earlier run has done."""
+        count = 0
+        while count < len(self.skeleton.blocks) and self.journal.done(count):
+            count += 1
+        for number in range(count, -1, -1):
+            if all(t.activations is None or t.activations.ready(number) for t in texts):
+                return number
+        return 0
+
+    def block(
+        self, number: int, calibration: Text | None, original: Text | None, compressed: Text | None,
+        on_weight: Callable[[SolvedWeight], None],
+    ) -> list[SolvedWeight]:  # fmt: skip
+        """Solve a block and write it; all texts are then in front of the next one."""
+        skeleton = self.skeleton
+        name = skeleton.blocks.name(number)
+        block = skeleton.blocks.modules[number]
+        own = skeleton.parameters(name)
+        skeleton.load(own, self.dtype)
+        if original is not None:
+            self._advance(block, number, original)
+        solved: list[SolvedWeight] = []
+
+        def keep(weight: SolvedWeight) -> None:
+            solved.append(weight)
+            on_weight(weight)
+
+        targets = [t for t in self.targets if not t.tail and t.spec and t.piece.parameter.startswith(name + ".")]
+        parameters = {n: p for n in own if isinstance(p := _parameter(skeleton, n), torch.nn.Parameter)}
+        run = partial(self._steps, block, number, calibration) if calibration else list
+        solve_block(block, parameters, targets, run, self.recipe, keep)
+        for text in (calibration, compressed):
+            if text is not None:
+                self._advance(block, number, text)
+        self.journal.write(number, self._tensors(own, solved), [told(w) for w in solved])
+        for text in (original, calibration, compressed):
+            if text is not None and text.activations is not None:
+                text.activations.drop(number)
+        empty(skeleton.model)
+        return solved
+
+    def _steps(self, block: torch.nn.Module, number: int, text: Text) -> Iterator[Step]:
+        assert text.activations is not None
+        for hidden, arguments, mask in zip(
+            text.activations.read(number), text.arguments, text.masks(), strict=True
+        ):  # fmt: skip
+            args, kwargs = arguments[number]
+            yield partial(call, block, hidden, args, kwargs), mask
+
+    def _advance(self, block: torch.nn.Module, number: int, text: Text) -> None:
+        assert text.activations is not None
+        text.activations.write(number + 1, (compute() for compute, _ in self._steps(block, number, text)))
+
+    def _tensors(self, parameters: list[str], solved: list[SolvedWeight]) -> dict[str, Tensor]:
+        """What the folder will hold of these parameters."""
+        codes = {w.target.piece.name: w.qtensor for w in solved if w.qtensor is not None}
+        found: dict[str, Tensor] = {}
+        inside = set(parameters)
+        for piece in self.skeleton.pieces.values():
+            if piece.parameter not in inside:
+                continue
+            if (qtensor := codes.get(piece.name)) is not None:
+                found.update(self.layout.encode(piece.name, qtensor, self.stored))
+            elif piece.whole:
+                value = piece.part(_parameter(self.skeleton, piece.parameter).detach())
+                found[piece.name] = value.to(self.skeleton.folder.entries[piece.name].dtype).clone()
+            else:
+                found[piece.name] = self.skeleton.folder.tensor(piece.name)
+        return found
+
+    def tail(self, text: Text) -> Callable[[Tensor], Tensor]:
+        """``ids → logits`` for the windows of a text, to be asked for in their order."""
+        skeleton, activations = self.skeleton, text.activations
+        assert activations is not None
+        hiddens = replace(activations, batch=1).read(len(skeleton.blocks))
+
+        def logits(ids: Tensor) -> Tensor:
+            found = []
+            for row in ids:
+                inputs = _plain(skeleton.model, {"input_ids": row[None]})
+                out = behind(skeleton.model, skeleton.blocks, inputs, next(hiddens), self.tupled)
+                found.append(out.logits)
+            return torch.cat(found)
+
+        return logits
+
+    def load_outside(self) -> None:
+        """The embeddings, the last norm and the head."""
+        self.skeleton.load(self.skeleton.outside(), self.dtype)
+
+    def outside(self, solved: list[SolvedWeight]) -> dict[str, Tensor]:
+        """What the folder will hold besides the blocks."""
+        found = self._tensors(self.skeleton.outside(), solved)
+        return found | dict(self.skeleton.folder.tensors(self.skeleton.unused))
+
+    def solve_head(self, text: Text | None, on_weight: Callable[[SolvedWeight], None]) -> list[SolvedWeight]:
+        """Quantize what lies behind the blocks and a rule asks for; ``load_outside`` comes first."""
+        skeleton, solved = self.skeleton, []
+        targets = [t for t in self.targets if t.tail and t.spec]
+        if not targets:
+            return []
+        names = {t.piece.parameter for t in targets}
+        parameters = {n: skeleton.model.get_parameter(n) for n in names}
+
+        def steps() -> Iterator[Step]:
+            assert text is not None and text.activations is not None
+            hiddens = text.activations.read(len(skeleton.blocks))
+            for hidden, inputs, mask in zip(hiddens, text.inputs(), text.masks(), strict=True):
+                plain = _plain(skeleton.model, inputs)
+                yield partial(behind, skeleton.model, skeleton.blocks, plain, hidden, self.tupled), mask
+
+        def keep(weight: SolvedWeight) -> None:
+            solved.append(weight)
+            on_weight(weight)
+
+        solve_block(skeleton.model, parameters, targets, steps, self.recipe, keep)
+        return solved
+
+
+def told(weight: SolvedWeight) -> dict[str, Any]:
+    """A solution as it stands in the journal."""
+    return {
+        "name": weight.target.name,
+        "method": weight.method,
+        "error": weight.error,
+        "rtn_error": weight.rtn_error,
+        "tokens": weight.tokens,
+        "seconds": weight.seconds,
+        "note": weight.note,
+    }
+
+
+def _row(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value[:1] for name, value in inputs.items()}
+
+
+def _plain(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of a call without a cache."""
+    causal = hasattr(getattr(model, "config", None), "use_cache")
+    return {**inputs, **({"use_cache": False} if causal else {})}
+
+
+def _shared(found: list[tuple[tuple, dict]], first: list[tuple[tuple, dict]]) -> list[tuple[tuple, dict]]:
+    """The same, with whatever equals the first batch's taken from there: it is kept once."""
+
+    def same(value: Any, other: Any) -> Any:
+        if isinstance(value, Tensor) and isinstance(other, Tensor):
+            alike = value.shape == other.shape and value.dtype == other.dtype and torch.equal(value, other)
+            return other if alike else value
+        if isinstance(value, tuple) and isinstance(other, tuple) and len(value) == len(other):
+            return tuple(same(a, b) for a, b in zip(value, other, strict=True))
+        return value
+
+    return [
+        (same(args, others), {k: same(v, more.get(k)) for k, v in kwargs.items()})
+        for (args, kwargs), (others, more) in zip(found, first, strict=True)
+    ]
+
+
+def _parameter(skeleton: Skeleton, name: str) -> Tensor:
+    owner, _, key = name.rpartition(".")
+    module = skeleton.model.get_submodule(owner)
+    found = module._parameters.get(key)
+    found = module._buffers.get(key) if found is None else found
+    if found is None:
+        raise CheckpointError(f"the model has no parameter {name!r}")
+    return found

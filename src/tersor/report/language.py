@@ -1,0 +1,153 @@
+"""The report of a compressed language model: in a terminal, and as a page."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tersor.measure.language import LanguageReport, WeightRecord
+from tersor.measure.words import plain, size_text
+from tersor.report import svg
+from tersor.report.html import rendered
+
+# Errors are drawn on a logarithmic axis that begins here.
+_LEAST = 1e-6
+
+
+def print_language_report(report: LanguageReport, console: Console | None = None, *, top: int = 10) -> None:
+    """Print it: what was gained, what it cost, the weights with the largest error, every warning."""
+    (console or Console()).print(Group(*_body(report, top)))
+
+
+def language_html(report: LanguageReport) -> str:
+    """The page as text: self-contained, every weight in a table, the errors drawn."""
+    quantized = [w for w in report.weights if w.error is not None]
+    worst = sorted(quantized, key=lambda w: -(w.error or 0))[:24]
+    return rendered(
+        "language.html.j2",
+        report=report,
+        headline=report.headline(),
+        tiles=_tiles(report),
+        worst=[(w.name, _share(w.error), _share(w.rtn_error), _drawing(w)) for w in worst],
+        weights=[_row(w) for w in report.weights],
+        floats=any(w.format is None for w in report.weights),
+        facts=_facts(report),
+    )
+
+
+def plan_of_folder(targets: Sequence[Any], preflight: Any) -> RenderableType:
+    """What would become of every weight, and what the run would need."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("weight", "shape", "becomes"):
+        table.add_column(name, overflow="fold")
+    for t in targets:
+        shape = " × ".join(map(str, t.shape))
+        table.add_row(plain(t.name), shape, Text(plain(t.reason)), style="" if t.spec else "yellow")
+    sizes = f"{size_text(preflight.original)} → {size_text(preflight.compressed)}"
+    needs = f"about {size_text(preflight.memory)} of memory and {size_text(preflight.disk)} of disk for activations"
+    total = Text(f"\n{preflight.quantized} weights quantized, {preflight.left} left; {sizes}; the run takes {needs}")
+    return Group(table, total, *(Text(plain(w), style="yellow") for w in preflight.warnings))
+
+
+def _body(report: LanguageReport, top: int) -> list[RenderableType]:
+    found: list[RenderableType] = [
+        Text(plain(report.headline()), style="bold green"),
+        Text(plain(f"{report.model} · {report.recipe} · {report.layout}"), style="dim"),
+        "",
+    ]
+    figures = Table(box=None, pad_edge=False, show_header=False)
+    for name, figure, remark in _tiles(report):
+        figures.add_row(Text(name, style="dim"), Text(figure, style="bold"), Text(plain(remark), style="dim"))
+    found += [figures, ""]
+    found.append(_layers(report.weights, top))
+    left = [w for w in report.weights if w.format is None]
+    for note in dict.fromkeys(w.note or "" for w in left):
+        names = [w.name for w in left if (w.note or "") == note]
+        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+        found.append(Text(plain(f"{', '.join(names[:2])}{more}: {note}"), style="yellow"))
+    found += [Text(plain(warning), style="yellow") for warning in report.warnings]
+    return found
+
+
+def _layers(weights: Sequence[WeightRecord], top: int) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("weight", "stored as", "error", "RTN's", "tokens", "method"):
+        justify = "left" if name in ("weight", "stored as", "method") else "right"
+        table.add_column(name, overflow="fold", justify=justify)
+    worst = sorted((w for w in weights if w.format), key=lambda w: -(w.error or 0))
+    for w in worst[:top]:
+        tokens = f"{w.tokens:,}" if w.tokens else "–"
+        table.add_row(plain(w.name), w.format, _share(w.error), _share(w.rtn_error), tokens, w.method)
+    rest = Text(f"and {len(worst) - top} weights with less error", style="dim") if len(worst) > top else ""
+    return Group(table, rest)
+
+
+def _tiles(report: LanguageReport) -> list[tuple[str, str, str]]:
+    """Name, figure and remark of what matters."""
+    bits = "" if report.bits_per_weight is None else f"{report.bits_per_weight:.2f} bits a quantized weight"
+    sizes = f"{size_text(report.original_bytes)} → {size_text(report.compressed_bytes)}"
+    found = [("Size", f"{report.compression:.2f}x", f"{sizes}; {bits}")]
+    if report.original is not None and report.compressed is not None:
+        a, b = report.original, report.compressed
+        error = "" if b.standard_error is None else f" ± {b.standard_error:.4f}"
+        remark = f"{a.nats:.4f} → {b.nats:.4f}{error} nats a token; {b.protocol}"
+        found.append(("Perplexity", f"{a.perplexity:.4g} → {b.perplexity:.4g}", remark))
+    if report.divergence is not None:
+        remark = f"nats a token; the same first choice in {report.divergence.agreement * 100:.1f} %"
+        found.append(("Divergence", f"{report.divergence.nats:.4f}", remark))
+    for d in report.decoding:
+        over = f"; FP {d.original_tokens_per_second:.1f}" if d.original_tokens_per_second else ""
+        found.append(("Decoding", f"{d.tokens_per_second:.1f} tokens/s", f"{d.engine}, batch 1{over}"))
+    shares = [w.error / w.rtn_error for w in report.weights if w.error is not None and w.rtn_error]
+    if shares:
+        middle = sorted(shares)[len(shares) // 2]
+        found.append(("Error of layers", f"{middle:.2f}", "of rounding to nearest, the median layer"))
+    return found
+
+
+def _share(error: float | None) -> str:
+    return "–" if error is None else f"{error:.2e}"
+
+
+def _drawing(weight: WeightRecord) -> object:
+    label = f"{weight.name}: error {_share(weight.error)}, rounding to nearest {_share(weight.rtn_error)}"
+    return svg.twin_bar(_decades(weight.rtn_error), _decades(weight.error), 6.0, label)
+
+
+def _decades(error: float | None) -> float | None:
+    return None if error is None else max(0.0, math.log10(max(error, _LEAST) / _LEAST))
+
+
+def _row(w: WeightRecord) -> dict[str, object]:
+    return {
+        "name": w.name,
+        "shape": " × ".join(map(str, w.shape)),
+        "format": w.format or "float",
+        "method": w.method if w.format else w.note,
+        "bytes": size_text(w.bytes),
+        "error": _share(w.error),
+        "rtn": _share(w.rtn_error),
+        "tokens": f"{w.tokens:,}" if w.tokens else "–",
+        "fell": w.format is None,
+    }
+
+
+def _facts(report: LanguageReport) -> list[tuple[str, str]]:
+    env = report.environment
+    found = [
+        ("Architecture", report.architecture),
+        ("Recipe", report.recipe),
+        ("Layout of the files", report.layout),
+        ("Calibrated on", report.calibration or "nothing: the recipe needs no data"),
+        ("Processor", f"{env.cpu or 'unknown'}, {env.threads} threads, {env.precision}"),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in env.versions.items())),
+        ("Seed", str(report.seed)),
+        ("Seconds", ", ".join(f"{k} {v:.1f}" for k, v in report.timings_s.items())),
+        ("Peak memory of the process", size_text(report.peak_bytes)),
+    ]
+    if report.compressed is not None:
+        found.insert(4, ("Judged on", str(report.compressed.protocol)))
+    return found

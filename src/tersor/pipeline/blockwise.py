@@ -69,7 +69,13 @@ class Hessians:
         if self._owner.setdefault(key, first) != first:
             raise CaptureError(f"{name} reads now the input of {first[0]}, now another: it cannot be calibrated")
         if first == key:
-            gram = Gram.of(x.reshape(1, -1, x.shape[-1]), self._mask(x))
+            try:
+                gram = Gram.of(x.reshape(1, -1, x.shape[-1]), self._mask(x))
+            except CalibrationError as error:
+                raise CalibrationError(
+                    f"layer {name}: {error}; a layer in front of it overflows: is the checkpoint whole? Else keep this "
+                    "one in float by a rule"
+                ) from error
             self._found[key] = self._found[key].merged(gram) if key in self._found else gram
 
     def _mask(self, x: Tensor) -> Tensor | None:

@@ -1,0 +1,402 @@
+"""Language models streamed block by block: the codes as by hand, taken up after a kill, and what may go wrong."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import tersor
+from tersor.checkpoints.hf_folder import HfFolder
+from tersor.checkpoints.layouts import LAYOUTS
+from tersor.checkpoints.quantized_folder import QuantizedFolder
+from tersor.errors import CalibrationError, CaptureError, CheckpointError, RecipeError, SavedFolderError
+from tersor.network.blocks import find_blocks
+from tersor.numerics import QuantSpec
+from tersor.observers.gram import Gram
+from tersor.pipeline.journal import Journal
+from tersor.pipeline.language import prepare_job
+from tersor.recipe import Quantization, Recipe, Rule
+from tersor.solvers import Gptq, LayerProblem, Rtn
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "vocab_size": 48, "max_position_embeddings": 64,
+}  # fmt: skip
+IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 48, "n_positions": 64}
+OPT = {
+    "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 48,
+    "word_embed_proj_dim": 32, "max_position_embeddings": 64,
+}  # fmt: skip
+BERT = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+MODELS = {
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL, **IDS)),
+    "qwen3": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL, **IDS, head_dim=8)),
+    "gemma3": lambda: transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**SMALL, **IDS, head_dim=8)),
+    "mixtral": lambda: transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(**SMALL, **IDS, num_local_experts=4, num_experts_per_tok=2)
+    ),
+    "opt": lambda: transformers.OPTForCausalLM(transformers.OPTConfig(**OPT, **IDS)),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, **IDS)),
+    "bert": lambda: transformers.BertModel(transformers.BertConfig(**BERT, pad_token_id=0)),
+}
+FLOAT = Quantization(format="fp32")
+
+
+def recipe(solver="gptq", **kinds):
+    weights = Quantization(**{"format": "int4", "granularity": "channel", "range": "mse", "solver": solver} | kinds)
+    return Recipe(name=f"test-{solver}", weights=weights, activations=FLOAT, bias_correction=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    def write(kind, dtype=torch.float32):
+        path = tmp_path_factory.getbasetemp() / f"{kind}-{str(dtype)[6:]}"
+        if not path.exists():
+            torch.manual_seed(0)
+            MODELS[kind]().to(dtype).save_pretrained(path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(3, 48, (12, 16), generator=torch.Generator().manual_seed(1))
+
+
+def float_model(kind, path):
+    return type(MODELS[kind]()).from_pretrained(path, attn_implementation="sdpa").eval()
+
+
+def digests(path):
+    skipped = {"report.json", "report.html", "manifest.json"}
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in path.iterdir() if p.name not in skipped}
+
+
+def test_rounding_to_nearest_needs_no_data_and_gives_the_solvers_codes(folder, tmp_path):
+    source = folder("llama")
+    report = tersor.compress_folder(source, tmp_path / "out", recipe("rtn"), progress=False)
+    found, weights = QuantizedFolder(tmp_path / "out"), load_file(source / "model.safetensors")
+    assert len(found.quantized) == 14 == sum(w.format is not None for w in report.weights)
+    for name in found.quantized:
+        expected = Rtn("mse")(LayerProblem(name, weights[name], QuantSpec("int4", "channel"))).qtensor
+        assert torch.equal(found.qtensor(name).codes, expected.codes)
+    kept = load_file(next((tmp_path / "out").glob("model-00001*")))
+    assert torch.equal(kept["model.embed_tokens.weight"], weights["model.embed_tokens.weight"])
+
+
+def test_gptq_sees_the_inputs_behind_what_is_quantized_already(folder, tokens, tmp_path):
+    source = folder("llama")
+    tersor.compress_folder(source, tmp_path / "out", recipe(), tokens, progress=False)
+    found = QuantizedFolder(tmp_path / "out")
+    model = float_model("llama", source)
+    # The reference: the float model with everything in front of the layer exchanged for its codes.
+    order = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+             "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
+    for layer in (0, 1):
+        for part in order:
+            name = f"model.layers.{layer}.{part}"
+            module, seen = model.get_submodule(name), []
+            hook = module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].detach()))
+            with torch.no_grad():
+                model(tokens)
+            hook.remove()
+            gram = Gram.of(seen[0].reshape(1, -1, seen[0].shape[-1])).hessian
+            weight = module.weight.detach()
+            solved = Gptq("mse")(LayerProblem(name, weight, QuantSpec("int4", "channel"), gram=gram)).qtensor
+            # Sums in another order may turn a tie.
+            assert (solved.codes != found.qtensor(f"{name}.weight").codes).float().mean() < 0.01
+            if not part.startswith("self_attn.q") and part != "mlp.gate_proj":
+                module.weight.data = found.qtensor(f"{name}.weight").dequantize()
+            if part in ("self_attn.v_proj", "mlp.up_proj"):
+                first = name.replace("v_proj", "q_proj").replace("up_proj", "gate_proj")
+                model.get_submodule(first).weight.data = found.qtensor(f"{first}.weight").dequantize()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_architecture_is_streamed_and_runs_as_its_codes_say(kind, folder, tokens, tmp_path):
+    source = folder(kind)
+    report = tersor.compress_folder(source, tmp_path / "out", recipe(), tokens, progress=False)
+    solved = [w for w in report.weights if w.format]
+    assert len(solved) >= 8
+    assert all(w.tokens > 0 and w.error is not None and w.method.startswith("gptq") for w in solved)
+    assert sum(w.error for w in solved) < sum(w.rtn_error for w in solved)
+    codes = QuantizedFolder(tmp_path / "out")
+    plain = HfFolder(source)
+    state = dict(codes.tensors(list(plain.entries)))
+    for path in source.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / "float").mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path / "float" / path.name)
+    save_file(state, tmp_path / "float" / "model.safetensors", {"format": "pt"})
+    with torch.no_grad():
+        expected = float_model(kind, tmp_path / "float")(tokens[:2])[0]
+        found = tersor.load(tmp_path / "out")(tokens[:2])[0]
+        original = float_model(kind, source)(tokens[:2])[0]
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert not torch.allclose(found, original, atol=1e-4)
+
+
+def test_bfloat16_is_kept_and_its_scales_are_those_of_the_file(folder, tokens, tmp_path):
+    report = tersor.compress_folder(
+        folder("llama", torch.bfloat16), tmp_path / "out", recipe(granularity="group:16"), tokens, progress=False
+    )
+    found = QuantizedFolder(tmp_path / "out")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert found.entries[name].dtype == torch.bfloat16
+    scale = found.qtensor(name).scale
+    assert torch.equal(scale, scale.bfloat16().float())
+    assert report.bits_per_weight == 4 + 16 / 16
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_layout_holds_the_same_codes(layout, folder, tokens, tmp_path):
+    kind = recipe(granularity="group:16", symmetric=layout == "gptq")
+    tersor.compress_folder(folder("llama"), tmp_path / "out", kind, tokens, layout=layout, progress=False)
+    tersor.compress_folder(folder("llama"), tmp_path / "again", kind, tokens, layout=layout, progress=False)
+    assert digests(tmp_path / "out") == digests(tmp_path / "again")
+    model = tersor.load(tmp_path / "out")
+    ids = torch.tensor([[1, 5, 9]])
+    assert model.generate(ids, max_new_tokens=4, do_sample=False).shape == (1, 7)
+
+
+def test_scores_are_those_of_the_two_models(folder, tokens, tmp_path):
+    held = torch.randint(3, 48, (5, 16), generator=torch.Generator().manual_seed(2))
+    report = tersor.compress_folder(
+        folder("llama"), tmp_path / "out", recipe(), tokens, evaluate=held, progress=False
+    )  # fmt: skip
+    for score, model in (
+        (report.original, float_model("llama", folder("llama"))), (report.compressed, tersor.load(tmp_path / "out"))
+    ):  # fmt: skip
+        with torch.no_grad():
+            logits = model(held).logits[:, :-1]
+        expected = nn.functional.cross_entropy(logits.flatten(0, 1), held[:, 1:].flatten())
+        assert score.nats == pytest.approx(float(expected), abs=1e-5)
+    assert report.divergence.nats > 0
+    assert f"{report.compressed.perplexity:.4g}" in report.headline()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("where", [1, 3, 4, 6])
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(where, folder, tokens, tmp_path, monkeypatch):
+    from tersor.pipeline import activations, blockwise
+
+    arguments = (folder("llama"), tmp_path / "out", recipe(), tokens)
+    tersor.compress_folder(folder("llama"), tmp_path / "whole", recipe(), tokens, evaluate=tokens[:2], progress=False)
+    calls = 0
+
+    def dying(function):
+        def called(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == 5 * where:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return called
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", dying(Journal.write))
+        patch.setattr(activations.Activations, "write", dying(activations.Activations.write))
+        patch.setattr(blockwise, "solve_weight", dying(blockwise.solve_weight))
+        try:
+            tersor.compress_folder(*arguments, evaluate=tokens[:2], progress=False)
+        except Killed:
+            assert not (tmp_path / "out").exists()
+            patch.undo()
+            tersor.compress_folder(*arguments, evaluate=tokens[:2], progress=False)
+        else:
+            assert calls < 5 * where
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_second_run_into_a_folder_is_refused(folder, tokens, tmp_path, monkeypatch):
+    found = []
+
+    def second(*_):
+        with pytest.raises(SavedFolderError, match="another run is writing"):
+            tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
+        found.append(True)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", second)
+        with pytest.raises(Killed):
+            tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
+    assert found
+    with pytest.raises(SavedFolderError, match=r"broken off, with other .*recipe"):
+        tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn", format="int8"), progress=False)
+    tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn", format="int8"), force=True, progress=False)
+    with pytest.raises(SavedFolderError, match="exists"):
+        tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
+
+
+def copied(source, target):
+    shutil.copytree(source, target)
+    return target
+
+
+def edited(path, **changes):
+    config = json.loads((path / "config.json").read_text()) | changes
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_folders_that_are_incomplete_say_what_is_missing(folder, tmp_path):
+    bad = copied(folder("llama"), tmp_path / "a")
+    (bad / "model.safetensors").rename(bad / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"holds no weights; pytorch_model.bin is a pickle"):
+        prepare_job(bad, "int4-weight", None)
+    (bad / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config.json is missing"):
+        prepare_job(bad, "int4-weight", None)
+    sharded = tmp_path / "b"
+    float_model("llama", folder("llama")).save_pretrained(sharded, max_shard_size="20KB")
+    files = sorted(sharded.glob("*.safetensors"))
+    assert len(files) > 2
+    files[1].unlink()
+    with pytest.raises(CheckpointError, match=rf"lacks 1 of its {len(files)} shards: {files[1].name}"):
+        prepare_job(sharded, "int4-weight", None)
+    cut = copied(folder("llama"), tmp_path / "c") / "model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read .* cut short"):
+        prepare_job(cut.parent, "int4-weight", None)
+    lacking = copied(folder("llama"), tmp_path / "d") / "model.safetensors"
+    save_file({n: t for n, t in load_file(lacking).items() if "1.mlp.up" not in n}, lacking)
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights .* model.layers.1.mlp.up_proj.weight"):
+        prepare_job(lacking.parent, "int4-weight", None)
+
+
+def test_a_shape_that_contradicts_the_configuration_is_named(folder, tmp_path):
+    bad = edited(copied(folder("llama"), tmp_path / "a"), intermediate_size=80)
+    with pytest.raises(CheckpointError, match=r"model.layers.0.mlp.\w+.weight has the shape \[.*64.*\] .*80"):
+        prepare_job(bad, "int4-weight", None)
+
+
+def test_an_unknown_architecture_is_built_by_the_caller(folder, tokens, tmp_path):
+    bad = edited(copied(folder("llama"), tmp_path / "a"), model_type="llama9", architectures=["Llama9"])
+    with pytest.raises(CaptureError, match=r"no architecture 'llama9'.*build="):
+        prepare_job(bad, "int4-weight", None)
+    report = tersor.compress_folder(bad, tmp_path / "out", recipe(), tokens, build=MODELS["llama"], progress=False)
+    assert report.architecture == "LlamaForCausalLM"
+    own = edited(copied(folder("llama"), tmp_path / "b"), model_type="x", auto_map={"AutoConfig": "evil.Config"})
+    with pytest.raises(CaptureError, match="its own Python code"):
+        prepare_job(own, "int4-weight", None)
+
+
+def test_discovery_says_what_it_did_not_find():
+    with pytest.raises(CaptureError, match=r"no nn.ModuleList of alike modules"):
+        find_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    both = nn.ModuleDict({k: nn.ModuleList([nn.Linear(2, 2)] * 3) for k in ("encoder", "decoder")})
+    with pytest.raises(CaptureError, match=r"two lists of 3 blocks, encoder and decoder"):
+        find_blocks(both)
+    experts = nn.ModuleList([nn.ModuleList([nn.Linear(2, 2) for _ in range(9)]) for _ in range(3)])
+    assert find_blocks(nn.ModuleDict({"layers": experts})).path == "layers"
+
+
+def test_text_needs_a_tokenizer_and_enough_of_it(folder, tmp_path):
+    with pytest.raises(CheckpointError, match="has no tokenizer"):
+        prepare_job(folder("llama"), recipe(), "Once upon a time")
+    with pytest.raises(RecipeError, match=r"q_proj: the solver of the recipe test-gptq asks for calibration text"):
+        prepare_job(folder("llama"), recipe(), None)
+
+
+def test_a_group_that_does_not_divide_stops_or_stays_float(folder, tmp_path):
+    kind = recipe("rtn", granularity="group:24")
+    with pytest.raises(RecipeError, match=r"layers.0.*q_proj.* 32 inputs, which groups of 24 .*`fallback: float`"):
+        prepare_job(folder("llama"), kind, None)
+    mixed = kind.model_copy(update={"rules": (Rule(layer="*.down_proj", weights=recipe("rtn").weights),)})
+    found = prepare_job(folder("llama"), mixed.model_copy(update={"fallback": "float"}), None)
+    assert [t.name.rsplit(".", 1)[1] for t in found.targets if t.spec] == ["down_proj", "down_proj"]
+    assert any("12 layers stay float" in w for w in found.preflight.warnings)
+
+
+@pytest.mark.parametrize(("value", "what"), [(float("inf"), "infinite"), (float("nan"), "NaN")])
+def test_weights_that_are_not_finite_stop_the_run_and_are_named(value, what, folder, tokens, tmp_path):
+    bad = copied(folder("llama"), tmp_path / "a") / "model.safetensors"
+    weights = load_file(bad)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+    save_file(weights, bad, {"format": "pt"})
+    with pytest.raises(CalibrationError, match=rf"layers.1.mlp.up_proj.* {what}"):
+        tersor.compress_folder(bad.parent, tmp_path / "out", recipe("rtn"), progress=False)
+    kind = recipe("rtn").model_copy(update={"fallback": "float"})
+    report = tersor.compress_folder(bad.parent, tmp_path / "out", kind, force=True, progress=False)
+    note = next(w.note for w in report.weights if w.name == "model.layers.1.mlp.up_proj")
+    assert "stays float by `fallback: float`" in note
+
+
+def test_infinite_activations_name_the_layer_and_dead_columns_do_not_hurt(folder, tokens, tmp_path):
+    bad = copied(folder("llama"), tmp_path / "a") / "model.safetensors"
+    weights = load_file(bad)
+    weights["model.layers.0.input_layernorm.weight"][5] = 0.0
+    weights["model.layers.1.post_attention_layernorm.weight"][3] = float("inf")
+    save_file(weights, bad, {"format": "pt"})
+    with pytest.raises(CalibrationError, match=r"layers.1.mlp.(gate|up)_proj.*(NaN|infinite)"):
+        tersor.compress_folder(bad.parent, tmp_path / "out", recipe(), tokens, progress=False)
+    weights["model.layers.1.post_attention_layernorm.weight"][3] = 1.0
+    save_file(weights, bad, {"format": "pt"})
+    tersor.compress_folder(bad.parent, tmp_path / "out", recipe(), tokens, force=True, progress=False)
+    found = QuantizedFolder(tmp_path / "out").qtensor("model.layers.0.self_attn.q_proj.weight")
+    assert (found.dequantize()[:, 5] == 0).all()
+
+
+def test_a_full_disk_is_said_before_or_keeps_what_is_done(folder, tokens, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("tersor.pipeline.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+        with pytest.raises(CheckpointError, match=r"0.00 GB free and .* are needed"):
+            tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", full)
+        with pytest.raises(CheckpointError, match=r"disk of .* is full; what is done is kept"):
+            tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("harm", ["altered", "cut", "missing"])
+def test_a_folder_that_was_harmed_is_not_loaded(harm, folder, tmp_path):
+    tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
+    path = tmp_path / "out" / "model-00002-of-00003.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw if harm == "altered" else raw[:-40])
+    if harm == "missing":
+        path.unlink()
+    with pytest.raises(SavedFolderError, match=r"model-00002-of-00003.safetensors"):
+        tersor.load(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    if harm != "altered":
+        with pytest.raises(CheckpointError, match=r"model-00002-of-00003.safetensors"):
+            tersor.load(tmp_path / "out")
+
+
+def test_the_head_is_quantized_where_a_rule_says_so(folder, tokens, tmp_path):
+    rule = Rule(layer="lm_head", weights=Quantization(format="int8", granularity="channel", solver="gptq"))
+    kind = recipe().model_copy(update={"rules": (rule,)})
+    report = tersor.compress_folder(folder("llama"), tmp_path / "out", kind, tokens, progress=False)
+    head = report.weights[-1]
+    assert head.name == "lm_head"
+    assert head.format.startswith("int8")
+    assert head.tokens == tokens.numel()
+    assert "lm_head.weight" in QuantizedFolder(tmp_path / "out").quantized
+
+
+def test_activations_are_not_quantized_here(folder):
+    with pytest.raises(RecipeError, match=r"int8-static quantizes activations.*int4-gptq"):
+        prepare_job(folder("llama"), "int8-static", None)
+    with pytest.raises(RecipeError, match=r"rule .*blocks.* matches no layer"):
+        rules = (Rule(layer="blocks.*", keep="fp32"),)
+        prepare_job(folder("llama"), recipe("rtn").model_copy(update={"rules": rules}), None)

@@ -1,6 +1,7 @@
 """A tiny Llama with random weights, and folders of it with quantized weights: what readers are tried on."""
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 
@@ -15,11 +16,11 @@ from tersor.numerics import QTensor, QuantSpec, quantize_tensor
 TOKENS = torch.randint(0, 96, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
-def tiny_llama(dtype: torch.dtype = torch.float32, hidden: int = 192, width: int = 64, **changes) -> LlamaForCausalLM:
-    """Two blocks; weights are wide enough that the logits tell every wrong one."""
+def tiny_llama(dtype: torch.dtype = torch.float32, hidden: int = 192, vocab: int = 96, **changes) -> LlamaForCausalLM:
+    """Two blocks; weights are large enough that the logits tell every wrong one."""
     config = LlamaConfig(
-        vocab_size=96,
-        hidden_size=width,
+        vocab_size=vocab,
+        hidden_size=64,
         intermediate_size=hidden,
         num_hidden_layers=2,
         num_attention_heads=4,
@@ -67,9 +68,10 @@ def write_folder(folder: Path, model: LlamaForCausalLM, qtensors: dict[str, QTen
     return folder
 
 
-def standing_for(model: LlamaForCausalLM, qtensors: dict[str, QTensor]) -> LlamaForCausalLM:
-    """The float model with the values that ``qtensors`` stand for."""
-    values = {name: q.dequantize().to(model.dtype) for name, q in qtensors.items()}
+def standing_for(model: LlamaForCausalLM, weights: Mapping[str, QTensor | Tensor]) -> LlamaForCausalLM:
+    """The float model with the values that ``weights`` stand for."""
+    floats = {name: w.dequantize() if isinstance(w, QTensor) else w for name, w in weights.items()}
+    values = {name: w.to(model.dtype) for name, w in floats.items()}
     changed = deepcopy(model)
     changed.load_state_dict(model.state_dict() | values)
     return changed

@@ -198,6 +198,26 @@ def generate(
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="The folder of a language model, compressed or not.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .gguf file to write.", dir_okay=False)],
+    kind: Annotated[str, typer.Option(help="Of matrices that are float: q4_0, q8_0, q4_k or f16.")] = "q4_0",
+    ragged: Annotated[
+        bool, typer.Option("--ragged-f16", help="Keep in FP16 what the blocks do not divide, instead of stopping.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a Llama as one GGUF file for llama.cpp; codes that fit are kept bit by bit."""
+    from collections import Counter
+
+    from tersor.pipeline.export import export_gguf
+
+    found = export_gguf(folder, out, kind, ragged="f16" if ragged else "raise", force=force)  # type: ignore[arg-type]
+    kinds = ", ".join(f"{count} {name}" for name, count in Counter(found.values()).most_common())
+    console.print(f"written to {out}: {kinds}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def report(
     folder: Annotated[Path, typer.Argument(help="A folder that `tersor compress --out` wrote.")],
 ) -> None:

@@ -397,6 +397,6 @@ def test_the_head_is_quantized_where_a_rule_says_so(folder, tokens, tmp_path):
 def test_activations_are_not_quantized_here(folder):
     with pytest.raises(RecipeError, match=r"int8-static quantizes activations.*int4-gptq"):
         prepare_job(folder("llama"), "int8-static", None)
+    astray = recipe("rtn").model_copy(update={"rules": (Rule(layer="blocks.*", keep="fp32"),)})
     with pytest.raises(RecipeError, match=r"rule .*blocks.* matches no layer"):
-        rules = (Rule(layer="blocks.*", keep="fp32"),)
-        prepare_job(folder("llama"), recipe("rtn").model_copy(update={"rules": rules}), None)
+        prepare_job(folder("llama"), astray, None)

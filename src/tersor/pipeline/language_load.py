@@ -39,7 +39,7 @@ def load_language(folder: Path, engine: str = "torch", threads: int | None = Non
     Raises:
         SavedFolderError, CheckpointError: files that are missing, cut short or altered.
     """
-    _check_sums(folder)
+    check_sums(folder)
     if engine not in ("torch", "openvino"):
         raise EngineError(f"language models run in torch or openvino, not in {engine!r}")
     with quiet():
@@ -88,7 +88,8 @@ def _generation(model: nn.Module, path: Path) -> None:
         model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)  # type: ignore[assignment]
 
 
-def _check_sums(folder: Path) -> None:
+def check_sums(folder: Path) -> None:
+    """Hold a folder of ours against its manifest; one of others has none."""
     path = folder / MANIFEST
     if not path.is_file():
         if not (folder / "config.json").is_file():

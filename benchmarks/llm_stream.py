@@ -37,7 +37,8 @@ def _memory(quick: bool, folder: Path, details: dict[str, Any]) -> Claim:
     command = [sys.executable, "-m", "benchmarks.llm_stream", "--once", str(source), "4" if quick else "64"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     found = details["memory"] = json.loads(done.stdout.splitlines()[-1])
-    peer = f"{found['seconds'] / 60:.1f} minutes; {found['original'] / 2**30:.2f} → {found['compressed'] / 2**30:.2f} GiB"
+    before, after = found["original"] / 2**30, found["compressed"] / 2**30
+    peer = f"{found['seconds'] / 60:.1f} minutes; {before:.2f} → {after:.2f} GiB"
     return Claim("llm_memory", "random Llama, BF16", found["peak"] / 2**30, 2.5, unit="GiB", peer=peer)
 
 
@@ -71,8 +72,8 @@ def _kills(quick: bool, folder: Path, details: dict[str, Any]) -> Claim:
         "activations: {format: fp32}\nbias_correction: false\n"
     )
     command = [
-        sys.executable, "-c", "from tersor.cli import main; main()", "compress", str(source), "-r", str(recipe), "--data", str(TEXT.resolve()),
-        "--samples", "16", "--threads", str(THREADS), "-o",
+        sys.executable, "-c", "from tersor.cli import main; main()", "compress", str(source), "-r", str(recipe),
+        "--data", str(TEXT.resolve()), "--samples", "16", "--threads", str(THREADS), "-o",
     ]  # fmt: skip
     start = time.perf_counter()
     subprocess.run([*command, str(folder / "whole")], check=True, capture_output=True)

@@ -43,7 +43,8 @@ class Policy:
             activation function follows.
         half_arithmetic: which of FP16 and BF16 it computes an operator in that the recipe keeps in it.
         rounded: activation formats that it takes by their values alone: what reads them is computed in float.
-        stored_formats: formats, and groups of inputs, of weights that it takes where activations are not calibrated.
+        stored_formats: formats, and groups of inputs, of weights that it takes where activations are not calibrated;
+            stored_multiple: of what these groups must be multiples; stored_asymmetric: whether with zero points.
         runtime: how it quantizes a layer's input at run time; runtime_formats: to what (nothing: not at all);
             runtime_group: neighbours in a token that share a scale, 0 for all of them.
         stores_embeddings: True where the rows of an embedding may be codes.
@@ -70,6 +71,8 @@ class Policy:
     half_arithmetic: frozenset[str] = frozenset()
     rounded: frozenset[str] = frozenset()
     stored_formats: frozenset[str] = frozenset()
+    stored_multiple: int = 1
+    stored_asymmetric: bool = False
     reduced_weights: bool = False
     integer_biases: bool = False
     stores_embeddings: bool = False
@@ -117,7 +120,14 @@ class Policy:
                 f"{layer}: {self.engine} cannot run {what} quantized per {spec.granularity.kind}; it takes "
                 f"{', '.join(sorted(granularities))}. {remedy} engine `torch` simulates every granularity"
             )
-        if what == "weights" and not spec.symmetric and self.weight.symmetric and self.engine != "torch":
+        if stored and spec.block % self.stored_multiple:
+            least = self.stored_multiple
+            raise RecipeError(
+                f"{layer}: {self.engine} keeps weights in groups of {least} inputs or a multiple of it, not of "
+                f"{spec.block}; take group:{-(-spec.block // least) * least} or channel"
+            )
+        signed = self.weight.symmetric and self.engine != "torch" and not (stored and self.stored_asymmetric)
+        if what == "weights" and not spec.symmetric and signed:
             raise RecipeError(
                 f"{layer}: {self.engine} computes in int8 only with symmetric weights; drop `symmetric: false`, or "
                 "use the engine `torch`"

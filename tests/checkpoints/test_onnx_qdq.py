@@ -259,8 +259,16 @@ def test_int4_weights_of_a_convolution_are_half_as_large_and_computed_as_int8():
     torch.testing.assert_close(run(model, x)[0], fit_biases(net)(x))
 
 
-def test_ragged_groups_are_refused_by_name():
+def test_ragged_groups_are_cut_into_groups_that_divide():
     net = network(QLinear(10, 8, QuantSpec("int8", "group:4")), shape=(10,))
+    model, x = exported(net), draw(3, 10)
+    sizes = [a.i for n in model.graph.node for a in n.attribute if a.name == "block_size"]
+    assert sizes == [2]
+    torch.testing.assert_close(run(model, x)[0], net(x))
+
+
+def test_groups_that_nothing_divides_are_refused_by_name():
+    net = network(QLinear(11, 8, QuantSpec("int8", "group:4")), shape=(11,))
     with pytest.raises(EngineError, match=r"dequantize.*groups of 4.*torch"):
         to_onnx(net)
 

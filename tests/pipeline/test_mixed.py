@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import tersor
 from tersor.errors import RecipeError
 from tersor.network.network import op_name, walk
+from tersor.pipeline.audit import audit
 from tersor.recipe import Quantization, Recipe, Rule, resolve
 
 ENGINES = ("torch", "openvino", "onnxruntime")
@@ -253,6 +254,44 @@ def test_int4_weights_of_convolutions(tmp_path):
     assert distance(four(*inputs(task)), four.network(*inputs(task))) < 1e-5
     eight = done(task, "int8-weight", "openvino")
     assert bytes_of(four, tmp_path) < 0.75 * bytes_of(eight, tmp_path)
+
+
+    ragged = done(task, "int4-weight", "onnxruntime")
+    assert distance(ragged(*inputs(task)), ragged.network(*inputs(task))) < 1e-5
+
+
+@pytest.mark.parametrize("recipe", ["int4-weight", "int4-gptq"])
+def test_int4_weights_in_onnx_runtime(wide, recipe):
+    four, x = done(wide, recipe, "onnxruntime"), inputs(wide)
+    assert distance(four(*x), four.network(*x)) < 1e-5
+    executed = [(row.layer.weight_format, row.executed) for row in audit(four.plan, four.runner)]
+    assert [row for row in executed if row[0]] == [("int4", "int4")] * 3
+    held = sum(len(t.raw_data) for t in four.runner.model.graph.initializer)
+    weights = sum(p.numel() for p in wide.model.parameters() if p.ndim > 1)
+    scales, biases = 256 * 4 + 144 * 8 + 40 * 5, 256 + 144 + 40
+    assert held == (weights + 40 * 16) // 2 + 4 * (scales + biases)
+
+
+def test_weights_that_onnx_runtime_keeps_packed_may_have_zero_points(wide):
+    own = Quantization(format="int4", granularity="group:16", symmetric=False)
+    mixed, x = done(wide, "int8-weight", "onnxruntime", Rule(layer="mid", weights=own)), inputs(wide)
+    assert distance(mixed(*x), mixed.network(*x)) < 1e-5
+    assert [n.op_type for n in mixed.runner.model.graph.node].count("MatMulNBits") == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "weights", "words"),
+    [
+        ("int8-weight", {"granularity": "group:24"}, r"^mid: .* groups of 16 inputs or a multiple .* group:32 or"),
+        ("int8-weight", {"format": "int3"}, "^mid: onnxruntime cannot run int3 weights"),
+        ("int8-dynamic", {}, r"^mid: onnxruntime cannot run int4 weights.*`activations: {format: fp32}`"),
+        ("int8-static", {}, r"^mid: onnxruntime cannot run int4 weights.*`activations: {format: fp32}`"),
+    ],
+    ids=["groups", "3 bits", "at run time", "calibrated"],
+)
+def test_what_onnx_runtime_cannot_keep_packed_is_refused(wide, recipe, weights, words):
+    with pytest.raises(RecipeError, match=words):
+        done(wide, recipe, "onnxruntime", Rule(layer="mid", weights=INT4.model_copy(update=weights)))
 
 
 def test_a_rule_gives_int4_weights_to_one_layer(wide, tmp_path):

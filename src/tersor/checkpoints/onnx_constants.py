@@ -1,5 +1,6 @@
 """Constants of an ONNX graph: equal ones are stored once, scales stand in ONNX's shapes."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,11 +64,13 @@ def laid_out(t: np.ndarray, shape: tuple[int, ...], block: int) -> tuple[np.ndar
     """A scale in the shape convention of ``numerics`` as ONNX wants it, and ONNX's attributes for it.
 
     One value for all; a vector along an axis, where one for each block is repeated; or, with two axes in
-    play, one for each block of the second.
+    play, one for each block of the second. ONNX has no ragged last block: smaller ones that divide repeat the value.
 
     Raises:
-        ValueError: for anything else, a ragged last block with it.
+        ValueError: for anything else, or where nothing divides.
 
+    >>> laid_out(np.array([[1.0, 2.0], [3.0, 4.0]]), (2, 6), block=4)
+    (array([[1., 1., 2.], [3., 3., 4.]]), {'axis': 1, 'block_size': 2})
     >>> laid_out(np.array([[1.0], [2.0]]), (4, 5), block=2)
     (array([1., 1., 2., 2.]), {'axis': 0})
     """
@@ -80,9 +83,11 @@ def laid_out(t: np.ndarray, shape: tuple[int, ...], block: int) -> tuple[np.ndar
             t = np.repeat(t, block, axis).take(range(shape[axis]), axis)
         return t.reshape(-1), {"axis": axis}
     blocked = [k for k in many if t.shape[k] != shape[k]]
-    if len(blocked) != 1 or block < 2 or shape[blocked[0]] != t.shape[blocked[0]] * block:
+    axis, divisor = (blocked[0], math.gcd(block, shape[blocked[0]])) if len(blocked) == 1 else (0, 1)
+    if divisor < 2 or t.shape[axis] != -(-shape[axis] // block):
         raise ValueError(
             f"ONNX has no scales of shape {tuple(t.shape)} over {tuple(shape)} in groups of {block}"
         )
-    whole = [t.shape[k] if k == blocked[0] else n for k, n in enumerate(shape)]
-    return np.broadcast_to(t, whole), {"axis": blocked[0], "block_size": block}
+    t = np.repeat(t, block // divisor, axis).take(range(shape[axis] // divisor), axis)
+    whole = [t.shape[k] if k == axis else n for k, n in enumerate(shape)]
+    return np.broadcast_to(t, whole), {"axis": axis, "block_size": divisor}

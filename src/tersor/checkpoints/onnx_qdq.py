@@ -9,6 +9,7 @@ from tersor.checkpoints.int32_bias import fit_biases
 from tersor.checkpoints.onnx_constants import Constants
 from tersor.checkpoints.onnx_graph import OPSET, export_graph
 from tersor.checkpoints.onnx_lstm import MICROSOFT, rolled, write_lstms
+from tersor.checkpoints.onnx_nbits import FLOAT, INT8, write_packed
 from tersor.checkpoints.onnx_products import write_products
 from tersor.checkpoints.onnx_quantizers import Style, Writer
 from tersor.checkpoints.onnx_rewrites import (
@@ -48,11 +49,12 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
     constants = Constants(graph)
     write_lstms(graph, constants, lstms)
     write_products(graph, constants)
+    packed = style.packed and write_packed(graph, constants, bits, INT8 if style.int8_products else FLOAT)
     Writer(graph, constants, style, bits).write()
     drop_dead(graph)
     graph.opset_imports.clear()
     graph.opset_imports[""] = OPSET
-    if lstms:
+    if lstms or packed:
         graph.opset_imports[MICROSOFT] = 1
     model.producer_name, model.producer_version = "tersor", None
     model.metadata_props.clear()

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from tersor.checkpoints.onnx_constants import Constants
 from tersor.checkpoints.onnx_graph import DOMAIN
-from tersor.checkpoints.onnx_rewrites import Quantizer, absorb, constant, is_output, moving_inputs, quantizer
+from tersor.checkpoints.onnx_rewrites import Quantizer, absorb, constant, exchange, is_output, moving_inputs, quantizer
 from tersor.errors import EngineError
 
 # What is known of a node while the graph is rewritten: the quantizer of a DequantizeLinear; scale and zero
@@ -37,12 +37,16 @@ class Style:
         narrow_codes: keep code ranges that are narrower than their type, by a Clip on the codes. Without it,
             symmetric int8 takes −128 too, as TensorRT's own quantizers do.
         integer_biases: round biases as int32 arithmetic holds them, and write them so.
+        packed: write products with weights of few bits as ONNX Runtime's own MatMulNBits; ``int8_products``: which is
+            then to quantize their inputs to int8 as they come.
     """
 
     merge_activations: bool = True
     on_codes: bool = True
     narrow_codes: bool = True
     integer_biases: bool = True
+    packed: bool = False
+    int8_products: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Writer:
             raise ValueError(f"ONNX has no integer type for codes {own.low}…{own.high}")
         maker = x.producer()
         if maker is not None and self._runs_on_codes(maker, own):
-            return self._replace(node, [self._dequantized(maker, own, x, name)])
+            return exchange(self.graph, node, [self._dequantized(maker, own, x, name)])
         # ONNX Runtime has no Clip of 16 bits, so such a range is cut before its codes are made.
         wide = np.dtype(limits.dtype).itemsize > 1
         clamp = _clamp(x) if self.style.merge_activations and own.scale.size == 1 and not wide else None
@@ -103,7 +107,7 @@ class Writer:
             chain = self._clipped(chain[0], own, (low, high), np.float32 if wide else limits.dtype)
         chain.append(ir.node("DequantizeLinear", [chain[-1].outputs[0], *values], place, name=name))
         chain[-1].meta[_QUANTIZER] = own
-        self._replace(node, chain)
+        exchange(self.graph, node, chain)
 
     def _clipped(self, step: ir.Node, own: Quantizer, codes: tuple[float, float], kind: Any) -> list[ir.Node]:
         """A QuantizeLinear whose codes keep to a range: cut behind it or, in float32, before it."""
@@ -152,17 +156,18 @@ class Writer:
         codes, scale, zero_point = (
             a.T if end is not node and a.ndim == 2 else a for a in arrays if a is not None
         )
-        few = self.bits.get(name, 8) <= 4 and codes.dtype == np.int8
-        stored = codes.astype(ml_dtypes.int4) if few else codes
+        few = self.bits.get(name, 8) <= 4
+        stored = codes.astype(ml_dtypes.int4 if codes.dtype == np.int8 else ml_dtypes.uint4) if few else codes
         source = self.constants.value(stored, str(node.inputs[0].name))  # type: ignore[union-attr]
         chain: list[ir.Node] = []
         if few and any(u.op_type == "Conv" for u in node.outputs[0].consumers()):
             # Convolutions compute with int8 weights; the runtime widens these once, as it loads the file.
-            chain.append(ir.node("Cast", [source], {"to": ir.DataType.INT8}, name=f"{name}/Cast"))
+            wide = ir.DataType.from_numpy(codes.dtype)
+            chain.append(ir.node("Cast", [source], {"to": wide}, name=f"{name}/Cast"))
             source, stored = chain[-1].outputs[0], codes
         values, place = self.constants.parameters(name, scale, zero_point, codes.shape, block, stored.dtype)
         chain.append(ir.node("DequantizeLinear", [source, *values], place, name=name))
-        self._replace(end, chain)
+        exchange(self.graph, end, chain)
 
     def _bias(self, node: ir.Node) -> None:
         """The bias of an integer layer in int32: ONNX Runtime's kernels take no other."""
@@ -196,7 +201,7 @@ class Writer:
             values, place = self.constants.parameters(name, scale, np.zeros(()), _shape(x), 0, kind)
             first = ir.node("QuantizeLinear", [x, *values], place, name=f"{name}/QuantizeLinear")
             last = ir.node("DequantizeLinear", [first.outputs[0], *values], place, name=name)
-            return self._replace(node, [first, last])
+            return exchange(self.graph, node, [first, last])
         limit = float(ml_dtypes.finfo(kind).max)
         ends = [self.constants.value(np.array(b, np.float32), f"{name}/{b}") for b in (-limit, limit)]
         factor = [self.constants.value(scale, f"{name}.scale")]
@@ -211,16 +216,7 @@ class Writer:
         for k, (op, others, attributes) in enumerate(steps):
             chain.append(ir.node(op, [x, *others], attributes, name=f"{name}/{op}_{k}"))
             x = chain[-1].outputs[0]
-        self._replace(node, chain)
-
-    def _replace(self, node: ir.Node, chain: list[ir.Node]) -> None:
-        last, value = chain[-1].outputs[0], node.outputs[0]
-        for new in chain[:-1]:
-            new.outputs[0].name = str(new.name)
-        last.name, last.type, last.shape = value.name, value.type, value.shape
-        self.graph.insert_before(node, chain)
-        ir.convenience.replace_all_uses_with(value, last, replace_graph_outputs=True)
-        self.graph.remove(node, safe=True)
+        exchange(self.graph, node, chain)
 
 
 def _shape(x: ir.Value) -> tuple[int, ...]:

@@ -66,6 +66,17 @@ def bypass(graph: ir.Graph, node: ir.Node) -> None:
     graph.remove(node, safe=True)
 
 
+def exchange(graph: ir.Graph, node: ir.Node, chain: list[ir.Node]) -> None:
+    """Put nodes in the place of one; the last one's value takes over its name and its readers."""
+    last, value = chain[-1].outputs[0], node.outputs[0]
+    for new in chain[:-1]:
+        new.outputs[0].name = str(new.name)
+    last.name, last.type, last.shape = value.name, value.type, value.shape
+    graph.insert_before(node, chain)
+    ir.convenience.replace_all_uses_with(value, last, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+
+
 def is_output(value: ir.Value) -> bool:
     """Whether the graph gives this value back."""
     return value.is_graph_output()

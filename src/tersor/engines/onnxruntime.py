@@ -40,6 +40,9 @@ def policy() -> Policy:
         integer_biases=True,
         runtime=QuantSpec("uint8", symmetric=False),
         runtime_formats=frozenset({"uint8"}),
+        stored_formats=frozenset({"int2", "int4", "uint2", "uint4", "uint8"}),
+        stored_multiple=16,
+        stored_asymmetric=True,
     )
 
 
@@ -54,16 +57,22 @@ def version() -> str | None:
     return str(onnxruntime.__version__)
 
 
-def compile(network: Network, *, threads: int | None = None, precision: str = "f32") -> "OnnxRuntimeRunner":
+def compile(
+    network: Network, *, threads: int | None = None, precision: str = "f32", int8_products: bool = False
+) -> "OnnxRuntimeRunner":
     """Lower the network to ONNX and load it.
+
+    Args:
+        int8_products: let the products with weights of few bits quantize their inputs to int8 as they come, which is
+            faster and no longer what was simulated.
 
     Raises:
         EngineError: where ONNX Runtime is not installed, the precision is not f32, or the network is refused.
     """
     _require(precision)
-    from tersor.checkpoints.onnx_qdq import to_onnx
+    from tersor.checkpoints.onnx_qdq import Style, to_onnx
 
-    return OnnxRuntimeRunner(to_onnx(network), threads)
+    return OnnxRuntimeRunner(to_onnx(network, Style(packed=True, int8_products=int8_products)), threads)
 
 
 def load(folder: Path, *, threads: int | None = None, precision: str = "f32") -> "OnnxRuntimeRunner":

@@ -194,7 +194,9 @@ def _layer_sites(
         if node.target in TRANSPOSED and spec.granularity == Granularity.channel(0):
             axis = Granularity.channel(1) if groups_of(node) == 1 else Granularity.tensor()
             spec = QuantSpec(spec.format, axis, spec.symmetric, spec.rounding, spec.scale_dtype)
-        policy.check(title(node), "weights" if roles[node] == "layer" else "stored", spec)
+        # Without a group of its own, what is quantized at run time takes the weights that a calibrated input takes.
+        integer = roles[node] == "layer" or (roles[node] == "runtime" and not policy.runtime_group)
+        policy.check(title(node), "weights" if integer else "stored", spec)
         weight = weight_node(node)
         assert weight is not None
         solver, reason = choice.solver, f"weight of {op_name(node)}"

@@ -6,6 +6,7 @@ from torch import nn
 
 import tersor
 from tersor.errors import RecipeError
+from tersor.measure import Latency
 from tersor.pipeline import auto
 from tersor.pipeline.progress import Stages
 from tersor.recipe import PRESETS, Quantization
@@ -52,3 +53,41 @@ def test_an_engine_that_computes_something_else_is_out(task, monkeypatch):
     monkeypatch.setattr(auto, "check_numbers", lambda *a: far)
     with pytest.raises(RecipeError, match=r"0\.5000 from the simulation"):
         choose(task, "int8-static", ("openvino",))
+
+
+def took(*rounds):
+    return Latency(median=sorted(rounds)[len(rounds) // 2], p10=min(rounds), p90=max(rounds), rounds=rounds)
+
+
+SMALL, LARGE = 1000, 2000
+TIES = {
+    "faster by far": ((1.0,), (1.2,), SMALL, 0.5, "a", "the fastest"),
+    "within a tenth": ((1.0,), (1.09,), SMALL, 0.5, "b", "as fast as a and smaller"),
+    "within a tenth and larger": ((1.0,), (1.09,), 3000, 0.01, "a", "as fast as b and smaller"),
+    "slower, but not in every round": ((1.0, 1.0, 1.5), (1.3, 1.3, 1.3), SMALL, 0.5, "b", "as fast as a and smaller"),
+    "slower in every round": ((1.0, 1.1, 1.05), (1.3, 1.4, 1.35), SMALL, 0.5, "a", "the fastest"),
+    "as small": ((1.0,), (1.05,), 1990, 0.05, "b", "as fast as a and nearer to the float network"),
+    "as small and further away": ((1.0,), (1.05,), 1990, 0.5, "a", "as fast as b and nearer to the float network"),
+}
+
+
+@pytest.mark.parametrize("case", TIES)
+def test_of_engines_as_fast_as_each_other_the_smaller_file_wins(case):
+    a, b, size, error, best, why = TIES[case]
+    latencies = {"a": took(*a), "b": took(*b)}
+    sizes, errors = {"a": LARGE, "b": size}, {"a": 0.1, "b": error}
+    assert auto.preferred(latencies, sizes, errors) == (best, why)
+    other = [dict(reversed(d.items())) for d in (latencies, sizes, errors)]
+    assert auto.preferred(*other) == (best, why), "the order does not matter"
+
+
+def test_a_near_tie_of_real_engines_is_decided_by_the_files(task, monkeypatch):
+    monkeypatch.setattr(auto, "interleave", lambda calls: dict(zip(calls, (took(1.0), took(1.02)), strict=True)))
+    found = choose(task, "int8-static")
+    sizes = {}
+    for name in auto.CANDIDATES:
+        done = tersor.compress(task, engine=name, report=False, progress=False)
+        sizes[name] = auto._bytes(done.runner)
+    assert found.engine == min(sizes, key=sizes.get)
+    assert "as fast as" in found.notes[0]
+    assert "smaller (" in found.notes[0]

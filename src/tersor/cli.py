@@ -234,6 +234,22 @@ def report(
 
 
 @app.command()
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Two or more folders that `tersor compress --out` wrote.")],
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page, a .html file.")] = None,
+) -> None:
+    """Put the reports of saved folders side by side, the best of every row marked."""
+    from tersor.report.compare import compared, page, table
+
+    found = compared(folders)
+    console.print(table(found))
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(page(found), encoding="utf-8")
+        console.print(f"\nwritten to {html}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def run(
     folder: Annotated[Path, typer.Argument(help="A folder that `tersor compress --out` wrote.")],
     input: Annotated[

@@ -1,0 +1,188 @@
+"""Runs side by side: what each saved folder's report says, the best of every row marked."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tersor.errors import TersorError
+from tersor.measure.headline import fallbacks
+from tersor.measure.schema import Report, read_report
+from tersor.measure.words import is_fraction, metric_text, plain, ratio_text, size_text, time_text
+from tersor.report.html import rendered
+
+Value = float | str | None
+_UNITS = {"bytes": size_text, "ms": time_text, "x": ratio_text, "%": lambda value: metric_text(value, True)}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One thing that a report says of a run, whatever kind of report it is.
+
+    Args:
+        name: what it is; figures of the same name stand in one row.
+        value: a number, words, or None where it is not known.
+        unit: ``bytes``, ``ms``, ``x`` (a ratio), ``%`` (of a fraction), or what is written behind the number.
+        higher_is_better: None where no value is better.
+        alike: whether runs that differ in it cannot be compared as they are; a note then says so.
+    """
+
+    name: str
+    value: Value
+    unit: str = ""
+    higher_is_better: bool | None = None
+    alike: bool = False
+
+    @property
+    def text(self) -> str:
+        """The value as people read it.
+
+        >>> [Figure("", *one).text for one in ((1_500_000, "bytes"), (0.01234, "nats"), (10000,), (None,))]
+        ['1.50 MB', '0.01234 nats', '10000', '–']
+        """
+        if self.value is None:
+            return "–"
+        if isinstance(self.value, str):
+            return plain(self.value)
+        if self.unit in _UNITS:
+            return _UNITS[self.unit](self.value)
+        number = str(self.value) if isinstance(self.value, int) else f"{self.value:.4g}"
+        return f"{number} {plain(self.unit)}".strip()
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one name, one a run; one without a value where a run's report has none."""
+
+    name: str
+    figures: tuple[Figure, ...]
+
+    def best(self) -> frozenset[int]:
+        """The places of the best, of all that read alike; none where nothing is better or all read alike.
+
+        >>> sorted(Row("speedup", tuple(Figure("speedup", v, "x", True) for v in (1.5, 2.501, None, 2.502))).best())
+        [1, 3]
+        """
+        numbers = [f for f in self.figures if f.higher_is_better is not None and isinstance(f.value, int | float)]
+        if len({f.text for f in numbers}) < 2:
+            return frozenset()
+        choose = max if numbers[0].higher_is_better else min
+        best = choose(numbers, key=lambda f: f.value)  # type: ignore[arg-type, return-value]
+        return frozenset(k for k, f in enumerate(self.figures) if f.text == best.text)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows over runs, and what is to be minded."""
+
+    runs: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def side_by_side(runs: Mapping[str, Sequence[Figure]]) -> Comparison:
+    """Figures of several runs, by the runs' names, in rows; rows that nobody has a value for are left out.
+
+    >>> found = side_by_side({"a": [Figure("task", "x", alike=True)], "b": [Figure("task", "y", alike=True)]})
+    >>> found.notes
+    ('the runs differ in task (a: x; b: y): their figures are not of the same thing',)
+    """
+    by_run = [{figure.name: figure for figure in figures} for figures in runs.values()]
+    rows = []
+    for name in _merged(runs.values()):
+        like = next(figures[name] for figures in by_run if name in figures)
+        absent = Figure(name, None, like.unit, like.higher_is_better, like.alike)
+        rows.append(Row(name, tuple(figures.get(name, absent) for figures in by_run)))
+    notes = [
+        f"the runs differ in {row.name} ({_told(runs, row)}): their figures are not of the same thing"
+        for row in rows
+        if any(f.alike for f in row.figures) and len({f.text for f in row.figures}) > 1
+    ]
+    known = [row for row in rows if any(f.value is not None for f in row.figures)]
+    return Comparison(tuple(runs), tuple(known), tuple(notes))
+
+
+def _told(runs: Iterable[str], row: Row) -> str:
+    return "; ".join(f"{run}: {figure.text}" for run, figure in zip(runs, row.figures, strict=True))
+
+
+def _merged(runs: Iterable[Sequence[Figure]]) -> list[str]:
+    """All names: those that only a later run has behind those that stand before them there."""
+    names: list[str] = []
+    for figures in runs:
+        place = 0
+        for figure in figures:
+            if figure.name not in names:
+                names.insert(place, figure.name)
+            place = names.index(figure.name) + 1
+    return names
+
+
+def compared(folders: Sequence[Path]) -> Comparison:
+    """The reports of saved folders side by side, under the folders' names.
+
+    Raises:
+        TersorError: fewer than two folders, the same twice, or one without a report that can be read.
+    """
+    if len(folders) < 2 or len({f.resolve() for f in folders}) < len(folders):
+        given = ", ".join(map(str, folders)) or "none"
+        raise TersorError(f"nothing to compare: {given}; give two different folders or more that `compress` wrote")
+    short = [folder.resolve().name for folder in folders]
+    names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
+    return side_by_side({n: figures(read_report(f)) for n, f in zip(names, folders, strict=True)})
+
+
+def figures(report: Report) -> tuple[Figure, ...]:
+    """What a Report says, as figures."""
+    before, after, ratios, place = report.original, report.compressed, report.ratios, report.environment
+    metric, better = report.metric.name, report.metric.higher_is_better
+    unit = "%" if is_fraction(metric, before.metric, after.metric) else ""
+    latency = after.latency_ms
+    computed = f"{place.cpu or 'unknown CPU'}, {place.threads} threads, {place.precision}"
+    return (
+        Figure("task", report.task, alike=True),
+        Figure("recipe", report.recipe),
+        Figure("engine", report.engine),
+        Figure("computed on", computed, alike=True),
+        Figure("on disk", after.bytes, "bytes", False),
+        Figure("smaller than FP32", ratios.compression, "x", True),
+        Figure("latency", None if latency is None else latency.median, "ms", False),
+        Figure("p10", None if latency is None else latency.p10, "ms"),
+        Figure("p90", None if latency is None else latency.p90, "ms"),
+        Figure("faster than FP32", ratios.speedup, "x", True),
+        Figure("memory", after.memory_bytes, "bytes", False),
+        Figure("energy per call", after.energy_joules, "J", False),
+        Figure("metric", metric, alike=True),
+        Figure("samples judged", report.samples.evaluation, alike=True),
+        Figure(metric, after.metric, unit, better),
+        Figure(f"{metric}, FP32", before.metric, unit),
+        Figure("agrees with FP32", after.agreement, "%", True),
+        Figure("layers fallen back", len(fallbacks(report)), "", False),
+    )
+
+
+def table(comparison: Comparison) -> RenderableType:
+    """The rows for a rich console; the best are bold and bear a star."""
+    found = Table(box=None, pad_edge=False, header_style="bold")
+    found.add_column("", overflow="fold")
+    for name in comparison.runs:
+        found.add_column(Text(plain(name)), justify="right", overflow="fold")
+    for row in comparison.rows:
+        best = row.best()
+        # A blank where others have the star, so that the numbers stand below each other.
+        cells = [
+            Text(f"{f.text} *", "bold green") if k in best else Text(f"{f.text}  " if best else f.text)
+            for k, f in enumerate(row.figures)
+        ]
+        found.add_row(Text(plain(row.name)), *cells)
+    notes = [Text("warning: ", style="yellow") + Text(plain(note)) for note in comparison.notes]
+    return Group(found, Text("\n* the best of its row", style="dim"), *notes)
+
+
+def page(comparison: Comparison) -> str:
+    """The same as one self-contained page."""
+    rows = [(row.name, row.best(), row.figures) for row in comparison.rows]
+    return rendered("compare.html.j2", runs=comparison.runs, rows=rows, notes=comparison.notes)

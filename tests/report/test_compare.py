@@ -1,0 +1,151 @@
+"""Runs side by side: the best is marked, what cannot be compared is said, and what is no report is refused."""
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from sample_report import METRIC_PATHS, UNKNOWN_METRIC, resnet20
+from typer.testing import CliRunner
+
+from tersor.cli import app
+from tersor.errors import TersorError
+from tersor.report import write_report
+from tersor.report.compare import Comparison, Figure, Row, compared, figures, page, side_by_side, table
+
+EVIL = '<script>alert(1)</script>\x1b[31m"'
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A function that saves a report under a name and returns its folder."""
+
+    def save(name, **changes):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        write_report(resnet20(**changes), folder)
+        return folder
+
+    return save
+
+
+def shown(comparison: Comparison, width=120) -> str:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(table(comparison))
+    return console.file.getvalue()
+
+
+def line(comparison, name):
+    """The cells of a row as printed."""
+    (found,) = [row for row in shown(comparison).splitlines() if row.startswith(name + "  ")]
+    return found.removeprefix(name).split("  ")
+
+
+def test_the_best_of_every_row_is_marked(saved):
+    slow = saved("slow", **{"compressed.bytes": 300_000, "compressed.latency_ms.median": 4.0})
+    fast = saved("fast", **{"compressed.bytes": 400_000, "compressed.latency_ms.median": 2.0})
+    found = compared([slow, fast])
+    assert found.runs == ("slow", "fast")
+    assert not found.notes
+    assert [cell.strip() for cell in line(found, "on disk") if cell.strip()] == ["300 kB *", "400 kB"]
+    assert [cell.strip() for cell in line(found, "latency") if cell.strip()] == ["4.00 ms", "2.00 ms *"]
+    best = {row.name: row.best() for row in found.rows}
+    assert best["recipe"] == best["p10"] == best["agrees with FP32"] == frozenset()
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(0.001, 1000)), min_size=2, max_size=6), st.booleans())
+def test_no_value_beats_a_marked_one(values, higher):
+    row = Row("x", tuple(Figure("x", v, "ms", higher) for v in values))
+    known = [v for v in values if v is not None]
+    best = row.best()
+    for k in best:
+        assert values[k] is not None
+        top = max(known) if higher else min(known)
+        assert row.figures[k].text == Figure("x", top, "ms").text
+    assert bool(best) == (len({Figure("x", v, "ms").text for v in known}) > 1)
+
+
+def test_another_task_metric_or_machine_is_said(saved):
+    one = saved("one")
+    two = saved(
+        "two", **{"task": "bert", "metric.name": "loss", "metric.higher_is_better": False, "environment.threads": 7}
+    )
+    found = compared([one, two])
+    assert [note.split(" (")[0] for note in found.notes] == [
+        f"the runs differ in {what}" for what in ("task", "computed on", "metric")
+    ]
+    assert "two: bert" in found.notes[0]
+    rows = {row.name: row for row in found.rows}
+    assert rows["loss"].figures[0].text == "–"
+    assert rows["loss"].best() == frozenset()
+    assert shown(found).count("warning: ") == 3
+
+
+def test_what_one_run_does_not_know_is_a_dash(saved):
+    nothing = dict.fromkeys(METRIC_PATHS)
+    found = compared([saved("one"), saved("two", **nothing, warnings=[UNKNOWN_METRIC])])
+    rows = {row.name: [f.text for f in row.figures] for row in found.rows}
+    assert rows["top-1 accuracy"][1] == "–"
+    neither = {"a": [Figure("energy", None)], "b": [Figure("energy", None), Figure("size", 1.0, "bytes")]}
+    assert [row.name for row in side_by_side(neither).rows] == ["size"]
+
+
+def test_rows_of_another_kind_of_report_stand_where_they_stood_there():
+    first = [Figure("task", "t"), Figure("on disk", 1.0, "bytes", False), Figure("accuracy", 0.5, "%", True)]
+    other = [Figure("task", "t"), Figure("on disk", 2.0, "bytes", False), Figure("tokens/s", 3.0, "/s", True)]
+    rows = side_by_side({"a": first, "b": other}).rows
+    assert [row.name for row in rows] == ["task", "on disk", "tokens/s", "accuracy"]
+    assert [f.text for f in rows[2].figures] == ["–", "3 /s"]
+    assert rows[1].best() == {0}
+
+
+def test_folders_of_the_same_name_are_told_apart(saved):
+    one, two = saved("x/run"), saved("y/run")
+    assert compared([one, two]).runs == (str(one), str(two))
+
+
+def test_everything_a_report_says_of_a_run_has_its_direction():
+    directions = {f.name: f.higher_is_better for f in figures(resnet20())}
+    assert directions["on disk"] is directions["latency"] is directions["memory"] is False
+    assert directions["faster than FP32"] is directions["top-1 accuracy"] is True
+    assert directions["top-1 accuracy, FP32"] is directions["task"] is None
+
+
+def test_the_page_escapes_and_marks(saved):
+    found = compared([saved("one", recipe=EVIL), saved("two", **{"compressed.bytes": 1})])
+    text = page(found)
+    assert "<script>alert" not in text
+    assert "\x1b" not in text
+    assert "<strong>1 B ★</strong>" in text
+    assert "\x1b" not in shown(found)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a"], "nothing to compare: .*a; give two different folders"),
+        (["a", "a"], "two different folders"),
+        (["a", "nowhere"], "nowhere: cannot be read .*give a folder"),
+        (["a", "empty"], r"empty/report.json: cannot be read"),
+        (["a", "cut"], r"cut/report.json: not a report"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(saved, tmp_path, names, words):
+    saved("a")
+    (tmp_path / "empty").mkdir()
+    cut = saved("cut") / "report.json"
+    cut.write_text(cut.read_text(encoding="utf-8")[:500], encoding="utf-8")
+    with pytest.raises(TersorError, match=words):
+        compared([tmp_path / name for name in names])
+
+
+def test_the_command(saved, tmp_path):
+    words = ["compare", saved("one"), saved("two", task="bert"), "--html", tmp_path / "new/page.html"]
+    said = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert said.exit_code == 0
+    assert "on disk" in said.output
+    assert "warning: the runs differ in task" in said.output
+    assert (tmp_path / "new/page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    with pytest.raises(TersorError, match="nothing to compare"):
+        CliRunner().invoke(app, ["compare", str(tmp_path / "one")], catch_exceptions=False)

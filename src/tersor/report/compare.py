@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tersor.errors import TersorError
 from tersor.measure.headline import fallbacks
+from tersor.measure.language import LanguageReport, is_language_report, read_language_report
 from tersor.measure.schema import Report, read_report
 from tersor.measure.words import is_fraction, metric_text, plain, ratio_text, size_text, time_text
 from tersor.report.html import rendered
@@ -132,7 +133,35 @@ def compared(folders: Sequence[Path]) -> Comparison:
         raise TersorError(f"nothing to compare: {given}; give two different folders or more that `compress` wrote")
     short = [folder.resolve().name for folder in folders]
     names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
-    return side_by_side({n: figures(read_report(f)) for n, f in zip(names, folders, strict=True)})
+    return side_by_side({n: _figures_of(f) for n, f in zip(names, folders, strict=True)})
+
+
+def _figures_of(folder: Path) -> tuple[Figure, ...]:
+    if is_language_report(folder):
+        return language_figures(read_language_report(folder))
+    return figures(read_report(folder))
+
+
+def language_figures(report: LanguageReport) -> tuple[Figure, ...]:
+    """What a LanguageReport says, as figures."""
+    score, before, kl = report.compressed, report.original, report.divergence
+    shares = sorted(w.error / w.rtn_error for w in report.weights if w.error is not None and w.rtn_error)
+    return (
+        Figure("model", report.model, alike=True),
+        Figure("recipe", report.recipe),
+        Figure("layout", report.layout),
+        Figure("on disk", report.compressed_bytes, "bytes", False),
+        Figure("smaller", report.compression, "x", True),
+        Figure("bits a quantized weight", report.bits_per_weight, "", False),
+        Figure("judged on", None if score is None else str(score.protocol), alike=True),
+        Figure("perplexity", None if score is None else score.perplexity, "", False),
+        Figure("standard error", None if score is None else score.standard_error, "nats"),
+        Figure("perplexity, original", None if before is None else before.perplexity),
+        Figure("divergence", None if kl is None else kl.nats, "nats", False),
+        Figure("same first choice", None if kl is None else kl.agreement, "%", True),
+        Figure("error over RTN's, median layer", shares[len(shares) // 2] if shares else None, "", False),
+        Figure("weights left float", sum(w.format is None for w in report.weights), "", False),
+    )
 
 
 def figures(report: Report) -> tuple[Figure, ...]:

@@ -29,6 +29,10 @@ class RecipeError(TersorError):
     """A recipe that cannot be read, matches nothing, or cannot be expressed by the engine."""
 
 
+class RewriteError(TersorError):
+    """A rewrite that a network does not allow, or that would change what it computes."""
+
+
 class EngineError(TersorError):
     """An engine that is absent or refuses a network."""
 

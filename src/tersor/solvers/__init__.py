@@ -2,13 +2,14 @@
 
 from tersor.solvers.easyquant import EasyQuant
 from tersor.solvers.gptq import Gptq
+from tersor.solvers.hqq import Hqq
 from tersor.solvers.obq import Obq
 from tersor.solvers.problem import Geometry, LayerProblem, LayerSolution, Solver, curve
 from tersor.solvers.prune import PRUNERS
 from tersor.solvers.rtn import Rtn
 from tersor.solvers.sparsity import PrunedLayer, Sparsity
 
-SOLVERS: dict[str, type[Solver]] = {"rtn": Rtn, "easyquant": EasyQuant, "gptq": Gptq, "obq": Obq}
+SOLVERS: dict[str, type[Solver]] = {"rtn": Rtn, "easyquant": EasyQuant, "gptq": Gptq, "obq": Obq, "hqq": Hqq}
 """All solvers by name."""
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "EasyQuant",
     "Geometry",
     "Gptq",
+    "Hqq",
     "LayerProblem",
     "LayerSolution",
     "Obq",

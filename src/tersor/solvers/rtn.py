@@ -48,7 +48,7 @@ class Rtn:
         """Quantize the weight; raises NumericsError for NaN or a scale that cannot be stored."""
         weight, spec = problem.weight.detach(), problem.spec
         generator = torch.Generator().manual_seed(self.seed) if spec.rounding == "stochastic" else None
-        if self.range == "minmax" or not _has_range(spec):
+        if self.range == "minmax" or not has_range(spec):
             qtensor = quantize_tensor(weight, spec, generator=generator)
         else:
             low, high = mse_range(weight, spec)
@@ -125,5 +125,6 @@ def granules(x: Float[Tensor, "..."], spec: QuantSpec) -> Float[Tensor, "..."]:
     return x.unflatten(dim, (-1, size)).flatten(0, dim).flatten(1)
 
 
-def _has_range(spec: QuantSpec) -> bool:
+def has_range(spec: QuantSpec) -> bool:
+    """Whether there is a range to choose: not for binary, whose level is a mean, nor for floats of 16 bits and more."""
     return spec.format.name != "binary" and not (spec.format.kind == "float" and spec.format.bits > 8)

@@ -1,5 +1,6 @@
 """One weight in, its codes out, or its zeros."""
 
+from tersor.solvers.adaround import AdaRound
 from tersor.solvers.easyquant import EasyQuant
 from tersor.solvers.gptq import Gptq
 from tersor.solvers.hqq import Hqq
@@ -9,12 +10,20 @@ from tersor.solvers.prune import PRUNERS
 from tersor.solvers.rtn import Rtn
 from tersor.solvers.sparsity import PrunedLayer, Sparsity
 
-SOLVERS: dict[str, type[Solver]] = {"rtn": Rtn, "easyquant": EasyQuant, "gptq": Gptq, "obq": Obq, "hqq": Hqq}
+SOLVERS: dict[str, type[Solver]] = {
+    "rtn": Rtn,
+    "easyquant": EasyQuant,
+    "gptq": Gptq,
+    "obq": Obq,
+    "hqq": Hqq,
+    "adaround": AdaRound,
+}
 """All solvers by name."""
 
 __all__ = [
     "PRUNERS",
     "SOLVERS",
+    "AdaRound",
     "EasyQuant",
     "Geometry",
     "Gptq",

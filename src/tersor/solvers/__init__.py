@@ -1,12 +1,14 @@
 """One weight in, its codes out, or its zeros."""
 
 from tersor.solvers.adaround import AdaRound
+from tersor.solvers.bits import allocate_bits
 from tersor.solvers.easyquant import EasyQuant
 from tersor.solvers.gptq import Gptq
 from tersor.solvers.hqq import Hqq
 from tersor.solvers.obq import Obq
 from tersor.solvers.problem import Geometry, LayerProblem, LayerSolution, Solver, curve
 from tersor.solvers.prune import PRUNERS
+from tersor.solvers.records import LayerRecord, record
 from tersor.solvers.rtn import Rtn
 from tersor.solvers.sparsity import PrunedLayer, Sparsity
 
@@ -29,11 +31,14 @@ __all__ = [
     "Gptq",
     "Hqq",
     "LayerProblem",
+    "LayerRecord",
     "LayerSolution",
     "Obq",
     "PrunedLayer",
     "Rtn",
     "Solver",
     "Sparsity",
+    "allocate_bits",
     "curve",
+    "record",
 ]

@@ -77,7 +77,7 @@ class EasyQuant:
         return LayerSolution(qtensor, "easyquant", weight_sqnr(weight, qtensor), float(best), chosen)
 
     def curve(self, problem: LayerProblem, levels: Sequence[str]) -> list[tuple[int, float]]:
-        """[(bits, relative squared error of the weight)] of each number format of ``levels``."""
+        """[(bits, relative squared error)] of each number format of ``levels``."""
         return curve(self, problem, levels)
 
 

@@ -56,7 +56,7 @@ class Obq:
         qtensor = QTensor(torch.cat(codes).reshape(weight.shape), grid.scale, grid.zero_point, spec)
         error = output_error(weight, qtensor.dequantize(), grams)
         method = f"obq {self.range}, damping {damping:g}"
-        return LayerSolution(qtensor, method, weight_sqnr(weight, qtensor), output_error=error)
+        return LayerSolution(qtensor, method, weight_sqnr(weight, qtensor), output_error=error, damping=damping)
 
     def curve(self, problem: LayerProblem, levels: Sequence[str]) -> list[tuple[int, float]]:
         """[(bits, relative squared error)] of each number format of ``levels``."""

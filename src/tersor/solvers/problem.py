@@ -76,6 +76,7 @@ class LayerSolution:
             solver measured it.
         input_range: the range that the solver chose for the layer's input, where it did.
         output_error: power of the output's error over that of the output, by the Gram matrix, where there was one.
+        damping: the share of the mean of diag H that was added to it, by solvers that factor or invert it.
     """
 
     qtensor: QTensor
@@ -84,6 +85,7 @@ class LayerSolution:
     cosine: float | None = None
     input_range: tuple[float, float] | None = None
     output_error: float | None = None
+    damping: float | None = None
 
 
 class Solver(Protocol):
@@ -99,14 +101,25 @@ class Solver(Protocol):
 def curve(solver: Solver, problem: LayerProblem, levels: Sequence[str]) -> list[tuple[int, float]]:
     """What each number format of ``levels`` costs, and the error it leaves.
 
-    Returns (bits that a file needs, power of the weight's error over the power of the weight), in the order
-    of ``levels``: what an allocation of bits to layers starts from.
+    Returns (bits that a file needs, error), in the order of ``levels``: what an allocation of bits to layers
+    starts from. The error is the power of the output's error over that of the output, where the problem has a Gram
+    matrix; else that of the weight's error over that of the weight. The two do not compare.
     """
     points = []
     for level in levels:
         solution = solver(replace(problem, spec=problem.spec.with_(format=FORMATS[level])))
-        points.append((8 * solution.qtensor.nbytes, 10 ** (-solution.sqnr_db / 10)))
+        error = measured_error(problem, solution)
+        points.append((8 * solution.qtensor.nbytes, 10 ** (-solution.sqnr_db / 10) if error is None else error))
     return points
+
+
+def measured_error(problem: LayerProblem, solution: LayerSolution) -> float | None:
+    """The solution's output error, by the problem's Gram matrix if the solver looked at none; None without either."""
+    if solution.output_error is not None or problem.gram is None:
+        return solution.output_error
+    from tersor.solvers.gptq import fitting_grams, output_error  # which imports this file
+
+    return output_error(problem.weight.detach().float(), solution.qtensor.dequantize(), fitting_grams(problem))
 
 
 def decibels(signal: float, noise: float) -> float:

@@ -400,3 +400,42 @@ def test_activations_are_not_quantized_here(folder):
     astray = recipe("rtn").model_copy(update={"rules": (Rule(layer="blocks.*", keep="fp32"),)})
     with pytest.raises(RecipeError, match=r"rule .*blocks.* matches no layer"):
         prepare_job(folder("llama"), astray, None)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mixtral"])
+@pytest.mark.parametrize("change", [{"awq": True}, {"rotate": True}, {"awq": True, "rotate": True}])
+def test_rewrites_leave_the_function_and_change_the_weights(change, kind, folder, tokens, tmp_path):
+    # At 8 bits hardly anything is lost, so that the function is seen to be the same.
+    wanted = recipe("gptq", format="int8").model_copy(update=change)
+    source = folder(kind)
+    report = tersor.compress_folder(source, tmp_path / "out", wanted, tokens, evaluate=tokens[:3], progress=False)
+    assert report.divergence.nats < 1e-4
+    found, weights = QuantizedFolder(tmp_path / "out"), HfFolder(source)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    # More than rounding to 8 bits does.
+    assert not torch.allclose(found.tensor(name), weights.tensor(name), rtol=0, atol=1e-3)
+    with torch.no_grad():
+        expected = float_model(kind, source)(tokens[:2]).logits
+        logits = tersor.load(tmp_path / "out")(tokens[:2]).logits
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_awq_lowers_the_error_of_rounding(folder, tokens, tmp_path):
+    plain = recipe("rtn", granularity="group:16", symmetric=False, range="minmax")
+    errors = {}
+    for name, wanted in (
+        ("rtn", plain), ("awq", plain.model_copy(update={"awq": True})), ("clipped", recipe("rtn", range="awq")),
+    ):  # fmt: skip
+        report = tersor.compress_folder(
+            folder("llama"), tmp_path / name, wanted, tokens, evaluate=tokens[:6], progress=False
+        )
+        errors[name] = report.divergence.nats
+    assert errors["awq"] < errors["rtn"]
+    assert any(w.error < w.rtn_error for w in report.weights if w.error is not None)
+
+
+def test_a_rotation_of_layer_norms_is_refused(folder, tokens, tmp_path):
+    with pytest.raises(tersor.TersorError, match="LayerNorm"):
+        tersor.compress_folder(
+            folder("gpt2"), tmp_path / "out", recipe().model_copy(update={"rotate": True}), tokens, progress=False
+        )

@@ -17,7 +17,7 @@ class WeightRecord(Part):
     """One weight: how it is stored, and how much of its layer's output is error, in power.
 
     `error` and `rtn_error` (rounding to nearest over the full range) are None without calibration. `format` is None
-    where the weight stays float; `note` says why.
+    where the weight stays float; `note` says why. `damping`: the share of the mean of diag H that was added to it.
     """
 
     name: str
@@ -28,6 +28,7 @@ class WeightRecord(Part):
     error: Error | None = None
     rtn_error: Error | None = None
     tokens: int = 0
+    damping: Error | None = None
     seconds: Seconds = 0.0
     note: str | None = None
 

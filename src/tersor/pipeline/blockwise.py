@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import CalibrationError, CaptureError, TersorError
+from tersor.network.awq import clipped
 from tersor.network.blocks import Halt
 from tersor.network.reads import watching
 from tersor.numerics import QTensor
 from tersor.observers.gram import Gram
 from tersor.pipeline.language_plan import Target
-from tersor.recipe import Quantization, Recipe
-from tersor.solvers import SOLVERS, Gptq, LayerProblem, LayerSolution, Rtn, Solver
-from tersor.solvers.gptq import output_error
+from tersor.recipe import Recipe
+from tersor.solvers import LayerProblem, LayerRecord, Rtn, record, solver_for
 
 Key = tuple[str, int | None]
 Step = tuple[Callable[[], Tensor], Tensor | None]
@@ -31,21 +31,15 @@ class SolvedWeight:
 
     Args:
         qtensor: [out, in]; None where it stays float after all.
-        method: the solver with its options.
-        error, rtn_error: the share of the layer's output that the error is, in power: of this solution, and of
-            rounding to nearest over the full range; None without calibration.
-        tokens: how many the Hessian counts.
         seconds: of solving.
+        record: how, and how well.
         note: why it stays float.
     """
 
     target: Target
     qtensor: QTensor | None
-    method: str
-    error: float | None = None
-    rtn_error: float | None = None
-    tokens: int = 0
     seconds: float = 0.0
+    record: LayerRecord | None = None
     note: str | None = None
 
 
@@ -133,16 +127,9 @@ def solve_block(
 
 
 def needs_data(target: Target) -> bool:
-    """Whether its solver wants the Hessian."""
-    return target.wanted is not None and "gram" in solver_of(target.wanted).needs
-
-
-def solver_of(wanted: Quantization) -> Solver:
-    """The solver that a recipe means."""
-    span = "minmax" if wanted.range == "minmax" else "mse"
-    if wanted.solver == "gptq":
-        return Gptq(span)
-    return Rtn(span) if wanted.solver == "rtn" else SOLVERS[wanted.solver]()
+    """Whether its solver or its range wants the Hessian."""
+    wanted = target.wanted
+    return wanted is not None and (wanted.range == "awq" or "gram" in solver_for(wanted.solver, wanted.range).needs)
 
 
 def solve_weight(target: Target, parameter: Tensor, hessians: Hessians, recipe: Recipe) -> SolvedWeight:
@@ -158,24 +145,18 @@ def solve_weight(target: Target, parameter: Tensor, hessians: Hessians, recipe: 
         if needs_data(target):
             gram = hessians.of(target)
             tokens, problem = gram.rows, replace(problem, gram=gram.hessian)
-        solution = solver_of(target.wanted)(problem)
-        baseline = _baseline(problem, solution)
+        if target.wanted.range == "awq":
+            bounded = replace(problem, weight=clipped(weight, hessians.of(target), target.spec))
+            solution = replace(Rtn("minmax")(bounded), method="rtn, clipped for the outputs")
+        else:
+            solution = solver_for(target.wanted.solver, target.wanted.range, recipe.seed)(problem)
+        line = record(problem, solution, tokens)
     except TersorError as error:
         if recipe.fallback == "error":
             text = str(error) if target.name in str(error) else f"layer {target.name}: {error}"
             raise CalibrationError(f"{text}; or let it stay float: `fallback: float` in the recipe") from error
-        return SolvedWeight(target, None, "none", note=f"stays float by `fallback: float`: {error}")
-    seconds = time.perf_counter() - start
-    return SolvedWeight(
-        target, solution.qtensor, solution.method, solution.output_error, baseline, tokens, seconds
-    )  # fmt: skip
-
-
-def _baseline(problem: LayerProblem, solution: LayerSolution) -> float | None:
-    if problem.gram is None:
-        return None
-    found = Rtn("minmax")(replace(problem, gram=None)).qtensor.dequantize()
-    return output_error(problem.weight, found, problem.gram)
+        return SolvedWeight(target, None, note=f"stays float by `fallback: float`: {error}")
+    return SolvedWeight(target, solution.qtensor, time.perf_counter() - start, line)
 
 
 def oriented(target: Target, weight: Tensor) -> Tensor:

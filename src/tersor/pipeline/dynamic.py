@@ -103,6 +103,7 @@ def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic")
     1 (linear): int8 per channel symmetric, activations int8 per token asymmetric
     """
     recipe = resolve(recipe)
+    recipe.check_graph()
     if recipe.activations.when == "static":
         raise RecipeError(
             f"the recipe {recipe.name} calibrates its activations: use tersor.compress, or a recipe whose "

@@ -79,7 +79,8 @@ def _config(job: "Job", report: LanguageReport) -> dict[str, Any]:
     found = LAYOUTS[job.layout].config(specs, left)
     if turned := [t.name for t in job.targets if t.name in stored and t.transposed]:
         found["tersor_transposed"] = turned
-    return {**job.source.config, "quantization_config": found}
+    untied = {"tie_word_embeddings": False} if job.recipe.rotate else {}
+    return {**job.source.config, **untied, "quantization_config": found}
 
 
 def _write_pictures(staging: Path, report: LanguageReport) -> None:

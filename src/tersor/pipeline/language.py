@@ -132,6 +132,8 @@ def prepare_job(
     targets = plan(skeleton, recipe, Held(LAYOUTS[layout], folder.dtype))
     if not any(t.spec for t in targets):
         raise RecipeError(f"nothing in {folder.path} can be quantized by {recipe.name}: {targets[0].reason}")
+    if needs and data is None and (recipe.awq or recipe.rotate):
+        raise RecipeError(f"`awq` and `rotate` of the recipe {recipe.name} ask for calibration text: give --data TEXT")
     if needs and data is None and (asking := [t for t in targets if t.spec and needs_data(t)]):
         raise RecipeError(
             f"{asking[0].name}: the solver of the recipe {recipe.name} asks for calibration text: give --data TEXT, or "
@@ -249,7 +251,8 @@ def _record(target: Target, solved: dict[str, Any] | None, job: Job) -> WeightRe
 
 
 def _line(weight: SolvedWeight, number: int, count: int) -> str:
-    share = "" if weight.error is None else f", error {weight.error:.2e}"
+    error = weight.record.output_error if weight.record else None
+    share = "" if error is None else f", error {error:.2e}"
     return f"block {number + 1} of {count}: {weight.target.name.rsplit('.', 2)[-1]}{share}"
 
 

@@ -34,6 +34,7 @@ class Prepared:
 
 def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
     """Capture, fold and plan; no data is run."""
+    recipe.check_graph()
     # Engines refuse some forms of a global pool, so the original takes this rewrite too.
     original = GlobalPool()(capture(task.model, task.example))
     network = original

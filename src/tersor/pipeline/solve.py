@@ -26,7 +26,7 @@ from tersor.pipeline.inputs import fitted_input_ranges
 from tersor.pipeline.prepare import Prepared
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe
-from tersor.solvers import EasyQuant, Geometry, Gptq, LayerProblem, LayerSolution, Rtn
+from tersor.solvers import EasyQuant, Geometry, LayerProblem, LayerSolution, solver_for
 from tersor.task import Task, batch_size
 
 PROBED = 64
@@ -165,8 +165,8 @@ def activation_ranges(
 
 
 def _hessians(task: Task, prepared: Prepared, stages: Stages) -> dict[str, Gram]:
-    """By weight, the Gram matrix of all inputs of the layers that GPTQ solves."""
-    sites = [s for s in prepared.plan.weights() if s.solver == "gptq"]
+    """By weight, the Gram matrix of all inputs of the layers whose solver asks for it."""
+    sites = [s for s in prepared.plan.weights() if "gram" in solver_for(s.solver, s.range).needs]
     if not sites:
         return {}
     problems = {s.node: _problem(prepared.network, s) for s in sites}
@@ -212,9 +212,8 @@ def _solution(
     hessian: Gram | None,
 ) -> LayerSolution:
     node, problem = prepared.network.node(site.node), _problem(prepared.network, site)
-    solver: Any = Rtn("minmax" if site.range == "minmax" else "mse", seed=recipe.seed)
-    if site.solver == "gptq" and hessian is not None:
-        solver = Gptq("minmax" if site.range == "minmax" else "mse")
+    solver: Any = solver_for(site.solver, site.range, recipe.seed)
+    if hessian is not None:
         problem = replace(problem, gram=hessian.hessian)
     if site.range == "easyquant":
         source = _input_site(prepared.plan, node)

@@ -12,10 +12,12 @@ from tersor.checkpoints.layouts import Layout
 from tersor.errors import CalibrationError, CheckpointError
 from tersor.network.blocks import behind, call, calls, empty
 from tersor.numerics import QuantSpec
+from tersor.numerics.hadamard import Rotation
 from tersor.pipeline.activations import Activations
 from tersor.pipeline.blockwise import SolvedWeight, Step, solve_block
 from tersor.pipeline.journal import Journal
 from tersor.pipeline.language_plan import Fits, Target
+from tersor.pipeline.rewriting import block_calls, scale_block, turn_block, turn_ends
 from tersor.pipeline.skeleton import Skeleton
 from tersor.recipe import Recipe
 
@@ -80,6 +82,8 @@ class Streaming:
         # Half precision of 5 exponent bits overflows in products on a CPU.
         self.dtype = torch.float32 if self.stored == torch.float16 else self.stored
         self.tupled = False
+        self.rotation: Rotation | None = None
+        self.untied: dict[str, Tensor] = {}
 
     def begin(self, texts: list[Text], calibrated: int) -> None:
         """Record what the first block reads, and the other arguments of each; nothing that is there is done again."""
@@ -100,10 +104,12 @@ class Streaming:
             windows, length = text.ids.shape
             where = (self.journal.folder, text.name)
             text.activations = Activations(*where, windows, length, hidden.shape[-1], self.dtype, text.batch)
+            if self.recipe.rotate:
+                self.rotation = Rotation(hidden.shape[-1], self.recipe.seed)
             hiddens = []
             for inputs in text.inputs():
                 found = calls(model, blocks, _plain(model, inputs), self.tupled)
-                hiddens.append(found[0][0][0])
+                hiddens.append(self._turned(text, found[0][0][0]))
                 rest = [(args[1:], kwargs) for args, kwargs in found]
                 text.arguments.append(_shared(rest, text.arguments[0]) if text.arguments else rest)
             if calibrated == 0 and not text.activations.ready(0):
@@ -139,6 +145,8 @@ class Streaming:
             on_weight(weight)
 
         targets = [t for t in self.targets if not t.tail and t.spec and t.piece.parameter.startswith(name + ".")]
+        if calibration is not None:
+            self._rewrite(block, name, number, calibration, targets)
         parameters = {n: p for n in own if isinstance(p := _parameter(skeleton, n), torch.nn.Parameter)}
         run = partial(self._steps, block, number, calibration) if calibration else list
         solve_block(block, parameters, targets, run, self.recipe, keep)
@@ -151,6 +159,22 @@ class Streaming:
                 text.activations.drop(number)
         empty(skeleton.model)
         return solved
+
+    def _rewrite(
+        self, block: torch.nn.Module, name: str, number: int, text: Text, targets: list[Target]
+    ) -> None:  # fmt: skip
+        assert text.activations is not None
+        arguments = [batch[number] for batch in text.arguments]
+        calls = block_calls(partial(text.activations.read, number), arguments)
+        if self.rotation is not None:
+            turn_block(block, self.rotation, calls)
+        if self.recipe.awq:
+            specs = {t.piece.parameter.removeprefix(name + "."): t.spec for t in targets if t.spec}
+            scale_block(block, specs, calls)
+
+    def _turned(self, text: Text, hidden: Tensor) -> Tensor:
+        """The residual stream as the rewritten blocks read it; the original's stays as it is."""
+        return hidden if self.rotation is None or text.name == "original" else self.rotation(hidden)
 
     def _steps(self, block: torch.nn.Module, number: int, text: Text) -> Iterator[Step]:
         assert text.activations is not None
@@ -190,8 +214,10 @@ class Streaming:
         def logits(ids: Tensor) -> Tensor:
             found = []
             for row in ids:
-                inputs = _plain(skeleton.model, {"input_ids": row[None]})
-                out = behind(skeleton.model, skeleton.blocks, inputs, next(hiddens), self.tupled)
+                inputs, hidden = _plain(skeleton.model, {"input_ids": row[None]}), next(hiddens)
+                if self.rotation is not None and text.name == "original":
+                    hidden = self.rotation(hidden)  # as the head is by now
+                out = behind(skeleton.model, skeleton.blocks, inputs, hidden, self.tupled)
                 found.append(out.logits)
             return torch.cat(found)
 
@@ -200,11 +226,14 @@ class Streaming:
     def load_outside(self) -> None:
         """The embeddings, the last norm and the head."""
         self.skeleton.load(self.skeleton.outside(), self.dtype)
+        if self.rotation is not None:
+            self.untied = turn_ends(self.skeleton.model, self.skeleton.blocks, self.rotation)
 
     def outside(self, solved: list[SolvedWeight]) -> dict[str, Tensor]:
         """What the folder will hold besides the blocks."""
         found = self._tensors(self.skeleton.outside(), solved)
-        return found | dict(self.skeleton.folder.tensors(self.skeleton.unused))
+        untied = {name: head.to(self.stored).clone() for name, head in self.untied.items()}
+        return found | untied | dict(self.skeleton.folder.tensors(self.skeleton.unused))
 
     def solve_head(self, text: Text | None, on_weight: Callable[[SolvedWeight], None]) -> list[SolvedWeight]:
         """Quantize what lies behind the blocks and a rule asks for; ``load_outside`` comes first."""
@@ -232,12 +261,14 @@ class Streaming:
 
 def told(weight: SolvedWeight) -> dict[str, Any]:
     """A solution as it stands in the journal."""
+    line = weight.record
     return {
         "name": weight.target.name,
-        "method": weight.method,
-        "error": weight.error,
-        "rtn_error": weight.rtn_error,
-        "tokens": weight.tokens,
+        "method": line.method if line else "none",
+        "error": line.output_error if line else None,
+        "rtn_error": line.rtn_error if line else None,
+        "damping": line.damping if line else None,
+        "tokens": (line.tokens if line else None) or 0,
         "seconds": weight.seconds,
         "note": weight.note,
     }

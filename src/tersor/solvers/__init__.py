@@ -1,5 +1,7 @@
 """One weight in, its codes out, or its zeros."""
 
+from typing import Any
+
 from tersor.solvers.adaround import AdaRound
 from tersor.solvers.bits import allocate_bits
 from tersor.solvers.easyquant import EasyQuant
@@ -22,6 +24,22 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 """All solvers by name."""
 
+
+
+def solver_for(name: str, range: str, seed: int = 0) -> Solver:
+    """The solver that a recipe names, with the range that it names.
+
+    >>> solver_for("gptq", "minmax").range
+    'minmax'
+    """
+    span: Any = "minmax" if range == "minmax" else "mse"
+    if name == "rtn":
+        return Rtn(span, seed=seed)
+    if name == "gptq":
+        return Gptq(span)
+    return SOLVERS[name]()
+
+
 __all__ = [
     "PRUNERS",
     "SOLVERS",
@@ -41,4 +59,5 @@ __all__ = [
     "allocate_bits",
     "curve",
     "record",
+    "solver_for",
 ]

@@ -16,7 +16,7 @@ class LayerRecord:
         bits: that the codes, scales and zero points take in a file.
         sqnr_db: power of the weight over that of its error, in dB.
         output_error: power of the output's error over that of the output, on the calibration data.
-        rtn_error: the same of rounding to nearest on clipped ranges, ``Rtn("mse")``.
+        rtn_error: the same of rounding to nearest over the whole range, ``Rtn("minmax")``.
         tokens: rows of input behind the Gram matrix.
         damping: the share of the mean of diag H that was added to it.
     """
@@ -53,7 +53,7 @@ def record(problem: LayerProblem, solution: LayerSolution, tokens: int | None = 
         8 * solution.qtensor.nbytes,
         solution.sqnr_db,
         measured_error(problem, solution),
-        measured_error(problem, Rtn("mse")(problem)) if problem.gram is not None else None,
+        measured_error(problem, Rtn("minmax")(problem)) if problem.gram is not None else None,
         tokens,
         solution.damping,
     )

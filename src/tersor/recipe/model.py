@@ -1,10 +1,9 @@
-"""What the user wants: a Recipe of Rules, as YAML or as Python, and the presets."""
+"""What the user wants: a Recipe of Rules, as YAML or as Python."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from glob import escape
-from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
@@ -14,7 +13,8 @@ from tersor.errors import RecipeError, TersorError
 from tersor.numerics.formats import FORMATS
 from tersor.numerics.spec import Granularity, QuantSpec
 
-WEIGHT_RANGES = ("minmax", "mse", "easyquant")
+# ``awq``: clipped where the layer's outputs suffer least, of language models.
+WEIGHT_RANGES = ("minmax", "mse", "easyquant", "awq")
 # ``runtime``: taken from the tensor itself whenever it is computed.
 ACTIVATION_RANGES = ("minmax", "ema", "percentile", "kl", "mse", "admm", "easyquant", "runtime")
 
@@ -26,7 +26,8 @@ class _Strict(BaseModel):
 class Quantization(_Strict):
     """How the weights or the activations are quantized; ``auto`` leaves a field to the engine's policy.
 
-    ``solver`` is for weights: ``rtn`` rounds each to nearest, ``gptq`` against calibrated inputs of its layer.
+    ``solver`` is for weights: ``rtn`` rounds each to nearest, ``gptq`` against calibrated inputs of its layer. Folders
+    of language models also take ``obq``, ``adaround`` and ``hqq``.
 
     >>> Quantization(format="int8", granularity="channel").spec(QuantSpec("int8")).granularity.kind
     'channel'
@@ -37,7 +38,7 @@ class Quantization(_Strict):
     symmetric: bool | None = None
     range: str = "minmax"
     rounding: Literal["nearest", "stochastic"] = "nearest"
-    solver: Literal["rtn", "gptq", "obq"] = "rtn"
+    solver: Literal["rtn", "gptq", "obq", "adaround", "hqq"] = "rtn"
 
     @field_validator("format")
     @classmethod
@@ -59,8 +60,9 @@ class Quantization(_Strict):
     @field_validator("range")
     @classmethod
     def _known_range(cls, value: str) -> str:
-        if value not in ACTIVATION_RANGES:
-            raise ValueError(f"unknown range {value!r}; one of {', '.join(ACTIVATION_RANGES)}")
+        if value not in (*ACTIVATION_RANGES, *WEIGHT_RANGES):
+            known = dict.fromkeys(ACTIVATION_RANGES + WEIGHT_RANGES)
+            raise ValueError(f"unknown range {value!r}; one of {', '.join(known)}")
         return value
 
     @property
@@ -119,9 +121,10 @@ class Recipe(_Strict):
     done in Transformers whose activations are calibrated; ``smooth_alpha`` of the outliers' range goes to the
     weights, ``auto``: for each value as much as a trial on some of its rows finds best. ``fallback: float`` leaves
     a layer of a Hugging Face folder that cannot be solved or stored as asked in its float format, and says so in the
-    report; ``error`` stops.
+    report; ``error`` stops. There ``awq`` also scales input channels before weights are rounded (arXiv 2306.00978), and
+    ``rotate`` turns the residual stream by a Hadamard matrix (arXiv 2404.00456), both folded into the weights.
 
-    >>> recipe = int8_static()
+    >>> recipe = Recipe(weights=Quantization(format="int4", granularity="group:32"))
     >>> Recipe.from_yaml(recipe.to_yaml()) == recipe
     True
     """
@@ -135,6 +138,8 @@ class Recipe(_Strict):
     bias_correction: bool = True
     correction_samples: int = Field(default=64, ge=1)
     fallback: Literal["error", "float"] = "error"
+    awq: bool = False
+    rotate: bool = False
     rules: tuple[Rule, ...] = ()
     seed: int = 0
 
@@ -143,8 +148,14 @@ class Recipe(_Strict):
         for q in [self.weights, *(r.weights for r in self.rules if r.weights)]:
             if q.range not in WEIGHT_RANGES:
                 raise ValueError(f"weights.range is {q.range!r}; weights take one of {', '.join(WEIGHT_RANGES)}")
-            if q.solver == "gptq" and (q.range == "easyquant" or q.rounding == "stochastic"):
-                raise ValueError("weights.solver gptq takes the ranges minmax and mse, and rounds to nearest")
+            if q.solver != "rtn" and (q.range in ("easyquant", "awq") or q.rounding == "stochastic"):
+                raise ValueError(f"weights.solver {q.solver} takes the ranges minmax and mse, and rounds to nearest")
+        return self
+
+    @model_validator(mode="after")
+    def _activation_ranges(self) -> "Recipe":
+        if any(q.range == "awq" for q in [self.activations, *(r.activations for r in self.rules if r.activations)]):
+            raise ValueError(f"activations.range: one of {', '.join(ACTIVATION_RANGES)}; awq is for weights")
         return self
 
     @model_validator(mode="after")
@@ -203,6 +214,26 @@ class Recipe(_Strict):
                 "`tersor inspect` lists them all"
             )
 
+    def check_graph(self) -> None:
+        """Refuse what only folders of language models can have.
+
+        Raises:
+            RecipeError: naming the key.
+        """
+        weights = [self.weights, *(r.weights for r in self.rules if r.weights)]
+        asked = {
+            "awq": self.awq,
+            "rotate": self.rotate,
+            "fallback: float": self.fallback == "float",
+            "weights.range: awq": any(w.range == "awq" for w in weights),
+        }
+        for key, used in asked.items():
+            if used:
+                raise RecipeError(
+                    f"`{key}` of the recipe {self.name} is for folders in the Hugging Face layout, which "
+                    "tersor.compress_folder compresses; leave it out"
+                )
+
     def to_yaml(self) -> str:
         """The recipe as YAML, which reads back as the same recipe."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
@@ -224,112 +255,6 @@ class Recipe(_Strict):
             return cls.model_validate(data)
         except ValidationError as error:
             raise RecipeError(f"{source}: {_explained(error)}") from error
-
-
-def int8_static() -> Recipe:
-    """The best static int8 we know: weights per channel by their maximum, activations clipped where that lowers
-    the squared error, biases corrected layer behind layer."""
-    return Recipe(name="int8-static")
-
-
-def int8_tensorrt() -> Recipe:
-    """TensorRT's classic: weights by their maximum, activations by KL divergence."""
-    return Recipe(
-        name="int8-tensorrt",
-        weights=Quantization(range="minmax"),
-        activations=Quantization(range="kl"),
-        bias_correction=False,
-    )
-
-
-def int8_tflite() -> Recipe:
-    """TensorFlow Lite's classic: weights and activations both by their extremes. arXiv 1712.05877."""
-    return Recipe(
-        name="int8-tflite",
-        weights=Quantization(range="minmax"),
-        activations=Quantization(range="minmax"),
-        bias_correction=False,
-    )
-
-
-def int8_dynamic() -> Recipe:
-    """Weights in int8 per channel now, activations in int8 at run time; for linear and recurrent layers."""
-    return _at_run_time("int8-dynamic", "auto")
-
-
-def int16_dynamic() -> Recipe:
-    """The same with activations in int16, where 8 bits do not hold an outlier and its neighbours."""
-    return _at_run_time("int16-dynamic", "int16")
-
-
-def _at_run_time(name: str, format: str) -> Recipe:
-    activations = Quantization(format=format, range="runtime")
-    return Recipe(name=name, activations=activations, bias_correction=False)
-
-
-def int8_weight() -> Recipe:
-    """Weights only, in int8 per channel; arithmetic stays float."""
-    return _weights_only("int8-weight", Quantization(format="int8", granularity="channel"))
-
-
-def int4_weight() -> Recipe:
-    """Weights only, in int4 for groups of 32 inputs, each range clipped to its smallest squared error."""
-    return _weights_only("int4-weight", Quantization(format="int4", granularity="group:32", range="mse"))
-
-
-def int4_gptq() -> Recipe:
-    """The same with weights that make up for each other's errors on calibrated inputs. arXiv 2210.17323."""
-    weights = Quantization(format="int4", granularity="group:32", range="mse", solver="gptq")
-    return _weights_only("int4-gptq", weights)
-
-
-def fp16() -> Recipe:
-    """Weights in FP16."""
-    return _weights_only("fp16", Quantization(format="fp16", granularity="tensor"))
-
-
-def bf16() -> Recipe:
-    """Weights in BF16, and the products of linear layers too."""
-    return _weights_only("bf16", Quantization(format="bf16", granularity="tensor"))
-
-
-def _weights_only(name: str, weights: Quantization) -> Recipe:
-    return Recipe(name=name, weights=weights, activations=Quantization(format="fp32"), bias_correction=False)
-
-
-PRESETS: dict[str, Callable[[], Recipe]] = {
-    "int8-static": int8_static,
-    "int8-tensorrt": int8_tensorrt,
-    "int8-tflite": int8_tflite,
-    "int8-dynamic": int8_dynamic,
-    "int16-dynamic": int16_dynamic,
-    "int8-weight": int8_weight,
-    "int4-weight": int4_weight,
-    "int4-gptq": int4_gptq,
-    "fp16": fp16,
-    "bf16": bf16,
-}
-
-
-def resolve(recipe: "Recipe | str | Path") -> Recipe:
-    """A recipe, the name of a preset, or the path of a YAML file, as a Recipe.
-
-    Raises:
-        RecipeError: with the nearest preset names where there is no such preset or file.
-    """
-    if isinstance(recipe, Recipe):
-        return recipe
-    name = str(recipe)
-    if name in PRESETS:
-        return PRESETS[name]()
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise RecipeError(f"there is no recipe file {name!r}")
-        return Recipe.from_yaml(path.read_text(encoding="utf8"), str(path))
-    near = difflib.get_close_matches(name, PRESETS, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise RecipeError(f"no recipe {name!r}{hint} Presets: {', '.join(PRESETS)}; or give the path of a .yaml file")
 
 
 def _explained(error: ValidationError) -> str:

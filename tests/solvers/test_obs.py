@@ -173,3 +173,38 @@ def test_bad_input():
     with pytest.raises(CalibrationError, match="layer fc: this solver needs gram"):
         SparseGpt()(replace(problem_of(), gram=None), Sparsity(0.5))
     assert Magnitude()(replace(problem_of(), gram=None), Sparsity(0.5)).output_error is None
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_a_grouped_convolution_is_its_groups_side_by_side(name):
+    weight = torch.randn(6, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    sample = torch.randn(4, 8, 9, 9, generator=torch.Generator().manual_seed(2))
+    geometry = Geometry((1, 1), (1, 1), (1, 1), groups=2)
+    problem = LayerProblem("conv", weight, QuantSpec("int8"), geometry, sample)
+    problem = replace(problem, gram=Gram.of(patches(problem, 10_000)).hessian)
+    for asked in ("50%", "2:4"):
+        whole = PRUNERS[name]()(problem, Sparsity.parse(asked)).weight
+        for k in range(2):
+            half = replace(problem, weight=weight[3 * k : 3 * k + 3], gram=problem.gram[k : k + 1], geometry=Geometry())
+            assert torch.equal(PRUNERS[name]()(half, Sparsity.parse(asked)).weight, whole[3 * k : 3 * k + 3]), asked
+    assert ((whole == 0).sum(1) == 2).all()
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_a_curve_gives_the_weights_that_stay_and_the_error_that_comes(name):
+    problem, shares = problem_of(rows=16, columns=64), (0.0, 0.3, 0.6, 0.9)
+    # ExactOBS judges its curve by the damped Hessian.
+    pruner = ExactObs(damping=0.0) if name == "exactobs" else PRUNERS[name]()
+    points = pruner.curve(problem, shares)
+    assert [kept for kept, _ in points] == [1024 - round(share * 1024) for share in shares]
+    assert points[0][1] == 0
+    for share, (_, error) in zip(shares[1:3], points[1:3], strict=True):
+        assert error == pytest.approx(pruner(problem, Sparsity(share)).output_error, rel=1e-3)
+    assert [error for _, error in points] == sorted(error for _, error in points)
+    with pytest.raises(CalibrationError, match="needs gram"):
+        pruner.curve(replace(problem, gram=None), shares)
+
+
+def test_groups_of_three_are_not_cut_by_the_blocks_of_columns():
+    zeros = SparseGpt()(problem_of(rows=4, columns=150), Sparsity.parse("1:3")).weight == 0
+    assert (zeros.unflatten(1, (-1, 3)).sum(-1) == 2).all()

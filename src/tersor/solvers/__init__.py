@@ -4,6 +4,7 @@ from typing import Any
 
 from tersor.solvers.adaround import AdaRound
 from tersor.solvers.bits import allocate_bits
+from tersor.solvers.budget import allocate
 from tersor.solvers.easyquant import EasyQuant
 from tersor.solvers.gptq import Gptq
 from tersor.solvers.hqq import Hqq
@@ -12,6 +13,7 @@ from tersor.solvers.problem import Geometry, LayerProblem, LayerSolution, Solver
 from tersor.solvers.prune import PRUNERS
 from tersor.solvers.records import LayerRecord, record
 from tersor.solvers.rtn import Rtn
+from tersor.solvers.sparse_gptq import SparseGptq
 from tersor.solvers.sparsity import PrunedLayer, Sparsity
 
 SOLVERS: dict[str, type[Solver]] = {
@@ -55,7 +57,9 @@ __all__ = [
     "PrunedLayer",
     "Rtn",
     "Solver",
+    "SparseGptq",
     "Sparsity",
+    "allocate",
     "allocate_bits",
     "curve",
     "record",

@@ -12,10 +12,10 @@ Point = tuple[float, float]
 def allocate(curves: Mapping[str, Sequence[Point]], budget: float) -> dict[str, int]:
     """Which point of every layer's curve to take so that the errors' sum is least and the costs' sum within budget.
 
-    Every curve is replaced by its lower convex hull; the steps of all hulls are taken by falling gain per cost: this
-    is exact for each budget at which a step ends (Everett's generalized Lagrange multipliers, 1963; for layers of a
-    network arXiv 2208.11580, whose curves are solved by dynamic programming). What is left then buys any single moves,
-    on the hulls or off them, that still fit.
+    Every curve is replaced by its lower convex hull, and the steps of all hulls are taken by falling gain per cost,
+    which is exact for each budget at which a step ends (Everett's generalized Lagrange multipliers, 1963; arXiv
+    2208.11580 divides its budgets by dynamic programming). What is left buys any single moves, on the hulls or off
+    them, that still fit.
 
     Args:
         curves: by layer ``[(cost, error)]`` in any order: bits and distortion, or weights kept and loss. Errors add up,

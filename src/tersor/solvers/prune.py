@@ -1,9 +1,11 @@
 """Solvers that make weights zero: by size, by size and input, and by the second-order family."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tersor.solvers.cholesky import inverse_factor
@@ -46,8 +48,28 @@ class _Pruner:
         method = ", ".join(dict.fromkeys(filter(None, (self.name, *told))))
         return PrunedLayer(result, method, None if grams is None else output_error(weight, result, grams))
 
+    def curve(self, problem: LayerProblem, shares: Sequence[float]) -> list[tuple[int, float]]:
+        """[(weights that stay, output error)] of each share of zeros, in the order of ``shares``.
+
+        What ``tersor.solvers.allocate`` divides a network's budget over.
+
+        Raises:
+            CalibrationError: without a Gram matrix, which judges the output.
+        """
+        problem.require(("gram",))
+        points = []
+        for share in shares:
+            found = self(problem, Sparsity(share))
+            assert found.output_error is not None
+            points.append((_staying(problem.weight, share), found.output_error))
+        return points
+
     def _solve(self, w: Tensor, hessian: Any, sparsity: Sparsity, name: str) -> tuple[Tensor, str]:
         raise NotImplementedError
+
+
+def _staying(weight: Tensor, share: float) -> int:
+    return weight.numel() - round(share * weight.numel())
 
 
 @dataclass(frozen=True)
@@ -90,25 +112,41 @@ class SparseGpt(_Pruner):
     name: ClassVar[str] = "sparsegpt"
 
     def _solve(self, w: Tensor, hessian: Tensor, sparsity: Sparsity, name: str) -> tuple[Tensor, str]:
-        hessian, w = hessian.clone(), w.clone()
-        dead = hessian.diagonal() == 0
-        hessian.diagonal()[dead] = 1
-        w[:, dead] = 0
-        factor, used = inverse_factor(hessian, self.damping, name)
-        for a in range(0, w.shape[1], _BLOCK):
-            b = min(a + _BLOCK, w.shape[1])
-            errors = torch.empty_like(w[:, a:b])
-            kept = None if sparsity.group else sparsity.kept(w[:, a:b].square() / factor.diagonal()[a:b].square())
-            for k in range(a, b):
-                if sparsity.group and k % sparsity.group[1] == 0:
-                    m = slice(k, k + sparsity.group[1])
-                    now = sparsity.kept(w[:, m].square() / factor.diagonal()[m].square())
-                stays = now[:, k % sparsity.group[1]] if sparsity.group else kept[:, k - a]  # type: ignore[index]
-                errors[:, k - a] = w[:, k] * ~stays / factor[k, k]
-                w[:, k] *= stays
-                w[:, k + 1 : b] -= errors[:, k - a, None] * factor[k, k + 1 : b]
-            w[:, b:] -= errors @ factor[a:b, b:]
-        return w, f"damping {used:g}"
+        factor, w, used = factored(w, hessian, self.damping, name)
+        return prune_columns(w, factor, sparsity, lambda column, k: column), f"damping {used:g}"
+
+
+def factored(w: Tensor, hessian: Tensor, damping: float, name: str) -> tuple[Tensor, Tensor, float]:
+    """The factor of H⁻¹, a copy of the weight without what always meets zeros, and the damping that it took."""
+    hessian = hessian.clone()
+    dead = hessian.diagonal() == 0
+    hessian.diagonal()[dead] = 1
+    factor, used = inverse_factor(hessian, damping, name)
+    return factor, w.masked_fill(dead, 0.0), used
+
+
+def prune_columns(
+    w: Float[Tensor, "rows columns"],
+    factor: Float[Tensor, "columns columns"],
+    sparsity: Sparsity,
+    target: Callable[[Tensor, int], Tensor],
+) -> Float[Tensor, "rows columns"]:
+    """SparseGPT's sweep over ``w``, which is used up: what stays becomes ``target(values, column)``, the rest zero."""
+    span = sparsity.group[1] if sparsity.group else _BLOCK  # columns that are chosen together
+    block = max(_BLOCK // span, 1) * span
+    for a in range(0, w.shape[1], block):
+        b = min(a + block, w.shape[1])
+        errors = torch.empty_like(w[:, a:b])
+        for k in range(a, b):
+            if (k - a) % span == 0:
+                m = slice(k, min(k + span, b))
+                kept = sparsity.kept(w[:, m].square() / factor.diagonal()[m].square())
+            fixed = torch.where(kept[:, (k - a) % span], target(w[:, k], k), 0.0)
+            errors[:, k - a] = (w[:, k] - fixed) / factor[k, k]
+            w[:, k] = fixed
+            w[:, k + 1 : b] -= errors[:, k - a, None] * factor[k, k + 1 : b]
+        w[:, b:] -= errors @ factor[a:b, b:]
+    return w
 
 
 @dataclass(frozen=True)
@@ -132,6 +170,21 @@ class ExactObs(_Pruner):
         if sparsity.pattern == "layer":
             counts = counts_of_rows(traced.losses, round(sparsity.share * w.numel()))
         return without(w, found, traced.order, counts), f"damping {used:g}"
+
+    def curve(self, problem: LayerProblem, shares: Sequence[float]) -> list[tuple[int, float]]:
+        """As of every pruner, here from one elimination; the errors are those by the damped Hessian."""
+        grams, weight = fitting_grams(problem), problem.weight.detach().float()
+        power, errors = 0.0, [0.0] * len(shares)
+        for w, hessian in zip(weight.flatten(1).chunk(len(grams)), grams, strict=True):
+            found, _ = inverse(hessian, self.damping, problem.name)
+            power += float(((w @ hessian.float()) * w).sum(dtype=torch.float64))
+            traced = eliminate(w.contiguous(), found, w.shape[1], lambda values, own: torch.zeros_like(values))
+            sums = torch.cat([torch.zeros(len(w), 1), traced.losses.cumsum(1)], 1)
+            for k, share in enumerate(shares):
+                counts = counts_of_rows(traced.losses, round(share * w.numel()))
+                errors[k] += 2 * float(sums.gather(1, counts[:, None]).sum())
+        points = zip(shares, errors, strict=True)
+        return [(_staying(weight, share), error / power if power else 0.0) for share, error in points]
 
 
 PRUNERS: dict[str, type[_Pruner]] = {p.name: p for p in (Magnitude, Wanda, Obd, SparseGpt, ExactObs)}

@@ -45,6 +45,11 @@ class Sparsity:
                 return cls(share, "row" if found[2] else "layer")
         raise RecipeError(f"sparsity {text!r} is none of `50%`, `50% per row`, `2:4` (2 of every 4 are kept)")
 
+    def __str__(self) -> str:
+        if self.group is not None:
+            return f"{self.group[0]}:{self.group[1]}"
+        return f"{100 * self.share:g}%{' per row' if self.pattern == 'row' else ''}"
+
     def check(self, name: str, columns: int) -> None:
         """Refuse groups that do not divide the inputs.
 

@@ -1,0 +1,120 @@
+"""Optimal Brain Surgeon by the training loss: blocks of its empirical Fisher matrix, one threshold for all layers."""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tersor.errors import CalibrationError
+from tersor.solvers.obs import Elimination, counts_of_rows
+
+# Blocks whose inverses stay in the cache while their weights leave.
+_TOGETHER = 64
+
+
+def blocks_of(x: Float[Tensor, "samples weights"], size: int) -> Float[Tensor, "blocks samples size"]:
+    """Neighbouring weights side by side; a ragged last block is filled up with zeros.
+
+    Of per-sample gradients, ``Gram.of(blocks_of(g, 50)).hessian / 2`` is the block-diagonal empirical Fisher matrix.
+
+    >>> blocks_of(torch.tensor([[1.0, 2.0, 3.0]]), 2).tolist()
+    [[[1.0, 2.0]], [[3.0, 0.0]]]
+    """
+    return F.pad(x, (0, -x.shape[1] % size)).unflatten(1, (-1, size)).transpose(0, 1)
+
+
+def prune_by_fisher(
+    weights: Mapping[str, Float[Tensor, "..."]],
+    fishers: Mapping[str, Float[Tensor, "blocks size size"]],
+    share: float,
+    damping: float = 1e-7,
+) -> dict[str, Float[Tensor, "..."]]:
+    """Weights of a whole network without the share whose removal raises the loss least, the others updated.
+
+    In every block weights leave one by one by w²/(2·[F⁻¹]_qq), each time the block's others making up for it; how many
+    leave which block follows from all curves of all layers together. Blocks of one weight are Optimal Brain Damage by
+    the Fisher diagonal, ½·F_qq·w² (LeCun et al., 1989); blocks of 50 are WoodFisher (arXiv 2004.14340) and oBERT (arXiv
+    2203.07259), which score all weights of a block once, and update for each of them as if it left alone.
+
+    Args:
+        weights: by layer. Those that are zero already count as removed.
+        fishers: by layer, mean(g·gᵀ) of the loss's per-sample gradients: see ``blocks_of``.
+        share: of all weights together that becomes zero, 0 … 1.
+        damping: what is added to the diagonal of F. It also stands for what too few samples cannot tell.
+
+    Returns:
+        the weights in their shapes; the removed ones are exactly zero.
+
+    Raises:
+        CalibrationError: for blocks that do not fit their weight or are not finite, naming the layer.
+
+    >>> weight, fisher = torch.tensor([[1.0, 2.0]]), torch.tensor([[[2.0, 1.0], [1.0, 2.0]]])
+    >>> prune_by_fisher({"fc": weight}, {"fc": fisher}, 0.5)["fc"].tolist()
+    [[0.0, 2.5]]
+    """
+    if not weights:
+        return {}
+    size = next(iter(fishers.values())).shape[-1]
+    parts = {n: blocks_of(w.detach().double().reshape(1, -1), size).squeeze(1) for n, w in weights.items()}
+    inverses = {n: _inverse(n, fishers[n], len(parts[n]), damping) for n in parts}
+    traced = [_eliminate(parts[n], inverses[n]) for n in parts]
+    # What fills up the last block of a layer is zero, so that it leaves first and for nothing.
+    total = round(share * sum(w.numel() for w in weights.values()))
+    filled = sum(p.numel() for p in parts.values()) - sum(w.numel() for w in weights.values())
+    counts = counts_of_rows(torch.cat([t.losses for t in traced]), total + filled)
+    found = {}
+    own = counts.split([len(p) for p in parts.values()])
+    for (name, part), trace, count in zip(parts.items(), traced, own, strict=True):
+        gone = torch.zeros_like(part, dtype=torch.bool)
+        gone.scatter_(1, trace.order, torch.arange(part.shape[1]) < count[:, None])
+        w = _without(part, inverses[name], gone).reshape(-1)
+        found[name] = w[: weights[name].numel()].reshape(weights[name].shape).to(weights[name].dtype)
+    return found
+
+
+def _inverse(name: str, fisher: Tensor, count: int, damping: float) -> Tensor:
+    if fisher.ndim != 3 or len(fisher) != count or not bool(torch.isfinite(fisher).all()):
+        raise CalibrationError(
+            f"layer {name}: a Fisher matrix of shape {tuple(fisher.shape)} must be {count} finite blocks, as "
+            "`blocks_of` cuts the gradients; was the loss NaN or infinite for a sample?"
+        )
+    damped = fisher.double().clone()
+    damped.diagonal(dim1=1, dim2=2).add_(damping)
+    return torch.linalg.inv(damped)
+
+
+def _eliminate(weight: Float[Tensor, "blocks size"], inverse: Float[Tensor, "blocks size size"]) -> Elimination:
+    """All weights of every block, the cheapest first."""
+    pieces = zip(weight.split(_TOGETHER), inverse.split(_TOGETHER), strict=True)
+    parts = [_empty(w.clone(), i.clone()) for w, i in pieces]
+    return Elimination(*(torch.cat([getattr(p, f) for p in parts]) for f in ("order", "losses", "weight")))
+
+
+def _empty(w: Tensor, inverse: Tensor) -> Elimination:
+    count, size = w.shape
+    rows, gone = torch.arange(count), torch.zeros(count, size, dtype=torch.bool)
+    order, losses = torch.empty(count, size, dtype=torch.long), torch.empty_like(w)
+    for k in range(size):
+        cost = (w.square() / inverse.diagonal(dim1=1, dim2=2)).masked_fill_(gone, torch.inf)
+        losses[:, k], order[:, k] = cost.min(1)
+        p = order[:, k]
+        column = inverse[rows, p]
+        pivot = column[rows, p, None]
+        w -= column * (w[rows, p, None] / pivot)
+        w[rows, p] = 0
+        inverse -= column[:, :, None] * (column / pivot)[:, None]
+        gone[rows, p] = True
+        # Rounding must not revive what has gone, nor make what is left negative.
+        inverse.diagonal(dim1=1, dim2=2).clamp_(min=1e-30)
+    return Elimination(order, losses / 2, w)
+
+
+def _without(w: Tensor, inverse: Tensor, gone: Bool[Tensor, "blocks size"]) -> Float[Tensor, "blocks size"]:
+    """Each block without the weights that have gone, the others at their optimum: w − F⁻¹_:Q·(F⁻¹_QQ)⁻¹·w_Q."""
+    both = gone[:, :, None] & gone[:, None]
+    system = torch.where(both, inverse, 0.0)
+    system.diagonal(dim1=1, dim2=2)[~gone] = 1
+    pull = torch.linalg.solve(system, (w * gone)[:, :, None])
+    return (w - (inverse @ pull).squeeze(2)).masked_fill(gone, 0.0)

@@ -17,6 +17,8 @@ BENCHES = {
     "audit": 5,
     "architectures": 1,
     "per_tensor": 6,
+    "exactobs_time": 1,
+    "prune_resnet": 5,
     "accuracy_dynamic": 3,
     "accuracy_transformers": 7,
     "accuracy_cifar": 6,

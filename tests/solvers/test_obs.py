@@ -192,13 +192,13 @@ def test_a_grouped_convolution_is_its_groups_side_by_side(name):
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_a_curve_gives_the_weights_that_stay_and_the_error_that_comes(name):
-    problem, shares = problem_of(rows=16, columns=64), (0.0, 0.3, 0.6, 0.9)
+    problem, shares = problem_of(rows=16, columns=64), (0.0, 0.25, 0.5, 0.75)
     # ExactOBS judges its curve by the damped Hessian.
     pruner = ExactObs(damping=0.0) if name == "exactobs" else PRUNERS[name]()
     points = pruner.curve(problem, shares)
     assert [kept for kept, _ in points] == [1024 - round(share * 1024) for share in shares]
     assert points[0][1] == 0
-    for share, (_, error) in zip(shares[1:3], points[1:3], strict=True):
+    for share, (_, error) in zip(shares[1:], points[1:], strict=True):
         assert error == pytest.approx(pruner(problem, Sparsity(share)).output_error, rel=1e-3)
     assert [error for _, error in points] == sorted(error for _, error in points)
     with pytest.raises(CalibrationError, match="needs gram"):

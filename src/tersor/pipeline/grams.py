@@ -44,7 +44,7 @@ def grams(
 
     def see(node: Any, value: Any) -> None:
         for name in readers.get(node.name, ()):
-            gram = _of(problems[name], value)
+            gram = gram_of(problems[name], value)
             found[name] = found[name].merged(gram) if name in found else gram
 
     for number, batch in enumerate(passing(task, prepared.network)):
@@ -53,7 +53,12 @@ def grams(
     return {name: found[owner] for name, owner in shared.items()}
 
 
-def _of(problem: LayerProblem, x: Tensor) -> Gram:
+def gram_of(problem: LayerProblem, x: Tensor) -> Gram:
+    """The Gram matrix of one batch ``x`` of inputs of a linear layer or a convolution.
+
+    Raises:
+        CalibrationError: naming the layer whose input is NaN or infinite.
+    """
     try:
         if problem.weight.ndim == 2:
             return Gram.of(x.reshape(1, -1, x.shape[-1]))

@@ -61,15 +61,11 @@ class _Pruner:
         for share in shares:
             found = self(problem, Sparsity(share))
             assert found.output_error is not None
-            points.append((_staying(problem.weight, share), found.output_error))
+            points.append((int(torch.count_nonzero(found.weight)), found.output_error))
         return points
 
     def _solve(self, w: Tensor, hessian: Any, sparsity: Sparsity, name: str) -> tuple[Tensor, str]:
         raise NotImplementedError
-
-
-def _staying(weight: Tensor, share: float) -> int:
-    return weight.numel() - round(share * weight.numel())
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,7 @@ class ExactObs(_Pruner):
     def curve(self, problem: LayerProblem, shares: Sequence[float]) -> list[tuple[int, float]]:
         """As of every pruner, here from one elimination; the errors are those by the damped Hessian."""
         grams, weight = fitting_grams(problem), problem.weight.detach().float()
-        power, errors = 0.0, [0.0] * len(shares)
+        power, errors, staying = 0.0, [0.0] * len(shares), [weight.numel()] * len(shares)
         for w, hessian in zip(weight.flatten(1).chunk(len(grams)), grams, strict=True):
             found, _ = inverse(hessian, self.damping, problem.name)
             power += float(((w @ hessian.float()) * w).sum(dtype=torch.float64))
@@ -182,9 +178,9 @@ class ExactObs(_Pruner):
             sums = torch.cat([torch.zeros(len(w), 1), traced.losses.cumsum(1)], 1)
             for k, share in enumerate(shares):
                 counts = counts_of_rows(traced.losses, round(share * w.numel()))
+                staying[k] -= int(counts.sum())
                 errors[k] += 2 * float(sums.gather(1, counts[:, None]).sum())
-        points = zip(shares, errors, strict=True)
-        return [(_staying(weight, share), error / power if power else 0.0) for share, error in points]
+        return [(kept, error / power if power else 0.0) for kept, error in zip(staying, errors, strict=True)]
 
 
 PRUNERS: dict[str, type[_Pruner]] = {p.name: p for p in (Magnitude, Wanda, Obd, SparseGpt, ExactObs)}

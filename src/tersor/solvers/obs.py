@@ -18,6 +18,8 @@ from tersor.solvers.cholesky import inverse_factor
 # Elements of V of the rows that go together: more leave the cache, fewer cost more calls.
 _TOGETHER = 2**23
 _TINY = 1e-30
+# Steps after which the columns that are gone are dropped from the arithmetic.
+_STAGE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,7 @@ def eliminate(
     weight: Float[Tensor, "rows columns"],
     inverse: Float[Tensor, "columns columns"],
     steps: int,
-    target: Callable[[Tensor, Tensor], Tensor],
+    target: Callable[[Tensor, Tensor], Tensor] | None = None,
     group: tuple[int, int] | None = None,
     first: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Elimination:
@@ -56,7 +58,7 @@ def eliminate(
 
     Args:
         weight, inverse: of one layer; the arithmetic is in the weight's dtype.
-        target: ``(values, whose rows)`` → what each value would be fixed to.
+        target: ``(values, whose rows)`` → what each value would be fixed to; zero where there is none.
         group: (n, m): at most m − n of every m neighbours may be fixed.
         first: ``(errors, whose rows)`` → true where a weight must be fixed before all others.
     """
@@ -64,56 +66,69 @@ def eliminate(
     inverse = inverse.to(weight.dtype)
     rows = torch.arange(len(weight))
     parts = [
-        _eliminate(part, inverse, steps, _of(target, own), group, None if first is None else _of(first, own))
+        _eliminate(part, inverse, steps, _of(target, own), group, _of(first, own))
         for part, own in zip(weight.split(count), rows.split(count), strict=True)
     ]
     return Elimination(*(torch.cat([getattr(p, f) for p in parts]) for f in ("order", "losses", "weight")))
 
 
-def _of(function: Callable[[Tensor, Tensor], Tensor], own: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda values: function(values, own)
+def _of(function: Callable[[Tensor, Tensor], Tensor] | None, own: Tensor) -> Callable[[Tensor], Tensor] | None:
+    return None if function is None else lambda values: function(values, own)
 
 
 def _eliminate(
     weight: Tensor,
     inverse: Tensor,
     steps: int,
-    target: Callable[[Tensor], Tensor],
+    target: Callable[[Tensor], Tensor] | None,
     group: tuple[int, int] | None,
     first: Callable[[Tensor], Tensor] | None,
 ) -> Elimination:
     (rows, columns), w = weight.shape, weight.clone()
+    own = torch.arange(columns).expand(rows, columns)  # the column that each value stands for
     diagonal = inverse.diagonal().expand(rows, columns).clone()
     gone = torch.zeros(rows, columns, dtype=torch.bool)
     v = weight.new_empty(rows, steps, columns)
     order, losses = torch.empty(rows, steps, dtype=torch.long), weight.new_empty(rows, steps)
     removed = torch.zeros(rows, columns // group[1], dtype=torch.long) if group else None
     for k in range(steps):
-        error = w - target(w)
+        if target is None and k and k % _STAGE == 0:
+            left = (~gone).nonzero()[:, 1].reshape(rows, -1)
+            own, w, diagonal, gone = (t.gather(1, left) for t in (own, w, diagonal, gone))
+            v = _narrowed(v, left, k)
+        error = w if target is None else w - target(w)
         cost = (error.square() / diagonal).masked_fill_(gone, torch.inf)
         if first is not None:
             urgent = first(error) & ~gone
             cost = torch.where(urgent & urgent.any(1, keepdim=True), -error.abs(), cost)
         if removed is not None and group is not None:
-            full = (removed >= group[1] - group[0]).repeat_interleave(group[1], 1)
-            cost.masked_fill_(full, torch.inf)
+            cost.masked_fill_((removed >= group[1] - group[0]).gather(1, own // group[1]), torch.inf)
         p = cost.argmin(1, keepdim=True)
-        row = inverse[p.squeeze(1)]
+        column = own.gather(1, p)
+        row = inverse[column.squeeze(1)]
+        if own.shape[1] < columns:
+            row = row.gather(1, own)
         if k:
             mine = v[:, :k].gather(2, p[:, None].expand(rows, k, 1))
             row = row - (mine.transpose(1, 2) @ v[:, :k]).squeeze(1)
         pivot = row.gather(1, p).clamp_min_(_TINY)
         e = error.gather(1, p)
-        order[:, k], losses[:, k] = p.squeeze(1), (e.square() / pivot).squeeze(1) / 2
-        v[:, k] = row / pivot.sqrt()
+        order[:, k], losses[:, k] = column.squeeze(1), (e.square() / pivot).squeeze(1) / 2
+        torch.div(row, pivot.sqrt(), out=v[:, k])
         fixed = w.gather(1, p) - e
-        w -= row * (e / pivot)
-        w.scatter_(1, p, fixed)
-        diagonal = (diagonal - v[:, k].square()).clamp_min_(_TINY)
+        w = torch.addcmul(w, row, e / pivot, value=-1).scatter_(1, p, fixed)
+        diagonal.addcmul_(v[:, k], v[:, k], value=-1).clamp_min_(_TINY)
         gone.scatter_(1, p, True)
         if removed is not None and group is not None:
-            removed.scatter_add_(1, p // group[1], torch.ones_like(p))
-    return Elimination(order, losses, w)
+            removed.scatter_add_(1, column // group[1], torch.ones_like(p))
+    return Elimination(order, losses, torch.zeros_like(weight).scatter_(1, own, w))
+
+
+def _narrowed(v: Tensor, left: Tensor, k: int) -> Tensor:
+    """The first ``k`` of ``v`` at the columns that are left, and room for the others."""
+    found = v.new_empty(len(v), v.shape[1], left.shape[1])
+    torch.gather(v[:, :k], 2, left[:, None].expand(-1, k, -1), out=found[:, :k])
+    return found
 
 
 def counts_of_rows(losses: Float[Tensor, "rows steps"], total: int) -> Int[Tensor, " rows"]:
@@ -143,7 +158,8 @@ def without(
         row = weight[r].double()
         p = order[r, :count]
         if count:
-            row = row - inverse[:, p] @ torch.linalg.solve(inverse[p][:, p], row[p])
+            some = inverse[p]
+            row = row - torch.linalg.solve(some[:, p], row[p]) @ some
             row[p] = 0
         found[r] = row.to(weight.dtype)
     return found

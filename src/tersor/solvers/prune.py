@@ -161,7 +161,7 @@ class ExactObs(_Pruner):
         total = round(sparsity.share * columns)
         # No row is looked at further than half beyond its share.
         steps = min(columns, total + total // 2) if sparsity.pattern == "layer" else total
-        traced = eliminate(w, found, steps, lambda values, own: torch.zeros_like(values), sparsity.group)
+        traced = eliminate(w, found, steps, group=sparsity.group)
         counts = torch.full((rows,), total)
         if sparsity.pattern == "layer":
             counts = counts_of_rows(traced.losses, round(sparsity.share * w.numel()))
@@ -174,7 +174,7 @@ class ExactObs(_Pruner):
         for w, hessian in zip(weight.flatten(1).chunk(len(grams)), grams, strict=True):
             found, _ = inverse(hessian, self.damping, problem.name)
             power += float(((w @ hessian.float()) * w).sum(dtype=torch.float64))
-            traced = eliminate(w.contiguous(), found, w.shape[1], lambda values, own: torch.zeros_like(values))
+            traced = eliminate(w.contiguous(), found, w.shape[1])
             sums = torch.cat([torch.zeros(len(w), 1), traced.losses.cumsum(1)], 1)
             for k, share in enumerate(shares):
                 counts = counts_of_rows(traced.losses, round(share * w.numel()))

@@ -7,6 +7,7 @@ from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.dynamic import dynamic_plan, quantize_dynamic
 from tersor.pipeline.language import compress_folder
 from tersor.pipeline.load import load
+from tersor.pipeline.loops import prune_iteratively
 from tersor.pipeline.outliers import outliers
 from tersor.pipeline.recording import convert, prepare
 from tersor.pipeline.whole import compress
@@ -33,5 +34,6 @@ __all__ = [
     "metrics",
     "outliers",
     "prepare",
+    "prune_iteratively",
     "quantize_dynamic",
 ]

@@ -439,3 +439,30 @@ def test_a_rotation_of_layer_norms_is_refused(folder, tokens, tmp_path):
         tersor.compress_folder(
             folder("gpt2"), tmp_path / "out", recipe().model_copy(update={"rotate": True}), tokens, progress=False
         )
+
+
+@pytest.mark.parametrize("sparsity", ["50%", "2:4"])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_weights_are_made_zero_alone_and_with_quantization(sparsity, quantized, folder, tokens, tmp_path):
+    weights = recipe().weights if quantized else FLOAT
+    wanted = Recipe(name="sparse", weights=weights, activations=FLOAT, sparsity=sparsity)
+    report = tersor.compress_folder(folder("llama"), tmp_path / "out", wanted, tokens, progress=False)
+    found = QuantizedFolder(tmp_path / "out") if quantized else HfFolder(tmp_path / "out")
+    up = found.tensor("model.layers.1.mlp.up_proj.weight")
+    zeros = (up == 0).float().mean()
+    assert zeros >= 0.5
+    assert zeros == 0.5 or quantized
+    if sparsity == "2:4":
+        assert ((up.reshape(-1, 4) != 0).sum(1) <= 2).all()
+    assert all(f"{sparsity} zeros" in w.format for w in report.weights if w.format)
+    ids = torch.tensor([[1, 5, 9]])
+    assert tersor.load(tmp_path / "out").generate(ids, max_new_tokens=2, do_sample=False).shape == (1, 5)
+
+
+def test_better_pruners_lose_less(folder, tokens, tmp_path):
+    errors = {}
+    for pruner in ("magnitude", "sparsegpt", "exactobs"):
+        wanted = Recipe(name=pruner, weights=FLOAT, activations=FLOAT, sparsity="50% per row", pruner=pruner)
+        report = tersor.compress_folder(folder("llama"), tmp_path / pruner, wanted, tokens, progress=False)
+        errors[pruner] = sum(w.error for w in report.weights if w.error is not None)
+    assert errors["exactobs"] < errors["sparsegpt"] < errors["magnitude"]

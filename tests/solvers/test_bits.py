@@ -118,7 +118,7 @@ def test_a_record_tells_the_method_and_rounding_beside_it():
     assert (line.name, line.method, line.tokens, line.damping) == ("fc", solution.method, 200, 0.02)
     assert line.bits == 8 * 24 * 3 + 8 * 32
     assert line.output_error == solution.output_error
-    nearest = record(problem, Rtn()(problem))
+    nearest = record(problem, Rtn("minmax")(problem))
     assert nearest.output_error == nearest.rtn_error == line.rtn_error
     assert nearest.share == 1
     assert line.share == pytest.approx(line.output_error / nearest.output_error)

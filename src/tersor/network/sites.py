@@ -201,7 +201,7 @@ def _layer_sites(
         assert weight is not None
         solver, reason = choice.solver, f"weight of {op_name(node)}"
         if solver != "rtn" and node.target not in (*CONVOLUTIONS, *LINEARS):
-            solver, reason = "rtn", f"{reason}, rounded to nearest: it is no product that {solver} could solve"
+            solver, reason = "rtn", f"{reason}, rounded to nearest: it is no matrix product that {solver} could solve"
         group = str(weight.target)
         sites.append(Site(title(node), node.name, "weight", spec, choice.range, group, True, reason, solver))
         if roles[node] == "runtime":

@@ -13,11 +13,11 @@ from tersor.errors import CalibrationError, CaptureError, TersorError
 from tersor.network.awq import clipped
 from tersor.network.blocks import Halt
 from tersor.network.reads import watching
-from tersor.numerics import QTensor
+from tersor.numerics import QTensor, QuantSpec
 from tersor.observers.gram import Gram
 from tersor.pipeline.language_plan import Target
 from tersor.recipe import Recipe
-from tersor.solvers import LayerProblem, LayerRecord, Rtn, record, solver_for
+from tersor.solvers import PRUNERS, LayerProblem, LayerRecord, Rtn, SparseGptq, record, solver_for
 
 Key = tuple[str, int | None]
 Step = tuple[Callable[[], Tensor], Tensor | None]
@@ -34,6 +34,7 @@ class SolvedWeight:
         seconds: of solving.
         record: how, and how well.
         note: why it stays float.
+        weight: [out, in], with zeros, where it is sparse and not quantized.
     """
 
     target: Target
@@ -41,6 +42,7 @@ class SolvedWeight:
     seconds: float = 0.0
     record: LayerRecord | None = None
     note: str | None = None
+    weight: Tensor | None = None
 
 
 class Hessians:
@@ -129,15 +131,17 @@ def solve_block(
 def needs_data(target: Target) -> bool:
     """Whether its solver or its range wants the Hessian."""
     wanted = target.wanted
+    if target.sparsity is not None:  # without data nothing could be said of the harm that zeros do
+        return True
     return wanted is not None and (wanted.range == "awq" or "gram" in solver_for(wanted.solver, wanted.range).needs)
 
 
 def solve_weight(target: Target, parameter: Tensor, hessians: Hessians, recipe: Recipe) -> SolvedWeight:
     """One weight against its Hessian."""
-    assert target.wanted is not None and target.spec is not None
+    assert target.wanted is not None
     start, tokens = time.perf_counter(), 0
     weight = oriented(target, target.piece.part(parameter.detach())).float().contiguous()
-    problem = LayerProblem(target.name, weight, target.spec)
+    problem = LayerProblem(target.name, weight, target.spec or QuantSpec("fp32"))
     try:
         if not torch.isfinite(weight).all():
             bad = int((~torch.isfinite(weight)).sum())
@@ -145,7 +149,12 @@ def solve_weight(target: Target, parameter: Tensor, hessians: Hessians, recipe: 
         if needs_data(target):
             gram = hessians.of(target)
             tokens, problem = gram.rows, replace(problem, gram=gram.hessian)
-        if target.wanted.range == "awq":
+        if target.spec is None:
+            return _pruned(target, problem, tokens, start)
+        if target.sparsity is not None:
+            span = "minmax" if target.wanted.range == "minmax" else "mse"
+            solution = SparseGptq(target.sparsity, span)(problem)
+        elif target.wanted.range == "awq":
             bounded = replace(problem, weight=clipped(weight, hessians.of(target), target.spec))
             solution = replace(Rtn("minmax")(bounded), method="rtn, clipped for the outputs")
         else:
@@ -159,6 +168,14 @@ def solve_weight(target: Target, parameter: Tensor, hessians: Hessians, recipe: 
     return SolvedWeight(target, solution.qtensor, time.perf_counter() - start, line)
 
 
+def _pruned(target: Target, problem: LayerProblem, tokens: int, start: float) -> SolvedWeight:
+    assert target.sparsity is not None
+    found = PRUNERS[target.pruner]()(problem, target.sparsity)
+    bits = 32 * problem.weight.numel()
+    line = LayerRecord(problem.name, f"{found.method} {target.sparsity}", bits, 0.0, found.output_error, tokens=tokens)
+    return SolvedWeight(target, None, time.perf_counter() - start, line, weight=found.weight)
+
+
 def oriented(target: Target, weight: Tensor) -> Tensor:
     """A stored weight as [out, in], or back."""
     return weight.t() if target.transposed else weight
@@ -166,9 +183,9 @@ def oriented(target: Target, weight: Tensor) -> Tensor:
 
 def put(solved: SolvedWeight, parameter: Tensor) -> None:
     """The values of the codes into the model."""
-    if solved.qtensor is not None:
-        part = solved.target.piece.part(parameter.data)
-        part.copy_(oriented(solved.target, solved.qtensor.dequantize()))
+    value = solved.weight if solved.qtensor is None else solved.qtensor.dequantize()
+    if value is not None:
+        solved.target.piece.part(parameter.data).copy_(oriented(solved.target, value))
 
 
 def _groups(block: nn.Module, parameters: Mapping[str, nn.Parameter], needing: set[str], run: Run) -> list[list[str]]:

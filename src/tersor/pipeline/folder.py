@@ -71,15 +71,18 @@ def _linked(source: Path, target: Path) -> None:
 
 
 def _config(job: "Job", report: LanguageReport) -> dict[str, Any]:
-    stored = {w.name for w in report.weights if w.format}
+    solved = {w.name for w in report.weights if w.format}
+    stored = {t.name for t in job.targets if t.spec and t.name in solved}
+    untied = {"tie_word_embeddings": False} if job.recipe.rotate else {}
     specs = {f"{t.name}.weight": t.spec for t in job.targets if t.spec and t.name in stored}
+    if not specs:
+        return {**job.source.config, **untied}
     modules = job.skeleton.model.named_modules()
     left = [n for n, m in modules if isinstance(m, nn.Linear) and n not in stored]
     left += [t.name for t in job.targets if t.name not in stored and t.name not in left]
     found = LAYOUTS[job.layout].config(specs, left)
     if turned := [t.name for t in job.targets if t.name in stored and t.transposed]:
         found["tersor_transposed"] = turned
-    untied = {"tie_word_embeddings": False} if job.recipe.rotate else {}
     return {**job.source.config, **untied, "quantization_config": found}
 
 

@@ -130,11 +130,11 @@ def prepare_job(
             raise CheckpointError(f"{folder.path} is quantized already; give the original")
         skeleton = Skeleton(folder, build)
     targets = plan(skeleton, recipe, Held(LAYOUTS[layout], folder.dtype))
-    if not any(t.spec for t in targets):
-        raise RecipeError(f"nothing in {folder.path} can be quantized by {recipe.name}: {targets[0].reason}")
+    if not any(t.touched for t in targets):
+        raise RecipeError(f"nothing in {folder.path} can be compressed by {recipe.name}: {targets[0].reason}")
     if needs and data is None and (recipe.awq or recipe.rotate):
         raise RecipeError(f"`awq` and `rotate` of the recipe {recipe.name} ask for calibration text: give --data TEXT")
-    if needs and data is None and (asking := [t for t in targets if t.spec and needs_data(t)]):
+    if needs and data is None and (asking := [t for t in targets if t.touched and needs_data(t)]):
         raise RecipeError(
             f"{asking[0].name}: the solver of the recipe {recipe.name} asks for calibration text: give --data TEXT, or "
             "a recipe without, such as int4-weight"
@@ -173,7 +173,7 @@ class _Run:
         else:
             done = streaming.finished([])
         self.records = [record for k in range(done) for record in streaming.journal.record(k)]
-        weights = [t for t in job.targets if t.spec]
+        weights = [t for t in job.targets if t.touched]
         with self.stages.stage("solve", f"block {done + 1} of {count}", len(weights)) as bar:
             bar.at(len(self.records))
 
@@ -214,7 +214,7 @@ class _Run:
                 )
         by_name = {r["name"]: r for r in records}
         weights = tuple(_record(t, by_name.get(t.name), job) for t in job.targets)
-        quantized = [(w, t) for w, t in zip(weights, job.targets, strict=True) if w.format]
+        quantized = [(w, t) for w, t in zip(weights, job.targets, strict=True) if w.format and t.spec]
         elements = sum(t.shape[0] * t.shape[1] for _, t in quantized)
         before = job.source.nbytes
         saved = sum(job.source.entries[t.piece.name].nbytes - w.bytes for w, t in quantized)
@@ -238,16 +238,17 @@ class _Run:
 
 
 def _record(target: Target, solved: dict[str, Any] | None, job: Job) -> WeightRecord:
-    if solved is None or target.spec is None:
+    if solved is None or not target.touched:
         size = job.source.entries[target.piece.name].nbytes
         return WeightRecord(
             name=target.name, shape=target.shape, format=None, method="none", bytes=size, note=target.reason
         )
-    float_after_all = solved["note"] is not None
-    size = job.source.entries[target.piece.name].nbytes if float_after_all else job.preflight.bytes_of(target)
-    return WeightRecord(
-        shape=target.shape, format=None if float_after_all else str(target.spec), bytes=size, **solved
-    )  # fmt: skip
+    kinds = [f"{target.sparsity} zeros"] if target.sparsity else []
+    kinds += [str(target.spec)] if target.spec else []
+    quantized = target.spec is not None and solved["note"] is None
+    size = job.preflight.bytes_of(target) if quantized else job.source.entries[target.piece.name].nbytes
+    kind = None if solved["note"] else ", ".join(kinds)
+    return WeightRecord(shape=target.shape, format=kind, bytes=size, **solved)
 
 
 def _line(weight: SolvedWeight, number: int, count: int) -> str:

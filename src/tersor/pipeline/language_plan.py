@@ -1,7 +1,7 @@
 """What becomes of every weight of a Hugging Face folder, before any of them is read."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -10,6 +10,7 @@ from tersor.network.swap import holders
 from tersor.numerics import QuantSpec
 from tersor.pipeline.skeleton import Piece, Skeleton
 from tersor.recipe import Quantization, Recipe
+from tersor.solvers import Sparsity
 
 _DEFAULT = QuantSpec("int8", "channel")
 
@@ -25,6 +26,7 @@ class Target:
         wanted, spec: how it is quantized; None where it stays float.
         reason: in words.
         tail: it lies behind the blocks.
+        sparsity, pruner: which of its weights become zero.
     """
 
     piece: Piece
@@ -34,6 +36,13 @@ class Target:
     spec: QuantSpec | None
     reason: str
     tail: bool = False
+    sparsity: Sparsity | None = None
+    pruner: str = ""
+
+    @property
+    def touched(self) -> bool:
+        """Whether anything happens to it."""
+        return self.spec is not None or self.sparsity is not None
 
     @property
     def name(self) -> str:
@@ -126,11 +135,20 @@ def _decided(target: Target, recipe: Recipe, fits: Fits) -> Target:
     if target.tail and (rule is None or rule.weights is None):
         return left("stays float: it decides between the tokens; a rule with `weights` of its own quantizes it")
     wanted = recipe.weights_by(rule)
-    spec = wanted.spec(_DEFAULT)
+    sparsity = Sparsity.parse(recipe.sparsity) if recipe.sparsity and not target.tail else None
+    spec = None if wanted.format == "fp32" else wanted.spec(_DEFAULT)
     try:
-        spec = fits(target.name, target.shape, spec)
+        if sparsity is not None:
+            sparsity.check(target.name, target.shape[1])
+        spec = spec and fits(target.name, target.shape, spec)
     except TersorError as error:
         if recipe.fallback == "error":
             raise RecipeError(f"{error}; or let such layers stay float: `fallback: float` in the recipe") from error
         return left(f"stays float by `fallback: float`: {error}")
-    return Target(target.piece, target.shape, target.transposed, wanted, spec, f"{spec}, {wanted.solver}", target.tail)
+    if spec is None and sparsity is None:
+        return left("stays float: the recipe asks for it")
+    how = [] if sparsity is None else [f"{sparsity} zeros, {recipe.pruner}"]
+    how += [f"{spec}, {wanted.solver}"] if spec else ["the rest float"]
+    return replace(
+        target, wanted=wanted, spec=spec, reason=", ".join(how), sparsity=sparsity, pruner=recipe.pruner
+    )  # fmt: skip

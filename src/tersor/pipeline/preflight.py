@@ -81,11 +81,11 @@ def preflight(
     block = sum(e.nbytes for p in skeleton.pieces.values() if (e := folder.entries[p.name]) and inside in p.parameter)
     block //= len(skeleton.blocks)
     outside = folder.nbytes - block * len(skeleton.blocks)
-    width = max((t.shape[1] for t in chosen), default=0)
+    width = max((t.shape[1] for t in targets if t.touched), default=0)
     grams = 0 if calibration is None else 4 * 4 * width**2
     # A block with its codes, one Hessian with its factors, and the values of some thousand tokens.
     memory = max(outside, 2 * block + grams) + 8 * TOKENS * width * max(size, 4)
-    hidden = min((t.shape[1] for t in chosen), default=0)
+    hidden = min((t.shape[1] for t in targets if t.touched), default=0)
     tokens = sum(w.ids.numel() * k for w, k in ((calibration, 1), (evaluation, 2)) if w is not None)
     return Preflight(
         original=folder.nbytes,
@@ -93,7 +93,7 @@ def preflight(
         memory=memory,
         disk=2 * tokens * hidden * size,
         quantized=len(chosen),
-        left=len(targets) - len(chosen),
+        left=sum(not t.touched for t in targets),
         warnings=tuple(_warnings(skeleton, targets, layout, calibration)),
     )
 
@@ -118,6 +118,8 @@ def _warnings(skeleton: Skeleton, targets: list[Target], layout: str, calibratio
             f"{len(turned)} weights belong to no nn.Linear ({turned[0].name}); Tersor reads them back, other tools may "
             "not"
         )
+    if any(t.sparsity and t.spec is None for t in targets):
+        found.append("zeros among float weights make neither the file smaller nor an engine here faster; archives shrink")
     bits = {t.spec.format.bits for t in targets if t.spec}
     if bits & {2, 3}:
         found.append("2 and 3 bits save memory here, not time: no engine on this machine computes with them")

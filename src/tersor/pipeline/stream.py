@@ -144,7 +144,7 @@ class Streaming:
             solved.append(weight)
             on_weight(weight)
 
-        targets = [t for t in self.targets if not t.tail and t.spec and t.piece.parameter.startswith(name + ".")]
+        targets = [t for t in self.targets if not t.tail and t.touched and t.piece.parameter.startswith(name + ".")]
         if calibration is not None:
             self._rewrite(block, name, number, calibration, targets)
         parameters = {n: p for n in own if isinstance(p := _parameter(skeleton, n), torch.nn.Parameter)}
@@ -238,7 +238,7 @@ class Streaming:
     def solve_head(self, text: Text | None, on_weight: Callable[[SolvedWeight], None]) -> list[SolvedWeight]:
         """Quantize what lies behind the blocks and a rule asks for; ``load_outside`` comes first."""
         skeleton, solved = self.skeleton, []
-        targets = [t for t in self.targets if t.tail and t.spec]
+        targets = [t for t in self.targets if t.tail and t.touched]
         if not targets:
             return []
         names = {t.piece.parameter for t in targets}

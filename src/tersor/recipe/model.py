@@ -1,6 +1,7 @@
 """What the user wants: a Recipe of Rules, as YAML or as Python."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from glob import escape
@@ -122,7 +123,9 @@ class Recipe(_Strict):
     weights, ``auto``: for each value as much as a trial on some of its rows finds best. ``fallback: float`` leaves
     a layer of a Hugging Face folder that cannot be solved or stored as asked in its float format, and says so in the
     report; ``error`` stops. There ``awq`` also scales input channels before weights are rounded (arXiv 2306.00978), and
-    ``rotate`` turns the residual stream by a Hadamard matrix (arXiv 2404.00456), both folded into the weights.
+    ``rotate`` turns the residual stream by a Hadamard matrix (arXiv 2404.00456), both folded into the weights; and
+    ``sparsity`` (``50%``, ``50% per row``, ``2:4``) makes weights zero, by ``pruner``; with weights that are quantized
+    too, in one sweep (arXiv 2301.00774).
 
     >>> recipe = Recipe(weights=Quantization(format="int4", granularity="group:32"))
     >>> Recipe.from_yaml(recipe.to_yaml()) == recipe
@@ -138,6 +141,8 @@ class Recipe(_Strict):
     bias_correction: bool = True
     correction_samples: int = Field(default=64, ge=1)
     fallback: Literal["error", "float"] = "error"
+    sparsity: str | None = None
+    pruner: Literal["magnitude", "wanda", "obd", "sparsegpt", "exactobs"] = "sparsegpt"
     awq: bool = False
     rotate: bool = False
     rules: tuple[Rule, ...] = ()
@@ -150,6 +155,18 @@ class Recipe(_Strict):
                 raise ValueError(f"weights.range is {q.range!r}; weights take one of {', '.join(WEIGHT_RANGES)}")
             if q.solver != "rtn" and (q.range in ("easyquant", "awq") or q.rounding == "stochastic"):
                 raise ValueError(f"weights.solver {q.solver} takes the ranges minmax and mse, and rounds to nearest")
+        return self
+
+    @model_validator(mode="after")
+    def _zeros(self) -> "Recipe":
+        if self.sparsity is not None and not re.fullmatch(r"\d+:\d+|\d+(\.\d+)?%( per row)?", self.sparsity):
+            raise ValueError(f"sparsity {self.sparsity!r} is none of `50%`, `50% per row`, `2:4`")
+        joint = self.sparsity is not None and self.weights.format not in ("fp32", "auto")
+        if joint and (self.pruner != "sparsegpt" or self.weights.solver != "gptq"):
+            raise ValueError(
+                "sparse and quantized at once are the pruner sparsegpt and the solver gptq, in one sweep; else leave "
+                "`weights` out, which then stay float"
+            )
         return self
 
     @model_validator(mode="after")
@@ -223,6 +240,7 @@ class Recipe(_Strict):
         weights = [self.weights, *(r.weights for r in self.rules if r.weights)]
         asked = {
             "awq": self.awq,
+            "sparsity": self.sparsity is not None,
             "rotate": self.rotate,
             "fallback: float": self.fallback == "float",
             "weights.range: awq": any(w.range == "awq" for w in weights),

@@ -72,6 +72,11 @@ def int4_awq() -> Recipe:
     return _weights_only("int4-awq", weights).model_copy(update={"awq": True})
 
 
+def sparse_2_4() -> Recipe:
+    """Of every four neighbouring weights two are zero, the others make up for them. arXiv 2301.00774."""
+    return _weights_only("sparse-2:4", Quantization(format="fp32")).model_copy(update={"sparsity": "2:4"})
+
+
 def fp16() -> Recipe:
     """Weights in FP16."""
     return _weights_only("fp16", Quantization(format="fp16", granularity="tensor"))
@@ -96,6 +101,7 @@ PRESETS: dict[str, Callable[[], Recipe]] = {
     "int4-weight": int4_weight,
     "int4-gptq": int4_gptq,
     "int4-awq": int4_awq,
+    "sparse-2:4": sparse_2_4,
     "fp16": fp16,
     "bf16": bf16,
 }

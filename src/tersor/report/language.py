@@ -45,7 +45,7 @@ def plan_of_folder(targets: Sequence[Any], preflight: Any) -> RenderableType:
         table.add_column(name, overflow="fold")
     for t in targets:
         shape = " × ".join(map(str, t.shape))
-        table.add_row(plain(t.name), shape, Text(plain(t.reason)), style="" if t.spec else "yellow")
+        table.add_row(plain(t.name), shape, Text(plain(t.reason)), style="" if t.touched else "yellow")
     sizes = f"{size_text(preflight.original)} → {size_text(preflight.compressed)}"
     needs = f"about {size_text(preflight.memory)} of memory and {size_text(preflight.disk)} of disk for activations"
     total = Text(f"\n{preflight.quantized} weights quantized, {preflight.left} left; {sizes}; the run takes {needs}")

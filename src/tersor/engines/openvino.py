@@ -81,7 +81,7 @@ def lower(network: Network) -> Any:
     try:
         model = ov.convert_model(TorchFXPythonDecoder(module, dynamic_shapes=True), extension=extensions)
     except Exception as error:
-        raise EngineError(f"OpenVINO cannot convert this network: {_first_lines(error)}") from error
+        raise EngineError(f"OpenVINO cannot convert this network: {first_lines(error)}") from error
     batch = -1 if network.dynamic_batch else None
     shapes = {}
     for port, example in zip(model.inputs, network.example, strict=True):
@@ -90,7 +90,7 @@ def lower(network: Network) -> Any:
     try:
         model.reshape(shapes)
     except RuntimeError as error:
-        raise EngineError(f"OpenVINO cannot give this network its shapes: {_first_lines(error)}") from error
+        raise EngineError(f"OpenVINO cannot give this network its shapes: {first_lines(error)}") from error
     if any(op_name(n) == "quantize_rows" for n in network.operators()):
         model.set_rt_info(str(GROUP), GROUP_KEY)
     plain_pools(model)
@@ -131,25 +131,35 @@ def _softmax(context: Any) -> Any:
     return ops.softmax(context.get_input(0), context.get_values_from_const_input(1)).outputs()
 
 
-def _compile(model: Any, threads: int, precision: str) -> Any:
+def compile_model(model: Any, threads: int, precision: str, options: dict[str, Any]) -> Any:
+    """A model compiled for the CPU, with its threads and float arithmetic pinned, for one request at a time.
+
+    Raises:
+        EngineError: where OpenVINO cannot compile it.
+    """
     import openvino as ov
 
-    group = int(model.get_rt_info(GROUP_KEY).astype(str)) if model.has_rt_info(GROUP_KEY) else 0
     options = {
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
-        # Heeded by products with compressed weights; left alone, it is 32.
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+        **options,
     }
     try:
         return ov.Core().compile_model(model, "CPU", options)
     except Exception as error:
-        raise EngineError(f"OpenVINO cannot compile this network: {_first_lines(error)}") from error
+        raise EngineError(f"OpenVINO cannot compile this network: {first_lines(error)}") from error
 
 
-def _first_lines(error: Exception) -> str:
+def _compile(model: Any, threads: int, precision: str) -> Any:
+    group = int(model.get_rt_info(GROUP_KEY).astype(str)) if model.has_rt_info(GROUP_KEY) else 0
+    # Heeded by products with compressed weights; left alone, it is 32.
+    return compile_model(model, threads, precision, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group})
+
+
+def first_lines(error: Exception) -> str:
+    """What an error of OpenVINO says, in one line."""
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
 
 
@@ -199,7 +209,7 @@ class OpenVINORunner:
             results = compiled(arrays, share_inputs=True)
         except Exception as error:
             shapes = [tuple(x.shape) for x in inputs]
-            raise EngineError(f"OpenVINO refuses inputs of shapes {shapes}: {_first_lines(error)}") from error
+            raise EngineError(f"OpenVINO refuses inputs of shapes {shapes}: {first_lines(error)}") from error
         outputs = tuple(torch.from_numpy(np.array(results[k])) for k in range(len(compiled.outputs)))
         return outputs[0] if len(outputs) == 1 else outputs
 
@@ -212,13 +222,28 @@ class OpenVINORunner:
 
     def save(self, folder: Path) -> tuple[str, ...]:
         """Write the model's own files into ``folder``; their names are returned."""
-        import openvino as ov
+        return save_model(self.model, folder)
 
-        ov.save_model(self.model, folder / FILES[0], compress_to_fp16=False)
-        # A third of the file is indentation.
-        text = (folder / FILES[0]).read_text(encoding="utf8")
-        (folder / FILES[0]).write_text(re.sub(r">\s+<", "><", text), encoding="utf8")
-        return FILES
+
+def save_model(model: Any, folder: Path) -> tuple[str, ...]:
+    """Write a model's files into an existing folder; their names are returned."""
+    import openvino as ov
+
+    ov.save_model(model, folder / FILES[0], compress_to_fp16=False)
+    # A third of the file is indentation.
+    text = (folder / FILES[0]).read_text(encoding="utf8")
+    (folder / FILES[0]).write_text(re.sub(r">\s+<", "><", text), encoding="utf8")
+    return FILES
+
+
+def read_model(folder: Path) -> Any:
+    """The openvino.Model that ``save_model`` wrote; EngineError where it cannot be read."""
+    import openvino as ov
+
+    try:
+        return ov.Core().read_model(folder / FILES[0])
+    except Exception as error:
+        raise EngineError(f"OpenVINO cannot read {folder / FILES[0]}: {first_lines(error)}") from error
 
 
 def compile(network: Network, *, threads: int | None = None, precision: str = "f32") -> OpenVINORunner:
@@ -227,22 +252,17 @@ def compile(network: Network, *, threads: int | None = None, precision: str = "f
     Raises:
         EngineError: where OpenVINO is not installed, or cannot convert or compile the network.
     """
-    _require()
+    require()
     return OpenVINORunner(lower(network), threads, precision)
 
 
 def load(folder: Path, *, threads: int | None = None, precision: str = "f32") -> OpenVINORunner:
     """A runner of what ``OpenVINORunner.save`` wrote."""
-    import openvino as ov
-
-    _require()
-    try:
-        model = ov.Core().read_model(folder / FILES[0])
-    except Exception as error:
-        raise EngineError(f"OpenVINO cannot read {folder / FILES[0]}: {_first_lines(error)}") from error
-    return OpenVINORunner(model, threads, precision)
+    require()
+    return OpenVINORunner(read_model(folder), threads, precision)
 
 
-def _require() -> None:
+def require() -> None:
+    """Raise EngineError, with the command that helps, where OpenVINO is not installed."""
     if version() is None:
         raise EngineError("the engine `openvino` is not installed; run: pip install openvino")

@@ -189,9 +189,10 @@ def generate(
         tokenizer = tokenizer_of(folder)
         model = load(folder, threads, engine)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
+    options = {"do_sample": False} if engine == "torch" else {"eos_token_id": tokenizer.eos_token_id}
     start = time.perf_counter()
     with _threads(threads):
-        out = model.generate(ids, max_new_tokens=tokens, **({"do_sample": False} if engine == "torch" else {}))
+        out = model.generate(ids, max_new_tokens=tokens, **options)
     seconds, count = time.perf_counter() - start, out.shape[1] - ids.shape[1]
     console.print(tokenizer.decode(out[0], skip_special_tokens=True), markup=False, highlight=False, soft_wrap=True)
     errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} a second, in {engine}", highlight=False)

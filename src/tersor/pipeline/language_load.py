@@ -1,16 +1,19 @@
 """A compressed folder as a model that generates: in PyTorch, of the user's own class, or in OpenVINO."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.quantized_folder import QuantizedFolder
+from tersor.engines.openvino_decoder import OpenVinoDecoder
 from tersor.errors import CheckpointError, EngineError, SavedFolderError
 from tersor.network.quantized import QuantizedLinear, QuantizedWeight
 from tersor.network.swap import holders
+from tersor.numerics import QTensor
 from tersor.pipeline.compressed import MANIFEST, verify
 from tersor.pipeline.folder import LANGUAGE
 from tersor.pipeline.skeleton import Skeleton, quiet
@@ -46,10 +49,35 @@ def load_language(folder: Path, engine: str = "torch", threads: int | None = Non
         source = opened(folder)
         skeleton = Skeleton(source)
         if engine == "openvino":
-            from tersor.engines.openvino_decoder import OpenVinoDecoder
-
-            return OpenVinoDecoder.of(skeleton, threads)
+            return OpenVinoDecoder.build(skeleton.model, _Weights(skeleton), threads=threads)
         return _in_torch(skeleton)
+
+
+class _Weights(Mapping[str, Tensor | QTensor]):
+    """The parameters of a skeleton's model by name, read when asked for; codes as they are."""
+
+    def __init__(self, skeleton: Skeleton) -> None:
+        self.skeleton = skeleton
+        folder = skeleton.folder
+        codes = folder.quantized if isinstance(folder, QuantizedFolder) else set()
+        self.codes = {p.parameter: p.name for p in skeleton.pieces.values() if p.name in codes and p.index is None}
+        self.names = [*skeleton.outside(), *skeleton.parameters(skeleton.blocks.path)]
+
+    def __getitem__(self, name: str) -> Tensor | QTensor:
+        if name in self.codes and self.codes[name] not in self._transposed():
+            return self.skeleton.folder.qtensor(self.codes[name])  # type: ignore[attr-defined]
+        if name not in self.names:
+            raise KeyError(name)
+        return self.skeleton.value(name)
+
+    def _transposed(self) -> set[str]:
+        return getattr(self.skeleton.folder, "transposed", set())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def opened(folder: Path) -> HfFolder:

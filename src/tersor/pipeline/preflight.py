@@ -119,7 +119,7 @@ def _warnings(skeleton: Skeleton, targets: list[Target], layout: str, calibratio
             "not"
         )
     if any(t.sparsity and t.spec is None for t in targets):
-        found.append("zeros among float weights make neither the file smaller nor an engine here faster; archives shrink")
+        found.append("zeros among float weights make neither the file smaller nor an engine here faster")
     bits = {t.spec.format.bits for t in targets if t.spec}
     if bits & {2, 3}:
         found.append("2 and 3 bits save memory here, not time: no engine on this machine computes with them")

@@ -87,10 +87,11 @@ class Skeleton:
     def load(self, names: Sequence[str], dtype: torch.dtype | None = None) -> None:
         """Read parameters into the model, in ``dtype`` where they are floating-point."""
         for name in names:
-            value = self._value(name)
+            value = self.value(name)
             fill(self.model, {name: value.to(dtype) if dtype and value.is_floating_point() else value})
 
-    def _value(self, name: str) -> Tensor:
+    def value(self, name: str) -> Tensor:
+        """One parameter, read and not kept."""
         source = self._sources[name]
         if source.converter is None:
             return self.folder.tensor(source.tensors[0][0])

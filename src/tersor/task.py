@@ -29,6 +29,8 @@ class Task:
             (1-D), whose mean is the metric. ``predict`` is called like the model.
         metric: the name of the metric.
         higher_is_better: its direction.
+        counted: of a batch that is padded, ``counted(*inputs)`` says which positions are real, bool [batch, length];
+            solvers that calibrate weights on a layer's inputs leave the others out.
 
     Raises:
         TaskError: naming the field that cannot be used and what to do.
@@ -49,6 +51,7 @@ class Task:
     higher_is_better: bool = True
     loss: Callable[..., Tensor] | None = None
     train: Callable[[], Iterable[Any]] | None = None
+    counted: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):

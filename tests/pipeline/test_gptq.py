@@ -69,3 +69,44 @@ def test_prepared_for_gptq_it_wants_data():
     prepared = tersor.prepare(Shared().eval(), "int4-gptq", (words(1, 0),), engine="torch")
     with pytest.raises(CalibrationError, match="has seen no data, and the recipe int4-gptq needs some"):
         tersor.convert(prepared)
+
+
+def test_padded_positions_count_for_no_matrix(tmp_path):
+    from tersor.pipeline.loops import prune_iteratively
+
+    class Embedded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.fc = nn.Embedding(10, 8), nn.Linear(8, 8)
+
+        def forward(self, ids, mask):
+            return self.fc(self.embed(ids)) * mask[..., None]
+
+    torch.manual_seed(0)
+    model = Embedded().eval()
+    ids = torch.randint(1, 10, (16, 6))
+    mask = torch.ones(16, 6, dtype=torch.bool)
+    padded = torch.nn.functional.pad(ids, (0, 9)), torch.nn.functional.pad(mask, (0, 9))
+    recipe = Recipe(
+        name="gptq",
+        weights=Quantization(format="int3", granularity="channel", solver="gptq"),
+        activations=Quantization(format="fp32"),
+        bias_correction=False,
+    )
+
+    def weights(batch, **more):
+        task = tersor.Task("padded", model, batch, lambda: [batch], **more)
+        done = tersor.compress(task, recipe, "torch", report=False, progress=False)
+        with torch.no_grad():
+            return done(ids, mask)
+
+    plain, blind = weights((ids, mask)), weights(padded)
+    counted = weights(padded, counted=lambda ids, mask: mask)
+    assert torch.allclose(counted, plain, atol=1e-5)
+    assert not torch.allclose(blind, plain, atol=1e-3)
+    pruned = [
+        prune_iteratively(model, [batch], "50%", "sparsegpt", counted=mask_of).model.fc.weight
+        for batch, mask_of in (((ids, mask), None), (padded, lambda batch: batch[1]), (padded, None))
+    ]
+    assert torch.allclose(pruned[0], pruned[1], atol=1e-5)
+    assert not torch.allclose(pruned[0], pruned[2], atol=1e-3)

@@ -466,3 +466,24 @@ def test_better_pruners_lose_less(folder, tokens, tmp_path):
         report = tersor.compress_folder(folder("llama"), tmp_path / pruner, wanted, tokens, progress=False)
         errors[pruner] = sum(w.error for w in report.weights if w.error is not None)
     assert errors["exactobs"] < errors["sparsegpt"] < errors["magnitude"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_padded_positions_do_not_count(kind, folder, tokens, tmp_path):
+    short = tokens[:, :10]
+    padded = torch.cat([short, torch.zeros(12, 6, dtype=torch.int64)], 1)
+    counted = torch.arange(16).expand(12, -1) < 10
+    reports = [
+        tersor.compress_folder(folder(kind), tmp_path / "short", recipe(), short, progress=False),
+        tersor.compress_folder(folder(kind), tmp_path / "padded", recipe(), padded, counted=counted, progress=False),
+        tersor.compress_folder(folder(kind), tmp_path / "blind", recipe(), padded, progress=False),
+    ]
+    errors = [[w.error for w in r.weights if w.error is not None] for r in reports]
+    assert [w.tokens for w in reports[1].weights if w.format] == [120] * len(errors[1])
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3)
+    assert errors[2] != pytest.approx(errors[0], rel=1e-2)
+
+
+def test_a_mask_of_another_shape_is_refused(folder, tokens, tmp_path):
+    with pytest.raises(tersor.TersorError, match=r"`counted` has the shape \[12, 3\], the windows of `data` \[12"):
+        tersor.compress_folder(folder("bert"), tmp_path / "out", recipe(), tokens, counted=tokens[:, :3] > 0)

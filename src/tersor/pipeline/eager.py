@@ -125,8 +125,18 @@ class Seen:
     costs: dict[str, Float[Tensor, " out"]]
 
 
-def observe(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any], call: Call, judged: bool) -> Seen:
+def observe(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Iterable[Any],
+    call: Call,
+    judged: bool,
+    counted: Callable[[Any], Tensor] | None = None,
+) -> Seen:
     """Run ``call(model, batch)`` on every batch; where it is ``judged``, what it returns is the loss.
+
+    Args:
+        counted: of a batch, which positions [batch, length] are real.
 
     Raises:
         CalibrationError: for no batch, a layer that was never called or whose inputs are not finite, a loss that is
@@ -135,10 +145,11 @@ def observe(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any], c
     grams: dict[str, Gram] = {}
     costs: dict[str, Tensor] = {}
     samples = size = 0
+    real: Tensor | None = None
 
     def before(layer: Layer) -> Callable[..., None]:
         def see(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            gram = gram_of(layer.problem(), inputs[0].detach())
+            gram = gram_of(layer.problem(), inputs[0].detach(), real)
             grams[layer.name] = grams[layer.name].merged(gram) if layer.name in grams else gram
 
         return see
@@ -161,6 +172,7 @@ def observe(model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any], c
         with _tracked(layers, judged) as weights:
             for batch in batches:
                 size = batch_size(tuple(pytree.tree_leaves(batch)))
+                real = None if counted is None else counted(batch).bool()
                 value = call(model, batch)
                 samples += size
                 if judged:

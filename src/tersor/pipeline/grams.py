@@ -41,27 +41,33 @@ def grams(
             readers.setdefault(source.name, []).append(name)
         shared[name] = owners[key]
     found: dict[str, Gram] = {}
+    counted: Tensor | None = None
 
     def see(node: Any, value: Any) -> None:
         for name in readers.get(node.name, ()):
-            gram = gram_of(problems[name], value)
+            gram = gram_of(problems[name], value, counted)
             found[name] = found[name].merged(gram) if name in found else gram
 
     for number, batch in enumerate(passing(task, prepared.network)):
+        counted = None if task.counted is None else task.counted(*batch).bool()
         walk(prepared.network, batch, see)
         on_batch(number + 1)
     return {name: found[owner] for name, owner in shared.items()}
 
 
-def gram_of(problem: LayerProblem, x: Tensor) -> Gram:
+def gram_of(problem: LayerProblem, x: Tensor, counted: Tensor | None = None) -> Gram:
     """The Gram matrix of one batch ``x`` of inputs of a linear layer or a convolution.
+
+    Args:
+        counted: which positions [batch, length] are real; of a layer that reads something else, all are.
 
     Raises:
         CalibrationError: naming the layer whose input is NaN or infinite.
     """
     try:
         if problem.weight.ndim == 2:
-            return Gram.of(x.reshape(1, -1, x.shape[-1]))
+            fits = counted is not None and x.shape[:-1] == counted.shape
+            return Gram.of(x.reshape(1, -1, x.shape[-1]), counted.reshape(-1) if fits and counted is not None else None)
         return Gram.of(patches(replace(problem, sample=x), _POSITIONS))
     except TersorError as error:
         raise type(error)(f"{problem.name}: {error}") from error

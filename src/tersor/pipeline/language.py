@@ -3,7 +3,7 @@
 import hashlib
 import resource
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
-from tersor.errors import CheckpointError, RecipeError
+from tersor.errors import CheckpointError, RecipeError, TaskError
 from tersor.measure.environment import describe_environment
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.measure.perplexity import divergence, perplexity
@@ -37,6 +37,7 @@ class Job:
     Args:
         calibration, evaluation: windows of tokens; None where none are needed.
         preflight: what can be said before anything runs.
+        counted: which tokens of the calibration are real; None: all.
     """
 
     source: HfFolder
@@ -47,6 +48,7 @@ class Job:
     calibration: Windows | None
     evaluation: Windows | None
     preflight: Preflight
+    counted: Tensor | None = None
 
 
 def compress_folder(
@@ -62,6 +64,7 @@ def compress_folder(
     force: bool = False,
     progress: bool = True,
     build: Callable[[], nn.Module] | None = None,
+    counted: Tensor | None = None,
 ) -> LanguageReport:
     """Quantize the weights of a language model block by block, and write a folder that other tools open.
 
@@ -79,6 +82,7 @@ def compress_folder(
         samples: windows of ``data``; length: tokens of each window, by default 512, or fewer as the model takes.
         force: replace ``out``, and throw away parts of another run.
         build: makes the model where transformers does not know its architecture; its parameters are on ``meta`` then.
+        counted: of ``data`` given as tokens, which are real and not padding, bool [windows, length].
 
     Raises:
         CheckpointError: a folder that is incomplete, or a weight that the layout cannot hold.
@@ -91,6 +95,8 @@ def compress_folder(
     job = prepare_job(
         source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
     )
+    if counted is not None:
+        job = with_padding(job, counted[:samples])
     job.preflight.check_disk(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with journal(out, _fingerprint(job), force) as notes, Stages(progress) as stages, quiet():
@@ -146,6 +152,19 @@ def prepare_job(
     return Job(folder, skeleton, recipe, layout, targets, calibration, evaluation, found)
 
 
+def with_padding(job: Job, counted: Tensor) -> Job:
+    """The job with padded positions that count for nothing.
+
+    Raises:
+        TaskError: it does not fit the windows.
+    """
+    windows = job.calibration
+    if windows is None or counted.shape != windows.ids.shape:
+        wanted = None if windows is None else list(windows.ids.shape)
+        raise TaskError(f"`counted` has the shape {list(counted.shape)}, the windows of `data` {wanted}")
+    return replace(job, counted=counted.bool())
+
+
 class _Run:
     """One run over all blocks."""
 
@@ -155,11 +174,11 @@ class _Run:
         self.head: dict[str, Tensor] = {}
         self.original = self._text("original", job.evaluation)
         self.compressed = self._text("compressed", job.evaluation)
-        self.calibration = self._text("calibration", job.calibration)
+        self.calibration = self._text("calibration", job.calibration, job.counted)
 
     @staticmethod
-    def _text(name: str, windows: Windows | None) -> Text | None:
-        return None if windows is None else Text(name, windows.ids)
+    def _text(name: str, windows: Windows | None, counted: Tensor | None = None) -> Text | None:
+        return None if windows is None else Text(name, windows.ids, counted)
 
     def solve(self) -> list[dict[str, Any]]:
         """Every block, then the head; what is told of each weight."""
@@ -265,6 +284,8 @@ def _fingerprint(job: Job) -> dict[str, Any]:
         name: hashlib.sha256(w.ids.numpy().tobytes()).hexdigest() if w else None
         for name, w in (("calibration", job.calibration), ("evaluation", job.evaluation))
     }
+    if job.counted is not None:
+        ids["counted"] = hashlib.sha256(job.counted.numpy().tobytes()).hexdigest()
     return {
         "source": [str(job.source.path.resolve()), *map(list, stats)],
         "recipe": job.recipe.to_yaml(),

@@ -70,6 +70,7 @@ def prune_iteratively(
     steps: int = 1,
     retrain: Callable[[nn.Module], Any] | None = None,
     skip: Sequence[str] = (),
+    counted: Callable[[Any], Tensor] | None = None,
 ) -> PrunedModel:
     """Prune a copy of a model in steps, each from statistics of what the last one left.
 
@@ -90,6 +91,7 @@ def prune_iteratively(
         retrain: ``retrain(model)`` trains the copy in place after each step. Removed weights stay zero: they get no
             gradient, and what moves them all the same is undone.
         skip: names or patterns of layers to leave as they are.
+        counted: ``counted(batch)``: which positions are real, bool [batch, length]; padded ones do not count.
 
     Raises:
         RecipeError: for a method, a sparsity or a pattern of ``skip`` that does not exist, or groups that do not
@@ -108,7 +110,7 @@ def prune_iteratively(
     original = {layer.name: layer.weight.clone() for layer in layers}
     by_fisher = loss is not None and method in _BLOCKS
     call = loss or _forward
-    first = seen = observe(done, layers, read(), call, loss is not None)
+    first = seen = observe(done, layers, read(), call, loss is not None, counted)
     methods: dict[str, str] = {}
     for step in range(1, steps + 1):
         now = asked if steps == 1 else replace(asked, share=1 - (1 - asked.share) ** (step / steps))
@@ -118,7 +120,7 @@ def prune_iteratively(
             found = prune_by_fisher({layer.name: layer.weight for layer in layers}, blocks, now.share)
             methods = dict.fromkeys(found, f"{method}, Fisher blocks of {size}")
         else:
-            seen = seen if step == 1 else observe(done, layers, read(), call, loss is not None)
+            seen = seen if step == 1 else observe(done, layers, read(), call, loss is not None, counted)
             found, methods = _by_layer(layers, seen, method, now)
         for layer in layers:
             layer.put(found[layer.name])

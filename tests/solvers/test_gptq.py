@@ -52,7 +52,7 @@ def published(problem: LayerProblem, order: bool, damping: float) -> torch.Tenso
 @pytest.mark.parametrize("columns", [40, 300])
 def test_the_codes_are_those_of_the_published_loop(order, symmetric, columns):
     problem = problem_of(columns=columns, spec="int4" if symmetric else "uint4", symmetric=symmetric)
-    ours = Gptq("minmax", order)(problem).qtensor.codes.double()
+    ours = Gptq("minmax", order, refine=0)(problem).qtensor.codes.double()
     theirs = published(problem, order == "activation", 0.01)
     # A weight within float32 of a tie may go the other way, and those behind it then differ too.
     assert (ours != theirs).double().mean() < 0.02

@@ -107,3 +107,15 @@ def test_stochastic_rounding_follows_its_seed():
     a, b, c = (Rtn(seed=s)(LayerProblem("l", heavy(8, 100), spec)).qtensor.codes for s in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "group:10", "tensor"])
+def test_what_counts_more_is_nearer(granularity):
+    spec = QuantSpec("int3", granularity)
+    weight = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
+    counts = torch.rand(6, 64, generator=torch.Generator().manual_seed(4)) ** 8
+
+    def weighted(low, high):
+        return ((quantize_tensor(weight, spec, low, high).dequantize() - weight).square() * counts).sum()
+
+    assert weighted(*mse_range(weight, spec, counts)) < 0.95 * weighted(*mse_range(weight, spec))

@@ -1,4 +1,4 @@
-"""The factor of H⁻¹ that second-order solvers walk along, without ever inverting H."""
+"""The factors of H and of H⁻¹ that second-order solvers walk along, without ever inverting H."""
 
 import torch
 from jaxtyping import Float
@@ -9,32 +9,48 @@ from tersor.errors import CalibrationError
 _STRONGEST = 10.0
 
 
-def inverse_factor(
+def upper_factor(
     hessian: Float[Tensor, "columns columns"], damping: float, name: str
 ) -> tuple[Float[Tensor, "columns columns"], float]:
-    """Upper triangular U with UᵀU = (H + λ·mean(diag H)·I)⁻¹, and the λ that it took.
+    """Upper triangular R with R·Rᵀ = H + λ·mean(diag H)·I, and the λ that it took.
 
-    H = R·Rᵀ with R upper, from the Cholesky factor of the flipped matrix; then U = R⁻¹ by one triangular solve. λ
-    starts at ``damping`` and is raised tenfold until the factor exists.
+    It is the Cholesky factor of the flipped matrix, flipped. λ starts at ``damping`` and is raised tenfold until the
+    factor exists.
 
     Raises:
         CalibrationError: where even λ = 10 gives none.
 
-    >>> u, damping = inverse_factor(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 0.0, "fc")
-    >>> torch.allclose(u.T @ u, torch.tensor([[2.0, 1.0], [1.0, 2.0]]).inverse()), damping
+    >>> r, damping = upper_factor(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 0.0, "fc")
+    >>> torch.allclose(r @ r.T, torch.tensor([[2.0, 1.0], [1.0, 2.0]])), damping
     (True, 0.0)
     """
     mean = hessian.diagonal().mean()
     while True:
-        damped = hessian.clone()
+        damped = hessian.flip(0, 1)
         damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed and bool(torch.isfinite(lower).all()):
-            upper = lower.flip(0, 1)
-            return torch.linalg.solve_triangular(upper, torch.eye(len(upper), dtype=upper.dtype), upper=True), damping
+            return lower.flip(0, 1), damping
         damping = max(10 * damping, 1e-4)
         if damping > _STRONGEST:
             raise CalibrationError(
                 f"layer {name}: its Hessian is not positive definite even with damping {_STRONGEST:g}; are its inputs "
                 "all alike, or infinite? Calibrate with more and other data, or use the solver rtn for it"
             )
+
+
+def inverse_factor(
+    hessian: Float[Tensor, "columns columns"], damping: float, name: str
+) -> tuple[Float[Tensor, "columns columns"], float]:
+    """Upper triangular U with UᵀU = (H + λ·mean(diag H)·I)⁻¹, and the λ that it took: U = R⁻¹ of ``upper_factor``.
+
+    Raises:
+        CalibrationError: as ``upper_factor`` does.
+
+    >>> u, damping = inverse_factor(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 0.0, "fc")
+    >>> torch.allclose(u.T @ u, torch.tensor([[2.0, 1.0], [1.0, 2.0]]).inverse()), damping
+    (True, 0.0)
+    """
+    upper, used = upper_factor(hessian, damping, name)
+    one = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+    return torch.linalg.solve_triangular(upper, one, upper=True), used

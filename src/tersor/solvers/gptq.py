@@ -1,7 +1,7 @@
 """GPTQ: column by column, each rounding error made up for by the columns still to come (arXiv 2210.17323)."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -9,15 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tersor.errors import CalibrationError
-from tersor.numerics import QTensor, QuantSpec, quantize
+from tersor.numerics import QTensor, QuantSpec, qparams, quantize
 from tersor.numerics.ranges import expand
-from tersor.solvers.cholesky import inverse_factor
+from tersor.solvers.cholesky import upper_factor
 from tersor.solvers.problem import LayerProblem, LayerSolution, curve, weight_sqnr
-from tersor.solvers.rtn import Rtn
+from tersor.solvers.refine import INNER, OUTER, Coded, Rounding, refined
+from tersor.solvers.rtn import Rtn, has_range, mse_range
 
-# Columns whose updates wait for each other: outer blocks leave the cache, inner ones do not.
-_OUTER, _INNER = 128, 16
-Rounding = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Rows that an error is measured on: more would tell little that is new, at the price of a product with the Hessian.
+_MEASURED = 512
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,32 @@ class Gptq:
     """GPTQ with the choices that were seen to help.
 
     Args:
-        range: of each scale: ``mse`` clips it to the smallest squared error of the weights, ``minmax`` does not.
+        range: of each scale: ``mse`` clips it to the smallest squared error of the weights, each counted as the
+            diagonal of H does, ``minmax`` does not.
         order: ``activation`` goes through the columns by falling diag H, ``natural`` as they stand.
         damping: the share of the mean of diag H that is added to it at first.
+        refine: how many sweeps then move codes, scales and zero points to their optimum given all others; 0 leaves
+            what the paper's loop finds. A granularity whose scales rows share keeps its scales.
+        follow: how far the weight that is aimed at goes to make up for the layers before, of which the problem's
+            ``cross`` tells: 0 aims at the weight itself, 1 at the least squared error of the output. The idea is
+            GPTAQ's (arXiv 2504.02692), done before rounding and not along with it.
 
-    With groups, scales are those of the weight as it was: no order of the columns is then needed to read the codes.
+    With groups, scales do not depend on the order of the columns: none is needed to read the codes.
 
     >>> x = torch.tensor([[1.0, 0.9], [0.0, 0.1], [2.0, 1.9]])
     >>> gram = (2 * x.T @ x / 3)[None]
     >>> problem = LayerProblem("fc", torch.tensor([[0.34, 0.3, ]]), QuantSpec("int2", "channel"), gram=gram)
-    >>> Gptq(range="minmax")(problem).method
-    'gptq minmax, act-order, damping 0.01'
+    >>> Gptq(range="minmax", refine=1)(problem).method
+    'gptq minmax, act-order, refined 1, damping 0.01'
     """
 
     range: Literal["minmax", "mse"] = "mse"
     order: Literal["activation", "natural"] = "activation"
     damping: float = 0.01
+    refine: int = 2
+    follow: float = 0.75
     needs: ClassVar[tuple[str, ...]] = ("gram",)
+    wants: ClassVar[tuple[str, ...]] = ("cross",)  # the fields of LayerProblem that it uses where they are given
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
         """Quantize the weight against its Hessian.
@@ -49,75 +58,131 @@ class Gptq:
         Raises:
             CalibrationError: without a Gram matrix, or with one that does not fit or cannot be factored.
         """
-        weight, spec = problem.weight.detach().float(), problem.spec
-        grid = Rtn(self.range)(problem).qtensor
-        scale, zero_point = grid.scale, grid.zero_point
-        steps, zeros = (expand(t, weight.shape, spec.block).expand(weight.shape) for t in (scale, zero_point))
-        grams = fitting_grams(problem)
-        codes, damping = [], 0.0
-        for part, step, zero, hessian in zip(
-            *(t.flatten(1).chunk(len(grams)) for t in (weight, steps, zeros)), grams, strict=True
-        ):
-            found, used = self._solve(part, step, zero, hessian.float(), _rounding(spec), problem.name)
-            codes.append(found)
-            damping = max(damping, used)
-        qtensor = QTensor(torch.cat(codes).reshape(weight.shape).to(spec.format.dtype), scale, zero_point, spec)
-        order = "act-order" if self.order == "activation" else "natural order"
-        method = f"gptq {self.range}, {order}, damping {damping:g}"
-        error = output_error(weight, qtensor.dequantize(), grams)
-        return LayerSolution(qtensor, method, weight_sqnr(weight, qtensor), output_error=error)
+        spec, parts = problem.spec, self._parts(problem)
+        target = torch.cat([p.target for p in parts]).reshape(problem.weight.shape)
+        grid = self._grid(replace(problem, weight=target), parts)
+        width, free = _sharing(target.shape, spec)
+        # One row of the scale for each group of columns, whatever the granularity.
+        scale, zero = (
+            expand(t, target.shape, spec.block).expand(target.shape).flatten(1)[:, ::width].t()
+            for t in grid
+        )
+        rounded, found = _rounding(spec, target.device), []
+        for part, s, z in zip(parts, *(t.chunk(len(parts), 1) for t in (scale, zero)), strict=True):
+            wanted = part.target.t().contiguous()
+            coded = _swept(wanted, Coded(torch.empty_like(wanted), s.clone(), z.clone(), width), part, rounded)
+            if self.refine and spec.rounding == "nearest":
+                coded = refined(coded, wanted, part.hessian, rounded, self.refine, spec if free else None)
+            found.append(coded)
+        codes = torch.cat([c.codes for c in found], 1).t().reshape(target.shape).to(spec.format.dtype)
+        if free:
+            moved = (torch.cat([getattr(c, name) for c in found], 1) for name in ("scale", "zero"))
+            grid = [t.t().reshape(grid[0].shape) for t in moved]
+        return self._solution(problem, target, QTensor(codes, grid[0], grid[1], spec), max(p.damping for p in parts))
 
     def curve(self, problem: LayerProblem, levels: Sequence[str]) -> list[tuple[int, float]]:
         """[(bits, relative squared error)] of each number format of ``levels``."""
         return curve(self, problem, levels)
 
-    def _solve(
-        self, weight: Tensor, step: Tensor, zero: Tensor, hessian: Tensor, rounded: Rounding, name: str
-    ) -> tuple[Float[Tensor, "rows columns"], float]:
-        dead = hessian.diagonal() == 0
-        hessian = hessian.clone()
-        hessian.diagonal()[dead] = 1
-        weight = weight.masked_fill(dead, 0.0)
-        columns = torch.arange(len(hessian))
-        if self.order == "activation":
-            columns = hessian.diagonal().argsort(descending=True, stable=True)
-        factor, damping = inverse_factor(hessian[columns][:, columns], self.damping, name)
-        # Columns become rows, which are contiguous.
-        w, s, z = (t[:, columns].t().contiguous() for t in (weight, step, zero))
-        codes = _sweep(w, s, z, factor, rounded)
-        found = torch.empty_like(codes)
-        found[columns] = codes
-        return found.t(), damping
+    def _parts(self, problem: LayerProblem) -> list["_Part"]:
+        grams, cross = fitting_grams(problem), fitting_cross(problem)
+        rows = problem.weight.detach().float().flatten(1).chunk(len(grams))
+        missing = [None] * len(rows) if cross is None or not self.follow else cross.float().chunk(len(grams))
+        parts = []
+        for weight, hessian, lost in zip(rows, grams, missing, strict=True):
+            dead = hessian.diagonal() == 0
+            hessian = hessian.float().clone()
+            hessian.diagonal()[dead] = 1
+            columns = torch.arange(len(hessian), device=hessian.device)
+            if self.order == "activation":
+                columns = hessian.diagonal().argsort(descending=True, stable=True)
+            factor, damping = upper_factor(hessian[columns][:, columns], self.damping, problem.name)
+            if lost is not None:
+                half = torch.linalg.solve_triangular(factor, lost.t()[columns], upper=True)
+                made_up = torch.empty_like(half)
+                made_up[columns] = torch.linalg.solve_triangular(factor.t(), half, upper=False)
+                weight = weight + self.follow * made_up.t()
+            parts.append(_Part(weight.masked_fill(dead, 0.0), hessian, columns, factor, damping))
+        return parts
+
+    def _grid(self, problem: LayerProblem, parts: list["_Part"]) -> Sequence[Tensor]:
+        """The scale and the zero point that are begun with; the problem's weight is the target."""
+        weight, spec = problem.weight, problem.spec
+        if self.range == "minmax" or not has_range(spec):
+            rounded = Rtn("minmax")(problem).qtensor
+            return rounded.scale, rounded.zero_point
+        counts = torch.cat([p.hessian.diagonal().expand(p.target.shape) for p in parts]).reshape(weight.shape)
+        return qparams(*mse_range(weight, spec, counts), spec)
+
+    def _solution(self, problem: LayerProblem, target: Tensor, qtensor: QTensor, damping: float) -> LayerSolution:
+        weight, grams = problem.weight.detach().float(), fitting_grams(problem)
+        rounded = Rtn("minmax")(problem).qtensor
+        error, plain = output_errors(target, [q.dequantize() for q in (qtensor, rounded)], grams)
+        words = [f"gptq {self.range}", "act-order" if self.order == "activation" else "natural order"]
+        words += [f"refined {self.refine}"] * bool(self.refine)
+        words += [f"following {self.follow:g}"] * (problem.cross is not None and self.follow > 0)
+        method = ", ".join([*words, f"damping {damping:g}"])
+        noise = weight_sqnr(weight, qtensor)
+        return LayerSolution(qtensor, method, noise, None, None, error, plain, damping, problem.tokens)
 
 
-def _rounding(spec: QuantSpec) -> Rounding:
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What one group of a convolution, or the whole of any other layer, is solved from."""
+
+    target: Float[Tensor, "rows columns"]
+    hessian: Float[Tensor, "columns columns"]
+    columns: Tensor  # their order
+    factor: Float[Tensor, "columns columns"]  # of the damped Hessian in that order
+    damping: float
+
+
+def _sharing(shape: torch.Size, spec: QuantSpec) -> tuple[int, bool]:
+    """How many neighbouring columns share a row's scale, and whether no other row does."""
+    kind, columns = spec.granularity.kind, shape[1:].numel()
+    movable = has_range(spec) or spec.format.name == "binary"
+    if kind == "group":
+        return spec.block * columns // shape[1], movable
+    if kind == "channel" and spec.granularity.axis not in (0, -len(shape)):
+        return 1, False
+    return (shape[-1], False) if kind == "token" else (columns, movable and kind == "channel")
+
+
+def _rounding(spec: QuantSpec, device: torch.device) -> Rounding:
     """One column's codes, as float32."""
     if spec.format.kind == "int" and spec.format.name != "binary" and spec.rounding == "nearest":
         return lambda w, step, zero: (w / step).round_().add_(zero).clamp_(spec.low, spec.high)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     # Each weight has its own scale here, as if it were a group.
     single = spec.with_(granularity="tensor")
     return lambda w, step, zero: quantize(w, step, zero, single, generator).float()
 
 
-def _sweep(w: Tensor, step: Tensor, zero: Tensor, factor: Tensor, rounded: Rounding) -> Tensor:
-    """The codes of ``w [columns, rows]``, which is used up; errors reach on in blocks of two sizes."""
-    count = len(w)
-    codes, errors = torch.empty_like(w), torch.empty_like(w)
-    for a in range(0, count, _OUTER):
-        b = min(a + _OUTER, count)
-        for c in range(a, b, _INNER):
-            d = min(c + _INNER, b)
+def _swept(target: Tensor, coded: Coded, part: _Part, rounded: Rounding) -> Coded:
+    """The codes of ``target [columns, rows]`` in the part's order; errors reach on in blocks of two sizes.
+
+    With H = R·Rᵀ, R upper, the error e costs ‖e·R‖²: column k is rounded after adding Σ e_j·R_jk / R_kk over all j
+    before it, which is the paper's loop without the inverse that it needs.
+    """
+    w = target[part.columns]
+    step, zero = (coded.of_columns(t, part.columns) for t in (coded.scale, coded.zero))
+    original, codes, errors = w.clone(), torch.empty_like(w), torch.empty_like(w)
+    reach = part.factor / part.factor.diagonal()
+    for a in range(0, len(w), OUTER):
+        b = min(a + OUTER, len(w))
+        for c in range(a, b, INNER):
+            d = min(c + INNER, b)
             for k in range(c, d):
                 codes[k] = code = rounded(w[k], step[k], zero[k])
-                errors[k] = (w[k] - (code - zero[k]) * step[k]) / factor[k, k]
+                errors[k] = original[k] - (code - zero[k]) * step[k]
                 if k + 1 < d:
-                    w[k + 1 : d] -= factor[k, k + 1 : d, None] * errors[k]
+                    w[k + 1 : d].addcmul_(reach[k, k + 1 : d, None], errors[k])
             if d < b:
-                w[d:b] -= factor[c:d, d:b].t() @ errors[c:d]
-        if b < count:
-            w[b:] -= factor[a:b, b:].t() @ errors[a:b]
-    return codes
+                w[d:b].addmm_(reach[c:d, d:b].t(), errors[c:d])
+        if b < len(w):
+            w[b:].addmm_(reach[a:b, b:].t(), errors[a:b])
+    coded.codes[part.columns] = codes
+    return coded
 
 
 def fitting_grams(problem: LayerProblem) -> Float[Tensor, "groups columns columns"]:
@@ -137,15 +202,41 @@ def fitting_grams(problem: LayerProblem) -> Float[Tensor, "groups columns column
     return grams
 
 
+def fitting_cross(problem: LayerProblem) -> Float[Tensor, "out columns"] | None:
+    """The problem's ``cross``, if it has one.
+
+    Raises:
+        CalibrationError: where it has another shape than the weight.
+    """
+    shape = problem.weight.flatten(1).shape
+    if problem.cross is not None and problem.cross.shape != shape:
+        raise CalibrationError(
+            f"layer {problem.name}: cross of shape {tuple(problem.cross.shape)} does not fit a weight of shape "
+            f"{tuple(problem.weight.shape)}; it must be {tuple(shape)}, one row an output, as mean((y − W·x)·xᵀ) is"
+        )
+    return problem.cross
+
+
 def output_error(weight: Tensor, found: Tensor, grams: Float[Tensor, "groups columns columns"]) -> float:
     """tr(E·H·Eᵀ) / tr(W·H·Wᵀ): the share of the layer's output that the error is, in power.
+
+    Of a weight with many rows, some evenly spaced ones stand for all.
 
     >>> weight, found = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
     >>> output_error(weight, found, torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]))
     0.5
     """
-    power = [0.0, 0.0]
-    for w, f, h in zip(weight.flatten(1).chunk(len(grams)), found.flatten(1).chunk(len(grams)), grams, strict=True):
-        for k, t in enumerate((f - w, w)):
-            power[k] += float(((t @ h.float()) * t).sum(dtype=torch.float64))
-    return power[0] / power[1] if power[1] else 0.0
+    return output_errors(weight, [found], grams)[0]
+
+
+def output_errors(
+    weight: Tensor, found: Sequence[Tensor], grams: Float[Tensor, "groups columns columns"]
+) -> list[float]:
+    """``output_error`` of each of ``found``."""
+    power = [0.0] * (1 + len(found))
+    for k, hessian in enumerate(grams.float()):
+        parts = [t.flatten(1).chunk(len(grams))[k] for t in (weight, *found)]
+        w, *others = (t[:: -(-len(t) // _MEASURED)] for t in parts)
+        for j, t in enumerate((w, *(f - w for f in others))):
+            power[j] += float(((t @ hessian) * t).sum(dtype=torch.float64))
+    return [p / power[0] if power[0] else 0.0 for p in power[1:]]

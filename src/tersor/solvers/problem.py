@@ -43,6 +43,9 @@ class LayerProblem:
         input_spec: how the layer's input is quantized; None where it stays float.
         input_range: (low, high) of that input, the start of whoever searches a better one.
         gram: 2·mean(x·xᵀ) of the layer's inputs (of a convolution's patches), one matrix a group.
+        cross: 2·mean((y − W·x)·xᵀ), where y is what the layer ought to give (without its bias) and x what it now
+            gets, behind layers already quantized; columns as the Gram matrices have. None: y = W·x.
+        tokens: how many rows ``gram`` was made of.
     """
 
     name: str
@@ -53,6 +56,8 @@ class LayerProblem:
     input_spec: QuantSpec | None = None
     input_range: tuple[float, float] | None = None
     gram: Float[Tensor, "groups columns columns"] | None = None
+    cross: Float[Tensor, "out columns"] | None = None
+    tokens: int | None = None
 
     def require(self, needs: Sequence[str]) -> None:
         """Raise CalibrationError unless every field of ``needs`` was given."""
@@ -76,7 +81,9 @@ class LayerSolution:
             solver measured it.
         input_range: the range that the solver chose for the layer's input, where it did.
         output_error: power of the output's error over that of the output, by the Gram matrix, where there was one.
+        rtn_error: the same of the weight rounded to nearest between its extremes, where the solver compared.
         damping: the share of the mean of diag H that was added to it, by solvers that factor or invert it.
+        tokens: how many rows the Gram matrix was made of, where that is known.
     """
 
     qtensor: QTensor
@@ -85,7 +92,9 @@ class LayerSolution:
     cosine: float | None = None
     input_range: tuple[float, float] | None = None
     output_error: float | None = None
+    rtn_error: float | None = None
     damping: float | None = None
+    tokens: int | None = None
 
 
 class Solver(Protocol):

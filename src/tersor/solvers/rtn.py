@@ -61,24 +61,31 @@ class Rtn:
         return curve(self, problem, levels)
 
 
-def mse_range(x: Float[Tensor, "..."], spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """The shrunken range (low, high) of the smallest squared error, in the scale's shape."""
+def mse_range(
+    x: Float[Tensor, "..."], spec: QuantSpec, importance: Float[Tensor, "..."] | None = None
+) -> tuple[Tensor, Tensor]:
+    """The shrunken range (low, high) of the smallest squared error, in the scale's shape.
+
+    ``importance``, in the shape of ``x``, says how much each element's squared error counts.
+    """
     low, high = reduce_range(x, spec)
     shape = low.shape
     rows = granules(x.float(), spec)
     low, high = low.reshape(-1, 1).clamp(max=0.0), high.reshape(-1, 1).clamp(min=0.0)
     per_row = spec.with_(granularity="channel", rounding="nearest")
+    counted = None if importance is None else granules(importance.float(), spec)
     best = torch.ones_like(low)
-    least = squared_error(rows, low, high, per_row)
+    least = squared_error(rows, low, high, per_row, counted)
     # A tie goes to the wider range, and so does what float32 sums cannot tell apart.
     least *= 1 - 1e-5
 
     def attempt(ratio: Tensor) -> None:
-        error = squared_error(rows, low * ratio, high * ratio, per_row)
+        error = squared_error(rows, low * ratio, high * ratio, per_row, counted)
         better = error < least
         best[better], least[better] = ratio[better], error[better]
 
-    for ratio in _DENSE if rows.shape[1] <= _FEW else _COARSE:
+    # Who counts elements by their importance goes on from here, where the last bit of a search is lost again.
+    for ratio in _DENSE if rows.shape[1] <= _FEW and counted is None else _COARSE:
         attempt(torch.full_like(best, ratio))
     for step in _STEPS:
         centre = best.clone()
@@ -87,7 +94,9 @@ def mse_range(x: Float[Tensor, "..."], spec: QuantSpec) -> tuple[Tensor, Tensor]
     return (low * best).reshape(shape), (high * best).reshape(shape)
 
 
-def squared_error(rows: Tensor, low: Tensor, high: Tensor, spec: QuantSpec) -> Float[Tensor, "..."]:
+def squared_error(
+    rows: Tensor, low: Tensor, high: Tensor, spec: QuantSpec, importance: Tensor | None = None
+) -> Float[Tensor, "..."]:
     """Sum of squared errors of each row quantized over its own range, [rows, 1]; ``spec`` is per channel."""
     scale, zero_point = qparams(low, high, spec)
     bottom, top = spec.low - zero_point, spec.high - zero_point
@@ -96,7 +105,7 @@ def squared_error(rows: Tensor, low: Tensor, high: Tensor, spec: QuantSpec) -> F
     errors = torch.zeros_like(scale)
     for k in range(0, len(rows), step):
         chosen = slice(k, k + step)
-        for part in rows[chosen].split(columns, dim=1):
+        for first, part in zip(range(0, rows.shape[1], columns), rows[chosen].split(columns, dim=1), strict=True):
             y = part / scale[chosen]
             if spec.format.kind == "float":
                 q = y.clamp(spec.low, spec.high).to(spec.format.dtype).float()
@@ -104,7 +113,10 @@ def squared_error(rows: Tensor, low: Tensor, high: Tensor, spec: QuantSpec) -> F
                 q = y.round().clamp_(spec.low, spec.high)
             else:
                 q = torch.clamp(y.round(), bottom[chosen], top[chosen])
-            errors[chosen] += q.sub_(y).square_().sum(dim=1, keepdim=True)
+            q.sub_(y).square_()
+            if importance is not None:
+                q *= importance[chosen, first : first + columns]
+            errors[chosen] += q.sum(dim=1, keepdim=True)
     return errors * scale.square()
 
 

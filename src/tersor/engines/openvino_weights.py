@@ -11,6 +11,8 @@ from tersor.errors import EngineError
 from tersor.numerics import QTensor
 from tersor.numerics.packing import pack
 
+# Codes that are packed at once; a multiple of 8.
+_PIECE = 2**18
 _FLOATS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -21,7 +23,9 @@ def plain(value: Tensor) -> Any:
     value = value.detach()
     if value.dtype not in _FLOATS:
         value = value.float()
-    constant = _constant(value.contiguous().view(-1).view(torch.uint8), _FLOATS[value.dtype], value.shape)
+    memory, data = _memory(_FLOATS[value.dtype], value.shape)
+    data[:] = value.contiguous().view(-1).view(torch.uint8).numpy()
+    constant = ops.constant(memory, shared_memory=True)
     return constant if value.dtype == torch.float32 else ops.convert(constant, "f32")
 
 
@@ -75,8 +79,7 @@ class Codes:
         self.scale = scale.float()
         self.kind, offset = _stored_as(value)
         self.zero = (zero.float() + offset) if bool(zero.any()) else None
-        codes = codes.to(torch.int16) + offset if offset else codes
-        self.constant = _constant(pack(codes, int(self.kind[1:])), self.kind, codes.shape)
+        self.constant = _packed(codes, self.kind, offset)
 
     def read(self) -> Any:
         """The weight as float32, in operators that the plugin's kernels recognise and compute in one."""
@@ -98,7 +101,7 @@ class Codes:
         assert zero is not None
         if bool(((zero != zero.round()) | (zero < 0) | (zero >= 2**bits)).any()):
             return ops.constant(zero.contiguous().numpy())
-        return ops.convert(_constant(pack(zero.to(torch.int16), bits), self.kind, zero.shape), "f32")
+        return ops.convert(_packed(zero.to(torch.int16), self.kind), "f32")
 
 
 def _like(t: Tensor, codes: Tensor) -> Tensor:
@@ -127,12 +130,22 @@ def _regrouped(t: Tensor, axis: int, size: int, block: int, codes: Tensor) -> Te
     return t.unsqueeze(axis + 1)
 
 
-def _constant(data: Tensor, kind: str, shape: torch.Size) -> Any:
-    """A constant of packed bytes."""
-    import openvino as ov
+def _packed(codes: Tensor, kind: str, offset: int = 0) -> Any:
+    """A constant of codes, ``offset`` added, made in pieces, as large scratch memory is not given back at once."""
     from openvino import opset13 as ops
 
-    tensor = ov.Tensor(getattr(ov.Type, kind), ov.Shape(list(shape)))
-    # OpenVINO's own memory: a constant made from an array's would outlive it.
-    tensor.data.reshape(-1).view(np.uint8)[:] = data.numpy()
-    return ops.constant(tensor)
+    memory, data = _memory(kind, codes.shape)
+    bits, flat = int(kind[1:]), codes.contiguous().view(-1)
+    for start in range(0, flat.numel(), _PIECE):
+        piece = pack(flat[start : start + _PIECE].to(torch.int16) + offset, bits).numpy()
+        place = start * bits // 8
+        data[place : place + len(piece)] = piece
+    return ops.constant(memory, shared_memory=True)
+
+
+def _memory(kind: str, shape: torch.Size) -> tuple[Any, np.ndarray]:
+    """OpenVINO's own memory, and its bytes: a constant made from an array's would outlive it."""
+    import openvino as ov
+
+    memory = ov.Tensor(getattr(ov.Type, kind), ov.Shape(list(shape)))
+    return memory, memory.data.reshape(-1).view(np.uint8)

@@ -11,6 +11,7 @@ BENCHES = {
     "speed_onnxruntime": 4,
     "speed_transformers": 5,
     "speed_recurrent": 1,
+    "decode_llm": 4,
     "calibration_cost": 4,
     "compress_time": 6,
     "quantize_cost": 3,

@@ -74,6 +74,15 @@ def float_model(kind, path):
     return type(MODELS[kind]()).from_pretrained(path, attn_implementation="sdpa").eval()
 
 
+@torch.no_grad()
+def reads(model, name, tokens):
+    seen = []
+    hook = model.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model(tokens)
+    hook.remove()
+    return seen[0].reshape(-1, seen[0].shape[-1])
+
+
 def digests(path):
     skipped = {"report.json", "report.html", "manifest.json"}
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in path.iterdir() if p.name not in skipped}
@@ -95,21 +104,20 @@ def test_gptq_sees_the_inputs_behind_what_is_quantized_already(folder, tokens, t
     source = folder("llama")
     tersor.compress_folder(source, tmp_path / "out", recipe(), tokens, progress=False)
     found = QuantizedFolder(tmp_path / "out")
-    model = float_model("llama", source)
+    model, original = float_model("llama", source), float_model("llama", source)
     # The reference: the float model with everything in front of the layer exchanged for its codes.
     order = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
              "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
     for layer in (0, 1):
         for part in order:
             name = f"model.layers.{layer}.{part}"
-            module, seen = model.get_submodule(name), []
-            hook = module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0].detach()))
-            with torch.no_grad():
-                model(tokens)
-            hook.remove()
-            gram = Gram.of(seen[0].reshape(1, -1, seen[0].shape[-1])).hessian
+            module = model.get_submodule(name)
+            x, before = (reads(one, name, tokens) for one in (model, original))
+            gram = Gram.of(x[None]).hessian
             weight = module.weight.detach()
-            solved = Gptq("mse")(LayerProblem(name, weight, QuantSpec("int4", "channel"), gram=gram)).qtensor
+            lost = weight @ (before - x).t() @ x / len(x)
+            spec = QuantSpec("int4", "channel")
+            solved = Gptq("mse")(LayerProblem(name, weight, spec, gram=gram, cross=lost)).qtensor
             # Sums in another order may turn a tie.
             assert (solved.codes != found.qtensor(f"{name}.weight").codes).float().mean() < 0.01
             if not part.startswith("self_attn.q") and part != "mlp.gate_proj":

@@ -1,6 +1,7 @@
 """H = 2·X·Xᵀ of a layer's inputs, from which every second-order solver starts."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,6 +41,18 @@ class Gram:
             bad = int((~torch.isfinite(x)).sum())
             raise CalibrationError(f"{bad} of the layer's inputs are NaN or infinite, so that nothing can be solved")
         return cls(found.mul_(2 / max(rows, 1)), rows)
+
+    @classmethod
+    def between(cls, a: Float[Tensor, "rows columns"], b: Float[Tensor, "rows columns"], counted: Any = None) -> "Gram":
+        """2·mean(a·bᵀ) of two inputs of one layer, as one group.
+
+        >>> Gram.between(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 3.0]])).hessian.tolist()
+        [[[4.0, 6.0], [0.0, 0.0]]]
+        """
+        if counted is not None:
+            a, b = a[counted], b[counted]
+        a, b = a.detach().float(), b.detach().float()
+        return cls((a.t() @ b).mul_(2 / max(len(a), 1))[None], len(a))
 
     def merged(self, other: "Gram") -> "Gram":
         """Both together, each counting as its rows."""

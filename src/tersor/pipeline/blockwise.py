@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from tersor.errors import CalibrationError, CaptureError, TersorError
 from tersor.network.awq import clipped
 from tersor.network.blocks import Halt
-from tersor.network.reads import watching
+from tersor.network.reads import See, watching
 from tersor.numerics import QTensor, QuantSpec
 from tersor.observers.gram import Gram
 from tersor.pipeline.language_plan import Target
@@ -20,8 +21,22 @@ from tersor.recipe import Recipe
 from tersor.solvers import PRUNERS, LayerProblem, LayerRecord, Rtn, SparseGptq, record, solver_for
 
 Key = tuple[str, int | None]
-Step = tuple[Callable[[], Tensor], Tensor | None]
-"""Computes the block for one batch; and which of its positions ``[windows, length]`` count, None: all."""
+
+@dataclass(frozen=True)
+class Step:
+    """One batch.
+
+    Args:
+        compute: the block for it.
+        counted: which of its positions ``[windows, length]`` are real; None: all.
+        original: computes the block as it was for what it would have read in the original model; None: not known.
+    """
+
+    compute: Callable[[], Tensor]
+    counted: Tensor | None = None
+    original: Callable[[], Tensor] | None = None
+
+
 Run = Callable[[], Iterable[Step]]
 
 
@@ -46,9 +61,14 @@ class SolvedWeight:
 
 
 class Hessians:
-    """Gram matrices of what weights read; those that read the same tensor share one."""
+    """Gram matrices of what weights read; those that read the same tensor share one.
+
+    Where the original model's inputs x₀ are known too, also mean((x₀ − x)·xᵀ): what layers in front have lost.
+    """
 
     def __init__(self) -> None:
+        self._drift: dict[Key, Gram] = {}
+        self._original: dict[Key, Tensor] = {}
         self._owner: dict[Key, Key] = {}
         self._found: dict[Key, Gram] = {}
         self._batch: dict[int, tuple[Tensor, Key]] = {}
@@ -56,7 +76,12 @@ class Hessians:
 
     def next_batch(self, counted: Tensor | None) -> None:
         """A new batch begins; ``counted [windows, length]`` are its real positions."""
-        self._batch, self._counted = {}, counted
+        self._batch, self._counted, self._original = {}, counted, {}
+
+    def see_original(self, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
+        """What the weight reads in the original model; of experts, who may get other tokens there, nothing is kept."""
+        if index is None:
+            self._original[(name, index)] = x
 
     def see(self, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
         """A product of the weight with ``x [..., in]``."""
@@ -73,6 +98,14 @@ class Hessians:
                     "one in float by a rule"
                 ) from error
             self._found[key] = self._found[key].merged(gram) if key in self._found else gram
+            if (original := self._original.get(key)) is not None:
+                drift = Gram.between((original - x).reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]), self._mask(x))
+                self._drift[key] = self._drift[key].merged(drift) if key in self._drift else drift
+
+    def drift_of(self, target: Target) -> Tensor | None:
+        """mean((x₀ − x)·xᵀ), [in, in], where it is known."""
+        owner = self._owner.get(target.read_as)
+        return self._drift[owner].hessian[0] / 2 if owner in self._drift else None
 
     def _mask(self, x: Tensor) -> Tensor | None:
         fits = self._counted is not None and x.shape[:-1].numel() == self._counted.numel()
@@ -101,31 +134,43 @@ class Hessians:
         return list(groups.values())
 
 
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A block, or what else holds the weights to be solved.
+
+    Args:
+        module: what is computed.
+        parameters: its own, by their names in the model.
+    """
+
+    module: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+
+
 def solve_block(
-    block: nn.Module, parameters: Mapping[str, nn.Parameter], targets: Sequence[Target], run: Run, recipe: Recipe,
-    on_weight: Callable[[SolvedWeight], None],
+    part: Part, targets: Sequence[Target], run: Run, recipe: Recipe, on_weight: Callable[[SolvedWeight], None],
+    original: Part | None = None,
 ) -> None:
     """Quantize the weights of a block in place, those that are read first first: the later ones see the error.
 
     Args:
-        parameters: the block's own, by their names in the model.
         targets: those of the block that are to be quantized.
         on_weight: told of each solution, before its parameter changes.
+        original: the block as it was, where the run computes it too.
 
     Raises:
         TersorError: naming the layer that cannot be solved, unless the recipe says ``fallback: float``.
     """  # fmt: skip
     needing = {t.piece.parameter for t in targets if needs_data(t)}
-    for group in [*_groups(block, parameters, needing, run), sorted({t.piece.parameter for t in targets} - needing)]:
+    for group in [*_groups(part, needing, run), sorted({t.piece.parameter for t in targets} - needing)]:
         hessians = Hessians()
-        watched = {name: parameters[name] for name in group if name in needing}
-        if watched:
-            _watch(block, watched, hessians, run(), stop=all(p.ndim == 2 for p in watched.values()))
+        if watched := [name for name in group if name in needing]:
+            _watch(part, watched, hessians, run(), all(part.parameters[n].ndim == 2 for n in watched), original)
         for target in targets:
             if target.piece.parameter in group:
-                solved = solve_weight(target, parameters[target.piece.parameter], hessians, recipe)
+                solved = solve_weight(target, part.parameters[target.piece.parameter], hessians, recipe)
                 on_weight(solved)
-                put(solved, parameters[target.piece.parameter])
+                put(solved, part.parameters[target.piece.parameter])
 
 
 def needs_data(target: Target) -> bool:
@@ -134,6 +179,14 @@ def needs_data(target: Target) -> bool:
     if target.sparsity is not None:  # without data nothing could be said of the harm that zeros do
         return True
     return wanted is not None and (wanted.range == "awq" or "gram" in solver_for(wanted.solver, wanted.range).needs)
+
+
+def follows(target: Target) -> bool:
+    """Whether its solver makes up for what layers in front of it have lost, where it knows."""
+    wanted = target.wanted
+    return target.spec is not None and target.sparsity is None and not target.tail and wanted is not None and (
+        "cross" in getattr(solver_for(wanted.solver, wanted.range), "wants", ())
+    )  # fmt: skip
 
 
 def solve_weight(target: Target, parameter: Tensor, hessians: Hessians, recipe: Recipe) -> SolvedWeight:
@@ -148,7 +201,9 @@ def solve_weight(target: Target, parameter: Tensor, hessians: Hessians, recipe: 
             raise CalibrationError(f"layer {target.name}: {bad} of its weights are NaN or infinite; repair it")
         if needs_data(target):
             gram = hessians.of(target)
-            tokens, problem = gram.rows, replace(problem, gram=gram.hessian)
+            tokens, problem = gram.rows, replace(problem, gram=gram.hessian, tokens=gram.rows)
+            if (drift := hessians.drift_of(target)) is not None:
+                problem = replace(problem, cross=weight @ drift)
         if target.spec is None:
             return _pruned(target, problem, tokens, start)
         if target.sparsity is not None:
@@ -188,30 +243,35 @@ def put(solved: SolvedWeight, parameter: Tensor) -> None:
         solved.target.piece.part(parameter.data).copy_(oriented(solved.target, value))
 
 
-def _groups(block: nn.Module, parameters: Mapping[str, nn.Parameter], needing: set[str], run: Run) -> list[list[str]]:
+def _groups(part: Part, needing: set[str], run: Run) -> list[list[str]]:
     """The parameters that need data, by the order in which one batch reads them."""
     if not needing:
         return []
     seen = Hessians()
-    _watch(block, {n: parameters[n] for n in needing}, seen, islice(run(), 1), stop=False)
+    _watch(part, sorted(needing), seen, islice(run(), 1), stop=False)
     order = seen.order()
     return [*order, *([n] for n in sorted(needing - {n for group in order for n in group}))]
 
 
 def _watch(
-    block: nn.Module, watched: Mapping[str, nn.Parameter], hessians: Hessians, steps: Iterable[Step], stop: bool
+    part: Part, names: Sequence[str], hessians: Hessians, steps: Iterable[Step], stop: bool, original: Part | None = None
 ) -> None:
-    """Gather Hessians over those batches; with ``stop`` none is computed further than to the last of the weights."""
+    """Gather Hessians over those batches; with ``stop`` none goes further than to the last weight."""
     left: set[str] = set()
 
-    def see(name: str, index: int | None, transposed: bool, x: Tensor) -> None:
-        hessians.see(name, index, transposed, x)
+    def see(tell: See, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
+        tell(name, index, transposed, x)
         left.discard(name)
         if stop and not left:
             raise Halt
 
-    for compute, counted in steps:
-        left.update(watched)
-        hessians.next_batch(counted)
-        with watching(block, watched, see), suppress(Halt):
+    def watch(at: Part, tell: See, compute: Callable[[], Tensor]) -> None:
+        left.update(names)
+        with watching(at.module, {n: at.parameters[n] for n in names}, partial(see, tell)), suppress(Halt):
             compute()
+
+    for step in steps:
+        hessians.next_batch(step.counted)
+        if original is not None and step.original is not None:
+            watch(original, hessians.see_original, step.original)
+        watch(part, hessians.see, step.compute)

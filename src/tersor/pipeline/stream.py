@@ -1,5 +1,6 @@
 """A folder in the Hugging Face layout compressed block by block, with little of it in memory."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +15,7 @@ from tersor.network.blocks import behind, call, calls, empty
 from tersor.numerics import QuantSpec
 from tersor.numerics.hadamard import Rotation
 from tersor.pipeline.activations import Activations
-from tersor.pipeline.blockwise import SolvedWeight, Step, solve_block
+from tersor.pipeline.blockwise import Part, SolvedWeight, Step, follows, solve_block
 from tersor.pipeline.journal import Journal
 from tersor.pipeline.language_plan import Fits, Target
 from tersor.pipeline.rewriting import block_calls, scale_block, turn_block, turn_ends
@@ -84,9 +85,15 @@ class Streaming:
         self.tupled = False
         self.rotation: Rotation | None = None
         self.untied: dict[str, Tensor] = {}
+        # The calibration text as the original model sees it, where a solver wants to know.
+        self.followed: Text | None = None
 
     def begin(self, texts: list[Text], calibrated: int) -> None:
         """Record what the first block reads, and the other arguments of each; nothing that is there is done again."""
+        calibration = next((t for t in texts if t.name == "calibration"), None)
+        if calibration is not None and any(follows(t) for t in self.targets):
+            self.followed = Text("followed", calibration.ids, calibration.counted)
+            texts.append(self.followed)
         skeleton, model, blocks = self.skeleton, self.skeleton.model, self.skeleton.blocks
         skeleton.load(skeleton.outside(), self.dtype)
         skeleton.load(skeleton.parameters(blocks.name(0)), self.dtype)
@@ -147,14 +154,15 @@ class Streaming:
         targets = [t for t in self.targets if not t.tail and t.touched and t.piece.parameter.startswith(name + ".")]
         if calibration is not None:
             self._rewrite(block, name, number, calibration, targets)
-        parameters = {n: p for n in own if isinstance(p := _parameter(skeleton, n), torch.nn.Parameter)}
-        run = partial(self._steps, block, number, calibration) if calibration else list
-        solve_block(block, parameters, targets, run, self.recipe, keep)
+        part = Part(block, {n: p for n in own if isinstance(p := _parameter(skeleton, n), torch.nn.Parameter)})
+        before = self._before(part, name, number)
+        run = partial(self._steps, block, number, calibration, before) if calibration else list
+        solve_block(part, targets, run, self.recipe, keep, before)
         for text in (calibration, compressed):
             if text is not None:
                 self._advance(block, number, text)
         self.journal.write(number, self._tensors(own, solved), [told(w) for w in solved])
-        for text in (original, calibration, compressed):
+        for text in (original, calibration, compressed, self.followed):
             if text is not None and text.activations is not None:
                 text.activations.drop(number)
         empty(skeleton.model)
@@ -176,17 +184,32 @@ class Streaming:
         """The residual stream as the rewritten blocks read it; the original's stays as it is."""
         return hidden if self.rotation is None or text.name == "original" else self.rotation(hidden)
 
-    def _steps(self, block: torch.nn.Module, number: int, text: Text) -> Iterator[Step]:
+    def _before(self, part: Part, name: str, number: int) -> Part | None:
+        """A copy of the block whose weights stay; what it makes of the original's activations is kept."""
+        if self.followed is None:
+            return None
+        module = copy.deepcopy(part.module)
+        self._advance(module, number, self.followed)
+        return Part(module, {n: module.get_parameter(n.removeprefix(name + ".")) for n in part.parameters})
+
+    def _steps(
+        self, block: torch.nn.Module, number: int, text: Text, before: Part | None = None
+    ) -> Iterator[Step]:  # fmt: skip
         assert text.activations is not None
-        for hidden, arguments, mask in zip(
-            text.activations.read(number), text.arguments, text.masks(), strict=True
-        ):  # fmt: skip
+        batches = zip(text.activations.read(number), text.arguments, text.masks(), strict=True)
+        originals = None
+        if before is not None and self.followed is not None and self.followed.activations is not None:
+            originals = self.followed.activations.read(number)
+        for hidden, arguments, mask in batches:
             args, kwargs = arguments[number]
-            yield partial(call, block, hidden, args, kwargs), mask
+            original = None
+            if originals is not None and before is not None:
+                original = partial(call, before.module, next(originals), args, kwargs)
+            yield Step(partial(call, block, hidden, args, kwargs), mask, original)
 
     def _advance(self, block: torch.nn.Module, number: int, text: Text) -> None:
         assert text.activations is not None
-        text.activations.write(number + 1, (compute() for compute, _ in self._steps(block, number, text)))
+        text.activations.write(number + 1, (step.compute() for step in self._steps(block, number, text)))
 
     def _tensors(self, parameters: list[str], solved: list[SolvedWeight]) -> dict[str, Tensor]:
         """What the folder will hold of these parameters."""
@@ -249,13 +272,13 @@ class Streaming:
             hiddens = text.activations.read(len(skeleton.blocks))
             for hidden, inputs, mask in zip(hiddens, text.inputs(), text.masks(), strict=True):
                 plain = _plain(skeleton.model, inputs)
-                yield partial(behind, skeleton.model, skeleton.blocks, plain, hidden, self.tupled), mask
+                yield Step(partial(behind, skeleton.model, skeleton.blocks, plain, hidden, self.tupled), mask)
 
         def keep(weight: SolvedWeight) -> None:
             solved.append(weight)
             on_weight(weight)
 
-        solve_block(skeleton.model, parameters, targets, steps, self.recipe, keep)
+        solve_block(Part(skeleton.model, parameters), targets, steps, self.recipe, keep)
         return solved
 
 

@@ -36,6 +36,12 @@ class LayerRecord:
         return self.output_error / self.rtn_error if self.output_error is not None and self.rtn_error else None
 
 
+def _nearest(problem: LayerProblem, solution: LayerSolution) -> float | None:
+    if problem.gram is None or solution.rtn_error is not None:
+        return solution.rtn_error
+    return measured_error(problem, Rtn("minmax")(problem))
+
+
 def record(problem: LayerProblem, solution: LayerSolution, tokens: int | None = None) -> LayerRecord:
     """The record of a layer that was solved; ``tokens`` is the ``rows`` of its ``Gram``.
 
@@ -53,7 +59,7 @@ def record(problem: LayerProblem, solution: LayerSolution, tokens: int | None = 
         8 * solution.qtensor.nbytes,
         solution.sqnr_db,
         measured_error(problem, solution),
-        measured_error(problem, Rtn("minmax")(problem)) if problem.gram is not None else None,
-        tokens,
+        _nearest(problem, solution),
+        solution.tokens if tokens is None else tokens,
         solution.damping,
     )

@@ -254,7 +254,12 @@ def _groups(part: Part, needing: set[str], run: Run) -> list[list[str]]:
 
 
 def _watch(
-    part: Part, names: Sequence[str], hessians: Hessians, steps: Iterable[Step], stop: bool, original: Part | None = None
+    part: Part,
+    names: Sequence[str],
+    hessians: Hessians,
+    steps: Iterable[Step],
+    stop: bool,
+    original: Part | None = None,
 ) -> None:
     """Gather Hessians over those batches; with ``stop`` none goes further than to the last weight."""
     left: set[str] = set()

@@ -74,6 +74,10 @@ def float_model(kind, path):
     return type(MODELS[kind]()).from_pretrained(path, attn_implementation="sdpa").eval()
 
 
+# Whose output is added to what this norm reads.
+ADDED = {"self_attn.o_proj": "input_layernorm", "mlp.down_proj": "post_attention_layernorm"}
+
+
 @torch.no_grad()
 def reads(model, name, tokens):
     seen = []
@@ -113,11 +117,17 @@ def test_gptq_sees_the_inputs_behind_what_is_quantized_already(folder, tokens, t
             name = f"model.layers.{layer}.{part}"
             module = model.get_submodule(name)
             x, before = (reads(one, name, tokens) for one in (model, original))
-            gram = Gram.of(x[None]).hessian
             weight = module.weight.detach()
-            lost = weight @ (before - x).t() @ x / len(x)
+            lost = (before - x) @ weight.t()
+            if part in ADDED:  # what it is added to lacks something too, and a norm behind divides by the sum's size
+                norm = f"model.layers.{layer}.{ADDED[part]}"
+                stream, its = (reads(one, norm, tokens) for one in (model, original))
+                size = (stream + x @ weight.t()).square().mean(1, keepdim=True).sqrt()
+                x, lost = x / size, (lost + its - stream) / size
+            gram = Gram.of(x[None]).hessian
+            cross = 2 * lost.t() @ x / len(x)
             spec = QuantSpec("int4", "channel")
-            solved = Gptq("mse")(LayerProblem(name, weight, spec, gram=gram, cross=lost)).qtensor
+            solved = Gptq("mse")(LayerProblem(name, weight, spec, gram=gram, cross=cross)).qtensor
             # Sums in another order may turn a tie.
             assert (solved.codes != found.qtensor(f"{name}.weight").codes).float().mean() < 0.01
             if not part.startswith("self_attn.q") and part != "mlp.gate_proj":

@@ -26,8 +26,18 @@ _OPERANDS: dict[Any, tuple[int, str, str]] = {
 }
 
 
+Added = Callable[[str, Tensor, Tensor], None]
+"""Told of each sum with a product: the weight's name, the product, and what it is added to."""
+
+_SUMS: set[Any] = {
+    torch.add, torch.Tensor.add, torch.Tensor.add_, torch.Tensor.__add__, torch.Tensor.__radd__, torch.Tensor.__iadd__,
+}  # fmt: skip
+
+
 @contextmanager
-def watching(module: nn.Module, weights: Mapping[str, nn.Parameter], see: See) -> Iterator[None]:
+def watching(
+    module: nn.Module, weights: Mapping[str, nn.Parameter], see: See, added: Added | None = None
+) -> Iterator[None]:
     """Call ``see(name, index, transposed, input)`` before every product that reads one of ``weights``.
 
     ``name`` is the weight's, the first where one parameter is given under several (tied weights). ``index`` is the
@@ -43,6 +53,8 @@ def watching(module: nn.Module, weights: Mapping[str, nn.Parameter], see: See) -
     Args:
         module: whose forward will be called.
         weights: parameters of ``module`` of two dimensions or more, by names of the caller's choice.
+        added: ``added(name, product, x)`` is called before a product with a matrix is added to ``x`` of the same
+            shape, as to the residual stream.
 
     Raises:
         CalibrationError: for a weight that is no parameter of the module; for a product with a piece of a weight;
@@ -60,14 +72,15 @@ def watching(module: nn.Module, weights: Mapping[str, nn.Parameter], see: See) -
                 f"weight {name}: it is no parameter of this {type(module).__name__}, which would never read it; "
                 "give the module's own parameters, taken after the last change to the module"
             )
-    with _Reads(weights, see):
+    with _Reads(weights, see, added):
         yield
 
 
 class _Reads(TorchFunctionMode):
-    def __init__(self, weights: Mapping[str, nn.Parameter], see: See):
+    def __init__(self, weights: Mapping[str, nn.Parameter], see: See, added: Added | None):
         super().__init__()
-        self.see = see
+        self.see, self.added = see, added
+        self.products: list[tuple[str, Tensor]] = []
         self.stored: dict[int, list[tuple[str, nn.Parameter]]] = {}
         known = set[int]()
         for name, weight in weights.items():
@@ -77,6 +90,8 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.added is not None and func in _SUMS:
+            self._tell_sum(args)
         if func not in _OPERANDS:
             result = func(*args, **kwargs)
             self._refuse_copies((*args, *kwargs.values()), result)
@@ -94,7 +109,21 @@ class _Reads(TorchFunctionMode):
             name, weight, index, flipped = self._placed(left, *found, func)
             columns = right.mT if right.ndim > 1 else right
             self._tell(name, weight, index, flipped, columns, every=left.ndim == 3)
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        if found and self.added is not None and found[1].ndim == 2 and isinstance(result, Tensor):
+            self.products.append((found[0], result))
+        return result
+
+    def _tell_sum(self, args: tuple[Any, ...]) -> None:
+        terms = [a for a in args[:2] if isinstance(a, Tensor)]
+        if len(terms) < 2 or terms[0].shape != terms[1].shape:
+            return
+        for name, product in self.products:
+            for own, other in (terms, reversed(terms)):
+                # A view, or what a dropout that does nothing hands on.
+                if own.data_ptr() == product.data_ptr() and own.numel() == product.numel() and self.added is not None:
+                    self.added(name, own, other)
+                    return
 
     def _weight(self, x: Any) -> tuple[str, nn.Parameter] | None:
         """The watched weight in whose memory ``x`` begins."""

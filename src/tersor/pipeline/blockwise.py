@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tersor.errors import CalibrationError, CaptureError, TersorError
 from tersor.network.awq import clipped
 from tersor.network.blocks import Halt
-from tersor.network.reads import See, watching
+from tersor.network.reads import Added, See, watching
 from tersor.numerics import QTensor, QuantSpec
 from tersor.observers.gram import Gram
 from tersor.pipeline.language_plan import Target
@@ -63,49 +63,90 @@ class SolvedWeight:
 class Hessians:
     """Gram matrices of what weights read; those that read the same tensor share one.
 
-    Where the original model's inputs x₀ are known too, also mean((x₀ − x)·xᵀ): what layers in front have lost.
+    Where the original model's inputs x₀ are known too, also what the outputs lack of the original's, for layers in
+    front have lost it. A layer whose output is added to the residual stream answers for the sum: each token counts by
+    the inverse size of the sum, since a norm behind it divides by that.
+
+    Args:
+        added: the names of such layers.
     """
 
-    def __init__(self) -> None:
-        self._drift: dict[Key, Gram] = {}
-        self._original: dict[Key, Tensor] = {}
+    def __init__(self, added: Iterable[str] = ()) -> None:
+        self.added = set(added)
         self._owner: dict[Key, Key] = {}
         self._found: dict[Key, Gram] = {}
-        self._batch: dict[int, tuple[Tensor, Key]] = {}
-        self._counted: Tensor | None = None
+        self._drift: dict[Key, Gram] = {}
+        self._lost: dict[str, Gram] = {}
+        self.next_batch(None)
 
     def next_batch(self, counted: Tensor | None) -> None:
         """A new batch begins; ``counted [windows, length]`` are its real positions."""
-        self._batch, self._counted, self._original = {}, counted, {}
+        self._counted = counted
+        self._batch: dict[int, tuple[Tensor, Key]] = {}
+        self._inputs: dict[str, Tensor] = {}
+        self._original: dict[str, Tensor] = {}
+        self._stream: dict[str, Tensor] = {}
 
     def see_original(self, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
         """What the weight reads in the original model; of experts, who may get other tokens there, nothing is kept."""
         if index is None:
-            self._original[(name, index)] = x
+            self._original[name] = x
+
+    def see_original_sum(self, name: str, product: Tensor, stream: Tensor) -> None:
+        """What the layer's output is added to in the original model."""
+        self._stream[name] = stream.clone()
 
     def see(self, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
         """A product of the weight with ``x [..., in]``."""
         key = (name, index)
+        self._inputs[name] = x
         _, first = self._batch.setdefault(id(x), (x, key))
         if self._owner.setdefault(key, first) != first:
             raise CaptureError(f"{name} reads now the input of {first[0]}, now another: it cannot be calibrated")
-        if first == key:
-            try:
-                gram = Gram.of(x.reshape(1, -1, x.shape[-1]), self._mask(x))
-            except CalibrationError as error:
-                raise CalibrationError(
-                    f"layer {name}: {error}; a layer in front of it overflows: is the checkpoint whole? Else keep this "
-                    "one in float by a rule"
-                ) from error
-            self._found[key] = self._found[key].merged(gram) if key in self._found else gram
-            if (original := self._original.get(key)) is not None:
-                drift = Gram.between((original - x).reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]), self._mask(x))
-                self._drift[key] = self._drift[key].merged(drift) if key in self._drift else drift
+        if first == key and name not in self.added:
+            self._count(key, x, None)
 
-    def drift_of(self, target: Target) -> Tensor | None:
-        """mean((x₀ − x)·xᵀ), [in, in], where it is known."""
+    def see_sum(self, name: str, product: Tensor, stream: Tensor) -> None:
+        """What the layer's output is added to."""
+        if name not in self.added:  # the first time that it is seen
+            self.added.add(name)
+            return
+        x = self._inputs[name]
+        if x.shape[:-1] != stream.shape[:-1]:
+            self._count((name, None), x, None)
+            return
+        size = (stream.float() + product.reshape(stream.shape).float()).square().mean(-1, keepdim=True)
+        scale = size.clamp(min=1e-12).rsqrt()
+        self._count((name, None), x, scale)
+        if name in self._stream:
+            lost = (self._stream[name] - stream).float() * scale
+            self._merge(self._lost, name, Gram.between(_rows(lost), _rows(x.float() * scale), self._mask(x)))
+
+    def _count(self, key: Key, x: Tensor, scale: Tensor | None) -> None:
+        scaled = x if scale is None else x.float() * scale
+        try:
+            self._merge(self._found, key, Gram.of(_rows(scaled)[None], self._mask(x)))
+        except CalibrationError as error:
+            raise CalibrationError(
+                f"layer {key[0]}: {error}; a layer in front of it overflows: is the checkpoint whole? Else keep this "
+                "one in float by a rule"
+            ) from error
+        if key[1] is None and (original := self._original.get(key[0])) is not None:
+            drift = (original - x).float() if scale is None else (original - x).float() * scale
+            self._merge(self._drift, key, Gram.between(_rows(drift), _rows(scaled), self._mask(x)))
+
+    @staticmethod
+    def _merge(into: dict[Any, Gram], key: Any, gram: Gram) -> None:
+        into[key] = into[key].merged(gram) if key in into else gram
+
+    def cross(self, target: Target, weight: Tensor) -> Tensor | None:
+        """2·mean((y₀ − y)·xᵀ), [out, in]: what the output, with the stream it is added to, lacks of the original's."""
         owner = self._owner.get(target.read_as)
-        return self._drift[owner].hessian[0] / 2 if owner in self._drift else None
+        if owner not in self._drift:
+            return None
+        cross = weight @ self._drift[owner].hessian[0]
+        lost = self._lost.get(target.piece.parameter)
+        return cross if lost is None else cross + lost.hessian[0]
 
     def _mask(self, x: Tensor) -> Tensor | None:
         fits = self._counted is not None and x.shape[:-1].numel() == self._counted.numel()
@@ -162,8 +203,9 @@ def solve_block(
         TersorError: naming the layer that cannot be solved, unless the recipe says ``fallback: float``.
     """  # fmt: skip
     needing = {t.piece.parameter for t in targets if needs_data(t)}
-    for group in [*_groups(part, needing, run), sorted({t.piece.parameter for t in targets} - needing)]:
-        hessians = Hessians()
+    groups, added = _groups(part, needing, run)
+    for group in [*groups, sorted({t.piece.parameter for t in targets} - needing)]:
+        hessians = Hessians(added)
         if watched := [name for name in group if name in needing]:
             _watch(part, watched, hessians, run(), all(part.parameters[n].ndim == 2 for n in watched), original)
         for target in targets:
@@ -202,8 +244,7 @@ def solve_weight(target: Target, parameter: Tensor, hessians: Hessians, recipe: 
         if needs_data(target):
             gram = hessians.of(target)
             tokens, problem = gram.rows, replace(problem, gram=gram.hessian, tokens=gram.rows)
-            if (drift := hessians.drift_of(target)) is not None:
-                problem = replace(problem, cross=weight @ drift)
+            problem = replace(problem, cross=hessians.cross(target, weight))
         if target.spec is None:
             return _pruned(target, problem, tokens, start)
         if target.sparsity is not None:
@@ -243,14 +284,18 @@ def put(solved: SolvedWeight, parameter: Tensor) -> None:
         solved.target.piece.part(parameter.data).copy_(oriented(solved.target, value))
 
 
-def _groups(part: Part, needing: set[str], run: Run) -> list[list[str]]:
-    """The parameters that need data, by the order in which one batch reads them."""
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _groups(part: Part, needing: set[str], run: Run) -> tuple[list[list[str]], set[str]]:
+    """The parameters that need data, by the order in which one batch reads them; those whose product is added."""
     if not needing:
-        return []
+        return [], set()
     seen = Hessians()
     _watch(part, sorted(needing), seen, islice(run(), 1), stop=False)
     order = seen.order()
-    return [*order, *([n] for n in sorted(needing - {n for group in order for n in group}))]
+    return [*order, *([n] for n in sorted(needing - {n for group in order for n in group}))], seen.added
 
 
 def _watch(
@@ -263,20 +308,29 @@ def _watch(
 ) -> None:
     """Gather Hessians over those batches; with ``stop`` none goes further than to the last weight."""
     left: set[str] = set()
+    ends = set(hessians.added)  # which are done with when their product is added
 
-    def see(tell: See, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
-        tell(name, index, transposed, x)
+    def done(name: str) -> None:
         left.discard(name)
         if stop and not left:
             raise Halt
 
-    def watch(at: Part, tell: See, compute: Callable[[], Tensor]) -> None:
+    def watch(at: Part, see: See, sums: Added, compute: Callable[[], Tensor]) -> None:
+        def read(name: str, index: int | None, transposed: bool, x: Tensor) -> None:
+            see(name, index, transposed, x)
+            if name not in ends:
+                done(name)
+
+        def added(name: str, product: Tensor, stream: Tensor) -> None:
+            sums(name, product, stream)
+            done(name)
+
         left.update(names)
-        with watching(at.module, {n: at.parameters[n] for n in names}, partial(see, tell)), suppress(Halt):
+        with watching(at.module, {n: at.parameters[n] for n in names}, read, added), suppress(Halt):
             compute()
 
     for step in steps:
         hessians.next_batch(step.counted)
         if original is not None and step.original is not None:
-            watch(original, hessians.see_original, step.original)
-        watch(part, hessians.see, step.compute)
+            watch(original, hessians.see_original, hessians.see_original_sum, step.original)
+        watch(part, hessians.see, hessians.see_sum, step.compute)

@@ -212,7 +212,7 @@ def fitting_cross(problem: LayerProblem) -> Float[Tensor, "out columns"] | None:
     if problem.cross is not None and problem.cross.shape != shape:
         raise CalibrationError(
             f"layer {problem.name}: cross of shape {tuple(problem.cross.shape)} does not fit a weight of shape "
-            f"{tuple(problem.weight.shape)}; it must be {tuple(shape)}, one row an output, as mean((y − W·x)·xᵀ) is"
+            f"{tuple(problem.weight.shape)}; it must be {tuple(shape)}, one row an output, as 2·mean((y − W·x)·xᵀ) is"
         )
     return problem.cross
 

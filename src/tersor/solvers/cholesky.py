@@ -10,12 +10,12 @@ _STRONGEST = 10.0
 
 
 def upper_factor(
-    hessian: Float[Tensor, "columns columns"], damping: float, name: str
+    hessian: Float[Tensor, "columns columns"], damping: float, name: str, order: Tensor | None = None
 ) -> tuple[Float[Tensor, "columns columns"], float]:
     """Upper triangular R with R·Rᵀ = H + λ·mean(diag H)·I, and the λ that it took.
 
     It is the Cholesky factor of the flipped matrix, flipped. λ starts at ``damping`` and is raised tenfold until the
-    factor exists.
+    factor exists. ``order``: of H's rows and columns, as which it is factored.
 
     Raises:
         CalibrationError: where even λ = 10 gives none.
@@ -25,11 +25,15 @@ def upper_factor(
     (True, 0.0)
     """
     mean = hessian.diagonal().mean()
+    backwards = torch.arange(len(hessian), device=hessian.device) if order is None else order
+    backwards = backwards.flip(0)
+    damped = hessian[backwards][:, backwards]
+    diagonal = damped.diagonal().clone()
     while True:
-        damped = hessian.flip(0, 1)
-        damped.diagonal().add_(damping * mean)
+        damped.diagonal().copy_(diagonal + damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed and bool(torch.isfinite(lower).all()):
+        # Whatever is not finite in a row is so on its diagonal too.
+        if not failed and bool(torch.isfinite(lower.diagonal()).all()):
             return lower.flip(0, 1), damping
         damping = max(10 * damping, 1e-4)
         if damping > _STRONGEST:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tersor.errors import CalibrationError
-from tersor.numerics import QTensor, QuantSpec, qparams, quantize
+from tersor.numerics import QTensor, QuantSpec, qparams, quantize, reduce_range
 from tersor.numerics.ranges import expand
 from tersor.solvers.cholesky import upper_factor
 from tersor.solvers.problem import LayerProblem, LayerSolution, curve, weight_sqnr
@@ -59,7 +59,7 @@ class Gptq:
             CalibrationError: without a Gram matrix, or with one that does not fit or cannot be factored.
         """
         spec, parts = problem.spec, self._parts(problem)
-        target = torch.cat([p.target for p in parts]).reshape(problem.weight.shape)
+        target = _joined([p.target for p in parts]).reshape(problem.weight.shape)
         grid = self._grid(replace(problem, weight=target), parts)
         width, free = _sharing(target.shape, spec)
         # One row of the scale for each group of columns, whatever the granularity.
@@ -74,7 +74,7 @@ class Gptq:
             if self.refine and spec.rounding == "nearest":
                 coded = refined(coded, wanted, part.hessian, rounded, self.refine, spec if free else None)
             found.append(coded)
-        codes = torch.cat([c.codes for c in found], 1).t().reshape(target.shape).to(spec.format.dtype)
+        codes = _joined([c.codes.to(spec.format.dtype).t() for c in found]).reshape(target.shape).contiguous()
         if free:
             moved = (torch.cat([getattr(c, name) for c in found], 1) for name in ("scale", "zero"))
             grid = [t.t().reshape(grid[0].shape) for t in moved]
@@ -91,33 +91,42 @@ class Gptq:
         parts = []
         for weight, hessian, lost in zip(rows, grams, missing, strict=True):
             dead = hessian.diagonal() == 0
-            hessian = hessian.float().clone()
-            hessian.diagonal()[dead] = 1
+            hessian = hessian.float()
+            if dead.any():
+                hessian, weight = hessian.clone(), weight.masked_fill(dead, 0.0)
+                hessian.diagonal()[dead] = 1
             columns = torch.arange(len(hessian), device=hessian.device)
             if self.order == "activation":
                 columns = hessian.diagonal().argsort(descending=True, stable=True)
-            factor, damping = upper_factor(hessian[columns][:, columns], self.damping, problem.name)
+            factor, damping = upper_factor(hessian, self.damping, problem.name, columns)
             if lost is not None:
                 half = torch.linalg.solve_triangular(factor, lost.t()[columns], upper=True)
                 made_up = torch.empty_like(half)
                 made_up[columns] = torch.linalg.solve_triangular(factor.t(), half, upper=False)
-                weight = weight + self.follow * made_up.t()
-            parts.append(_Part(weight.masked_fill(dead, 0.0), hessian, columns, factor, damping))
+                weight = (weight + self.follow * made_up.t()).masked_fill_(dead, 0.0)
+            parts.append(_Part(weight, hessian, columns, factor, damping))
         return parts
 
     def _grid(self, problem: LayerProblem, parts: list["_Part"]) -> Sequence[Tensor]:
         """The scale and the zero point that are begun with; the problem's weight is the target."""
         weight, spec = problem.weight, problem.spec
-        if self.range == "minmax" or not has_range(spec):
+        if not has_range(spec):
             rounded = Rtn("minmax")(problem).qtensor
             return rounded.scale, rounded.zero_point
+        if self.range == "minmax":
+            return qparams(*reduce_range(weight, spec), spec)
         counts = torch.cat([p.hessian.diagonal().expand(p.target.shape) for p in parts]).reshape(weight.shape)
         return qparams(*mse_range(weight, spec, counts), spec)
 
     def _solution(self, problem: LayerProblem, target: Tensor, qtensor: QTensor, damping: float) -> LayerSolution:
         weight, grams = problem.weight.detach().float(), fitting_grams(problem)
-        rounded = Rtn("minmax")(problem).qtensor
-        error, plain = output_errors(target, [q.dequantize() for q in (qtensor, rounded)], grams)
+        # With scales of its own each row can be rounded alone: as many as are measured.
+        alone = len(grams) == 1 and qtensor.scale.ndim and len(qtensor.scale) == len(weight)
+        rows = slice(None, None, -(-len(weight) // _MEASURED) if alone else 1)
+        fields = (qtensor.codes, qtensor.scale, qtensor.zero_point)
+        ours = QTensor(*((t[rows] for t in fields) if alone else fields), problem.spec)
+        rounded = Rtn("minmax")(replace(problem, weight=weight[rows], gram=None)).qtensor
+        error, plain = output_errors(target[rows], [q.dequantize() for q in (ours, rounded)], grams)
         words = [f"gptq {self.range}", "act-order" if self.order == "activation" else "natural order"]
         words += [f"refined {self.refine}"] * bool(self.refine)
         words += [f"following {self.follow:g}"] * (problem.cross is not None and self.follow > 0)
@@ -164,25 +173,30 @@ def _swept(target: Tensor, coded: Coded, part: _Part, rounded: Rounding) -> Code
     With H = R·Rᵀ, R upper, the error e costs ‖e·R‖²: column k is rounded after adding Σ e_j·R_jk / R_kk over all j
     before it, which is the paper's loop without the inverse that it needs.
     """
-    w = target[part.columns]
+    w, places = target[part.columns], part.columns.tolist()
     step, zero = (coded.of_columns(t, part.columns) for t in (coded.scale, coded.zero))
-    original, codes, errors = w.clone(), torch.empty_like(w), torch.empty_like(w)
     reach = part.factor / part.factor.diagonal()
+    kept = w.new_empty(OUTER, w.shape[1])
     for a in range(0, len(w), OUTER):
         b = min(a + OUTER, len(w))
+        errors = kept[: b - a]
         for c in range(a, b, INNER):
             d = min(c + INNER, b)
             for k in range(c, d):
-                codes[k] = code = rounded(w[k], step[k], zero[k])
-                errors[k] = original[k] - (code - zero[k]) * step[k]
+                coded.codes[places[k]] = code = rounded(w[k], step[k], zero[k])
+                torch.addcmul(target[places[k]], code.sub_(zero[k]), step[k], value=-1, out=errors[k - a])
                 if k + 1 < d:
-                    w[k + 1 : d].addcmul_(reach[k, k + 1 : d, None], errors[k])
+                    w[k + 1 : d].addcmul_(reach[k, k + 1 : d, None], errors[k - a])
             if d < b:
-                w[d:b].addmm_(reach[c:d, d:b].t(), errors[c:d])
+                w[d:b].addmm_(reach[c:d, d:b].t(), errors[c - a : d - a])
         if b < len(w):
-            w[b:].addmm_(reach[a:b, b:].t(), errors[a:b])
-    coded.codes[part.columns] = codes
+            w[b:].addmm_(reach[a:b, b:].t(), errors)
     return coded
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Large tensors are not copied for nothing."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def fitting_grams(problem: LayerProblem) -> Float[Tensor, "groups columns columns"]:

@@ -145,6 +145,13 @@ def decibels(signal: float, noise: float) -> float:
 def weight_sqnr(weight: Tensor, qtensor: QTensor) -> float:
     """The signal-to-quantization-noise ratio of a weight, in dB."""
     # Sums of squares in float32 are good to 1e-6 here (PyTorch adds pairwise); float64 would double the time.
-    weight = weight.float()
-    signal, noise = (float(torch.linalg.vector_norm(t)) ** 2 for t in (weight, qtensor.dequantize() - weight))
+    alone = qtensor.scale.ndim > 1 and len(qtensor.scale) == len(weight)
+    step = max(1, 2**20 // max(1, weight[:1].numel())) if alone else max(1, len(weight))  # what stays in the cache
+    signal = noise = 0.0
+    for k in range(0, len(weight), step):
+        fields = (qtensor.codes, qtensor.scale, qtensor.zero_point)
+        part = QTensor(*(t[k : k + step] for t in fields), qtensor.spec) if alone else qtensor
+        w = weight[k : k + step].float() if alone else weight.float()
+        signal += float(torch.linalg.vector_norm(w)) ** 2
+        noise += float(torch.linalg.vector_norm(part.dequantize() - w)) ** 2
     return decibels(signal, noise)

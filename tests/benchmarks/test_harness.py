@@ -108,3 +108,23 @@ def test_benches_of_transformers_run(shared, name, lines):
     # Few sentences and a busy machine decide nothing; bytes, memory and what is taken do.
     judged = [c for c in outcome.claims if c.line != "static_sts" and c.unit != "s"]
     assert all(c.reached for c in judged)
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("gptq_time", {"gptq_time"}),
+        ("exactobs_time", {"exactobs_time"}),
+        ("gptq_minilm", {"llm_embeddings"}),
+        ("llm_accuracy", {"llm_share", "llm_order"}),
+        ("llm_sparse", {"llm_sparse"}),
+        ("llm_stream", {"llm_memory", "llm_resume"}),
+    ],
+)
+def test_benches_of_language_models_run(shared, name, lines):
+    outcome = import_module(f"benchmarks.{name}").bench(quick=True)
+    assert {c.line for c in outcome.claims} == lines
+    # Small layers and few windows decide neither times nor ranks.
+    assert all(c.reached for c in outcome.claims if c.line in ("llm_embeddings", "llm_resume", "llm_memory"))

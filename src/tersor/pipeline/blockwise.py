@@ -119,11 +119,11 @@ class Hessians:
         scale = size.clamp(min=1e-12).rsqrt()
         self._count((name, None), x, scale)
         if name in self._stream:
-            lost = (self._stream[name] - stream).float() * scale
-            self._merge(self._lost, name, Gram.between(_rows(lost), _rows(x.float() * scale), self._mask(x)))
+            lost, scaled = ((t.float() * scale).to(x.dtype) for t in (self._stream[name] - stream, x))
+            self._merge(self._lost, name, Gram.between(_rows(lost), _rows(scaled), self._mask(x)))
 
     def _count(self, key: Key, x: Tensor, scale: Tensor | None) -> None:
-        scaled = x if scale is None else x.float() * scale
+        scaled = x if scale is None else (x.float() * scale).to(x.dtype)
         try:
             self._merge(self._found, key, Gram.of(_rows(scaled)[None], self._mask(x)))
         except CalibrationError as error:
@@ -132,7 +132,7 @@ class Hessians:
                 "one in float by a rule"
             ) from error
         if key[1] is None and (original := self._original.get(key[0])) is not None:
-            drift = (original - x).float() if scale is None else (original - x).float() * scale
+            drift = original - x if scale is None else ((original - x).float() * scale).to(x.dtype)
             self._merge(self._drift, key, Gram.between(_rows(drift), _rows(scaled), self._mask(x)))
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""llama.cpp as a peer: in a process of its own, since it lives in another environment (TERSOR_PEERS_PYTHON)."""
+"""llama.cpp as a peer: in a process of its own, since it may live in another environment (TERSOR_PEERS_PYTHON)."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-PYTHON = Path(os.environ.get("TERSOR_PEERS_PYTHON", Path(__file__).parents[2] / "venv-peers/bin/python"))
+PYTHON = Path(os.environ.get("TERSOR_PEERS_PYTHON", sys.executable))
 # One line in, one token decoded, one line out.
 _SERVER = """
 import sys

@@ -95,6 +95,17 @@ class QTensor:
         scale, zero_point = (expand(t, self.shape, self.spec.block) for t in (self.scale, self.zero_point))
         return (self.codes.float() - zero_point) * scale
 
+    def rows(self, chosen: slice) -> "QTensor":
+        """Some rows (dimension 0), which take their scales along, or share the one of all.
+
+        >>> q = quantize_tensor(torch.tensor([[1.0, 2.0], [4.0, 8.0]]), QuantSpec("int8", "channel"))
+        >>> torch.equal(q.rows(slice(1, 2)).dequantize(), q.dequantize()[1:])
+        True
+        """
+        scales = (t[chosen] if t.ndim and len(t) == len(self.codes) else t for t in (self.scale, self.zero_point))
+        scale, zero_point = scales
+        return QTensor(self.codes[chosen], scale, zero_point, self.spec)
+
     @property
     def nbytes(self) -> int:
         """Bytes that a file needs: packed codes, scales as stored, and packed zero points if asymmetric."""

@@ -21,11 +21,12 @@ from tersor.pipeline.blockwise import SolvedWeight, needs_data
 from tersor.pipeline.compressed import check_free
 from tersor.pipeline.folder import finish
 from tersor.pipeline.journal import journal
-from tersor.pipeline.language_plan import Target, plan
+from tersor.pipeline.language_plan import Held, Target, plan
 from tersor.pipeline.preflight import Preflight, preflight
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.skeleton import Skeleton, import_transformers, quiet
-from tersor.pipeline.stream import Held, Streaming, Text, told
+from tersor.pipeline.stream import Streaming, told
+from tersor.pipeline.stream_text import Text
 from tersor.pipeline.text import Data, positions, windows
 from tersor.recipe import Recipe, resolve
 

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
+from tersor.checkpoints.layouts import Layout
 from tersor.errors import RecipeError, TersorError
 from tersor.network.swap import holders
 from tersor.numerics import QuantSpec
@@ -55,7 +57,25 @@ class Target:
         return self.piece.parameter, self.piece.index
 
 
-def plan(skeleton: Skeleton, recipe: Recipe, fits: "Fits") -> list[Target]:
+@dataclass(frozen=True)
+class Held:
+    """What a layout can hold of a model in ``dtype``."""
+
+    layout: Layout
+    dtype: torch.dtype
+
+    def __call__(self, name: str, shape: tuple[int, int], spec: QuantSpec) -> QuantSpec:
+        """The spec with the scale as it will be stored.
+
+        Raises:
+            CheckpointError: naming the layer, the value and the remedy.
+        """
+        spec = spec.with_(scale_dtype=self.layout.scale_dtype(self.dtype))
+        self.layout.check(f"{name}.weight", shape, spec)
+        return spec
+
+
+def plan(skeleton: Skeleton, recipe: Recipe, fits: Held) -> list[Target]:
     """Every weight of two dimensions inside the blocks, and the head; in the model's order.
 
     Args:
@@ -74,18 +94,6 @@ def plan(skeleton: Skeleton, recipe: Recipe, fits: "Fits") -> list[Target]:
     recipe = recipe.placed([name for name, _ in names])
     recipe.check_rules(names)
     return [_decided(t, recipe, fits) for t in found]
-
-
-class Fits:
-    """Holds a weight against what the layout of the files can express; this one takes all."""
-
-    def __call__(self, name: str, shape: tuple[int, int], spec: QuantSpec) -> QuantSpec:
-        """The spec with the scale as it will be stored.
-
-        Raises:
-            TersorError: naming the layer, the value and the remedy.
-        """
-        return spec
 
 
 def _candidates(skeleton: Skeleton) -> Iterator[Target]:
@@ -123,7 +131,7 @@ def _left(module: nn.Module, op: str, piece: Piece) -> str:
     return f"no product with it is known ({type(module).__name__})"
 
 
-def _decided(target: Target, recipe: Recipe, fits: Fits) -> Target:
+def _decided(target: Target, recipe: Recipe, fits: Held) -> Target:
     def left(reason: str) -> Target:
         return Target(target.piece, target.shape, target.transposed, None, None, reason, target.tail)
 

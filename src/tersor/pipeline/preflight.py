@@ -10,7 +10,7 @@ from tersor.numerics.packing import packed_bytes
 from tersor.numerics.spec import QuantSpec
 from tersor.pipeline.language_plan import Target
 from tersor.pipeline.skeleton import Skeleton
-from tersor.pipeline.stream import TOKENS
+from tersor.pipeline.stream_text import TOKENS
 
 
 @dataclass(frozen=True)

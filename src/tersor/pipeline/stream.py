@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,58 +12,15 @@ from torch import Tensor
 from tersor.checkpoints.layouts import Layout
 from tersor.errors import CalibrationError, CheckpointError
 from tersor.network.blocks import behind, call, calls, empty
-from tersor.numerics import QuantSpec
 from tersor.numerics.hadamard import Rotation
 from tersor.pipeline.activations import Activations
 from tersor.pipeline.blockwise import Part, SolvedWeight, Step, follows, solve_block
 from tersor.pipeline.journal import Journal
-from tersor.pipeline.language_plan import Fits, Target
+from tersor.pipeline.language_plan import Target
 from tersor.pipeline.rewriting import block_calls, scale_block, turn_block, turn_ends
 from tersor.pipeline.skeleton import Skeleton
+from tersor.pipeline.stream_text import Text
 from tersor.recipe import Recipe
-
-# Tokens that a block computes at once.
-TOKENS = 4096
-
-
-@dataclass(frozen=True)
-class Held(Fits):
-    """What a layout can hold of a model in ``dtype``."""
-
-    layout: Layout
-    dtype: torch.dtype
-
-    def __call__(self, name: str, shape: tuple[int, int], spec: QuantSpec) -> QuantSpec:
-        spec = spec.with_(scale_dtype=self.layout.scale_dtype(self.dtype))
-        self.layout.check(f"{name}.weight", shape, spec)
-        return spec
-
-
-class Text:
-    """Windows of tokens on their way through the blocks.
-
-    Args:
-        name: of its files; ids: int64 [windows, length]; counted: which positions are real, None: all.
-    """
-
-    def __init__(self, name: str, ids: Tensor, counted: Tensor | None = None) -> None:
-        self.name, self.ids, self.counted = name, ids, counted
-        self.batch = max(1, TOKENS // ids.shape[1])
-        self.arguments: list[list[tuple[tuple, dict]]] = []
-        self.activations: Activations | None = None
-
-    def inputs(self) -> Iterator[dict[str, Tensor]]:
-        """Arguments of the model, a batch at a time."""
-        for start in range(0, len(self.ids), self.batch):
-            found = {"input_ids": self.ids[start : start + self.batch]}
-            if self.counted is not None:
-                found["attention_mask"] = self.counted[start : start + self.batch].long()
-            yield found
-
-    def masks(self) -> Iterator[Tensor | None]:
-        """Which positions of each batch are real."""
-        for start in range(0, len(self.ids), self.batch):
-            yield None if self.counted is None else self.counted[start : start + self.batch]
 
 
 class Streaming:

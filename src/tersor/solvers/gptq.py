@@ -123,8 +123,7 @@ class Gptq:
         # With scales of its own each row can be rounded alone: as many as are measured.
         alone = len(grams) == 1 and qtensor.scale.ndim and len(qtensor.scale) == len(weight)
         rows = slice(None, None, -(-len(weight) // _MEASURED) if alone else 1)
-        fields = (qtensor.codes, qtensor.scale, qtensor.zero_point)
-        ours = QTensor(*((t[rows] for t in fields) if alone else fields), problem.spec)
+        ours = qtensor.rows(rows)
         rounded = Rtn("minmax")(replace(problem, weight=weight[rows], gram=None)).qtensor
         error, plain = output_errors(target[rows], [q.dequantize() for q in (ours, rounded)], grams)
         words = [f"gptq {self.range}", "act-order" if self.order == "activation" else "natural order"]

@@ -149,9 +149,7 @@ def weight_sqnr(weight: Tensor, qtensor: QTensor) -> float:
     step = max(1, 2**20 // max(1, weight[:1].numel())) if alone else max(1, len(weight))  # what stays in the cache
     signal = noise = 0.0
     for k in range(0, len(weight), step):
-        fields = (qtensor.codes, qtensor.scale, qtensor.zero_point)
-        part = QTensor(*(t[k : k + step] for t in fields), qtensor.spec) if alone else qtensor
-        w = weight[k : k + step].float() if alone else weight.float()
+        w = weight[k : k + step].float()
         signal += float(torch.linalg.vector_norm(w)) ** 2
-        noise += float(torch.linalg.vector_norm(part.dequantize() - w)) ** 2
+        noise += float(torch.linalg.vector_norm(qtensor.rows(slice(k, k + step)).dequantize() - w)) ** 2
     return decibels(signal, noise)

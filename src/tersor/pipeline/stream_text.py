@@ -1,0 +1,37 @@
+"""Windows of tokens on their way through the blocks of a model."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from tersor.pipeline.activations import Activations
+
+# Tokens that a block computes at once.
+TOKENS = 4096
+
+
+class Text:
+    """Windows of tokens on their way through the blocks.
+
+    Args:
+        name: of its files; ids: int64 [windows, length]; counted: which positions are real, None: all.
+    """
+
+    def __init__(self, name: str, ids: Tensor, counted: Tensor | None = None) -> None:
+        self.name, self.ids, self.counted = name, ids, counted
+        self.batch = max(1, TOKENS // ids.shape[1])
+        self.arguments: list[list[tuple[tuple, dict]]] = []
+        self.activations: Activations | None = None
+
+    def inputs(self) -> Iterator[dict[str, Tensor]]:
+        """Arguments of the model, a batch at a time."""
+        for start in range(0, len(self.ids), self.batch):
+            found = {"input_ids": self.ids[start : start + self.batch]}
+            if self.counted is not None:
+                found["attention_mask"] = self.counted[start : start + self.batch].long()
+            yield found
+
+    def masks(self) -> Iterator[Tensor | None]:
+        """Which positions of each batch are real."""
+        for start in range(0, len(self.ids), self.batch):
+            yield None if self.counted is None else self.counted[start : start + self.batch]

@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+_OF_TASKS, _OF_FOLDERS = "int8-static", "int4-gptq"
 console = Console()
 errors = Console(stderr=True)
 
@@ -50,6 +51,14 @@ EngineName = Annotated[
         "fastest that is here.",
     ),
 ]
+ChosenRecipe = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        help=f"{', '.join(PRESETS)}, or a YAML file; by default int8-static, of a language model int4-gptq.",
+    ),
+]
 Layout = Annotated[
     str, typer.Option(help="Of a language model's files: compressed-tensors, gptq, gptq_v2 or awq.")
 ]
@@ -76,7 +85,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 @app.command()
 def inspect(
     task: Source,
-    recipe: RecipeName = "int8-static",
+    recipe: ChosenRecipe = None,
     engine: EngineName = "openvino",
     layout: Layout = "compressed-tensors",
 ) -> None:
@@ -87,10 +96,10 @@ def inspect(
     from tersor.report.plan import plan_table
 
     if task.is_dir():
-        _inspect_folder(task, recipe, layout)
+        _inspect_folder(task, recipe or _OF_FOLDERS, layout)
         return
     with console.status("capturing the network"):
-        prepared = prepare(load_task(task), resolve(recipe), find_engine(engine).policy())
+        prepared = prepare(load_task(task), resolve(recipe or _OF_TASKS), find_engine(engine).policy())
     console.print(
         plan_table(prepared.plan, *predicted_bytes(prepared.network, prepared.plan), prepared.original.notes)
     )
@@ -100,7 +109,7 @@ def inspect(
 def compress(
     task: Source,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write; it must not exist yet.")],
-    recipe: RecipeName = "int8-static",
+    recipe: ChosenRecipe = None,
     engine: EngineName = "openvino",
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
     evaluate: Annotated[
@@ -136,12 +145,12 @@ def compress(
         from tersor.report.language import print_language_report
 
         with _threads(threads):
-            found = compress_folder(
-                task, out, recipe, data, evaluate=valid, layout=layout, samples=samples, length=length, force=force
-            )
+            chosen, options = recipe or _OF_FOLDERS, {"samples": samples, "length": length, "force": force}
+            found = compress_folder(task, out, chosen, data, evaluate=valid, layout=layout, **options)
         print_language_report(found, console)
     else:
-        done = run(load_task(task), recipe, engine, threads=threads, precision=precision, evaluate=evaluate)
+        chosen, options = recipe or _OF_TASKS, {"threads": threads, "precision": precision, "evaluate": evaluate}
+        done = run(load_task(task), chosen, engine, **options)
         done.save(out, force)
         assert done.report is not None
         print_report(done.report, console)

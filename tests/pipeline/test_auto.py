@@ -81,6 +81,7 @@ def test_of_engines_as_fast_as_each_other_the_smaller_file_wins(case):
     assert auto.preferred(*other) == (best, why), "the order does not matter"
 
 
+@pytest.mark.slow
 def test_a_near_tie_of_real_engines_is_decided_by_the_files(task, monkeypatch):
     monkeypatch.setattr(auto, "interleave", lambda calls: dict(zip(calls, (took(1.0), took(1.02)), strict=True)))
     found = choose(task, "int8-static")

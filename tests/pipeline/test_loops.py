@@ -58,6 +58,7 @@ def distance(net, pruned, inputs):
         return sum(float((pruned.model(x) - net(x)).square().sum()) for (x,) in inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*PRUNERS, "obs"])
 @pytest.mark.parametrize("judged", [False, True], ids=["outputs", "loss"])
 def test_every_method_leaves_what_was_asked_and_the_model_as_it_was(net, inputs, labelled, method, judged):
@@ -140,6 +141,7 @@ def test_what_an_output_costs_is_the_sum_of_squares_of_its_gradient(net, labelle
     assert all(torch.allclose(costs[n], g, rtol=1e-3) for n, g in bias.items())
 
 
+@pytest.mark.slow
 def test_steps_with_retraining_beat_one_shot_and_the_removed_stay_zero(net, inputs):
     seen = []
     with torch.no_grad():

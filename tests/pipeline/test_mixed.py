@@ -294,6 +294,7 @@ def test_what_onnx_runtime_cannot_keep_packed_is_refused(wide, recipe, weights, 
         done(wide, recipe, "onnxruntime", Rule(layer="mid", weights=INT4.model_copy(update=weights)))
 
 
+@pytest.mark.slow
 def test_a_rule_gives_int4_weights_to_one_layer(wide, tmp_path):
     mixed = done(wide, "int8-weight", "openvino", Rule(layer="mid", weights=INT4))
     assert [layer.weight_format for layer in mixed.plan.layers if layer.weight_format] == ["int8", "int4", "int8"]
@@ -303,6 +304,7 @@ def test_a_rule_gives_int4_weights_to_one_layer(wide, tmp_path):
     assert abs(saved - (256 * 144 // 2 - 7 * 4 * 144)) < 64
 
 
+@pytest.mark.slow
 def test_int4_weights_of_a_layer_in_a_calibrated_network(wide):
     with pytest.raises(RecipeError, match=r"^mid: openvino cannot run int4 weights.*`activations: {format: fp32}`"):
         done(wide, "int8-static", "openvino", Rule(layer="mid", weights=INT4))

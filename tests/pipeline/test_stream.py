@@ -173,6 +173,7 @@ def test_bfloat16_is_kept_and_its_scales_are_those_of_the_file(folder, tokens, t
     assert report.bits_per_weight == 4 + 16 / 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_holds_the_same_codes(layout, folder, tokens, tmp_path):
     kind = recipe(granularity="group:16", symmetric=layout == "gptq")
@@ -204,7 +205,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("where", [1, 3, 4, 6])
+@pytest.mark.parametrize("where", [3, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 4, 6))])
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(where, folder, tokens, tmp_path, monkeypatch):
     from tersor.pipeline import activations, blockwise
 

@@ -107,6 +107,7 @@ def inspect(
 
 @app.command()
 def compress(
+    context: typer.Context,
     task: Source,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write; it must not exist yet.")],
     recipe: ChosenRecipe = None,
@@ -140,6 +141,7 @@ def compress(
     from tersor.report import print_report
 
     check_free(out, force)
+    _refuse_foreign_options(context, task.is_dir())
     if task.is_dir():
         from tersor.pipeline.language import compress_folder
         from tersor.report.language import print_language_report
@@ -157,6 +159,16 @@ def compress(
     console.print(
         f"\nwritten to {out}; the picture is {out / 'report.html'}", highlight=False, soft_wrap=True
     )
+
+
+def _refuse_foreign_options(context: typer.Context, folder: bool) -> None:
+    """Nothing that was asked for is ignored in silence."""
+    of_tasks, of_folders = ("engine", "precision", "evaluate"), ("data", "valid", "samples", "length", "layout")
+    for name in of_tasks if folder else of_folders:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            what = "a task, and this is a folder" if folder else "a folder of a language model, and this is a task"
+            raise TaskError(f"--{name} is an option of {what}; leave it out")
 
 
 def _inspect_folder(folder: Path, recipe: str, layout: str) -> None:

@@ -506,3 +506,60 @@ def test_padded_positions_do_not_count(kind, folder, tokens, tmp_path):
 def test_a_mask_of_another_shape_is_refused(folder, tokens, tmp_path):
     with pytest.raises(tersor.TersorError, match=r"`counted` has the shape \[12, 3\], the windows of `data` \[12"):
         tersor.compress_folder(folder("bert"), tmp_path / "out", recipe(), tokens, counted=tokens[:, :3] > 0)
+
+
+def test_the_source_is_never_overwritten(folder, tmp_path):
+    source = copied(folder("llama"), tmp_path / "models/a")
+    (tmp_path / "alias").symlink_to(source)
+    for out in (source, source.parent, tmp_path / "alias"):
+        with pytest.raises(SavedFolderError, match="is or holds the model"):
+            tersor.compress_folder(source, out, recipe("rtn"), force=True, progress=False)
+    assert (source / "model.safetensors").is_file()
+
+
+def test_the_originals_scores_are_those_of_its_float_head(folder, tokens, tmp_path):
+    rule = Rule(layer="lm_head", weights=Quantization(format="int2", granularity="channel"))
+    kind = recipe("rtn", format="int8").model_copy(update={"rules": (rule,)})
+    report = tersor.compress_folder(
+        folder("llama"), tmp_path / "out", kind, tokens, evaluate=tokens[:4], progress=False
+    )  # fmt: skip
+    with torch.no_grad():
+        logits = float_model("llama", folder("llama"))(tokens[:4]).logits[:, :-1]
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:4, 1:].flatten())
+    assert report.original.nats == pytest.approx(float(expected), abs=1e-5)
+    assert report.divergence.nats > 1e-4
+
+
+def test_what_is_stored_finer_than_the_rest_is_not_rounded(folder, tokens, tmp_path):
+    source = copied(folder("llama", torch.bfloat16), tmp_path / "a")
+    weights = load_file(source / "model.safetensors")
+    name = "model.layers.0.input_layernorm.weight"
+    weights[name] = torch.linspace(0.9, 1.1, 32)
+    save_file(weights, source / "model.safetensors", {"format": "pt"})
+    tersor.compress_folder(source, tmp_path / "out", recipe(), tokens, progress=False)
+    assert torch.equal(HfFolder(tmp_path / "out").tensor(name), weights[name])
+
+
+def test_a_disk_that_fills_up_is_known_by_safetensors_words(folder, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tersor.pipeline.journal.save_file", full)
+        with pytest.raises(CheckpointError, match=r"disk of .* is full"):
+            tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
+    (tmp_path / ".out.partial/job.json").write_text("")
+    with pytest.raises(SavedFolderError, match="broken off"):
+        tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
+
+
+@pytest.mark.parametrize(("option", "where"), [("--engine=openvino", "a task"), ("--no-evaluate", "a task")])
+def test_options_of_the_other_kind_are_refused(option, where, folder, tmp_path):
+    from typer.testing import CliRunner
+
+    from tersor.cli import app
+
+    done = CliRunner().invoke(app, ["compress", str(folder("llama")), option, "-o", str(tmp_path / "out")])
+    assert f"is an option of {where}" in str(done.exception)

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tersor.checkpoints.hf_folder import INDEX
 from tersor.checkpoints.layouts import LAYOUTS
 from tersor.measure.language import LanguageReport
 from tersor.pipeline.compressed import MANIFEST, exchange, sha256
-from tersor.pipeline.journal import Journal
+from tersor.pipeline.journal import Journal, save
 
 if TYPE_CHECKING:
     from tersor.pipeline.language import Job
@@ -50,7 +49,7 @@ def finish(
 def _shards(job: "Job", notes: Journal, outside: Mapping[str, Tensor], staging: Path) -> None:
     count = len(job.skeleton.blocks)
     name = "model-{:05d}-of-" + f"{count + 1:05d}.safetensors"
-    save_file({n: t.contiguous() for n, t in outside.items()}, staging / name.format(1), {"format": "pt"})
+    save(outside, staging / name.format(1))
     for k in range(count):
         _linked(notes.shard(k), staging / name.format(k + 2))
     where, size = {}, 0

@@ -1,5 +1,6 @@
 """The folder that a long run works in: locked, and taken up again after a kill."""
 
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,7 +40,7 @@ class Journal:
     def write(self, number: int, tensors: Mapping[str, Tensor], record: Any) -> None:
         """Keep a block: its tensors, then what is to be told of it."""
         part = self.shard(number).with_suffix(".part")
-        save_file({n: t.contiguous() for n, t in tensors.items()}, part, {"format": "pt"})
+        save(tensors, part)
         os.replace(part, self.shard(number))
         part = self._record(number).with_suffix(".part")
         part.write_text(json.dumps(record), encoding="utf8")
@@ -50,6 +52,16 @@ class Journal:
 
     def _record(self, number: int) -> Path:
         return self.folder / f"block-{number:05d}.json"
+
+
+def save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """One safetensors file; a full disk is an OSError, as of any other file."""
+    try:
+        save_file({n: t.contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
+    except SafetensorError as error:
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
 
 
 @contextmanager
@@ -76,9 +88,15 @@ def journal(out: Path, job: Mapping[str, Any], force: bool) -> Iterator[Journal]
 
 def _agree(folder: Path, job: Mapping[str, Any], out: Path, force: bool) -> None:
     path, text = folder / _JOB, json.dumps(job, sort_keys=True, indent=1)
-    if path.is_file() and path.read_text(encoding="utf8") != text:
+    found = path.read_text(encoding="utf8") if path.is_file() else None
+    if found == text:
+        return
+    if found is not None:
         if not force:
-            other = json.loads(path.read_text(encoding="utf8"))
+            try:
+                other = json.loads(found)
+            except ValueError:
+                other = {"all": "unreadable"}
             changed = [key for key in sorted({*job, *other}) if job.get(key) != other.get(key)]
             raise SavedFolderError(
                 f"{folder} holds a run of {out} that was broken off, with other {', '.join(changed)}; repeat its "
@@ -87,4 +105,6 @@ def _agree(folder: Path, job: Mapping[str, Any], out: Path, force: bool) -> None
         for old in folder.iterdir():
             if old.name != "lock":
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
-    path.write_text(text, encoding="utf8")
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf8")
+    os.replace(part, path)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
-from tersor.errors import CheckpointError, RecipeError, TaskError
-from tersor.measure.environment import describe_environment
+from tersor.errors import CheckpointError, RecipeError, SavedFolderError, TaskError
+from tersor.measure.environment import describe_environment, versions
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.measure.perplexity import divergence, perplexity
 from tersor.measure.windows import Windows
@@ -91,7 +91,9 @@ def compress_folder(
         CalibrationError: a layer that cannot be solved, by name.
         SavedFolderError: ``out`` exists, or another run is writing it.
     """
-    out = Path(out)
+    out = Path(out).resolve()
+    if Path(source).resolve().is_relative_to(out):
+        raise SavedFolderError(f"{out} is or holds the model {source} itself; choose another folder")
     check_free(out, force)
     job = prepare_job(
         source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
@@ -139,6 +141,9 @@ def prepare_job(
     targets = plan(skeleton, recipe, Held(LAYOUTS[layout], folder.dtype))
     if not any(t.touched for t in targets):
         raise RecipeError(f"nothing in {folder.path} can be compressed by {recipe.name}: {targets[0].reason}")
+    turned = next((p.name for p in skeleton.pieces.values() if not p.whole), None)
+    if turned and (recipe.awq or recipe.rotate):
+        raise RecipeError(f"{turned}: transformers turns or mixes it on loading; leave `awq` and `rotate` out")
     if needs and data is None and (recipe.awq or recipe.rotate):
         raise RecipeError(f"`awq` and `rotate` of the recipe {recipe.name} ask for calibration text: give --data TEXT")
     if needs and data is None and (asking := [t for t in targets if t.touched and needs_data(t)]):
@@ -247,10 +252,10 @@ class _Run:
             seed=job.recipe.seed,
             calibration=str(job.calibration.protocol) if job.calibration else None,
             original_bytes=before,
-            compressed_bytes=before - saved,
+            compressed_bytes=before - saved + sum(t.nbytes for t in self.streaming.untied.values()),
             bits_per_weight=8 * sum(w.bytes for w, _ in quantized) / elements if elements else None,
             weights=weights,
-            warnings=tuple(job.preflight.warnings),
+            warnings=(*job.preflight.warnings, *self.streaming.notes),
             timings_s=self.stages.seconds,
             peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
             **scores,
@@ -291,6 +296,8 @@ def _fingerprint(job: Job) -> dict[str, Any]:
         "source": [str(job.source.path.resolve()), *map(list, stats)],
         "recipe": job.recipe.to_yaml(),
         "layout": job.layout,
+        "config": hashlib.sha256((job.source.path / "config.json").read_bytes()).hexdigest(),
+        "versions": versions(("tersor", "transformers", "safetensors")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **ids,

@@ -4,10 +4,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from tersor.errors import CheckpointError
 from tersor.measure.windows import Windows
 from tersor.numerics.packing import packed_bytes
 from tersor.numerics.spec import QuantSpec
+from tersor.pipeline.blockwise import follows
 from tersor.pipeline.language_plan import Target
 from tersor.pipeline.skeleton import Skeleton
 from tersor.pipeline.stream_text import TOKENS
@@ -45,7 +48,9 @@ class Preflight:
             CheckpointError: how much is free, and how much is needed.
         """
         folder = next(p for p in (out.parent, *out.parent.parents) if p.exists())
-        free, needed = shutil.disk_usage(folder).free, self.compressed + self.disk
+        partial = out.parent / f".{out.name}.partial"
+        there = sum(p.stat().st_size for p in partial.glob("*") if p.is_file()) if partial.is_dir() else 0
+        free, needed = shutil.disk_usage(folder).free, max(0, self.compressed + self.disk - there)
         if free < needed:
             raise CheckpointError(
                 f"{folder} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB are needed (result "
@@ -59,8 +64,6 @@ def weight_bytes(shape: tuple[int, int], spec: QuantSpec) -> int:
     >>> weight_bytes((2, 64), QuantSpec("int4", "group:32", scale_dtype="float16"))
     72
     """
-    import torch
-
     rows, columns = spec.granularity.scale_shape(shape)
     zeros = 0 if spec.symmetric else packed_bytes(rows * columns, spec.format.bits)
     scales = rows * columns * getattr(torch, spec.scale_dtype).itemsize
@@ -85,13 +88,14 @@ def preflight(
     grams = 0 if calibration is None else 4 * 4 * width**2
     # A block with its codes, one Hessian with its factors, and the values of some thousand tokens.
     memory = max(outside, 2 * block + grams) + 8 * TOKENS * width * max(size, 4)
-    hidden = min((t.shape[1] for t in targets if t.touched), default=0)
-    tokens = sum(w.ids.numel() * k for w, k in ((calibration, 1), (evaluation, 2)) if w is not None)
+    hidden = folder.config.get("hidden_size") or min((t.shape[1] for t in targets if t.touched), default=0)
+    streams = 2 if any(follows(t) for t in targets) else 1
+    tokens = sum(w.ids.numel() * k for w, k in ((calibration, streams), (evaluation, 2)) if w is not None)
     return Preflight(
         original=folder.nbytes,
         compressed=compressed,
         memory=memory,
-        disk=2 * tokens * hidden * size,
+        disk=2 * tokens * hidden * (4 if folder.dtype == torch.float16 else size),
         quantized=len(chosen),
         left=sum(not t.touched for t in targets),
         warnings=tuple(_warnings(skeleton, targets, layout, calibration)),

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -42,6 +43,8 @@ class Streaming:
         self.tupled = False
         self.rotation: Rotation | None = None
         self.untied: dict[str, Tensor] = {}
+        self._float_head: dict[str, Tensor] = {}
+        self.notes: list[str] = []
         # The calibration text as the original model sees it, where a solver wants to know.
         self.followed: Text | None = None
 
@@ -70,15 +73,21 @@ class Streaming:
             text.activations = Activations(*where, windows, length, hidden.shape[-1], self.dtype, text.batch)
             if self.recipe.rotate:
                 self.rotation = Rotation(hidden.shape[-1], self.recipe.seed)
-            hiddens = []
-            for inputs in text.inputs():
-                found = calls(model, blocks, _plain(model, inputs), self.tupled)
-                hiddens.append(self._turned(text, found[0][0][0]))
-                rest = [(args[1:], kwargs) for args, kwargs in found]
-                text.arguments.append(_shared(rest, text.arguments[0]) if text.arguments else rest)
             if calibrated == 0 and not text.activations.ready(0):
-                text.activations.write(0, hiddens)
+                text.activations.write(0, self._recorded(text))
+            else:
+                for _ in self._recorded(text):
+                    pass
         empty(model)
+
+    def _recorded(self, text: Text) -> Iterator[Tensor]:
+        """What the first block reads, a batch at a time; the arguments of all blocks are kept."""
+        model, blocks = self.skeleton.model, self.skeleton.blocks
+        for inputs in text.inputs():
+            found = calls(model, blocks, _plain(model, inputs), self.tupled)
+            rest = [(args[1:], kwargs) for args, kwargs in found]
+            text.arguments.append(_shared(rest, text.arguments[0]) if text.arguments else rest)
+            yield self._turned(text, found[0][0][0])
 
     def finished(self, texts: list[Text]) -> int:
         """How many blocks an earlier run has done."""
@@ -180,7 +189,10 @@ class Streaming:
                 found.update(self.layout.encode(piece.name, qtensor, self.stored))
             elif piece.whole:
                 value = piece.part(_parameter(self.skeleton, piece.parameter).detach())
-                found[piece.name] = value.to(self.skeleton.folder.entries[piece.name].dtype).clone()
+                stored = self.skeleton.folder.tensor(piece.name)
+                # Of another dtype than the model computes in, what did not change is not rounded.
+                same = torch.equal(stored.to(value.dtype), value)
+                found[piece.name] = stored if same else value.to(stored.dtype).clone()
             else:
                 found[piece.name] = self.skeleton.folder.tensor(piece.name)
         return found
@@ -197,17 +209,33 @@ class Streaming:
                 inputs, hidden = _plain(skeleton.model, {"input_ids": row[None]}), next(hiddens)
                 if self.rotation is not None and text.name == "original":
                     hidden = self.rotation(hidden)  # as the head is by now
-                out = behind(skeleton.model, skeleton.blocks, inputs, hidden, self.tupled)
+                with self._as_it_was() if text.name == "original" else nullcontext():
+                    out = behind(skeleton.model, skeleton.blocks, inputs, hidden, self.tupled)
                 found.append(out.logits)
             return torch.cat(found)
 
         return logits
+
+    @contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """The head in float while inside."""
+        parameters = {n: self.skeleton.model.get_parameter(n) for n in self._float_head}
+        now = {n: p.data for n, p in parameters.items()}
+        for n, p in parameters.items():
+            p.data = self._float_head[n]
+        try:
+            yield
+        finally:
+            for n, p in parameters.items():
+                p.data = now[n]
 
     def load_outside(self) -> None:
         """The embeddings, the last norm and the head."""
         self.skeleton.load(self.skeleton.outside(), self.dtype)
         if self.rotation is not None:
             self.untied = turn_ends(self.skeleton.model, self.skeleton.blocks, self.rotation)
+            if self.untied:
+                self.notes = ["head and embedding shared their weight; by the rotation each has its own now"]
 
     def outside(self, solved: list[SolvedWeight]) -> dict[str, Tensor]:
         """What the folder will hold besides the blocks."""
@@ -223,6 +251,7 @@ class Streaming:
             return []
         names = {t.piece.parameter for t in targets}
         parameters = {n: skeleton.model.get_parameter(n) for n in names}
+        self._float_head = {n: p.detach().clone() for n, p in parameters.items()}
 
         def steps() -> Iterator[Step]:
             assert text is not None and text.activations is not None

@@ -36,6 +36,8 @@ def windows(data: Data, folder: HfFolder, length: int, limit: int | None) -> Win
     if isinstance(data, Tensor):
         if data.ndim != 2 or data.dtype != torch.int64:
             raise TaskError(f"tokens must be int64 [windows, length], not {data.dtype} {list(data.shape)}")
+        if data.numel() == 0 or data.shape[1] < 2:
+            raise TaskError(f"tokens of shape {list(data.shape)} hold no window of two tokens or more")
         return _cut(data[:limit])
     text = _read(data)
     return windows_of(tokens_of(tokenizer_of(folder.path), text), length, limit=limit)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from tersor.checkpoints.gguf import write_gguf
@@ -51,8 +52,17 @@ def export_gguf(
 
         def tensors() -> Iterator[tuple[str, Tensor | QTensor]]:
             for name in source.entries:
-                exact = isinstance(source, QuantizedFolder) and name in source.quantized
-                yield name, source.qtensor(name) if exact else source.tensor(name)  # type: ignore[attr-defined]
+                quantized = isinstance(source, QuantizedFolder) and name in source.quantized
+                codes = source.qtensor(name) if quantized else None  # type: ignore[attr-defined]
+                yield name, codes if codes is not None and _fits(codes) else source.tensor(name)
 
         tokenizer = folder if (folder / "tokenizer.json").is_file() else None
         return write_gguf(path, source.config, tensors(), tokenizer, kind, ragged)
+
+
+def _fits(codes: QTensor) -> bool:
+    """Whether GGUF has this grid: 4 or 8 bits, symmetric, 32 inputs to a scale of FP16."""
+    spec = codes.spec
+    grouped = spec.granularity.kind == "group" and spec.granularity.size == 32
+    kind = spec.symmetric and spec.format.name in ("int4", "int8")
+    return kind and grouped and torch.equal(codes.scale, codes.scale.half().float())

@@ -84,6 +84,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 @app.command()
 def inspect(
+    context: typer.Context,
     task: Source,
     recipe: ChosenRecipe = None,
     engine: EngineName = "openvino",
@@ -95,6 +96,7 @@ def inspect(
     from tersor.recipe import resolve
     from tersor.report.plan import plan_table
 
+    _refuse_foreign_options(context, task.is_dir())
     if task.is_dir():
         _inspect_folder(task, recipe or _OF_FOLDERS, layout)
         return

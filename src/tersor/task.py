@@ -30,7 +30,7 @@ class Task:
         metric: the name of the metric.
         higher_is_better: its direction.
         counted: of a batch that is padded, ``counted(*inputs)`` says which positions are real, bool [batch, length];
-            solvers that calibrate weights on a layer's inputs leave the others out.
+            solvers that calibrate linear weights on a layer's inputs leave the others out (convolutions do not).
 
     Raises:
         TaskError: naming the field that cannot be used and what to do.

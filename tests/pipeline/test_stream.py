@@ -563,3 +563,43 @@ def test_options_of_the_other_kind_are_refused(option, where, folder, tmp_path):
 
     done = CliRunner().invoke(app, ["compress", str(folder("llama")), option, "-o", str(tmp_path / "out")])
     assert f"is an option of {where}" in str(done.exception)
+
+
+def test_zeros_alone_leave_the_weights_float_and_name_their_pruner(folder, tokens, tmp_path):
+    wanted = Recipe(name="zeros", activations=FLOAT, sparsity="50% per row", pruner="magnitude")
+    report = tersor.compress_folder(folder("llama"), tmp_path / "out", wanted, tokens, progress=False)
+    assert "quantization_config" not in HfFolder(tmp_path / "out").config
+    assert all(w.method.startswith("magnitude") for w in report.weights if w.format)
+    joint = wanted.model_copy(update={"weights": recipe().weights})
+    with pytest.raises(RecipeError, match=r"q_proj: sparse and quantized at once .* not magnitude and gptq"):
+        prepare_job(folder("llama"), joint, tokens)
+
+
+def test_a_folder_that_came_to_be_meanwhile_is_kept(folder, tmp_path, monkeypatch):
+    from tersor.pipeline import language
+
+    def late(*arguments):
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/mine").write_text("kept")
+        return finish(*arguments)
+
+    finish = language.finish
+    monkeypatch.setattr(language, "finish", late)
+    with pytest.raises(SavedFolderError, match="exists and is kept"):
+        tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
+    assert (tmp_path / "out/mine").read_text() == "kept"
+
+
+@pytest.mark.parametrize(("kind", "change", "what"), [("bert", {"awq": True}, "awq"), ("mixtral", {}, "experts")])
+def test_padding_that_would_count_is_refused(kind, change, what, folder, tokens, tmp_path):
+    wanted = recipe().model_copy(update=change)
+    with pytest.raises(tersor.TersorError, match=f"padding would count for .*{what}"):
+        tersor.compress_folder(folder(kind), tmp_path / "out", wanted, tokens, counted=tokens > 0, progress=False)
+
+
+def test_a_language_model_is_not_run_on_numpy_files(folder, tmp_path):
+    from tersor.pipeline.compressed import load_network
+
+    tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
+    with pytest.raises(SavedFolderError, match=r"holds a language model: `tersor generate`"):
+        load_network(tmp_path / "out")

@@ -88,7 +88,7 @@ def parameters_on_meta() -> Iterator[None]:
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give parameters (and buffers) their values; every use of a tied one gets the same."""
     for name, value in tensors.items():
-        old = _get(model, name)
+        old = held(model, name)
         # One object for all uses: by that they are known to be tied.
         new = nn.Parameter(value, requires_grad=False) if isinstance(old, nn.Parameter) else value
         for store, key in list(_uses(model, old)):
@@ -105,7 +105,12 @@ def empty(model: nn.Module) -> None:
                 module._parameters[name] = new
 
 
-def _get(model: nn.Module, name: str) -> Tensor:
+def held(model: nn.Module, name: str) -> Tensor:
+    """A parameter or a buffer.
+
+    Raises:
+        CaptureError: there is none of that name.
+    """
     owner, _, key = name.rpartition(".")
     module = model.get_submodule(owner)
     found = module._parameters.get(key)

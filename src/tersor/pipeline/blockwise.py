@@ -74,7 +74,7 @@ class Part:
 def solve_block(
     part: Part, targets: Sequence[Target], run: Run, recipe: Recipe, on_weight: Callable[[SolvedWeight], None],
     original: Part | None = None,
-) -> None:
+) -> list[SolvedWeight]:
     """Quantize the weights of a block in place, those that are read first first: the later ones see the error.
 
     Args:
@@ -87,6 +87,7 @@ def solve_block(
     """  # fmt: skip
     needing = {t.piece.parameter for t in targets if needs_data(t)}
     groups, added = _groups(part, needing, run)
+    done: list[SolvedWeight] = []
     for group in [*groups, sorted({t.piece.parameter for t in targets} - needing)]:
         hessians = Hessians(added)
         if watched := [name for name in group if name in needing]:
@@ -96,6 +97,8 @@ def solve_block(
                 solved = solve_weight(target, part.parameters[target.piece.parameter], hessians, recipe)
                 on_weight(solved)
                 put(solved, part.parameters[target.piece.parameter])
+                done.append(solved)
+    return done
 
 
 def needs_data(target: Target) -> bool:

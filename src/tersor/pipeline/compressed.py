@@ -22,6 +22,8 @@ from tersor.report import html
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+# The kind of a manifest whose folder is a language model in the Hugging Face layout.
+LANGUAGE = "language"
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise SavedFolderError(f"{folder} holds no {MANIFEST}; give a folder that `tersor compress --out` wrote")
     try:
         manifest = json.loads(path.read_text(encoding="utf8"))
+        if manifest.get("kind") == LANGUAGE:
+            raise SavedFolderError(f"{folder} holds a language model: `tersor generate`, or tersor.load, runs it")
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
         wanted = {"engine": str, "precision": str, "inputs": list, "files": dict}

@@ -13,14 +13,12 @@ from torch import Tensor, nn
 from tersor.checkpoints.hf_folder import INDEX
 from tersor.checkpoints.layouts import LAYOUTS
 from tersor.measure.language import LanguageReport
-from tersor.pipeline.compressed import MANIFEST, exchange, sha256
+from tersor.pipeline.compressed import LANGUAGE, MANIFEST, check_free, exchange, sha256
 from tersor.pipeline.journal import Journal, save
+from tersor.report.language import language_html
 
 if TYPE_CHECKING:
     from tersor.pipeline.language import Job
-
-LANGUAGE = "language"
-
 
 def finish(
     job: "Job", notes: Journal, outside: Mapping[str, Tensor], report: LanguageReport, out: Path, force: bool
@@ -35,13 +33,14 @@ def finish(
     _write(staging / "config.json", json.dumps(_config(job, report), indent=1))
     _write(staging / "recipe.yaml", job.recipe.to_yaml())
     _write(staging / "report.json", report.to_json())
-    _write_pictures(staging, report)
+    _write(staging / "report.html", language_html(report))
     files = {
         p.name: {"sha256": sha256(p), "bytes": p.stat().st_size, "shipped": p.suffix not in (".html", ".yaml")}
         for p in sorted(staging.iterdir())
     }
     manifest = {"format": 1, "kind": LANGUAGE, "layout": job.layout, "files": files}
     _write(staging / MANIFEST, json.dumps(manifest, indent=1))
+    check_free(out, force)  # it may have come to be while this ran
     exchange(staging, out)
     shutil.rmtree(notes.folder, ignore_errors=True)
 
@@ -83,12 +82,6 @@ def _config(job: "Job", report: LanguageReport) -> dict[str, Any]:
     if turned := [t.name for t in job.targets if t.name in stored and t.transposed]:
         found["tersor_transposed"] = turned
     return {**job.source.config, **untied, "quantization_config": found}
-
-
-def _write_pictures(staging: Path, report: LanguageReport) -> None:
-    from tersor.report.language import language_html
-
-    _write(staging / "report.html", language_html(report))
 
 
 def _write(path: Path, text: str) -> None:

@@ -164,6 +164,10 @@ def with_padding(job: Job, counted: Tensor) -> Job:
     Raises:
         TaskError: it does not fit the windows.
     """
+    experts = next((t.name for t in job.targets if t.touched and t.piece.index is not None), None)
+    if job.recipe.awq or experts:
+        what = "`awq`" if job.recipe.awq else f"the experts ({experts})"
+        raise TaskError(f"padding would count for {what}; give windows without padding, and no `counted`")
     windows = job.calibration
     if windows is None or counted.shape != windows.ids.shape:
         wanted = None if windows is None else list(windows.ids.shape)
@@ -225,17 +229,14 @@ class _Run:
         job, scores = self.job, {}
         if job.evaluation is not None and self.original and self.compressed:
             with self.stages.stage("measure", "perplexity", 3 * len(job.evaluation)) as bar:
-                original, compressed = (
-                    lambda: self.streaming.tail(self.original),  # type: ignore[arg-type]
-                    lambda: self.streaming.tail(self.compressed),  # type: ignore[arg-type]
-                )
+                tail, before, after = self.streaming.tail, self.original, self.compressed
                 size = len(job.evaluation)
-                scores["original"] = perplexity(original(), job.evaluation, batch=1, progress=bar.at)
+                scores["original"] = perplexity(tail(before), job.evaluation, batch=1, progress=bar.at)
                 scores["compressed"] = perplexity(
-                    compressed(), job.evaluation, batch=1, progress=lambda k, _: bar.at(size + k)
+                    tail(after), job.evaluation, batch=1, progress=lambda k, _: bar.at(size + k)
                 )
                 scores["divergence"] = divergence(
-                    compressed(), original(), job.evaluation, batch=1, progress=lambda k, _: bar.at(2 * size + k)
+                    tail(after), tail(before), job.evaluation, batch=1, progress=lambda k, _: bar.at(2 * size + k)
                 )
         by_name = {r["name"]: r for r in records}
         weights = tuple(_record(t, by_name.get(t.name), job) for t in job.targets)

@@ -14,8 +14,7 @@ from tersor.errors import CheckpointError, EngineError, SavedFolderError
 from tersor.network.quantized import QuantizedLinear, QuantizedWeight
 from tersor.network.swap import holders
 from tersor.numerics import QTensor
-from tersor.pipeline.compressed import MANIFEST, verify
-from tersor.pipeline.folder import LANGUAGE
+from tersor.pipeline.compressed import LANGUAGE, MANIFEST, verify
 from tersor.pipeline.skeleton import Skeleton, quiet
 
 

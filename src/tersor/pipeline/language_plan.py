@@ -144,7 +144,14 @@ def _decided(target: Target, recipe: Recipe, fits: Held) -> Target:
         return left("stays float: it decides between the tokens; a rule with `weights` of its own quantizes it")
     wanted = recipe.weights_by(rule)
     sparsity = Sparsity.parse(recipe.sparsity) if recipe.sparsity and not target.tail else None
-    spec = None if wanted.format == "fp32" else wanted.spec(_DEFAULT)
+    # A recipe of zeros alone says nothing of the weights.
+    silent = sparsity is not None and wanted.format == "auto"
+    spec = None if silent or wanted.format == "fp32" else wanted.spec(_DEFAULT)
+    if spec and sparsity and (recipe.pruner != "sparsegpt" or wanted.solver != "gptq"):
+        raise RecipeError(
+            f"{target.name}: sparse and quantized at once are the pruner sparsegpt and the solver gptq, in one sweep, "
+            f"not {recipe.pruner} and {wanted.solver}; else leave its `weights` out, which then stay float"
+        )
     try:
         if sparsity is not None:
             sparsity.check(target.name, target.shape[1])

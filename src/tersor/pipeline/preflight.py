@@ -124,6 +124,11 @@ def _warnings(skeleton: Skeleton, targets: list[Target], layout: str, calibratio
         )
     if any(t.sparsity and t.spec is None for t in targets):
         found.append("zeros among float weights make neither the file smaller nor an engine here faster")
+    if layout == "compressed-tensors" and any(t.spec and not t.spec.symmetric for t in targets):
+        found.append(
+            "transformers opens asymmetric weights of this layout with CompressedTensorsConfig(dequantize=True) alone, "
+            "and only where all have one spec; symmetric ones it opens as they are"
+        )
     bits = {t.spec.format.bits for t in targets if t.spec}
     if bits & {2, 3}:
         found.append("2 and 3 bits save memory here, not time: no engine on this machine computes with them")

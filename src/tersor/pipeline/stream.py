@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tersor.checkpoints.layouts import Layout
-from tersor.errors import CalibrationError, CheckpointError
-from tersor.network.blocks import behind, call, calls, empty
+from tersor.errors import CalibrationError
+from tersor.network.blocks import behind, call, calls, empty, held
 from tersor.numerics.hadamard import Rotation
 from tersor.pipeline.activations import Activations
 from tersor.pipeline.blockwise import Part, SolvedWeight, Step, follows, solve_block
@@ -30,7 +30,7 @@ class Streaming:
     Args:
         skeleton: the model, empty.
         targets: what becomes of its weights.
-        texts: all windows that go through the blocks; of the same widths and dtype.
+        layout: in which the blocks are written; journal: to where.
     """
 
     def __init__(
@@ -111,19 +111,13 @@ class Streaming:
         skeleton.load(own, self.dtype)
         if original is not None:
             self._advance(block, number, original)
-        solved: list[SolvedWeight] = []
-
-        def keep(weight: SolvedWeight) -> None:
-            solved.append(weight)
-            on_weight(weight)
-
         targets = [t for t in self.targets if not t.tail and t.touched and t.piece.parameter.startswith(name + ".")]
         if calibration is not None:
             self._rewrite(block, name, number, calibration, targets)
-        part = Part(block, {n: p for n in own if isinstance(p := _parameter(skeleton, n), torch.nn.Parameter)})
+        part = Part(block, {n: p for n in own if isinstance(p := held(skeleton.model, n), torch.nn.Parameter)})
         before = self._before(part, name, number)
         run = partial(self._steps, block, number, calibration, before) if calibration else list
-        solve_block(part, targets, run, self.recipe, keep, before)
+        solved = solve_block(part, targets, run, self.recipe, on_weight, before)
         for text in (calibration, compressed):
             if text is not None:
                 self._advance(block, number, text)
@@ -188,7 +182,7 @@ class Streaming:
             if (qtensor := codes.get(piece.name)) is not None:
                 found.update(self.layout.encode(piece.name, qtensor, self.stored))
             elif piece.whole:
-                value = piece.part(_parameter(self.skeleton, piece.parameter).detach())
+                value = piece.part(held(self.skeleton.model, piece.parameter).detach())
                 stored = self.skeleton.folder.tensor(piece.name)
                 # Of another dtype than the model computes in, what did not change is not rounded.
                 same = torch.equal(stored.to(value.dtype), value)
@@ -245,7 +239,7 @@ class Streaming:
 
     def solve_head(self, text: Text | None, on_weight: Callable[[SolvedWeight], None]) -> list[SolvedWeight]:
         """Quantize what lies behind the blocks and a rule asks for; ``load_outside`` comes first."""
-        skeleton, solved = self.skeleton, []
+        skeleton = self.skeleton
         targets = [t for t in self.targets if t.tail and t.touched]
         if not targets:
             return []
@@ -260,12 +254,7 @@ class Streaming:
                 plain = _plain(skeleton.model, inputs)
                 yield Step(partial(behind, skeleton.model, skeleton.blocks, plain, hidden, self.tupled), mask)
 
-        def keep(weight: SolvedWeight) -> None:
-            solved.append(weight)
-            on_weight(weight)
-
-        solve_block(Part(skeleton.model, parameters), targets, steps, self.recipe, keep)
-        return solved
+        return solve_block(Part(skeleton.model, parameters), targets, steps, self.recipe, on_weight)
 
 
 def told(weight: SolvedWeight) -> dict[str, Any]:
@@ -308,13 +297,3 @@ def _shared(found: list[tuple[tuple, dict]], first: list[tuple[tuple, dict]]) ->
         (same(args, others), {k: same(v, more.get(k)) for k, v in kwargs.items()})
         for (args, kwargs), (others, more) in zip(found, first, strict=True)
     ]
-
-
-def _parameter(skeleton: Skeleton, name: str) -> Tensor:
-    owner, _, key = name.rpartition(".")
-    module = skeleton.model.get_submodule(owner)
-    found = module._parameters.get(key)
-    found = module._buffers.get(key) if found is None else found
-    if found is None:
-        raise CheckpointError(f"the model has no parameter {name!r}")
-    return found

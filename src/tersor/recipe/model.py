@@ -161,12 +161,6 @@ class Recipe(_Strict):
     def _zeros(self) -> "Recipe":
         if self.sparsity is not None and not re.fullmatch(r"\d+:\d+|\d+(\.\d+)?%( per row)?", self.sparsity):
             raise ValueError(f"sparsity {self.sparsity!r} is none of `50%`, `50% per row`, `2:4`")
-        joint = self.sparsity is not None and self.weights.format not in ("fp32", "auto")
-        if joint and (self.pruner != "sparsegpt" or self.weights.solver != "gptq"):
-            raise ValueError(
-                "sparse and quantized at once are the pruner sparsegpt and the solver gptq, in one sweep; else leave "
-                "`weights` out, which then stay float"
-            )
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from tersor.errors import NumericsError
-from tersor.numerics.packing import pack, packed_bytes, unpack
+from tersor.numerics.packing import pack, unpack
 from tersor.numerics.ranges import Bound, Scale, expand, qparams, reduce_range
 from tersor.numerics.spec import QuantSpec
 
@@ -109,10 +109,7 @@ class QTensor:
     @property
     def nbytes(self) -> int:
         """Bytes that a file needs: packed codes, scales as stored, and packed zero points if asymmetric."""
-        bits = self.spec.format.bits
-        scales = self.scale.numel() * getattr(torch, self.spec.scale_dtype).itemsize
-        zeros = 0 if self.spec.symmetric else packed_bytes(self.zero_point.numel(), bits)
-        return packed_bytes(self.codes.numel(), bits) + scales + zeros
+        return self.spec.nbytes(self.shape)
 
     def packed(self) -> UInt8[Tensor, " bytes"]:
         """The codes alone as bytes (``pack``; floats byte for byte, little-endian)."""

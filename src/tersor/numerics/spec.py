@@ -3,12 +3,14 @@
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
+from math import prod
 from typing import Any, Literal, cast, get_args
 
 import torch
 
 from tersor.errors import RecipeError
 from tersor.numerics.formats import FORMATS, NumberFormat
+from tersor.numerics.packing import packed_bytes
 
 Rounding = Literal["nearest", "stochastic"]
 Kind = Literal["tensor", "channel", "group", "filters", "token"]
@@ -171,6 +173,16 @@ class QuantSpec:
             object.__setattr__(self, field.name, value)
 
     # Typed Any because only a float format's codes are floats, and who counts levels never meets one.
+    def nbytes(self, shape: tuple[int, ...] | torch.Size) -> int:
+        """Bytes that a file needs for a tensor: packed codes, scales as stored, and packed zero points if asymmetric.
+
+        >>> QuantSpec("int4", "group:32", scale_dtype="float16").nbytes((2, 64))
+        72
+        """
+        scales = prod(self.granularity.scale_shape(shape))
+        zeros = 0 if self.symmetric else packed_bytes(scales, self.format.bits)
+        return packed_bytes(prod(shape), self.format.bits) + scales * getattr(torch, self.scale_dtype).itemsize + zeros
+
     @property
     def low(self) -> Any:
         """The smallest code in use: an int, of a float format its finite limit."""

@@ -8,8 +8,6 @@ import torch
 
 from tersor.errors import CheckpointError
 from tersor.measure.windows import Windows
-from tersor.numerics.packing import packed_bytes
-from tersor.numerics.spec import QuantSpec
 from tersor.pipeline.blockwise import follows
 from tersor.pipeline.language_plan import Target
 from tersor.pipeline.skeleton import Skeleton
@@ -39,7 +37,7 @@ class Preflight:
     def bytes_of(self, target: Target) -> int:
         """What a quantized weight takes in the file."""
         assert target.spec is not None
-        return weight_bytes(target.shape, target.spec)
+        return target.spec.nbytes(target.shape)
 
     def check_disk(self, out: Path) -> None:
         """Refuse to begin what cannot end.
@@ -58,18 +56,6 @@ class Preflight:
             )
 
 
-def weight_bytes(shape: tuple[int, int], spec: QuantSpec) -> int:
-    """Packed codes, scales as stored and packed zero points.
-
-    >>> weight_bytes((2, 64), QuantSpec("int4", "group:32", scale_dtype="float16"))
-    72
-    """
-    rows, columns = spec.granularity.scale_shape(shape)
-    zeros = 0 if spec.symmetric else packed_bytes(rows * columns, spec.format.bits)
-    scales = rows * columns * getattr(torch, spec.scale_dtype).itemsize
-    return packed_bytes(shape[0] * shape[1], spec.format.bits) + scales + zeros
-
-
 def preflight(
     skeleton: Skeleton, targets: list[Target], layout: str, calibration: Windows | None, evaluation: Windows | None
 ) -> Preflight:
@@ -78,7 +64,7 @@ def preflight(
     size = folder.dtype.itemsize
     chosen = [t for t in targets if t.spec]
     compressed = folder.nbytes - sum(
-        folder.entries[t.piece.name].nbytes - weight_bytes(t.shape, t.spec) for t in chosen if t.spec
+        folder.entries[t.piece.name].nbytes - t.spec.nbytes(t.shape) for t in chosen if t.spec
     )
     inside = skeleton.blocks.path + "."
     block = sum(e.nbytes for p in skeleton.pieces.values() if (e := folder.entries[p.name]) and inside in p.parameter)

@@ -120,7 +120,8 @@ def test_benches_of_transformers_run(shared, name, lines):
         ("gptq_minilm", {"llm_embeddings"}),
         ("llm_accuracy", {"llm_share", "llm_order"}),
         ("llm_sparse", {"llm_sparse"}),
-        ("llm_stream", {"llm_memory", "llm_resume"}),
+        ("llm_stream", {"llm_memory"}),
+        ("llm_resume", {"llm_resume"}),
     ],
 )
 def test_benches_of_language_models_run(shared, name, lines):

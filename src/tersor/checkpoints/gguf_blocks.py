@@ -58,10 +58,7 @@ def encode_codes(name: str, q: QTensor) -> tuple[str, UInt8[Tensor, " bytes"]]:
         CheckpointError: naming it, if there is none: it must be symmetric, with FP16 scales of 32 inputs or a
             multiple that divides the row.
     """
-    size = q.spec.block or q.shape[1]
-    format, per = q.spec.format, q.spec.granularity.kind
-    fits = q.spec.symmetric and format.kind == "int" and format.signed and format.bits <= 8
-    if not fits or per not in ("group", "channel") or size % 32 or q.shape[1] % size:
+    if not has_grid(q):
         raise CheckpointError(
             f"{name} is {q.spec} over {q.shape[1]} inputs; GGUF holds symmetric integers of up to 8 bits with scales "
             "of 32 inputs, or of a multiple: quantize it so, or give it in float (dequantize) to be rounded again"
@@ -69,11 +66,18 @@ def encode_codes(name: str, q: QTensor) -> tuple[str, UInt8[Tensor, " bytes"]]:
     d = q.scale.half()
     if not torch.equal(d.float(), q.scale):
         raise CheckpointError(f"{name}: its scales are no numbers of float16: quantize it with scale_dtype='float16'")
-    d = d.repeat_interleave(size // 32, dim=1).unsqueeze(-1)
+    d = d.repeat_interleave((q.spec.block or q.shape[1]) // 32, dim=1).unsqueeze(-1)
     codes = q.codes.unflatten(1, (-1, 32)).to(torch.int32)
-    if format.bits <= 4:
+    if q.spec.format.bits <= 4:
         return "q4_0", _q4_0(d, codes + 8).reshape(-1)
     return "q8_0", _q8_0(d, codes).reshape(-1)
+
+
+def has_grid(q: QTensor) -> bool:
+    """Whether GGUF has a matrix's codes and blocks, of its scales' dtype apart."""
+    size, format, per = q.spec.block or q.shape[1], q.spec.format, q.spec.granularity.kind
+    integers = q.spec.symmetric and format.kind == "int" and format.signed and format.bits <= 8
+    return integers and per in ("group", "channel") and size % 32 == 0 and q.shape[1] % size == 0
 
 
 def _f32(rows: Float[Tensor, "n m"]) -> UInt8[Tensor, "n bytes"]:

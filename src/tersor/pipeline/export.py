@@ -1,13 +1,14 @@
 """A folder of a language model as one file for llama.cpp."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from tersor.checkpoints.gguf import write_gguf
+from tersor.checkpoints.gguf_blocks import has_grid
 from tersor.checkpoints.quantized_folder import QuantizedFolder
 from tersor.errors import SavedFolderError
 from tersor.numerics import QTensor
@@ -27,17 +28,18 @@ def export_gguf(
 ) -> dict[str, str]:
     """Write a Llama as a GGUF file.
 
-    What ``compress_folder`` solved on a grid that GGUF has (int4 symmetric in groups of 32 with FP16 scales, or int8)
-    keeps its codes bit by bit; float matrices are rounded to ``kind``.
+    What ``compress_folder`` solved on a grid that GGUF has (symmetric, 2 to 4 or 8 bits, per channel or in groups of a
+    multiple of 32) keeps its codes; scales become FP16, as they are stored there. Other matrices are rounded to
+    ``kind``, also those that were quantized before.
 
     Args:
         folder: in the Hugging Face layout, quantized or not.
         path: the file to write.
-        kind: of float matrices.
+        kind: of float matrices, and of those whose grid GGUF lacks.
         ragged: whether a matrix that the blocks do not divide is an error or stays FP16.
 
     Returns:
-        The kind of each tensor in the file.
+        The kind of each tensor in the file, with ", rounded again" where one was quantized on another grid.
 
     Raises:
         SavedFolderError: the file exists.
@@ -50,19 +52,24 @@ def export_gguf(
     with quiet():
         source = opened(folder)
 
+        again: set[str] = set()
+
         def tensors() -> Iterator[tuple[str, Tensor | QTensor]]:
             for name in source.entries:
-                quantized = isinstance(source, QuantizedFolder) and name in source.quantized
-                codes = source.qtensor(name) if quantized else None  # type: ignore[attr-defined]
-                yield name, codes if codes is not None and _fits(codes) else source.tensor(name)
+                kept = None
+                if isinstance(source, QuantizedFolder) and name in source.quantized:
+                    kept = _stored(source.qtensor(name))
+                    again.update({name} if kept is None else ())
+                yield name, source.tensor(name) if kept is None else kept
 
         tokenizer = folder if (folder / "tokenizer.json").is_file() else None
-        return write_gguf(path, source.config, tensors(), tokenizer, kind, ragged)
+        found = write_gguf(path, source.config, tensors(), tokenizer, kind, ragged)
+    return {name: f"{kind}, rounded again" if name in again else kind for name, kind in found.items()}
 
 
-def _fits(codes: QTensor) -> bool:
-    """Whether GGUF has this grid: 4 or 8 bits, symmetric, 32 inputs to a scale of FP16."""
-    spec = codes.spec
-    grouped = spec.granularity.kind == "group" and spec.granularity.size == 32
-    kind = spec.symmetric and spec.format.name in ("int4", "int8")
-    return kind and grouped and torch.equal(codes.scale, codes.scale.half().float())
+def _stored(codes: QTensor) -> QTensor | None:
+    """The same codes with the scales that GGUF stores; None where it has no such grid."""
+    scale = codes.scale.half().float()
+    # Far from FP16's normal numbers a scale would lose more than its last bits.
+    near = ((scale - codes.scale).abs() <= 2**-10 * codes.scale).all()
+    return replace(codes, scale=scale) if has_grid(codes) and near else None

@@ -1,7 +1,8 @@
-"""Text, as a file or a string or tokens, cut into windows for a model."""
+"""Texts and conversations, as files or objects, or tokens, cut into windows for a model."""
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from torch import Tensor
 
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.errors import CheckpointError, TaskError
-from tersor.measure.windows import TextProtocol, Windows, tokens_of, windows_of
+from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
+from tersor.pipeline.records import SUFFIXES, Message, join, read_records, read_text
 from tersor.pipeline.skeleton import import_transformers
 
-Data = str | Path | Sequence[str] | Tensor
-"""A text, the path of a text file, several texts, or tokens int64 [windows, length]."""
+Data = str | Path | Sequence[str | Sequence[Message]] | Tensor
+"""A text; the path of a text file, or of a .jsonl or .json file of texts and conversations; several texts and
+conversations (lists of messages ``{"role": ..., "content": ...}``); or tokens int64 [windows, length]."""
 
 
 def positions(config: dict[str, Any]) -> int:
@@ -28,10 +31,13 @@ def positions(config: dict[str, Any]) -> int:
 def windows(data: Data, folder: HfFolder, length: int, limit: int | None) -> Windows:
     """Windows of ``length`` tokens, the first ``limit``.
 
+    Texts are joined by an empty line, conversations are written by the tokenizer's chat template (`records.join`). Each
+    window is begun by BOS where the tokenizer has one; a BOS that the text itself has there is that one.
+
     Raises:
-        TaskError: a file that cannot be read, or tokens of another shape.
+        TaskError: a file or a record that cannot be read, or tokens of another shape.
         MetricError: a text shorter than one window.
-        CheckpointError: text, and no tokenizer.
+        CheckpointError: text, and no tokenizer; a conversation, and no chat template.
     """
     if isinstance(data, Tensor):
         if data.ndim != 2 or data.dtype != torch.int64:
@@ -39,8 +45,9 @@ def windows(data: Data, folder: HfFolder, length: int, limit: int | None) -> Win
         if data.numel() == 0 or data.shape[1] < 2:
             raise TaskError(f"tokens of shape {list(data.shape)} hold no window of two tokens or more")
         return _cut(data[:limit])
-    text = _read(data)
-    return windows_of(tokens_of(tokenizer_of(folder.path), text), length, limit=limit)
+    records = _records(data)
+    tokenizer = tokenizer_of(folder.path)
+    return windows_of(_begun_once(tokens_of(tokenizer, join(records, tokenizer)), length), length, limit=limit)
 
 
 def _cut(ids: Tensor) -> Windows:
@@ -53,16 +60,27 @@ def _cut(ids: Tensor) -> Windows:
     ))  # fmt: skip
 
 
-def _read(data: str | Path | Sequence[str]) -> str:
-    if isinstance(data, str | Path):
-        path = Path(data)
-        if isinstance(data, Path) or (len(str(data)) < 1024 and path.suffix in (".txt", ".md", ".text")):
-            try:
-                return path.read_text(encoding="utf8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise TaskError(f"{path} cannot be read as text ({error}); give a UTF-8 text file") from error
-        return str(data)
-    return "\n\n".join(data)
+def _begun_once(tokens: Tokens, length: int) -> Tokens:
+    """Without each BOS in front of which a window would put its own."""
+    if tokens.bos is None:
+        return tokens
+    kept, start, taken = [], 0, max(1, length - 1)
+    while start < len(tokens.ids):
+        start += int(tokens.ids[start] == tokens.bos)
+        kept.append(tokens.ids[start : start + taken])
+        start += taken
+    return replace(tokens, ids=torch.cat(kept)) if kept else tokens
+
+
+def _records(data: str | Path | Sequence[Any]) -> list[tuple[str, Any]]:
+    """Texts and conversations, each with where it stands."""
+    if not isinstance(data, str | Path):
+        return [(f"item {k} of the sequence", item) for k, item in enumerate(data)]
+    path = Path(data)
+    suffix = path.suffix.lower()
+    if not isinstance(data, Path) and (len(data) >= 1024 or suffix not in (".txt", ".md", ".text", *SUFFIXES)):
+        return [("the text", data)]
+    return read_records(path) if suffix in SUFFIXES else [(str(path), read_text(path))]
 
 
 def tokenizer_of(path: Path) -> Any:

@@ -121,11 +121,16 @@ def compress(
     threads: Threads = None,
     precision: Annotated[str, typer.Option(help="What float operators compute in: f32 or bf16.")] = "f32",
     data: Annotated[
-        Path | None, typer.Option(help="Of a language model: the text to calibrate on.", dir_okay=False)
+        Path | None,
+        typer.Option(
+            help="Of a language model: what to calibrate on, a text file, or a .jsonl file of records with `text` or "
+            "`messages`.",
+            dir_okay=False,
+        ),
     ] = None,
     valid: Annotated[
         Path | None,
-        typer.Option(help="Of a language model: another text, to report perplexity on.", dir_okay=False),
+        typer.Option(help="Of a language model: another such file, to report perplexity on.", dir_okay=False),
     ] = None,
     samples: Annotated[int, typer.Option(help="Windows of --data that are used.", min=1)] = 128,
     length: Annotated[

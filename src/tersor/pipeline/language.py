@@ -77,8 +77,10 @@ def compress_folder(
         source: a folder with config.json, safetensors and a tokenizer.
         out: the folder to write.
         recipe: of weights only, such as ``int4-gptq`` (arXiv 2210.17323), ``int4-weight`` or ``int8-weight``.
-        data: what to calibrate on; needed by recipes whose solver asks for it.
-        evaluate: text to report perplexity and divergence on; never the one to calibrate on.
+        data: what to calibrate on, needed by recipes whose solver asks for it: a text; the path of one, or of a .jsonl
+            file of records ``{"text": "..."}`` and ``{"messages": [{"role": ..., "content": ...}, ...]}``; a list of
+            texts and of such lists of messages; or tokens int64 [windows, length].
+        evaluate: the like, to report perplexity and divergence on; never what is calibrated on.
         layout: ``compressed-tensors``, ``gptq``, ``gptq_v2`` or ``awq``.
         samples: windows of ``data``; length: tokens of each window, by default 512, or fewer as the model takes.
         force: replace ``out``, and throw away parts of another run.
@@ -88,6 +90,7 @@ def compress_folder(
     Raises:
         CheckpointError: a folder that is incomplete, or a weight that the layout cannot hold.
         RecipeError: a recipe that needs more than there is.
+        TaskError: ``data`` or ``evaluate`` that cannot be read, by file and line.
         CalibrationError: a layer that cannot be solved, by name.
         SavedFolderError: ``out`` exists, or another run is writing it.
     """

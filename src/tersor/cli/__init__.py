@@ -1,0 +1,52 @@
+"""The command line: thin; every command is one call of the package."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tersor import __version__
+from tersor.cli.making import calibrate, compress, demo, inspect, outliers
+from tersor.cli.options import console, errors
+from tersor.cli.saved import compare, export, generate, report, run
+from tersor.cli.task_file import load_task
+from tersor.errors import TersorError
+
+__all__ = ["app", "load_task", "main"]
+
+app = typer.Typer(
+    name="tersor",
+    help="Make a trained PyTorch network smaller and faster, run it on a real engine, and prove what it gained.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def main() -> None:
+    """The entry point: errors raised on purpose are one message, not a traceback."""
+    try:
+        app()
+    except TersorError as error:
+        errors.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        console.print(f"tersor {__version__}", highlight=False)
+        raise typer.Exit
+
+
+def engines() -> None:
+    """List the engines that are here, their versions, this CPU's instructions, and what that means."""
+    from tersor.report.engines import engines_table
+
+    console.print(engines_table())
+
+
+# As `tersor --help` lists them.
+for _command in (inspect, compress, generate, export, report, compare, run, calibrate, outliers, engines, demo):
+    app.command()(_command)

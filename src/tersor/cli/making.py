@@ -1,0 +1,188 @@
+"""The commands that take a task or a language model: look at it, compress it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tersor.cli.options import (
+    ChosenRecipe,
+    EngineName,
+    Layout,
+    RecipeName,
+    Source,
+    TaskFile,
+    Threads,
+    console,
+    using_threads,
+)
+from tersor.cli.task_file import load_task
+from tersor.errors import TaskError
+
+_OF_TASKS, _OF_FOLDERS = "int8-static", "int4-gptq"
+
+
+def inspect(
+    context: typer.Context,
+    task: Source,
+    recipe: ChosenRecipe = None,
+    engine: EngineName = "openvino",
+    layout: Layout = "compressed-tensors",
+) -> None:
+    """Show, before any data, what would be int8, what not and why, and the predicted size."""
+    from tersor.engines import engine as find_engine
+    from tersor.pipeline.prepare import predicted_bytes, prepare
+    from tersor.recipe import resolve
+    from tersor.report.plan import plan_table
+
+    _refuse_foreign_options(context, task.is_dir())
+    if task.is_dir():
+        _inspect_folder(task, recipe or _OF_FOLDERS, layout)
+        return
+    with console.status("capturing the network"):
+        prepared = prepare(load_task(task), resolve(recipe or _OF_TASKS), find_engine(engine).policy())
+    console.print(
+        plan_table(prepared.plan, *predicted_bytes(prepared.network, prepared.plan), prepared.original.notes)
+    )
+
+
+def compress(
+    context: typer.Context,
+    task: Source,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write; it must not exist yet.")],
+    recipe: ChosenRecipe = None,
+    engine: EngineName = "openvino",
+    force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate/--no-evaluate", help="Judge original and compressed.")
+    ] = True,
+    threads: Threads = None,
+    precision: Annotated[str, typer.Option(help="What float operators compute in: f32 or bf16.")] = "f32",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of a language model: what to calibrate on, a text file, or a .jsonl file of records with `text` or "
+            "`messages`.",
+            dir_okay=False,
+        ),
+    ] = None,
+    valid: Annotated[
+        Path | None,
+        typer.Option(help="Of a language model: another such file, to report perplexity on.", dir_okay=False),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Windows of --data that are used.", min=1)] = 128,
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a window; by default 512 or what the model takes.", min=2)
+    ] = None,
+    layout: Layout = "compressed-tensors",
+) -> None:
+    """Compress, measure, and write a folder with the network, report.json and report.html.
+
+    A language model is a folder in the Hugging Face layout: it is read and written block by block, and a run that was
+    killed goes on where it stopped. `tersor compress llama/ -r int4-gptq --data train.txt --valid valid.txt -o small`
+    """
+    from tersor.pipeline.compressed import check_free
+    from tersor.pipeline.whole import compress as run
+    from tersor.report import print_report
+
+    check_free(out, force)
+    _refuse_foreign_options(context, task.is_dir())
+    if task.is_dir():
+        from tersor.pipeline.language import compress_folder
+        from tersor.report.language import print_language_report
+
+        with using_threads(threads):
+            chosen, options = recipe or _OF_FOLDERS, {"samples": samples, "length": length, "force": force}
+            found = compress_folder(task, out, chosen, data, evaluate=valid, layout=layout, **options)
+        print_language_report(found, console)
+    else:
+        chosen, options = recipe or _OF_TASKS, {"threads": threads, "precision": precision, "evaluate": evaluate}
+        done = run(load_task(task), chosen, engine, **options)
+        done.save(out, force)
+        assert done.report is not None
+        print_report(done.report, console)
+    console.print(
+        f"\nwritten to {out}; the picture is {out / 'report.html'}", highlight=False, soft_wrap=True
+    )
+
+
+def _refuse_foreign_options(context: typer.Context, folder: bool) -> None:
+    """Nothing that was asked for is ignored in silence."""
+    of_tasks, of_folders = ("engine", "precision", "evaluate"), ("data", "valid", "samples", "length", "layout")
+    for name in of_tasks if folder else of_folders:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            what = "a task, and this is a folder" if folder else "a folder of a language model, and this is a task"
+            raise TaskError(f"--{name} is an option of {what}; leave it out")
+
+
+def _inspect_folder(folder: Path, recipe: str, layout: str) -> None:
+    from tersor.pipeline.language import prepare_job
+    from tersor.report.language import plan_of_folder
+
+    with console.status("reading headers"):
+        job = prepare_job(folder, recipe, None, layout=layout, needs=False)
+    console.print(plan_of_folder(job.targets, job.preflight))
+
+
+def calibrate(
+    task: TaskFile,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Every range estimator side by side, per site.")
+    ] = False,
+    site: Annotated[
+        str | None, typer.Option(help="Draw the histogram of this site with the thresholds (a glob).")
+    ] = None,
+    recipe: RecipeName = "int8-static",
+    engine: EngineName = "openvino",
+) -> None:
+    """Gather ranges only: what each estimator would choose, its error, and a verdict on the data."""
+    from tersor.pipeline.calibration import calibrated
+    from tersor.report.calibration import comparison, drawing, ranges, verdict
+
+    found = calibrated(load_task(task), recipe, engine)
+    console.print(comparison(found) if compare else ranges(found))
+    if site is not None:
+        console.print(drawing(found, site))
+    console.print(verdict(found))
+
+
+def outliers(
+    task: TaskFile,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .html file, or the folder for outliers.html.")
+    ] = None,
+    layer: Annotated[str, typer.Option(help="Only layers with such a name (a glob).")] = "*",
+    samples: Annotated[int, typer.Option(help="How many calibration samples are looked at.", min=1)] = 64,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, with the range of every channel.")] = False,
+) -> None:
+    """Find the layers whose inputs have outliers, what these cost in int8, and what helps."""
+    from tersor.pipeline.outliers import outliers as find
+
+    found = find(load_task(task), samples, layer)
+    page = None if out is None else found.to_html(out)
+    if json:
+        typer.echo(found.to_json())
+        return
+    console.print(found)
+    if page is not None:
+        console.print(f"\nwritten to {page}", highlight=False, soft_wrap=True)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("build/demo"),
+    engine: EngineName = "openvino",
+    recipe: RecipeName = "int8-static",
+) -> None:
+    """Compress the embedded example, a small residual network that reads handwritten digits."""
+    from tersor.demo import task
+    from tersor.pipeline.whole import compress as run
+    from tersor.report import print_report
+
+    done = run(task(), recipe, engine)
+    done.save(out, force=True)
+    assert done.report is not None
+    print_report(done.report, console)
+    console.print(
+        f"\nwritten to {out}; open {out / 'report.html'} in a browser", highlight=False, soft_wrap=True
+    )

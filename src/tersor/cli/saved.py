@@ -1,0 +1,101 @@
+"""The commands that take a folder which was written: run it, hand it on, tell of it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tersor.cli.options import Threads, console, errors, using_threads
+
+
+def generate(
+    folder: Annotated[Path, typer.Argument(help="The folder of a language model, compressed or not.")],
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="How the text begins.")],
+    tokens: Annotated[int, typer.Option(help="How many tokens are added at most.", min=1)] = 100,
+    engine: Annotated[str, typer.Option("--engine", "-e", help="torch or openvino.")] = "torch",
+    threads: Threads = None,
+) -> None:
+    """Let a language model go on with a text, taking the likeliest token each time."""
+    import time
+
+    from tersor.pipeline.load import load
+    from tersor.pipeline.text import tokenizer_of
+
+    with console.status("loading"), using_threads(threads):
+        tokenizer = tokenizer_of(folder)
+        model = load(folder, threads, engine)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    options = {"do_sample": False} if engine == "torch" else {"eos_token_id": tokenizer.eos_token_id}
+    start = time.perf_counter()
+    with using_threads(threads):
+        out = model.generate(ids, max_new_tokens=tokens, **options)
+    seconds, count = time.perf_counter() - start, out.shape[1] - ids.shape[1]
+    console.print(tokenizer.decode(out[0], skip_special_tokens=True), markup=False, highlight=False, soft_wrap=True)
+    errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} a second, in {engine}", highlight=False)
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="The folder of a language model, compressed or not.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .gguf file to write.", dir_okay=False)],
+    kind: Annotated[str, typer.Option(help="Of matrices that are float: q4_0, q8_0, q4_k or f16.")] = "q4_0",
+    ragged: Annotated[
+        bool, typer.Option("--ragged-f16", help="Keep in FP16 what the blocks do not divide, instead of stopping.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Write a Llama as one GGUF file for llama.cpp; codes that fit are kept bit by bit."""
+    from collections import Counter
+
+    from tersor.pipeline.export import export_gguf
+
+    found = export_gguf(folder, out, kind, ragged="f16" if ragged else "raise", force=force)  # type: ignore[arg-type]
+    kinds = ", ".join(f"{count} {name}" for name, count in Counter(found.values()).most_common())
+    console.print(f"written to {out}: {kinds}", highlight=False, soft_wrap=True)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A folder that `tersor compress --out` wrote.")],
+) -> None:
+    """Print the report of a saved folder again."""
+    from tersor.measure import read_report
+    from tersor.measure.language import is_language_report, read_language_report
+    from tersor.report import print_report
+    from tersor.report.language import print_language_report
+
+    if is_language_report(folder):
+        print_language_report(read_language_report(folder), console)
+    else:
+        print_report(read_report(folder), console)
+
+
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Two or more folders that `tersor compress --out` wrote.")],
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page, a .html file.")] = None,
+) -> None:
+    """Put the reports of saved folders side by side, the best of every row marked."""
+    from tersor.report.compare import compared, page, table
+
+    found = compared(folders)
+    console.print(table(found))
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(page(found), encoding="utf-8")
+        console.print(f"\nwritten to {html}", highlight=False, soft_wrap=True)
+
+
+def run(
+    folder: Annotated[Path, typer.Argument(help="A folder that `tersor compress --out` wrote.")],
+    input: Annotated[
+        list[Path], typer.Option("--input", "-i", help="A .npy file; once for every input of the network.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The .npy file to write; several outputs get a number.")
+    ],
+    threads: Threads = None,
+) -> None:
+    """Run a saved network on numpy files; the network's source code is not needed."""
+    from tersor.pipeline.compressed import load_network as load
+    from tersor.pipeline.files import run_files
+
+    for path in run_files(load(folder, threads), input, output):
+        console.print(f"written to {path}", highlight=False, soft_wrap=True)

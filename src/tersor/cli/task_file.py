@@ -1,0 +1,48 @@
+"""The Task of a file that the user wrote."""
+
+import contextlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tersor.errors import TaskError
+from tersor.task import Task
+
+
+def load_task(path: Path) -> Task:
+    """The Task of a file; its folder is importable while it is read.
+
+    Raises:
+        TaskError: no such file, no such function, or no Task came of it.
+    """
+    name, _, function = str(path).partition(".py:")
+    file = Path(f"{name}.py") if function else path
+    function = function or "task"
+    if not file.is_file():
+        raise TaskError(
+            f"there is no task file {file}; give a Python file with a function `task() -> tersor.Task`"
+        )
+    with _importable(file.resolve().parent):
+        spec = importlib.util.spec_from_file_location(f"tersor_task_{file.stem}", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        make = getattr(module, function, None)
+        if make is None:
+            raise TaskError(f"{file} has no function {function}(); write `def {function}() -> tersor.Task:`")
+        made = make()
+    if not isinstance(made, Task):
+        raise TaskError(f"{function}() of {file} returned a {type(made).__name__}, not a tersor.Task")
+    return made
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(str(folder))

@@ -112,6 +112,13 @@ def test_parents_are_made_and_rights_are_the_users(done, tmp_path):
     assert stat.S_IMODE(made.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
+@pytest.mark.parametrize("engine", [None, "auto", "torch"])
+def test_a_network_runs_in_the_engine_that_it_was_compressed_for(engine, folder):
+    assert tersor.load(folder, engine=engine).engine == "torch"
+    with pytest.raises(EngineError, match="compressed for torch, not for openvino"):
+        tersor.load(folder, engine="openvino")
+
+
 def test_loading_reads_no_pickle(folder, monkeypatch):
     import pickle
 

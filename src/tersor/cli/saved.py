@@ -12,26 +12,33 @@ def generate(
     folder: Annotated[Path, typer.Argument(help="The folder of a language model, compressed or not.")],
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="How the text begins.")],
     tokens: Annotated[int, typer.Option(help="How many tokens are added at most.", min=1)] = 100,
-    engine: Annotated[str, typer.Option("--engine", "-e", help="torch or openvino.")] = "torch",
+    engine: Annotated[
+        str,
+        typer.Option("--engine", "-e", help="openvino, torch, or auto: openvino where it takes the model."),
+    ] = "auto",
     threads: Threads = None,
 ) -> None:
     """Let a language model go on with a text, taking the likeliest token each time."""
     import time
 
-    from tersor.pipeline.load import load
+    from tersor.engines.openvino_decoder import OpenVinoDecoder
+    from tersor.pipeline.language_load import load_language
     from tersor.pipeline.text import tokenizer_of
 
     with console.status("loading"), using_threads(threads):
         tokenizer = tokenizer_of(folder)
-        model = load(folder, threads, engine)
+        model, why_not = load_language(folder, engine, threads)
+    if why_not is not None:
+        errors.print(f"in torch, for OpenVINO cannot take it: {why_not}", markup=False, highlight=False, soft_wrap=True)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
-    options = {"do_sample": False} if engine == "torch" else {"eos_token_id": tokenizer.eos_token_id}
+    used = "openvino" if isinstance(model, OpenVinoDecoder) else "torch"
+    options = {"do_sample": False} if used == "torch" else {"eos_token_id": tokenizer.eos_token_id}
     start = time.perf_counter()
     with using_threads(threads):
         out = model.generate(ids, max_new_tokens=tokens, **options)
     seconds, count = time.perf_counter() - start, out.shape[1] - ids.shape[1]
     console.print(tokenizer.decode(out[0], skip_special_tokens=True), markup=False, highlight=False, soft_wrap=True)
-    errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} a second, in {engine}", highlight=False)
+    errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} a second, in {used}", highlight=False)
 
 
 def export(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.quantized_folder import QuantizedFolder
 from tersor.engines.openvino_decoder import OpenVinoDecoder
-from tersor.errors import CheckpointError, EngineError, SavedFolderError
+from tersor.errors import CaptureError, CheckpointError, EngineError, SavedFolderError
 from tersor.network.quantized import QuantizedLinear, QuantizedWeight
 from tersor.network.swap import holders
 from tersor.numerics import QTensor
@@ -29,27 +29,35 @@ def is_language(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def load_language(folder: Path, engine: str = "torch", threads: int | None = None) -> Any:
-    """A model with ``generate``.
+def load_language(folder: Path, engine: str = "torch", threads: int | None = None) -> tuple[Any, str | None]:
+    """A model with ``generate``; where ``auto`` came down to PyTorch also why OpenVINO could not, in one line.
 
     Args:
         folder: one that ``compress_folder`` wrote, or another's in the layout of compressed-tensors, GPTQ or AWQ,
             or one that is not quantized.
         engine: ``torch``: the class of transformers that config.json names, its linear layers holding codes;
-            ``openvino``: an ``OpenVinoDecoder``.
+            ``openvino``: an ``OpenVinoDecoder``; ``auto``: this where it can be built, otherwise ``torch``.
 
     Raises:
         SavedFolderError, CheckpointError: files that are missing, cut short or altered.
+        EngineError: another engine, or OpenVINO was named and is not installed or does not take the model.
+        CaptureError: an architecture that is not known, or OpenVINO was named and torch.export does not take it.
     """
+    if engine not in ("auto", "openvino", "torch"):
+        raise EngineError(f"language models run in torch or openvino, or auto chooses, not in {engine!r}")
     check_sums(folder)
-    if engine not in ("torch", "openvino"):
-        raise EngineError(f"language models run in torch or openvino, not in {engine!r}")
     with quiet():
-        source = opened(folder)
-        skeleton = Skeleton(source)
-        if engine == "openvino":
-            return OpenVinoDecoder.build(skeleton.model, _Weights(skeleton), threads=threads)
-        return _in_torch(skeleton)
+        skeleton, why_not = Skeleton(opened(folder)), None
+        if engine != "torch":
+            try:
+                return OpenVinoDecoder.build(skeleton.model, _Weights(skeleton), threads=threads), None
+            except (EngineError, CaptureError) as error:
+                if engine == "openvino":
+                    raise
+                why_not = str(error).splitlines()[0]
+            # One that nobody has traced.
+            skeleton = Skeleton(opened(folder))
+        return _in_torch(skeleton), why_not
 
 
 class _Weights(Mapping[str, Tensor | QTensor]):

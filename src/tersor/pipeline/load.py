@@ -1,5 +1,6 @@
 """Whatever Tersor wrote, ready to run."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
         folder: what ``Compressed.save`` or ``tersor compress`` wrote; or a language model in the Hugging Face layout,
             quantized (by Tersor or others, as compressed-tensors, GPTQ or AWQ) or not.
         threads: of the engine; by default all processors.
-        engine: of a language model, ``torch`` (the default) or ``openvino``. Any other network runs in the engine that
-            it was compressed for.
+        engine: of a language model, ``torch`` (the default), ``openvino``, or ``auto``: OpenVINO where it takes the
+            model, otherwise PyTorch, with a UserWarning that says why. Any other network runs in the engine that it
+            was compressed for.
 
     Returns:
         A ``Compressed`` to be called; of a language model something with ``generate(input_ids, max_new_tokens=…)``: in
@@ -24,12 +26,16 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
 
     Raises:
         SavedFolderError, CheckpointError: a file is missing, cut short or altered.
-        EngineError: its engine is not installed, or is not the one it was compressed for.
+        EngineError: its engine is not installed, does not take it, or is not the one it was compressed for.
+        CaptureError: a language model that cannot be turned into a graph for OpenVINO, or is of an unknown kind.
     """
     folder = Path(folder)
     if is_language(folder):
-        return load_language(folder, engine or "torch", threads)
+        model, why_not = load_language(folder, engine or "torch", threads)
+        if why_not is not None:
+            warnings.warn(f"{folder} runs in torch, for OpenVINO cannot take it: {why_not}", stacklevel=2)
+        return model
     found = load_network(folder, threads)
-    if engine not in (None, found.engine):
+    if engine not in (None, "auto", found.engine):
         raise EngineError(f"{folder} was compressed for {found.engine}, not for {engine}; compress it again for that")
     return found

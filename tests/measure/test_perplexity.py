@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from tersor.errors import MetricError
-from tersor.measure import Divergence, TextScore, Tokens, divergence, perplexity, tokens_of, windows_of
+from tersor.measure import (
+    Divergence,
+    TextScore,
+    Tokens,
+    comparison,
+    divergence,
+    perplexity,
+    tokens_of,
+    windows_of,
+)
 
 VOCABULARY = 11
 
@@ -70,6 +79,21 @@ def test_a_model_does_not_diverge_from_itself():
     found = divergence(model(1), model(1), windows)
     assert (found.nats, found.standard_error, found.agreement) == (0, 0, 1)
     assert "the same first choice in 100.00 %; 8 windows of 8 tokens" in str(found)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("chunk", [2 * VOCABULARY, 2**24])
+def test_one_pass_gives_the_figures_of_three(case, batch, chunk, monkeypatch):
+    monkeypatch.setattr(sys.modules["tersor.measure.perplexity"], "_CHUNK", chunk)
+    windows, ours, theirs, calls, told = windows_of(text(), **case), model(1), model(2), [], []
+    counted = [lambda ids, k=k, f=f: calls.append(k) or f(ids) for k, f in enumerate((ours, theirs))]
+    found = comparison(*counted, windows, batch=batch, progress=lambda *at: told.append(at))
+    each = perplexity(theirs, windows, batch=batch), perplexity(ours, windows, batch=batch)
+    assert found == (*each, divergence(ours, theirs, windows, batch=batch))
+    assert found.model != found.reference
+    assert calls == [0, 1] * math.ceil(len(windows) / batch)
+    assert told[-1] == (len(windows), len(windows))
 
 
 def test_the_standard_error_is_that_of_the_windows_mean():
@@ -142,6 +166,8 @@ def test_the_place_of_a_nan_is_named():
             lambda w: divergence(lambda ids: torch.zeros(*ids.shape, 12), model(1), w),
             "the model knows 12 tokens and the reference 11",
         ),
+        (lambda w: comparison(model(1), lambda ids: model(1)(ids) * math.nan, w), "window 0, token 1: .* nan nats"),
+        (lambda w: comparison(lambda ids: model(1)(ids) * math.nan, model(1), w), "window 0, token 1: .* nan nats"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(run, words):

@@ -8,7 +8,7 @@ from tersor.measure.headline import Diagnosis, Problem, diagnose, with_headline
 from tersor.measure.latency import Ratio, interleave, ratio
 from tersor.measure.memory import Memory, measure_memory, peak_bytes, resident_bytes
 from tersor.measure.metric import Judged, judge, paired_interval
-from tersor.measure.perplexity import Divergence, TextScore, divergence, perplexity
+from tersor.measure.perplexity import Comparison, Divergence, TextScore, comparison, divergence, perplexity
 from tersor.measure.schema import Latency, Report, json_schema, missing_explanations, read_report, unknown
 from tersor.measure.size import shipped_bytes, shipped_files
 from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
@@ -16,6 +16,7 @@ from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, win
 __all__ = [
     "Agreement",
     "AgreementRecorder",
+    "Comparison",
     "Diagnosis",
     "Divergence",
     "Judged",
@@ -31,6 +32,7 @@ __all__ = [
     "Windows",
     "agreed",
     "compare",
+    "comparison",
     "describe_environment",
     "diagnose",
     "divergence",

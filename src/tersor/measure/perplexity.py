@@ -52,6 +52,14 @@ class Divergence(Part):
         return f"{told}; {self.protocol}"
 
 
+class Comparison(NamedTuple):
+    """How well a reference and a model predict the same text, and how far the model is from the reference."""
+
+    reference: TextScore
+    model: TextScore
+    divergence: Divergence
+
+
 def perplexity(
     logits: Logits,
     windows: Windows,
@@ -77,16 +85,12 @@ def perplexity(
     perplexity 8 (2.0794 ± 0.0000 nats a token); 3 windows of 34 tokens, stride 33, 99 predicted; tokenizer 5b, text d1
     """
 
-    def losses(ids: Tensor, start: int) -> Iterator[Tensor]:
-        given = _logits(logits, ids)
-        for place, part, targets in _parts(given, ids):
-            loss = torch.nn.functional.cross_entropy(part.float(), targets, reduction="none")
-            _check_finite(loss, start, place)
-            yield loss.cpu().double()[None]
+    def figures(ids: Tensor, start: int) -> Iterator[Tensor]:
+        for rows in _parts(_logits(logits, ids), ids):
+            yield _losses(rows, start)
 
-    sums, counts = _gathered(losses, 1, windows, batch, device, progress)
-    nats, error = _estimate(sums[0], counts)
-    return TextScore(nats=nats, standard_error=error, protocol=windows.protocol)
+    sums, counts = _gathered(figures, 1, windows, batch, device, progress)
+    return _score(sums, counts, windows)
 
 
 def divergence(
@@ -112,26 +116,45 @@ def divergence(
     (0.130812, 0.130812, 1.0)
     """
 
-    def distances(ids: Tensor, start: int) -> Iterator[Tensor]:
-        ours, theirs = _logits(logits, ids), _logits(reference, ids)
-        if ours.shape != theirs.shape:
-            raise MetricError(
-                f"the model knows {ours.shape[-1]} tokens and the reference {theirs.shape[-1]}; compare models of one "
-                "vocabulary, or cut the padding off the larger one's logits"
-            )
-        for (place, own, _), (_, other, _) in zip(_parts(ours, ids), _parts(theirs, ids), strict=True):
-            p, q = other.float().log_softmax(-1), own.float().log_softmax(-1).to(other.device)
-            # What the reference excludes adds nothing, though its logarithm is −∞.
-            distance = torch.where(p == -math.inf, 0.0, p.exp() * (p - q)).sum(-1)
-            _check_finite(distance, start, place)
-            alike = own.argmax(-1).cpu() == other.argmax(-1).cpu()
-            yield torch.stack([distance.cpu().double(), alike.double()])
+    def figures(ids: Tensor, start: int) -> Iterator[Tensor]:
+        for ours, theirs in _pairs(logits, reference, ids):
+            yield _distances(ours, theirs, start)
 
-    sums, counts = _gathered(distances, 2, windows, batch, device, progress)
-    nats, error = _estimate(sums[0], counts)
-    agreement = float(sums[1].sum() / counts.sum())
-    # Rounding may leave a mean just below 0, which no divergence is.
-    return Divergence(nats=max(nats, 0.0), standard_error=error, agreement=agreement, protocol=windows.protocol)
+    sums, counts = _gathered(figures, 2, windows, batch, device, progress)
+    return _divergence(sums, counts, windows)
+
+
+def comparison(
+    logits: Logits,
+    reference: Logits,
+    windows: Windows,
+    *,
+    batch: int = 8,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Comparison:
+    """The perplexity of a model and of its reference, and how far the one is from the other, each run once.
+
+    The figures are those of ``perplexity`` and ``divergence``; arguments and errors as ``divergence``.
+
+    >>> from tersor.measure.windows import Tokens, windows_of
+    >>> windows = windows_of(Tokens(torch.zeros(9, dtype=torch.int64), bos=None, tokenizer="", data=""), length=9)
+    >>> sure = torch.tensor([3.0, 1.0]).log()
+    >>> found = comparison(lambda ids: torch.zeros(*ids.shape, 2), lambda ids: sure.expand(*ids.shape, 2), windows)
+    >>> round(found.reference.perplexity, 6), round(found.model.perplexity, 6), round(found.divergence.nats, 6)
+    (1.333333, 2.0, 0.130812)
+    """
+
+    def figures(ids: Tensor, start: int) -> Iterator[Tensor]:
+        for ours, theirs in _pairs(logits, reference, ids):
+            yield torch.cat([_losses(theirs, start), _losses(ours, start), _distances(ours, theirs, start)])
+
+    sums, counts = _gathered(figures, 4, windows, batch, device, progress)
+    return Comparison(
+        reference=_score(sums[:1], counts, windows),
+        model=_score(sums[1:2], counts, windows),
+        divergence=_divergence(sums[2:], counts, windows),
+    )
 
 
 def _gathered(
@@ -193,6 +216,35 @@ def _parts(logits: Tensor, ids: Tensor) -> Iterator[_Rows]:
             yield _Rows((k * predictions + first, predictions), rows[some], targets[some])
 
 
+def _pairs(logits: Logits, reference: Logits, ids: Tensor) -> Iterator[tuple[_Rows, _Rows]]:
+    """The same predictions of a model and of its reference."""
+    ours, theirs = _logits(logits, ids), _logits(reference, ids)
+    if ours.shape != theirs.shape:
+        raise MetricError(
+            f"the model knows {ours.shape[-1]} tokens and the reference {theirs.shape[-1]}; compare models of one "
+            "vocabulary, or cut the padding off the larger one's logits"
+        )
+    yield from zip(_parts(ours, ids), _parts(theirs, ids), strict=True)
+
+
+def _losses(rows: _Rows, start: int) -> Tensor:
+    """The negative log likelihood of every token, float64 ``[1, rows]``."""
+    loss = torch.nn.functional.cross_entropy(rows.logits.float(), rows.targets, reduction="none")
+    _check_finite(loss, start, rows.place)
+    return loss.cpu().double()[None]
+
+
+def _distances(ours: _Rows, theirs: _Rows, start: int) -> Tensor:
+    """KL(theirs ‖ ours) of every row and whether both choose the same token, float64 ``[2, rows]``."""
+    p = theirs.logits.float().log_softmax(-1)
+    q = ours.logits.float().log_softmax(-1).to(p.device)
+    # What the reference excludes adds nothing, though its logarithm is −∞.
+    distance = torch.where(p == -math.inf, 0.0, p.exp() * (p - q)).sum(-1)
+    _check_finite(distance, start, ours.place)
+    alike = ours.logits.argmax(-1).cpu() == theirs.logits.argmax(-1).cpu()
+    return torch.stack([distance.cpu().double(), alike.double()])
+
+
 def _check_finite(values: Tensor, start: int, place: tuple[int, int]) -> None:
     bad = ~values.isfinite()
     if bad.any():
@@ -212,6 +264,20 @@ def _estimate(sums: Tensor, counts: Tensor) -> tuple[float, float | None]:
         return mean, None
     spread = ((sums - mean * counts) / counts.sum()).square().sum()
     return mean, float((spread * n / (n - 1)).sqrt())
+
+
+def _score(sums: Tensor, counts: Tensor, windows: Windows) -> TextScore:
+    """Of the sums of ``_losses``."""
+    nats, error = _estimate(sums[0], counts)
+    return TextScore(nats=nats, standard_error=error, protocol=windows.protocol)
+
+
+def _divergence(sums: Tensor, counts: Tensor, windows: Windows) -> Divergence:
+    """Of the sums of ``_distances``."""
+    nats, error = _estimate(sums[0], counts)
+    agreement = float(sums[1].sum() / counts.sum())
+    # Rounding may leave a mean just below 0, which no divergence is.
+    return Divergence(nats=max(nats, 0.0), standard_error=error, agreement=agreement, protocol=windows.protocol)
 
 
 def _mean(nats: float, error: float | None) -> str:

@@ -15,7 +15,7 @@ from tersor.checkpoints.layouts import LAYOUTS
 from tersor.errors import CheckpointError, RecipeError, SavedFolderError, TaskError
 from tersor.measure.environment import describe_environment, versions
 from tersor.measure.language import LanguageReport, WeightRecord
-from tersor.measure.perplexity import divergence, perplexity
+from tersor.measure.perplexity import comparison
 from tersor.measure.windows import Windows
 from tersor.pipeline.blockwise import SolvedWeight, needs_data
 from tersor.pipeline.compressed import check_free
@@ -231,16 +231,10 @@ class _Run:
         """Measure on the text that was kept apart, and write it all down."""
         job, scores = self.job, {}
         if job.evaluation is not None and self.original and self.compressed:
-            with self.stages.stage("measure", "perplexity", 3 * len(job.evaluation)) as bar:
-                tail, before, after = self.streaming.tail, self.original, self.compressed
-                size = len(job.evaluation)
-                scores["original"] = perplexity(tail(before), job.evaluation, batch=1, progress=bar.at)
-                scores["compressed"] = perplexity(
-                    tail(after), job.evaluation, batch=1, progress=lambda k, _: bar.at(size + k)
-                )
-                scores["divergence"] = divergence(
-                    tail(after), tail(before), job.evaluation, batch=1, progress=lambda k, _: bar.at(2 * size + k)
-                )
+            with self.stages.stage("measure", "perplexity", len(job.evaluation)) as bar:
+                after, before = (self.streaming.tail(text) for text in (self.compressed, self.original))
+                found = comparison(after, before, job.evaluation, batch=1, progress=bar.at)
+            scores = {"original": found.reference, "compressed": found.model, "divergence": found.divergence}
         by_name = {r["name"]: r for r in records}
         weights = tuple(_record(t, by_name.get(t.name), job) for t in job.targets)
         quantized = [(w, t) for w, t in zip(weights, job.targets, strict=True) if w.format and t.spec]

@@ -173,6 +173,17 @@ def test_bfloat16_is_kept_and_its_scales_are_those_of_the_file(folder, tokens, t
     assert report.bits_per_weight == 4 + 16 / 16
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_biases_of_half_precision_run_behind_codes(dtype, folder, tmp_path):
+    tersor.compress_folder(folder("opt", dtype), tmp_path / "out", recipe("rtn", format="int8"), progress=False)
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        found = tersor.load(tmp_path / "out")(ids).logits
+        expected = float_model("opt", folder("opt", dtype))(ids).logits
+    assert found.dtype == dtype
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_layout_holds_the_same_codes(layout, folder, tokens, tmp_path):

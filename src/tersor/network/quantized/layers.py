@@ -48,7 +48,8 @@ class QuantizedLinear(Quantized):
         x = input.reshape(-1, self.in_features).float()
         if x.numel() == 0:
             return input.new_zeros(*input.shape[:-1], self.out_features)
-        y = self.qweight.product(self.activation, self.bias)(x)
+        bias = None if self.bias is None else self.bias.float()
+        y = self.qweight.product(self.activation, bias)(x)
         return y.reshape(*input.shape[:-1], self.out_features).to(input.dtype)
 
 

@@ -125,3 +125,14 @@ def test_batches_of_a_gram_matrix_merge_and_padding_does_not_count():
     assert Gram.of(x.bfloat16()).hessian.dtype == torch.float32
     with pytest.raises(CalibrationError, match="1 of the layer's inputs are NaN or infinite"):
         Gram.of(torch.full((1, 1, 1), torch.inf))
+
+
+def test_an_error_that_no_input_sees_is_not_below_zero():
+    draw = torch.Generator().manual_seed(0)
+    weight, errors = torch.randn(16, 64, generator=draw), []
+    for _ in range(20):  # in float32 half of these sums come out negative
+        x = torch.randn(1, 64, generator=draw)
+        off = torch.randn(16, 64, generator=draw) * 0.1
+        off -= (off @ x.T) @ x / x.square().sum()
+        errors.append(output_error(weight, weight + off, (2 * x.T @ x)[None]))
+    assert all(0 <= error < 1e-8 for error in errors)

@@ -252,4 +252,5 @@ def output_errors(
         w, *others = (t[:: -(-len(t) // _MEASURED)] for t in parts)
         for j, t in enumerate((w, *(f - w for f in others))):
             power[j] += float(((t @ hessian) * t).sum(dtype=torch.float64))
-    return [p / power[0] if power[0] else 0.0 for p in power[1:]]
+    # Where H has few directions, sums that are 0 may be rounded to just below.
+    return [max(p, 0.0) / power[0] if power[0] > 0 else 0.0 for p in power[1:]]

@@ -615,3 +615,19 @@ def test_a_language_model_is_not_run_on_numpy_files(folder, tmp_path):
     tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
     with pytest.raises(SavedFolderError, match=r"holds a language model: `tersor generate`"):
         load_network(tmp_path / "out")
+
+
+@pytest.mark.parametrize("rules", [(), (Rule(layer="*.1.*", weights=Quantization(format="int8")),)])
+def test_others_open_a_folder_without_the_base_models_prefix(rules, tmp_path):
+    torch.manual_seed(0)
+    transformers.LlamaModel(transformers.LlamaConfig(**SMALL, **IDS, tie_word_embeddings=True)).save_pretrained(
+        tmp_path / "base"
+    )
+    source = edited(tmp_path / "base", architectures=["LlamaForCausalLM"])
+    wanted = recipe("rtn", granularity="group:16").model_copy(update={"rules": rules})
+    tersor.compress_folder(source, tmp_path / "out", wanted, progress=False)
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        found = float_model("llama", tmp_path / "out")(ids).logits
+        expected = tersor.load(tmp_path / "out")(ids).logits
+    assert torch.allclose(found, expected, atol=1e-5)

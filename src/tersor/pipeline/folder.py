@@ -70,18 +70,20 @@ def _linked(source: Path, target: Path) -> None:
 
 def _config(job: "Job", report: LanguageReport) -> dict[str, Any]:
     solved = {w.name for w in report.weights if w.format}
-    stored = {t.name for t in job.targets if t.spec and t.name in solved}
+    stored = {t.name: t.spec for t in job.targets if t.spec and t.name in solved}
     untied = {"tie_word_embeddings": False} if job.recipe.rotate else {}
-    specs = {f"{t.name}.weight": t.spec for t in job.targets if t.spec and t.name in stored}
-    if not specs:
+    if not stored:
         return {**job.source.config, **untied}
+    specs = {f"{name}.weight": spec for name, spec in stored.items()}
+    # Other tools go by the model's own names; the folder's may lack the prefix of a base model.
+    own = {p: stored[t.name] for t in job.targets if t.name in stored and (p := t.piece.parameter).endswith(".weight")}
     modules = job.skeleton.model.named_modules()
-    left = [n for n, m in modules if isinstance(m, nn.Linear) and n not in stored]
+    left = [n for n, m in modules if isinstance(m, nn.Linear) and f"{n}.weight" not in own]
     left += [t.name for t in job.targets if t.name not in stored and t.name not in left]
-    found = LAYOUTS[job.layout].config(specs, left)
+    config = LAYOUTS[job.layout].config(specs | own, left)
     if turned := [t.name for t in job.targets if t.name in stored and t.transposed]:
-        found["tersor_transposed"] = turned
-    return {**job.source.config, **untied, "quantization_config": found}
+        config["tersor_transposed"] = turned
+    return {**job.source.config, **untied, "quantization_config": config}
 
 
 def _write(path: Path, text: str) -> None:

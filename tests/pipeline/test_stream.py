@@ -308,6 +308,15 @@ def test_folders_that_are_incomplete_say_what_is_missing(folder, tmp_path):
         prepare_job(lacking.parent, "int4-weight", None)
 
 
+def test_weights_beside_the_models_own_are_no_part_of_it(folder, tmp_path):
+    source = copied(folder("llama"), tmp_path / "a")
+    weights = load_file(source / "model.safetensors")
+    save_file({f"original.{n}": t for n, t in weights.items()}, source / "consolidated.safetensors")
+    report = tersor.compress_folder(source, tmp_path / "out", recipe("rtn"), progress=False)
+    assert report.original_bytes == sum(t.nbytes for t in weights.values())
+    assert set(QuantizedFolder(tmp_path / "out").entries) == set(weights)
+
+
 def test_a_shape_that_contradicts_the_configuration_is_named(folder, tmp_path):
     bad = edited(copied(folder("llama"), tmp_path / "a"), intermediate_size=80)
     with pytest.raises(CheckpointError, match=r"model.layers.0.mlp.\w+.weight has the shape \[.*64.*\] .*80"):

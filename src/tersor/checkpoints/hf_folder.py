@@ -60,6 +60,8 @@ class HfFolder:
 
     def _shards(self) -> list[str]:
         index = self.path / INDEX
+        if (self.path / SINGLE).is_file():
+            return [SINGLE]  # as transformers does: what stands beside it holds the same in another layout
         if not index.is_file():
             found = sorted(p.name for p in self.path.glob("*.safetensors"))
             if found:

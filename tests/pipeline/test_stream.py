@@ -442,6 +442,22 @@ def test_activations_are_not_quantized_here(folder):
         prepare_job(folder("llama"), astray, None)
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"rules": (Rule(layer="*.down_proj", activations=Quantization(format="int8")),)}, "rule .*down_proj"),
+        ({"smooth": "on"}, "smooth: on"),
+        ({"smooth_alpha": 0.5}, "smooth_alpha"),
+        ({"equalize": "on"}, "equalize: on"),
+    ],
+)
+def test_what_is_not_done_to_folders_is_refused(change, what, folder):
+    with pytest.raises(RecipeError, match=f"`.*{what}.*` of the recipe test-rtn is not done to folders"):
+        prepare_job(folder("llama"), recipe("rtn").model_copy(update=change), None)
+    silent = {"rules": (Rule(op="linear", activations=FLOAT),)}
+    prepare_job(folder("llama"), recipe("rtn").model_copy(update=silent), None)
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "mixtral"])
 @pytest.mark.parametrize("change", [{"awq": True}, {"rotate": True}, {"awq": True, "rotate": True}])
 def test_rewrites_leave_the_function_and_change_the_weights(change, kind, folder, tokens, tmp_path):

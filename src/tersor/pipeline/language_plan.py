@@ -82,13 +82,15 @@ def plan(skeleton: Skeleton, recipe: Recipe, fits: Held) -> list[Target]:
         fits: raises where the file's layout cannot hold a weight.
 
     Raises:
-        RecipeError: a rule that matches nothing, activations that are not float, a weight that does not fit.
+        RecipeError: a rule that matches nothing, activations that are not float, a key that is for graphs, a weight
+            that does not fit.
     """
     if recipe.activations.when != "never":
         raise RecipeError(
             f"the recipe {recipe.name} quantizes activations; a folder is compressed in its weights only: use "
             "int4-gptq, int4-weight, int8-weight, or `activations: {format: fp32}`"
         )
+    recipe.check_folder()
     found = list(_candidates(skeleton))
     names = [(t.name, "linear") for t in found]
     recipe = recipe.placed([name for name, _ in names])

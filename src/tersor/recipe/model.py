@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
 from typing import Annotated, Literal
@@ -239,12 +239,27 @@ class Recipe(_Strict):
             "fallback: float": self.fallback == "float",
             "weights.range: awq": any(w.range == "awq" for w in weights),
         }
+        self._refuse(asked, "is for folders in the Hugging Face layout, which tersor.compress_folder compresses")
+
+    def check_folder(self) -> None:
+        """Refuse what a folder of a language model, compressed in its weights only, cannot have.
+
+        Raises:
+            RecipeError: naming the key.
+        """
+        asking = next((r for r in self.rules if r.activations and r.activations.when != "never"), None)
+        asked = {
+            f"activations of the rule ({asking})": asking is not None,
+            "equalize: on": self.equalize == "on",
+            "smooth: on": self.smooth == "on",
+            "smooth_alpha": self.smooth_alpha != "auto",
+        }
+        self._refuse(asked, "is not done to folders in the Hugging Face layout, whose weights alone are compressed")
+
+    def _refuse(self, asked: Mapping[str, bool], why: str) -> None:
         for key, used in asked.items():
             if used:
-                raise RecipeError(
-                    f"`{key}` of the recipe {self.name} is for folders in the Hugging Face layout, which "
-                    "tersor.compress_folder compresses; leave it out"
-                )
+                raise RecipeError(f"`{key}` of the recipe {self.name} {why}; leave it out")
 
     def to_yaml(self) -> str:
         """The recipe as YAML, which reads back as the same recipe."""

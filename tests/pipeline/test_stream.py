@@ -14,7 +14,7 @@ import tersor
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
 from tersor.checkpoints.quantized_folder import QuantizedFolder
-from tersor.errors import CalibrationError, CaptureError, CheckpointError, RecipeError, SavedFolderError
+from tersor.errors import CalibrationError, CaptureError, CheckpointError, RecipeError, SavedFolderError, TaskError
 from tersor.network.blocks import find_blocks
 from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
@@ -656,3 +656,30 @@ def test_others_open_a_folder_without_the_base_models_prefix(rules, tmp_path):
         found = float_model("llama", tmp_path / "out")(ids).logits
         expected = tersor.load(tmp_path / "out")(ids).logits
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_windows_longer_than_the_model_takes_and_no_windows_are_refused(kind, folder, tokens):
+    long = torch.ones(2, 65, dtype=torch.int64)
+    for data, evaluate in ((long, None), (tokens, long)):
+        with pytest.raises(TaskError, match=r"windows of 65 tokens, .* takes 64 at once; .*--length 64"):
+            prepare_job(folder(kind), recipe(), data, evaluate=evaluate)
+    assert prepare_job(folder(kind), recipe(), long[:, :64]).calibration.protocol.length == 64
+    for samples in (0, -1):
+        with pytest.raises(TaskError, match=f"{samples} windows are none"):
+            prepare_job(folder(kind), recipe(), tokens, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("change", "evaluated", "message"),
+    [({}, True, "no logits for each token.*leave `evaluate`"), ({"rotate": True}, False, "no head.*leave `rotate`")],
+)
+def test_what_the_end_cannot_do_is_said_before_a_block_is_solved(change, evaluated, message, tokens, tmp_path):
+    source = tmp_path / "base"
+    transformers.LlamaModel(transformers.LlamaConfig(**SMALL, **IDS)).save_pretrained(source)
+    evaluate = tokens[:2] if evaluated else None
+    with pytest.raises(tersor.TersorError, match=message):
+        tersor.compress_folder(
+            source, tmp_path / "out", recipe().model_copy(update=change), tokens, evaluate=evaluate, progress=False
+        )
+    assert not list(tmp_path.glob(".out.partial/*.safetensors"))

@@ -154,7 +154,7 @@ def prepare_job(
             f"{asking[0].name}: the solver of the recipe {recipe.name} asks for calibration text: give --data TEXT, or "
             "a recipe without, such as int4-weight"
         )
-    length = length or min(512, positions(folder.config))
+    length = length or min(512, positions(folder.config) or 512)
     calibration = windows(data, folder, length, samples) if data is not None else None
     evaluation = windows(evaluate, folder, length, None) if evaluate is not None else None
     found = preflight(skeleton, targets, layout, calibration, evaluation)

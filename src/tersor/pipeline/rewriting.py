@@ -53,19 +53,29 @@ def turn_ends(model: nn.Module, blocks: Blocks, rotation: Rotation) -> dict[str,
     """Rotate embedding, last norm and head, in place; the head, by its name, where it was tied to the embedding.
 
     Raises:
+        RewriteError: as of ``ends``, or the norm is no RMSNorm.
+    """
+    embedding, head, norm = ends(model, blocks, rotation.size)
+    tied = rotate_ends(embedding, head, norm, rotation)
+    name = next(n for n, m in model.named_modules() if m is head)
+    return {f"{name}.weight": head.get_parameter("weight").detach()} if tied else {}
+
+
+def ends(model: nn.Module, blocks: Blocks, width: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Embedding, head, and the norm in front of it, of a residual stream of that width.
+
+    Raises:
         RewriteError: there is no head, or not one norm in front of it.
     """
     embedding, head = (getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output"))
     outside = (m for name, m in model.named_modules() if not name.startswith(blocks.path + "."))
-    norms = [m for m in outside if [p.shape for p in m.parameters(recurse=False)] == [(rotation.size,)]]
+    norms = [m for m in outside if [p.shape for p in m.parameters(recurse=False)] == [(width,)]]
     if embedding is None or head is None or len(norms) != 1:
         raise RewriteError(
-            f"{type(model).__name__} has {len(norms)} norms outside its blocks and {'a' if head else 'no'} head: its "
-            "residual stream cannot be rotated; leave `rotate` out"
+            f"{type(model).__name__} has {len(norms)} norms without a bias outside its blocks (no LayerNorm) and "
+            f"{'a' if head else 'no'} head: its residual stream cannot be rotated; leave `rotate` out"
         )
-    tied = rotate_ends(embedding, head, norms[0], rotation)
-    name = next(n for n, m in model.named_modules() if m is head)
-    return {f"{name}.weight": head.weight.detach()} if tied else {}
+    return embedding, head, norms[0]
 
 
 def block_calls(hiddens: Callable[[], Iterator[Tensor]], arguments: list[tuple[tuple, dict[str, Any]]]) -> Calls:

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from tersor.checkpoints.layouts import Layout
-from tersor.errors import CalibrationError
+from tersor.errors import CalibrationError, TaskError
 from tersor.network.blocks import behind, call, calls, empty, held
 from tersor.numerics.hadamard import Rotation
 from tersor.pipeline.activations import Activations
 from tersor.pipeline.blockwise import Part, SolvedWeight, Step, follows, solve_block
 from tersor.pipeline.journal import Journal
 from tersor.pipeline.language_plan import Target
-from tersor.pipeline.rewriting import block_calls, scale_block, turn_block, turn_ends
+from tersor.pipeline.rewriting import block_calls, ends, scale_block, turn_block, turn_ends
 from tersor.pipeline.skeleton import Skeleton
-from tersor.pipeline.stream_text import Text
+from tersor.pipeline.stream_text import Text, shared
 from tersor.recipe import Recipe
 
 
@@ -62,11 +62,12 @@ class Streaming:
             ((hidden, *args), kwargs) = calls(model, blocks, _plain(model, _row(first)), count=1)[0]
             with torch.no_grad():
                 self.tupled = isinstance(blocks.modules[0](hidden, *args, **kwargs), tuple)
-        except (TypeError, ValueError, IndexError) as error:
+        except (TypeError, ValueError, IndexError, RuntimeError) as error:
             raise CalibrationError(
                 f"{type(model).__name__} cannot be called with input_ids of shape {list(first['input_ids'].shape)}: "
                 f"{error}; do the tokenizer and the model belong together?"
             ) from error
+        self._check_end(texts, _row(first), hidden)
         for text in texts:
             windows, length = text.ids.shape
             where = (self.journal.folder, text.name)
@@ -80,13 +81,27 @@ class Streaming:
                     pass
         empty(model)
 
+    def _check_end(self, texts: list[Text], inputs: Mapping[str, Tensor], hidden: Tensor) -> None:
+        """What is done behind the last block must be possible, or all blocks would be solved in vain."""
+        model, blocks = self.skeleton.model, self.skeleton.blocks
+        if self.recipe.rotate:
+            ends(model, blocks, hidden.shape[-1])
+        if any(t.name == "original" for t in texts):
+            out = behind(model, blocks, _plain(model, inputs), hidden, self.tupled)
+            logits = getattr(out, "logits", None)
+            if logits is None or logits.shape[:-1] != inputs["input_ids"].shape:
+                raise TaskError(
+                    f"{type(model).__name__} gives no logits for each token, so that no text can be scored; leave "
+                    "`evaluate` (--valid) out"
+                )
+
     def _recorded(self, text: Text) -> Iterator[Tensor]:
         """What the first block reads, a batch at a time; the arguments of all blocks are kept."""
         model, blocks = self.skeleton.model, self.skeleton.blocks
         for inputs in text.inputs():
             found = calls(model, blocks, _plain(model, inputs), self.tupled)
             rest = [(args[1:], kwargs) for args, kwargs in found]
-            text.arguments.append(_shared(rest, text.arguments[0]) if text.arguments else rest)
+            text.arguments.append(shared(rest, text.arguments[0]) if text.arguments else rest)
             yield self._turned(text, found[0][0][0])
 
     def finished(self, texts: list[Text]) -> int:
@@ -280,20 +295,3 @@ def _plain(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, An
     """The arguments of a call without a cache."""
     causal = hasattr(getattr(model, "config", None), "use_cache")
     return {**inputs, **({"use_cache": False} if causal else {})}
-
-
-def _shared(found: list[tuple[tuple, dict]], first: list[tuple[tuple, dict]]) -> list[tuple[tuple, dict]]:
-    """The same, with whatever equals the first batch's taken from there: it is kept once."""
-
-    def same(value: Any, other: Any) -> Any:
-        if isinstance(value, Tensor) and isinstance(other, Tensor):
-            alike = value.shape == other.shape and value.dtype == other.dtype and torch.equal(value, other)
-            return other if alike else value
-        if isinstance(value, tuple) and isinstance(other, tuple) and len(value) == len(other):
-            return tuple(same(a, b) for a, b in zip(value, other, strict=True))
-        return value
-
-    return [
-        (same(args, others), {k: same(v, more.get(k)) for k, v in kwargs.items()})
-        for (args, kwargs), (others, more) in zip(found, first, strict=True)
-    ]

@@ -20,12 +20,12 @@ Data = str | Path | Sequence[str | Sequence[Message]] | Tensor
 conversations (lists of messages ``{"role": ..., "content": ...}``); or tokens int64 [windows, length]."""
 
 
-def positions(config: dict[str, Any]) -> int:
-    """How many tokens a model takes at once, as its config.json says; else 512."""
+def positions(config: dict[str, Any]) -> int | None:
+    """How many tokens a model takes at once; None where its config.json does not say."""
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if isinstance(config.get(key), int):
             return config[key]
-    return 512
+    return None
 
 
 def windows(data: Data, folder: HfFolder, length: int, limit: int | None) -> Windows:
@@ -35,10 +35,20 @@ def windows(data: Data, folder: HfFolder, length: int, limit: int | None) -> Win
     window is begun by BOS where the tokenizer has one; a BOS that the text itself has there is that one.
 
     Raises:
-        TaskError: a file or a record that cannot be read, or tokens of another shape.
+        TaskError: a file or a record that cannot be read, tokens of another shape, more of them than the model takes
+            at once, or a limit below 1.
         MetricError: a text shorter than one window.
         CheckpointError: text, and no tokenizer; a conversation, and no chat template.
     """
+    most = positions(folder.config)
+    taken = data.shape[-1] if isinstance(data, Tensor) and data.ndim else length
+    if most is not None and taken > most:
+        raise TaskError(
+            f"windows of {taken} tokens, and by its config.json {folder.path} takes {most} at once; give shorter ones "
+            f"(--length {most})"
+        )
+    if limit is not None and limit < 1:
+        raise TaskError(f"{limit} windows are none; give --samples from 1")
     if isinstance(data, Tensor):
         if data.ndim != 2 or data.dtype != torch.int64:
             raise TaskError(f"tokens must be int64 [windows, length], not {data.dtype} {list(data.shape)}")

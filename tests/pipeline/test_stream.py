@@ -683,3 +683,11 @@ def test_what_the_end_cannot_do_is_said_before_a_block_is_solved(change, evaluat
             source, tmp_path / "out", recipe().model_copy(update=change), tokens, evaluate=evaluate, progress=False
         )
     assert not list(tmp_path.glob(".out.partial/*.safetensors"))
+
+
+def test_an_encoder_is_not_taken_for_the_whole_model(tmp_path):
+    sizes = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = transformers.BartConfig(d_model=32, encoder_layers=3, decoder_layers=2, vocab_size=48, **sizes)
+    transformers.BartForConditionalGeneration(config).save_pretrained(tmp_path / "bart")
+    with pytest.raises(CaptureError, match=r"lists of 3 and 2 blocks, model.encoder.layers and model.decoder.layers"):
+        prepare_job(tmp_path / "bart", "int4-weight", None)

@@ -35,7 +35,7 @@ def find_blocks(model: nn.Module) -> Blocks:
     """The longest list of alike modules that lies in no other list.
 
     Raises:
-        CaptureError: there is no list, or two of the same length, as in an encoder with a decoder.
+        CaptureError: there is no list, or two of the same length, or an encoder beside a decoder.
 
     >>> model = nn.Sequential(nn.Embedding(4, 2), nn.ModuleList([nn.Linear(2, 2) for _ in range(3)]))
     >>> found = find_blocks(model)
@@ -54,10 +54,13 @@ def find_blocks(model: nn.Module) -> Blocks:
             "compress it whole: tersor.compress with a Task"
         )
     lists.sort(key=lambda one: -len(one[1]))
-    if len(lists) > 1 and len(lists[0][1]) == len(lists[1][1]):
+    two = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if len(lists) > 1 and (two or len(lists[0][1]) == len(lists[1][1])):
+        (first, own), (second, others) = lists[:2]
+        counts = f"{len(own)} blocks" if len(own) == len(others) else f"{len(own)} and {len(others)} blocks"
         raise CaptureError(
-            f"{type(model).__name__} has two lists of {len(lists[0][1])} blocks, {lists[0][0]} and {lists[1][0]} (an "
-            "encoder and a decoder?); only one chain of blocks can be streamed: compress it whole with a Task"
+            f"{type(model).__name__} has two lists of {counts}, {first} and {second} (an encoder and a decoder?); only "
+            "one chain of blocks can be streamed: compress it whole with a Task"
         )
     return Blocks(*lists[0])
 

@@ -691,3 +691,12 @@ def test_an_encoder_is_not_taken_for_the_whole_model(tmp_path):
     transformers.BartForConditionalGeneration(config).save_pretrained(tmp_path / "bart")
     with pytest.raises(CaptureError, match=r"lists of 3 and 2 blocks, model.encoder.layers and model.decoder.layers"):
         prepare_job(tmp_path / "bart", "int4-weight", None)
+
+
+def test_a_head_narrower_than_the_model_is_one(tmp_path):
+    narrow = transformers.LlamaConfig(**{**SMALL, "vocab_size": 24}, **IDS)
+    transformers.LlamaForCausalLM(narrow).save_pretrained(tmp_path / "m")
+    rule = Rule(layer="lm_head", weights=Quantization(format="int8", granularity="channel"))
+    wanted = recipe("rtn").model_copy(update={"rules": (rule,)})
+    tersor.compress_folder(tmp_path / "m", tmp_path / "out", wanted, progress=False)
+    assert QuantizedFolder(tmp_path / "out").qtensor("lm_head.weight").spec.format.name == "int8"

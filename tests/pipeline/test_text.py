@@ -51,7 +51,7 @@ def cut(tmp_path, own):
     """Windows of data by the tokenizer of letters."""
 
     def cut(data, length=8, limit=None, folder=tmp_path / "model"):
-        return windows(data, SimpleNamespace(path=folder), length, limit)
+        return windows(data, SimpleNamespace(path=folder, config={}), length, limit)
 
     return cut
 
@@ -95,7 +95,7 @@ def test_no_window_begins_twice_and_every_other_token_is_predicted_once(tmp_path
     chats = [[{"role": "user", "content": "abcdefghij"[:size]}] for size in sizes]
     stream = own_ids(tokenizer, *chats)
     assume(len(stream) > length)
-    rows = windows(chats, SimpleNamespace(path=folder), length, None).ids.tolist()
+    rows = windows(chats, SimpleNamespace(path=folder, config={}), length, None).ids.tolist()
     at = 0
     for row in rows:
         begin = 0 if stream[at] == BOS else 1

@@ -44,7 +44,9 @@ def generate(
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder of a language model, compressed or not.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .gguf file to write.", dir_okay=False)],
-    kind: Annotated[str, typer.Option(help="Of matrices whose codes GGUF does not have: q4_0, q8_0, q4_k or f16.")] = "q4_0",
+    kind: Annotated[
+        str, typer.Option(help="Of matrices whose codes GGUF does not have: q4_0, q8_0, q4_k or f16.")
+    ] = "q4_0",
     ragged: Annotated[
         bool, typer.Option("--ragged-f16", help="Keep in FP16 what the blocks do not divide, instead of stopping.")
     ] = False,

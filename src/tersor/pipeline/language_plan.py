@@ -104,11 +104,12 @@ def _candidates(skeleton: Skeleton) -> Iterator[Target]:
     for piece in skeleton.pieces.values():
         by_parameter.setdefault(piece.parameter, []).append(piece)
     seen = set[int]()
+    logits = getattr(skeleton.model, "get_output_embeddings", lambda: None)()
     for holder in holders(skeleton.model):
         for key in holder.weights:
             name = f"{holder.name}.{key}"
             head = not name.startswith(inside)
-            if holder.op == "embedding" or (head and not _is_head(holder.module, holder.op)):
+            if holder.op == "embedding" or (head and holder.module is not logits):
                 seen.add(id(holder.module.get_parameter(key)))
                 continue
             for piece in by_parameter.get(name, []):
@@ -119,10 +120,6 @@ def _candidates(skeleton: Skeleton) -> Iterator[Target]:
                 if len(shape) == 2:
                     shape = (shape[1], shape[0]) if holder.transposed else (shape[0], shape[1])
                     yield Target(piece, shape, holder.transposed, None, None, reason, tail=head)
-
-
-def _is_head(module: nn.Module, op: str) -> bool:
-    return op == "linear" and getattr(module, "out_features", 0) > getattr(module, "in_features", 0)
 
 
 def _left(module: nn.Module, op: str, piece: Piece) -> str:

@@ -15,7 +15,7 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
     Args:
         folder: what ``Compressed.save`` or ``tersor compress`` wrote; or a language model in the Hugging Face layout,
             quantized (by Tersor or others, as compressed-tensors, GPTQ or AWQ) or not.
-        threads: of the engine; by default all processors.
+        threads: of the engine; by default all processors. In PyTorch it is ``torch.set_num_threads`` that decides.
         engine: of a language model, ``torch`` (the default), ``openvino``, or ``auto``: OpenVINO where it takes the
             model, otherwise PyTorch, with a UserWarning that says why. Any other network runs in the engine that it
             was compressed for.

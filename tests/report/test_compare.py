@@ -91,6 +91,14 @@ def test_what_one_run_does_not_know_is_a_dash(saved):
     assert [row.name for row in side_by_side(neither).rows] == ["size"]
 
 
+def test_a_run_that_was_not_judged_is_named_and_the_others_agree():
+    judged = [Figure("judged on", "text b", alike=True)]
+    runs = {"a": judged, "b": [Figure("judged on", None, alike=True)], "c": judged}
+    assert side_by_side(runs).notes == ("judged on: not known of b, whose report has no figures of that kind",)
+    (note,) = side_by_side({**runs, "d": [Figure("judged on", "text d", alike=True)]}).notes
+    assert note.startswith("the runs differ in judged on (a, c: text b; b: –; d: text d)")
+
+
 def test_rows_of_another_kind_of_report_stand_where_they_stood_there():
     first = [Figure("task", "t"), Figure("on disk", 1.0, "bytes", False), Figure("accuracy", 0.5, "%", True)]
     other = [Figure("task", "t"), Figure("on disk", 2.0, "bytes", False), Figure("tokens/s", 3.0, "/s", True)]

@@ -98,7 +98,7 @@ def side_by_side(runs: Mapping[str, Sequence[Figure]]) -> Comparison:
         absent = Figure(name, None, like.unit, like.higher_is_better, like.alike)
         rows.append(Row(name, tuple(figures.get(name, absent) for figures in by_run)))
     notes = [
-        f"the runs differ in {row.name} ({_told(runs, row)}): their figures are not of the same thing"
+        _note(tuple(runs), row)
         for row in rows
         if any(f.alike for f in row.figures) and len({f.text for f in row.figures}) > 1
     ]
@@ -106,8 +106,16 @@ def side_by_side(runs: Mapping[str, Sequence[Figure]]) -> Comparison:
     return Comparison(tuple(runs), tuple(known), tuple(notes))
 
 
-def _told(runs: Iterable[str], row: Row) -> str:
-    return "; ".join(f"{run}: {figure.text}" for run, figure in zip(runs, row.figures, strict=True))
+def _note(runs: Sequence[str], row: Row) -> str:
+    """What runs that are not alike in a row have there, those that have the same together."""
+    by_text: dict[str, list[str]] = {}
+    for run, figure in zip(runs, row.figures, strict=True):
+        by_text.setdefault(figure.text, []).append(run)
+    absent = ", ".join(run for run, figure in zip(runs, row.figures, strict=True) if figure.value is None)
+    if absent and len(by_text) == 2:
+        return f"{row.name}: not known of {absent}, whose report has no figures of that kind"
+    told = "; ".join(f"{', '.join(names)}: {text}" for text, names in by_text.items())
+    return f"the runs differ in {row.name} ({told}): their figures are not of the same thing"
 
 
 def _merged(runs: Iterable[Sequence[Figure]]) -> list[str]:

@@ -14,12 +14,23 @@ import tersor
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
 from tersor.checkpoints.quantized_folder import QuantizedFolder
-from tersor.errors import CalibrationError, CaptureError, CheckpointError, RecipeError, SavedFolderError, TaskError
+from tersor.errors import (
+    CalibrationError,
+    CaptureError,
+    CheckpointError,
+    MetricError,
+    RecipeError,
+    SavedFolderError,
+    TaskError,
+)
+from tersor.measure.windows import Tokens
 from tersor.network.blocks import find_blocks
 from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
 from tersor.pipeline.journal import Journal
 from tersor.pipeline.language import prepare_job
+from tersor.pipeline.progress import Stage
+from tersor.pipeline.text import tokenizer_of
 from tersor.recipe import Quantization, Recipe, Rule
 from tersor.solvers import Gptq, LayerProblem, Rtn
 
@@ -359,6 +370,7 @@ def test_a_group_that_does_not_divide_stops_or_stays_float(folder, tmp_path):
     found = prepare_job(folder("llama"), mixed.model_copy(update={"fallback": "float"}), None)
     assert [t.name.rsplit(".", 1)[1] for t in found.targets if t.spec] == ["down_proj", "down_proj"]
     assert any("12 layers stay float" in w for w in found.preflight.warnings)
+    assert len({t.reason for t in found.targets if "fallback" in t.reason}) == 1, "alike but for the name"
 
 
 @pytest.mark.parametrize(("value", "what"), [(float("inf"), "infinite"), (float("nan"), "NaN")])
@@ -393,7 +405,7 @@ def test_infinite_activations_name_the_layer_and_dead_columns_do_not_hurt(folder
 def test_a_full_disk_is_said_before_or_keeps_what_is_done(folder, tokens, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("tersor.pipeline.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-        with pytest.raises(CheckpointError, match=r"0.00 GB free and .* are needed"):
+        with pytest.raises(CheckpointError, match=r"1 B free and .* kB are needed"):
             tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
 
     def full(*_):
@@ -584,7 +596,7 @@ def test_a_disk_that_fills_up_is_known_by_safetensors_words(folder, tmp_path, mo
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tersor.pipeline.journal.save_file", full)
+        patch.setattr("tersor.checkpoints.tensors.save_file", full)
         with pytest.raises(CheckpointError, match=r"disk of .* is full"):
             tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
     (tmp_path / ".out.partial/job.json").write_text("")
@@ -642,61 +654,62 @@ def test_a_language_model_is_not_run_on_numpy_files(folder, tmp_path):
         load_network(tmp_path / "out")
 
 
-@pytest.mark.parametrize("rules", [(), (Rule(layer="*.1.*", weights=Quantization(format="int8")),)])
-def test_others_open_a_folder_without_the_base_models_prefix(rules, tmp_path):
-    torch.manual_seed(0)
-    transformers.LlamaModel(transformers.LlamaConfig(**SMALL, **IDS, tie_word_embeddings=True)).save_pretrained(
-        tmp_path / "base"
-    )
-    source = edited(tmp_path / "base", architectures=["LlamaForCausalLM"])
-    wanted = recipe("rtn", granularity="group:16").model_copy(update={"rules": rules})
-    tersor.compress_folder(source, tmp_path / "out", wanted, progress=False)
-    ids = torch.tensor([[1, 5, 9]])
-    with torch.no_grad():
-        found = float_model("llama", tmp_path / "out")(ids).logits
-        expected = tersor.load(tmp_path / "out")(ids).logits
-    assert torch.allclose(found, expected, atol=1e-5)
+def test_a_text_that_is_too_short_is_told_by_its_option(folder, tokens, monkeypatch):
+    monkeypatch.setattr("tersor.pipeline.text.tokenizer_of", lambda path: None)
+    monkeypatch.setattr("tersor.pipeline.text.tokens_of", lambda *_: Tokens(tokens[0], None, "", ""))
+    with pytest.raises(MetricError, match=r"^--data: the text has 16 tokens, and one window of 32"):
+        prepare_job(folder("llama"), recipe(), "few words", length=32)
+    with pytest.raises(MetricError, match=r"^--valid: the text has 16 tokens"):
+        prepare_job(folder("llama"), recipe(), tokens, evaluate="few words", length=32)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
-def test_windows_longer_than_the_model_takes_and_no_windows_are_refused(kind, folder, tokens):
-    long = torch.ones(2, 65, dtype=torch.int64)
-    for data, evaluate in ((long, None), (tokens, long)):
-        with pytest.raises(TaskError, match=r"windows of 65 tokens, .* takes 64 at once; .*--length 64"):
-            prepare_job(folder(kind), recipe(), data, evaluate=evaluate)
-    assert prepare_job(folder(kind), recipe(), long[:, :64]).calibration.protocol.length == 64
-    for samples in (0, -1):
-        with pytest.raises(TaskError, match=f"{samples} windows are none"):
-            prepare_job(folder(kind), recipe(), tokens, samples=samples)
+def test_judging_on_the_text_of_the_calibration_is_said(folder, tokens):
+    def said(evaluate):
+        return [w for w in prepare_job(folder("llama"), recipe(), tokens, evaluate=evaluate).preflight.warnings
+                if "--valid" in w]  # fmt: skip
+
+    assert len(said(tokens)) == 1
+    assert said(tokens[:4]) == []
 
 
 @pytest.mark.parametrize(
-    ("change", "evaluated", "message"),
-    [({}, True, "no logits for each token.*leave `evaluate`"), ({"rotate": True}, False, "no head.*leave `rotate`")],
+    ("weights", "said"),
+    [
+        ({"granularity": "group:16"}, "int8 and rtn there, not int4 and gptq; name `format` and `solver`"),
+        ({"format": "int8"}, "rtn there, not gptq; name `solver`"),
+        ({"format": "int8", "solver": "rtn"}, None),
+        ({"format": "int4", "solver": "gptq"}, None),
+    ],
 )
-def test_what_the_end_cannot_do_is_said_before_a_block_is_solved(change, evaluated, message, tokens, tmp_path):
-    source = tmp_path / "base"
-    transformers.LlamaModel(transformers.LlamaConfig(**SMALL, **IDS)).save_pretrained(source)
-    evaluate = tokens[:2] if evaluated else None
-    with pytest.raises(tersor.TersorError, match=message):
-        tersor.compress_folder(
-            source, tmp_path / "out", recipe().model_copy(update=change), tokens, evaluate=evaluate, progress=False
-        )
-    assert not list(tmp_path.glob(".out.partial/*.safetensors"))
+def test_what_a_rule_replaces_without_naming_it_is_said(weights, said, folder, tokens):
+    rule = Rule(layer="*.down_proj", weights=Quantization(**weights))
+    wanted = recipe().model_copy(update={"rules": (rule,)})
+    found = [w for w in prepare_job(folder("llama"), wanted, tokens).preflight.warnings if "the rule" in w]
+    assert [said in w for w in found] == [True] * (said is not None)
 
 
-def test_an_encoder_is_not_taken_for_the_whole_model(tmp_path):
-    sizes = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
-    config = transformers.BartConfig(d_model=32, encoder_layers=3, decoder_layers=2, vocab_size=48, **sizes)
-    transformers.BartForConditionalGeneration(config).save_pretrained(tmp_path / "bart")
-    with pytest.raises(CaptureError, match=r"lists of 3 and 2 blocks, model.encoder.layers and model.decoder.layers"):
-        prepare_job(tmp_path / "bart", "int4-weight", None)
+def test_who_may_read_the_files_is_for_the_umask_to_say(folder, tmp_path):
+    tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
+    (tmp_path / "new").touch()
+    modes = {p.name: p.stat().st_mode for p in (tmp_path / "out").glob("model*.safetensors")}
+    assert len(modes) == 3
+    assert set(modes.values()) == {(tmp_path / "new").stat().st_mode}
 
 
-def test_a_head_narrower_than_the_model_is_one(tmp_path):
-    narrow = transformers.LlamaConfig(**{**SMALL, "vocab_size": 24}, **IDS)
-    transformers.LlamaForCausalLM(narrow).save_pretrained(tmp_path / "m")
-    rule = Rule(layer="lm_head", weights=Quantization(format="int8", granularity="channel"))
-    wanted = recipe("rtn").model_copy(update={"rules": (rule,)})
-    tersor.compress_folder(tmp_path / "m", tmp_path / "out", wanted, progress=False)
-    assert QuantizedFolder(tmp_path / "out").qtensor("lm_head.weight").spec.format.name == "int8"
+def test_a_place_that_cannot_be_written_is_named(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SavedFolderError, match=r"file/out cannot be written \(Not a directory\)"):
+        tersor.compress_folder(folder("llama"), tmp_path / "file/out", recipe("rtn"), progress=False)
+
+
+def test_the_bar_of_perplexity_ends_at_its_end(folder, tokens, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Stage, "at", lambda self, done, total=None: seen.append((done, total)))
+    held = tokens[:4]
+    tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), evaluate=held, progress=False)
+    assert [s for s in seen if s[0]] == [(k, 4) for k in range(1, 5)]
+
+
+def test_a_folder_that_is_not_there_is_no_question_of_its_tokenizer(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere holds no config.json"):
+        tokenizer_of(tmp_path / "nowhere")

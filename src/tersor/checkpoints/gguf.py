@@ -229,7 +229,7 @@ def _kind_of(name: str, tensor: Tensor, kind: str, ragged: str, keep: Collection
         return "f16"
     raise CheckpointError(
         f"{name} has {tensor.shape[-1]} inputs, no multiple of {size}, the block of {kind}: "
-        "keep it in FP16 (ragged='f16'), or take another kind"
+        "keep it in FP16 (--ragged-f16, ragged='f16'), or take another kind"
     )
 
 

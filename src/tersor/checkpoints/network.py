@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, fx
 
+from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
 from tersor.network.network import Network, finish
 from tersor.numerics import fakequant  # noqa: F401  (registers torch.ops.tersor)
@@ -64,7 +65,7 @@ def write(network: Network, folder: Path) -> tuple[str, ...]:
         "nodes": [_node(n) for n in network.graph.nodes],
     }
     (folder / FILES[0]).write_text(json.dumps(graph, separators=(",", ":")), encoding="utf8")
-    save_file(tensors, folder / FILES[1])
+    save_tensors(tensors, folder / FILES[1])
     return FILES
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
 
 _JOB = "job.json"
@@ -57,7 +57,7 @@ class Journal:
 def save(tensors: Mapping[str, Tensor], path: Path) -> None:
     """One safetensors file; a full disk is an OSError, as of any other file."""
     try:
-        save_file({n: t.contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
+        save_tensors({n: t.contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
     except SafetensorError as error:
         if f"os error {errno.ENOSPC}" in str(error):
             raise OSError(errno.ENOSPC, str(error)) from error
@@ -73,11 +73,15 @@ def journal(out: Path, job: Mapping[str, Any], force: bool) -> Iterator[Journal]
         force: throw the parts of another job away.
 
     Raises:
-        SavedFolderError: another run is at work there, or the parts belong to another job.
+        SavedFolderError: it cannot be written, another run is at work there, or the parts belong to another job.
     """
     folder = out.parent / f".{out.name}.partial"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise SavedFolderError(f"{out} cannot be written ({error.strerror}); choose another folder") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -90,9 +90,10 @@ def compress_folder(
     Raises:
         CheckpointError: a folder that is incomplete, or a weight that the layout cannot hold.
         RecipeError: a recipe that needs more than there is.
-        TaskError: ``data`` or ``evaluate`` that cannot be read, by file and line.
         CalibrationError: a layer that cannot be solved, by name.
-        SavedFolderError: ``out`` exists, or another run is writing it.
+        SavedFolderError: ``out`` exists, cannot be written, or another run is writing it.
+        MetricError, TaskError: ``data`` or ``evaluate`` that cannot be read, by file and line, is shorter than a
+            window, or has windows longer than the model takes.
     """
     out = Path(out).resolve()
     if Path(source).resolve().is_relative_to(out):
@@ -104,7 +105,6 @@ def compress_folder(
     if counted is not None:
         job = with_padding(job, counted[:samples])
     job.preflight.check_disk(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with journal(out, _fingerprint(job), force) as notes, Stages(progress) as stages, quiet():
         run = _Run(job, Streaming(job.skeleton, job.recipe, LAYOUTS[layout], job.targets, notes), stages)
         try:
@@ -155,9 +155,9 @@ def prepare_job(
             "a recipe without, such as int4-weight"
         )
     length = length or min(512, positions(folder.config) or 512)
-    calibration = windows(data, folder, length, samples) if data is not None else None
-    evaluation = windows(evaluate, folder, length, None) if evaluate is not None else None
-    found = preflight(skeleton, targets, layout, calibration, evaluation)
+    calibration = windows(data, folder, length, samples, "--data") if data is not None else None
+    evaluation = windows(evaluate, folder, length, None, "--valid") if evaluate is not None else None
+    found = preflight(skeleton, targets, recipe, layout, calibration, evaluation)
     return Job(folder, skeleton, recipe, layout, targets, calibration, evaluation, found)
 
 

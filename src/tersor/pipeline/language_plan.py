@@ -158,7 +158,9 @@ def _decided(target: Target, recipe: Recipe, fits: Held) -> Target:
     except TersorError as error:
         if recipe.fallback == "error":
             raise RecipeError(f"{error}; or let such layers stay float: `fallback: float` in the recipe") from error
-        return left(f"stays float by `fallback: float`: {error}")
+        # The remedies are for those who asked for an error; without the name, layers alike have one reason.
+        why = str(error).removeprefix("layer ").removeprefix(target.name).removeprefix(".weight").removeprefix(":")
+        return left(f"stays float by `fallback: float`: {why.split(': ')[0].split('; ')[0].strip()}")
     if spec is None and sparsity is None:
         return left("stays float: the recipe asks for it")
     how = [] if sparsity is None else [f"{sparsity} zeros, {recipe.pruner}"]

@@ -8,10 +8,12 @@ import torch
 
 from tersor.errors import CheckpointError
 from tersor.measure.windows import Windows
+from tersor.measure.words import size_text
 from tersor.pipeline.blockwise import follows
 from tersor.pipeline.language_plan import Target
 from tersor.pipeline.skeleton import Skeleton
 from tersor.pipeline.stream_text import TOKENS
+from tersor.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Preflight:
         original, compressed: of the weights in the files.
         memory: the peak above that of the imports.
         disk: beside the result while it runs.
-        quantized, left: how many weights.
+        quantized, pruned, left: how many weights have codes, have zeros, or stay as they are.
         warnings: sentences.
     """
 
@@ -31,6 +33,7 @@ class Preflight:
     memory: int
     disk: int
     quantized: int
+    pruned: int
     left: int
     warnings: tuple[str, ...]
 
@@ -51,13 +54,19 @@ class Preflight:
         free, needed = shutil.disk_usage(folder).free, max(0, self.compressed + self.disk - there)
         if free < needed:
             raise CheckpointError(
-                f"{folder} has {free / 1e9:.2f} GB free and {needed / 1e9:.2f} GB are needed (result "
-                f"{self.compressed / 1e9:.2f}, activations {self.disk / 1e9:.2f}); make room, or give fewer --samples"
+                f"{folder} has {size_text(free)} free and {size_text(needed)} are needed (result "
+                f"{size_text(self.compressed)}, activations {size_text(self.disk)}); make room, choose another folder, "
+                "or give fewer --samples"
             )
 
 
 def preflight(
-    skeleton: Skeleton, targets: list[Target], layout: str, calibration: Windows | None, evaluation: Windows | None
+    skeleton: Skeleton,
+    targets: list[Target],
+    recipe: Recipe,
+    layout: str,
+    calibration: Windows | None,
+    evaluation: Windows | None,
 ) -> Preflight:
     """Count before reading."""
     folder = skeleton.folder
@@ -83,8 +92,13 @@ def preflight(
         memory=memory,
         disk=2 * tokens * hidden * (4 if folder.dtype == torch.float16 else size),
         quantized=len(chosen),
+        pruned=sum(t.sparsity is not None for t in targets),
         left=sum(not t.touched for t in targets),
-        warnings=tuple(_warnings(skeleton, targets, layout, calibration)),
+        warnings=(
+            *_warnings(skeleton, targets, layout, calibration),
+            *_replaced(targets, recipe),
+            *_same(calibration, evaluation),
+        ),
     )
 
 
@@ -101,7 +115,8 @@ def _warnings(skeleton: Skeleton, targets: list[Target], layout: str, calibratio
         )
     unfit = [t for t in targets if "fallback: float" in t.reason]
     if unfit:
-        found.append(f"{len(unfit)} layers stay float by `fallback: float`: {unfit[0].name} and alike")
+        rest = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
+        found.append(f"{len(unfit)} layers stay float by `fallback: float`: {unfit[0].name}{rest}")
     turned = [t for t in targets if t.spec and t.transposed]
     if turned:
         found.append(
@@ -126,3 +141,27 @@ def _warnings(skeleton: Skeleton, targets: list[Target], layout: str, calibratio
             f"{calibration.ids.numel()} tokens calibrate layers of {widest} inputs; 16 for each input would be better"
         )
     return found
+
+
+def _replaced(targets: list[Target], recipe: Recipe) -> list[str]:
+    """What a rule's `weights` changed without naming it: they replace the recipe's own as a whole."""
+    found: dict[str, None] = {}
+    for t in targets:
+        if t.spec is None or t.wanted is None or t.wanted is recipe.weights:
+            continue
+        unsaid = {"format", "solver"} - t.wanted.model_fields_set
+        other = sorted(k for k in unsaid if getattr(t.wanted, k) != getattr(recipe.weights, k))
+        if other:
+            now = " and ".join(t.spec.format.name if k == "format" else t.wanted.solver for k in other)
+            own = " and ".join(str(getattr(recipe.weights, k)) for k in other)
+            found[
+                f"the `weights` of the rule ({recipe.rule_for(t.name, 'linear')}) replace the recipe's as a whole: "
+                f"{now} there, not {own}; name {' and '.join(f'`{k}`' for k in other)} in the rule"
+            ] = None
+    return list(found)
+
+
+def _same(calibration: Windows | None, evaluation: Windows | None) -> list[str]:
+    if calibration is None or evaluation is None or calibration.protocol.data != evaluation.protocol.data:
+        return []
+    return ["the text to judge on (--valid) is the one to calibrate on (--data): the loss is larger on any other"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tersor.checkpoints.hf_folder import HfFolder
-from tersor.errors import CheckpointError, TaskError
+from tersor.errors import CheckpointError, MetricError, TaskError
 from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
 from tersor.pipeline.records import SUFFIXES, Message, join, read_records, read_text
 from tersor.pipeline.skeleton import import_transformers
@@ -28,8 +28,8 @@ def positions(config: dict[str, Any]) -> int | None:
     return None
 
 
-def windows(data: Data, folder: HfFolder, length: int, limit: int | None) -> Windows:
-    """Windows of ``length`` tokens, the first ``limit``.
+def windows(data: Data, folder: HfFolder, length: int, limit: int | None, given: str = "data") -> Windows:
+    """Windows of ``length`` tokens, the first ``limit``; ``given`` is what errors call the text.
 
     Texts are joined by an empty line, conversations are written by the tokenizer's chat template (`records.join`). Each
     window is begun by BOS where the tokenizer has one; a BOS that the text itself has there is that one.
@@ -57,7 +57,10 @@ def windows(data: Data, folder: HfFolder, length: int, limit: int | None) -> Win
         return _cut(data[:limit])
     records = _records(data)
     tokenizer = tokenizer_of(folder.path)
-    return windows_of(_begun_once(tokens_of(tokenizer, join(records, tokenizer)), length), length, limit=limit)
+    try:
+        return windows_of(_begun_once(tokens_of(tokenizer, join(records, tokenizer)), length), length, limit=limit)
+    except MetricError as error:
+        raise MetricError(f"{given}: {error}") from error
 
 
 def _cut(ids: Tensor) -> Windows:
@@ -97,8 +100,10 @@ def tokenizer_of(path: Path) -> Any:
     """The tokenizer of a folder.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is no folder of a model.
     """
+    if not any((path / name).is_file() for name in ("config.json", "tokenizer_config.json")):
+        raise CheckpointError(f"{path} holds no config.json; give a folder in the Hugging Face layout")
     transformers = import_transformers()
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)

@@ -78,7 +78,7 @@ class LanguageReport(Part):
         before, after = self.original_bytes / 1e6, self.compressed_bytes / 1e6
         size = f"{self.compression:.2f}x smaller ({before:.3g} → {after:.3g} MB)"
         if self.original is None or self.compressed is None:
-            return f"{size}; perplexity not measured (give --evaluate TEXT)"
+            return f"{size}; perplexity not measured (give --valid TEXT, evaluate= in Python)"
         before, after = self.original.perplexity, self.compressed.perplexity
         return f"{size}; perplexity {before:.4g} → {after:.4g} ({(after / before - 1) * 100:+.2f} %)"
 

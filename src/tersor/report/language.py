@@ -1,6 +1,7 @@
 """The report of a compressed language model: in a terminal, and as a page."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ def print_language_report(report: LanguageReport, console: Console | None = None
 def language_html(report: LanguageReport) -> str:
     """The page as text: self-contained, every weight in a table, the errors drawn."""
     quantized = [w for w in report.weights if w.error is not None]
+    methods = _methods(report.weights)
     worst = sorted(quantized, key=lambda w: -(w.error or 0))[:24]
     return rendered(
         "language.html.j2",
@@ -32,9 +34,9 @@ def language_html(report: LanguageReport) -> str:
         headline=report.headline(),
         tiles=_tiles(report),
         worst=[(w.name, _share(w.error), _share(w.rtn_error), _drawing(w)) for w in worst],
-        weights=[_row(w) for w in report.weights],
+        weights=[_row(w, methods) for w in report.weights],
         floats=any(w.format is None for w in report.weights),
-        facts=_facts(report),
+        facts=_facts(report) + _explained(methods),
     )
 
 
@@ -48,7 +50,9 @@ def plan_of_folder(targets: Sequence[Any], preflight: Any) -> RenderableType:
         table.add_row(plain(t.name), shape, Text(plain(t.reason)), style="" if t.touched else "yellow")
     sizes = f"{size_text(preflight.original)} → {size_text(preflight.compressed)}"
     needs = f"about {size_text(preflight.memory)} of memory and {size_text(preflight.disk)} of disk for activations"
-    total = Text(f"\n{preflight.quantized} weights quantized, {preflight.left} left; {sizes}; the run takes {needs}")
+    pruned = f", {preflight.pruned} pruned" if preflight.pruned else ""
+    counts = f"{preflight.quantized} weights quantized{pruned}, {preflight.left} left"
+    total = Text(f"\n{counts}; {sizes}; the run takes {needs}")
     return Group(table, total, *(Text(plain(w), style="yellow") for w in preflight.warnings))
 
 
@@ -61,7 +65,7 @@ def _body(report: LanguageReport, top: int) -> list[RenderableType]:
     figures = Table(box=None, pad_edge=False, show_header=False)
     for name, figure, remark in _tiles(report):
         figures.add_row(Text(name, style="dim"), Text(figure, style="bold"), Text(plain(remark), style="dim"))
-    found += [figures, ""]
+    found += [figures, *(Text(plain(f"{name} {value}"), style="dim") for name, value in _texts(report)), ""]
     found.append(_layers(report.weights, top))
     left = [w for w in report.weights if w.format is None]
     for note in dict.fromkeys(w.note or "" for w in left):
@@ -76,24 +80,38 @@ def _layers(weights: Sequence[WeightRecord], top: int) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("weight", "stored as", "error", "RTN's", "tokens", "method"):
         justify = "left" if name in ("weight", "stored as", "method") else "right"
-        table.add_column(name, overflow="fold", justify=justify)
+        table.add_column(name, overflow="fold", justify=justify, no_wrap=name == "weight")
     worst = sorted((w for w in weights if w.format), key=lambda w: -(w.error or 0))
+    methods = _methods(worst)
     for w in worst[:top]:
         tokens = f"{w.tokens:,}" if w.tokens else "–"
-        table.add_row(plain(w.name), w.format, _share(w.error), _share(w.rtn_error), tokens, w.method)
+        table.add_row(plain(w.name), w.format, _share(w.error), _share(w.rtn_error), tokens, methods[w.method])
     rest = Text(f"and {len(worst) - top} weights with less error", style="dim") if len(worst) > top else ""
-    return Group(table, rest)
+    said = [Text(plain(f"{name}: {value}"), style="dim") for name, value in _explained(methods)]
+    return Group(table, rest, *said)
+
+
+def _methods(weights: Sequence[WeightRecord]) -> dict[str, str]:
+    """What each method is called in a table: its first words, unless another one begins with them too."""
+    methods = dict.fromkeys(w.method for w in weights if w.format)
+    begun = Counter(m.split(", ")[0] for m in methods)
+    return {m: short if begun[short := m.split(", ")[0]] == 1 else m for m in methods}
+
+
+def _explained(methods: dict[str, str]) -> list[tuple[str, str]]:
+    """The rest of the methods that a table calls by their first words."""
+    return [(short, method.removeprefix(short + ", ")) for method, short in methods.items() if short != method]
 
 
 def _tiles(report: LanguageReport) -> list[tuple[str, str, str]]:
     """Name, figure and remark of what matters."""
-    bits = "" if report.bits_per_weight is None else f"{report.bits_per_weight:.2f} bits a quantized weight"
+    bits = "" if report.bits_per_weight is None else f"; {report.bits_per_weight:.2f} bits a quantized weight"
     sizes = f"{size_text(report.original_bytes)} → {size_text(report.compressed_bytes)}"
-    found = [("Size", f"{report.compression:.2f}x", f"{sizes}; {bits}")]
+    found = [("Size", f"{report.compression:.2f}x", f"{sizes}{bits}")]
     if report.original is not None and report.compressed is not None:
         a, b = report.original, report.compressed
         error = "" if b.standard_error is None else f" ± {b.standard_error:.4f}"
-        remark = f"{a.nats:.4f} → {b.nats:.4f}{error} nats a token; {b.protocol}"
+        remark = f"{a.nats:.4f} → {b.nats:.4f}{error} nats a token"
         found.append(("Perplexity", f"{a.perplexity:.4g} → {b.perplexity:.4g}", remark))
     if report.divergence is not None:
         remark = f"nats a token; the same first choice in {report.divergence.agreement * 100:.1f} %"
@@ -106,6 +124,12 @@ def _tiles(report: LanguageReport) -> list[tuple[str, str, str]]:
         middle = sorted(shares)[len(shares) // 2]
         found.append(("Error of layers", f"{middle:.2f}", "of rounding to nearest, the median layer"))
     return found
+
+
+def _texts(report: LanguageReport) -> list[tuple[str, str]]:
+    """The texts that it was calibrated and judged on."""
+    found = [("Calibrated on", report.calibration or "nothing: the recipe needs no data")]
+    return found if report.compressed is None else [*found, ("Judged on", str(report.compressed.protocol))]
 
 
 def _share(error: float | None) -> str:
@@ -121,12 +145,12 @@ def _decades(error: float | None) -> float | None:
     return None if error is None else max(0.0, math.log10(max(error, _LEAST) / _LEAST))
 
 
-def _row(w: WeightRecord) -> dict[str, object]:
+def _row(w: WeightRecord, methods: dict[str, str]) -> dict[str, object]:
     return {
         "name": w.name,
         "shape": " × ".join(map(str, w.shape)),
         "format": w.format or "float",
-        "method": w.method if w.format else w.note,
+        "method": methods[w.method] if w.format else w.note,
         "bytes": size_text(w.bytes),
         "error": _share(w.error),
         "rtn": _share(w.rtn_error),
@@ -137,17 +161,14 @@ def _row(w: WeightRecord) -> dict[str, object]:
 
 def _facts(report: LanguageReport) -> list[tuple[str, str]]:
     env = report.environment
-    found = [
+    return [
         ("Architecture", report.architecture),
         ("Recipe", report.recipe),
         ("Layout of the files", report.layout),
-        ("Calibrated on", report.calibration or "nothing: the recipe needs no data"),
+        *_texts(report),
         ("Processor", f"{env.cpu or 'unknown'}, {env.threads} threads, {env.precision}"),
         ("Versions", ", ".join(f"{k} {v}" for k, v in env.versions.items())),
         ("Seed", str(report.seed)),
         ("Seconds", ", ".join(f"{k} {v:.1f}" for k, v in report.timings_s.items())),
         ("Peak memory of the process", size_text(report.peak_bytes)),
     ]
-    if report.compressed is not None:
-        found.insert(4, ("Judged on", str(report.compressed.protocol)))
-    return found

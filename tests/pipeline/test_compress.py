@@ -174,3 +174,8 @@ def test_integer_arithmetic_by_hand(model):
     np.testing.assert_allclose(
         (exact + network.tensor(linear.args[2])).numpy(), seen[linear].double().numpy(), rtol=1e-4, atol=1e-4
     )
+
+
+def test_what_is_no_task_is_sent_to_where_it_belongs():
+    with pytest.raises(TaskError, match=r"'llama/' is no tersor.Task; the folder of a language model is for"):
+        tersor.compress("llama/")

@@ -657,10 +657,12 @@ def test_a_language_model_is_not_run_on_numpy_files(folder, tmp_path):
 def test_a_text_that_is_too_short_is_told_by_its_option(folder, tokens, monkeypatch):
     monkeypatch.setattr("tersor.pipeline.text.tokenizer_of", lambda path: None)
     monkeypatch.setattr("tersor.pipeline.text.tokens_of", lambda *_: Tokens(tokens[0], None, "", ""))
-    with pytest.raises(MetricError, match=r"^--data: the text has 16 tokens, and one window of 32"):
+    with pytest.raises(MetricError, match=r"^data \(--data\): the text has 16 tokens, and one window of 32 .* length$"):
         prepare_job(folder("llama"), recipe(), "few words", length=32)
-    with pytest.raises(MetricError, match=r"^--valid: the text has 16 tokens"):
+    with pytest.raises(MetricError, match=r"^evaluate \(--valid\): the text has 16 tokens"):
         prepare_job(folder("llama"), recipe(), tokens, evaluate="few words", length=32)
+    with pytest.raises(MetricError, match=r"another ending than .txt or .jsonl goes in as pathlib.Path"):
+        prepare_job(folder("llama"), recipe(), "corpus/train.log", length=32)
 
 
 def test_judging_on_the_text_of_the_calibration_is_said(folder, tokens):
@@ -713,3 +715,63 @@ def test_the_bar_of_perplexity_ends_at_its_end(folder, tokens, tmp_path, monkeyp
 def test_a_folder_that_is_not_there_is_no_question_of_its_tokenizer(tmp_path):
     with pytest.raises(CheckpointError, match=r"nowhere holds no config.json"):
         tokenizer_of(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("rules", [(), (Rule(layer="*.1.*", weights=Quantization(format="int8")),)])
+def test_others_open_a_folder_without_the_base_models_prefix(rules, tmp_path):
+    torch.manual_seed(0)
+    transformers.LlamaModel(transformers.LlamaConfig(**SMALL, **IDS, tie_word_embeddings=True)).save_pretrained(
+        tmp_path / "base"
+    )
+    source = edited(tmp_path / "base", architectures=["LlamaForCausalLM"])
+    wanted = recipe("rtn", granularity="group:16").model_copy(update={"rules": rules})
+    tersor.compress_folder(source, tmp_path / "out", wanted, progress=False)
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        found = float_model("llama", tmp_path / "out")(ids).logits
+        expected = tersor.load(tmp_path / "out")(ids).logits
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_windows_longer_than_the_model_takes_and_no_windows_are_refused(kind, folder, tokens):
+    long = torch.ones(2, 65, dtype=torch.int64)
+    for data, evaluate in ((long, None), (tokens, long)):
+        with pytest.raises(TaskError, match=r"windows of 65 tokens, .* takes 64 at once; .*--length 64"):
+            prepare_job(folder(kind), recipe(), data, evaluate=evaluate)
+    assert prepare_job(folder(kind), recipe(), long[:, :64]).calibration.protocol.length == 64
+    for samples in (0, -1):
+        with pytest.raises(TaskError, match=f"{samples} windows are none"):
+            prepare_job(folder(kind), recipe(), tokens, samples=samples)
+
+
+@pytest.mark.parametrize(
+    ("change", "evaluated", "message"),
+    [({}, True, "no logits for each token.*leave `evaluate`"), ({"rotate": True}, False, "no head.*leave `rotate`")],
+)
+def test_what_the_end_cannot_do_is_said_before_a_block_is_solved(change, evaluated, message, tokens, tmp_path):
+    source = tmp_path / "base"
+    transformers.LlamaModel(transformers.LlamaConfig(**SMALL, **IDS)).save_pretrained(source)
+    evaluate = tokens[:2] if evaluated else None
+    with pytest.raises(tersor.TersorError, match=message):
+        tersor.compress_folder(
+            source, tmp_path / "out", recipe().model_copy(update=change), tokens, evaluate=evaluate, progress=False
+        )
+    assert not list(tmp_path.glob(".out.partial/*.safetensors"))
+
+
+def test_an_encoder_is_not_taken_for_the_whole_model(tmp_path):
+    sizes = {"encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = transformers.BartConfig(d_model=32, encoder_layers=3, decoder_layers=2, vocab_size=48, **sizes)
+    transformers.BartForConditionalGeneration(config).save_pretrained(tmp_path / "bart")
+    with pytest.raises(CaptureError, match=r"lists of 3 and 2 blocks, model.encoder.layers and model.decoder.layers"):
+        prepare_job(tmp_path / "bart", "int4-weight", None)
+
+
+def test_a_head_narrower_than_the_model_is_one(tmp_path):
+    narrow = transformers.LlamaConfig(**{**SMALL, "vocab_size": 24}, **IDS)
+    transformers.LlamaForCausalLM(narrow).save_pretrained(tmp_path / "m")
+    rule = Rule(layer="lm_head", weights=Quantization(format="int8", granularity="channel"))
+    wanted = recipe("rtn").model_copy(update={"rules": (rule,)})
+    tersor.compress_folder(tmp_path / "m", tmp_path / "out", wanted, progress=False)
+    assert QuantizedFolder(tmp_path / "out").qtensor("lm_head.weight").spec.format.name == "int8"

@@ -155,8 +155,8 @@ def prepare_job(
             "a recipe without, such as int4-weight"
         )
     length = length or min(512, positions(folder.config) or 512)
-    calibration = windows(data, folder, length, samples, "--data") if data is not None else None
-    evaluation = windows(evaluate, folder, length, None, "--valid") if evaluate is not None else None
+    calibration = windows(data, folder, length, samples, "data (--data)") if data is not None else None
+    evaluation = windows(evaluate, folder, length, None, "evaluate (--valid)") if evaluate is not None else None
     found = preflight(skeleton, targets, recipe, layout, calibration, evaluation)
     return Job(folder, skeleton, recipe, layout, targets, calibration, evaluation, found)
 

@@ -60,7 +60,12 @@ def windows(data: Data, folder: HfFolder, length: int, limit: int | None, given:
     try:
         return windows_of(_begun_once(tokens_of(tokenizer, join(records, tokenizer)), length), length, limit=limit)
     except MetricError as error:
-        raise MetricError(f"{given}: {error}") from error
+        path = "; a path with another ending than .txt or .jsonl goes in as pathlib.Path" if _like_a_path(data) else ""
+        raise MetricError(f"{given}: {error}{path}") from error
+
+
+def _like_a_path(data: Data) -> bool:
+    return isinstance(data, str) and len(data.split()) == 1
 
 
 def _cut(ids: Tensor) -> Windows:

@@ -6,6 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tersor.engines import engine as find_engine
+from tersor.errors import TaskError
 from tersor.measure.layers import layer_noise
 from tersor.pipeline.audit import audit
 from tersor.pipeline.auto import choose_engine, with_notes
@@ -54,6 +55,8 @@ def compress(
     >>> done(data[0][0]).shape
     torch.Size([8, 8, 6, 6])
     """
+    if not isinstance(task, Task):
+        raise TaskError(f"{task!r:.80} is no tersor.Task; the folder of a language model is for tersor.compress_folder")
     recipe, threads, choice = resolve(recipe), threads or usable_processors(), None
     with Stages(progress) as stages:
         if engine == "auto":

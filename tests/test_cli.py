@@ -115,11 +115,14 @@ def test_a_folder_that_exists_stops_before_any_work(task_file, tmp_path):
         (("inspect", "{task}", "--engine", "openvina"), "no engine 'openvina'"),
         (("report", "{folder}"), "report"),
         (("run", "{folder}", "-i", "x.npy", "-o", "y.npy"), "manifest"),
+        (("compress", "{folder}/storys", "--data", "t.txt", "-o", "{folder}/out"), "no task file .*storys;.*folder of"),
+        (("inspect", "{folder}/config.json"), "config.json is no Python file; .* not a file of it"),
         (("outliers", "{task}", "--layer", "nosuch"), "no layer matches 'nosuch'; nearest"),
         (("calibrate", "{task}", "--site", "nosuch"), "no site matches 'nosuch'; nearest"),
     ],
 )
 def test_bad_words_are_errors_of_ours(task_file, tmp_path, words, said):
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(TersorError, match=said):
         _run(*(w.format(task=task_file, folder=tmp_path) for w in words))
 
@@ -173,3 +176,15 @@ def test_what_a_task_file_raises_is_not_hidden(tmp_path):
     (tmp_path / "broken.py").write_text("def task():\n    return 3\n")
     with pytest.raises(TaskError, match=r"returned a int, not a tersor\.Task"):
         load_task(tmp_path / "broken.py")
+
+
+def test_who_stops_a_run_is_told_that_it_goes_on(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tersor.pipeline.language.compress_folder", stopped)
+    monkeypatch.setattr("tersor.cli.making.errors.print", lambda text, **_: told.append(text))
+    told = []
+    said = _run("compress", tmp_path, "--out", tmp_path / "out")
+    assert said.exit_code == 130
+    assert told == ["stopped; the same command goes on from the last block that was done"]

@@ -14,9 +14,10 @@ from tersor.cli.options import (
     TaskFile,
     Threads,
     console,
+    errors,
     using_threads,
 )
-from tersor.cli.task_file import load_task
+from tersor.cli.task_file import find_task, load_task
 from tersor.errors import TaskError
 
 _OF_TASKS, _OF_FOLDERS = "int8-static", "int4-gptq"
@@ -35,7 +36,7 @@ def inspect(
     from tersor.recipe import resolve
     from tersor.report.plan import plan_table
 
-    _refuse_foreign_options(context, task.is_dir())
+    _check_source(context, task)
     if task.is_dir():
         _inspect_folder(task, recipe or _OF_FOLDERS, layout)
         return
@@ -86,14 +87,18 @@ def compress(
     from tersor.report import print_report
 
     check_free(out, force)
-    _refuse_foreign_options(context, task.is_dir())
+    _check_source(context, task)
     if task.is_dir():
         from tersor.pipeline.language import compress_folder
         from tersor.report.language import print_language_report
 
         with using_threads(threads):
             chosen, options = recipe or _OF_FOLDERS, {"samples": samples, "length": length, "force": force}
-            found = compress_folder(task, out, chosen, data, evaluate=valid, layout=layout, **options)
+            try:
+                found = compress_folder(task, out, chosen, data, evaluate=valid, layout=layout, **options)
+            except KeyboardInterrupt:
+                errors.print("stopped; the same command goes on from the last block that was done", highlight=False)
+                raise
         print_language_report(found, console)
     else:
         chosen, options = recipe or _OF_TASKS, {"threads": threads, "precision": precision, "evaluate": evaluate}
@@ -106,12 +111,15 @@ def compress(
     )
 
 
-def _refuse_foreign_options(context: typer.Context, folder: bool) -> None:
-    """Nothing that was asked for is ignored in silence."""
+def _check_source(context: typer.Context, source: Path) -> None:
+    """There is one, and nothing that was asked for is ignored in silence."""
+    folder = source.is_dir()
+    if not folder:
+        find_task(source)
     of_tasks, of_folders = ("engine", "precision", "evaluate"), ("data", "valid", "samples", "length", "layout")
     for name in of_tasks if folder else of_folders:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
+        given = context.get_parameter_source(name)
+        if given is not None and given.name == "COMMANDLINE":
             what = "a task, and this is a folder" if folder else "a folder of a language model, and this is a task"
             raise TaskError(f"--{name} is an option of {what}; leave it out")
 

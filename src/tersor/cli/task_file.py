@@ -16,13 +16,7 @@ def load_task(path: Path) -> Task:
     Raises:
         TaskError: no such file, no such function, or no Task came of it.
     """
-    name, _, function = str(path).partition(".py:")
-    file = Path(f"{name}.py") if function else path
-    function = function or "task"
-    if not file.is_file():
-        raise TaskError(
-            f"there is no task file {file}; give a Python file with a function `task() -> tersor.Task`"
-        )
+    file, function = find_task(path)
     with _importable(file.resolve().parent):
         spec = importlib.util.spec_from_file_location(f"tersor_task_{file.stem}", file)
         assert spec is not None and spec.loader is not None
@@ -36,6 +30,22 @@ def load_task(path: Path) -> Task:
     if not isinstance(made, Task):
         raise TaskError(f"{function}() of {file} returned a {type(made).__name__}, not a tersor.Task")
     return made
+
+
+def find_task(path: Path) -> tuple[Path, str]:
+    """The file, and the name of its function.
+
+    Raises:
+        TaskError: there is no such file, or it is not Python.
+    """
+    name, _, function = str(path).partition(".py:")
+    file = Path(f"{name}.py") if function else path
+    wanted = "give a Python file with a function `task() -> tersor.Task`"
+    if not file.is_file():
+        raise TaskError(f"there is no task file {file}; {wanted}, or the folder of a language model")
+    if file.suffix != ".py":
+        raise TaskError(f"{file} is no Python file; {wanted}, or the folder of a language model, not a file of it")
+    return file, function or "task"
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def _kills(quick: bool, folder: Path) -> Outcome:
         out, work = folder / f"killed-{k}", folder / f".killed-{k}.partial"
         blocks, seconds = draw.randrange(4), draw.uniform(0, 1)
         # A run that was ready before it was killed proves nothing.
-        while not _killed([*command, str(out)], work, blocks, seconds):
+        while not _killed([*command, str(out)], work, blocks, seconds) or out.exists():
             shutil.rmtree(out)
             seconds /= 2
         done = len(list(work.glob("block-*.json")))

@@ -25,7 +25,7 @@ BENCHES = {
     "llm_accuracy": 12,
     "llm_sparse": 8,
     "llm_stream": 23,
-    "llm_resume": 3,
+    "llm_resume": 2,
     "accuracy_dynamic": 3,
     "accuracy_transformers": 7,
     "accuracy_cifar": 6,

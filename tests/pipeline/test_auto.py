@@ -26,6 +26,7 @@ def choose(task, recipe, candidates=auto.CANDIDATES):
     return auto.choose_engine(task, PRESETS[recipe](), 1, "f32", Stages(False), candidates)
 
 
+@pytest.mark.slow
 def test_every_engine_is_measured_and_one_is_kept(task):
     found = choose(task, "int8-static")
     assert found.engine in auto.CANDIDATES
@@ -43,6 +44,7 @@ def test_an_engine_that_refuses_is_named_with_its_reason(task):
         auto.choose_engine(task, recipe, 1, "f32", Stages(False), ("onnxruntime",))
 
 
+@pytest.mark.slow
 def test_both_engines_quantize_at_run_time(task):
     found = choose(task, "int8-dynamic")
     assert len(found.notes) == 1, "nobody is out"

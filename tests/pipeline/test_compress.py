@@ -134,6 +134,7 @@ def test_bad_calibration_data_is_named(model, batches, said):
         tersor.compress(_task(model, calibration=lambda: batches), report=False, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_report")
 @pytest.mark.parametrize(("answer", "said"), [(float("nan"), "nan"), (None, "NoneType")])
 def test_a_judge_that_gives_no_number(model, answer, said):

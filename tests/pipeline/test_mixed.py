@@ -239,6 +239,7 @@ def test_int4_weights_are_stored_in_4_bits_and_compute_what_was_simulated(wide, 
     assert len(kept) == 3
 
 
+@pytest.mark.slow
 def test_int4_weights_of_convolutions(tmp_path):
     class Convolutions(nn.Module):
         def __init__(self):

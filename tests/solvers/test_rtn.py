@@ -53,6 +53,7 @@ def test_mse_is_never_worse_than_minmax(seed, rows, columns, name, symmetric, gr
     assert (errors[0] <= errors[1] * (1 + 1e-6) + 1e-12).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*SPECS, "fp8_e4m3"])
 @pytest.mark.parametrize("columns", [9, 64, 1000])
 def test_mse_finds_the_minimum_of_a_dense_grid(name, columns):

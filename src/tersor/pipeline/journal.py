@@ -54,6 +54,11 @@ class Journal:
         return self.folder / f"block-{number:05d}.json"
 
 
+def parts_of(out: Path) -> Path:
+    """Where the parts of a folder to come lie."""
+    return out.parent / f".{out.name}.partial"
+
+
 def save(tensors: Mapping[str, Tensor], path: Path) -> None:
     """One safetensors file; a full disk is an OSError, as of any other file."""
     try:
@@ -75,7 +80,7 @@ def journal(out: Path, job: Mapping[str, Any], force: bool) -> Iterator[Journal]
     Raises:
         SavedFolderError: it cannot be written, another run is at work there, or the parts belong to another job.
     """
-    folder = out.parent / f".{out.name}.partial"
+    folder = parts_of(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")

@@ -10,6 +10,7 @@ from tersor.errors import CheckpointError
 from tersor.measure.windows import Windows
 from tersor.measure.words import size_text
 from tersor.pipeline.blockwise import follows
+from tersor.pipeline.journal import parts_of
 from tersor.pipeline.language_plan import Target
 from tersor.pipeline.skeleton import Skeleton
 from tersor.pipeline.stream_text import TOKENS
@@ -49,7 +50,7 @@ class Preflight:
             CheckpointError: how much is free, and how much is needed.
         """
         folder = next(p for p in (out.parent, *out.parent.parents) if p.exists())
-        partial = out.parent / f".{out.name}.partial"
+        partial = parts_of(out)
         there = sum(p.stat().st_size for p in partial.glob("*") if p.is_file()) if partial.is_dir() else 0
         free, needed = shutil.disk_usage(folder).free, max(0, self.compressed + self.disk - there)
         if free < needed:

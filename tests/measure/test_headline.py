@@ -4,7 +4,7 @@ import pytest
 from sample_report import UNKNOWN_METRIC, layers, resnet20
 
 from tersor.measure import diagnose, unknown
-from tersor.measure.headline import is_fallback
+from tersor.measure.headline import below_plan, is_fallback
 
 GAIN = "3.3x smaller, 2.1x faster, top-1 accuracy 91.70 % -> 91.68 %"
 FALLEN = [
@@ -15,6 +15,10 @@ WORSE = {"compressed.metric": 0.90, "compressed.metric_simulated": 0.90, "ratios
 BEYOND = {**WORSE, "compressed.metric_interval": (0.012, 0.022)}
 ONE_NUMBER = {"compressed.metric_interval": None, "warnings": [unknown("compressed.metric_interval", "x")]}
 FEW = {"calibration": {"adequate": False, "notes": ["8 samples"]}}
+NARROW = [
+    dict(layer, planned="fp32", executed="int8") if at == 3 else dict(layer, planned="fp32") if at == 5 else layer
+    for at, layer in enumerate(layers())
+]
 OLD_CPU = {"environment.isa": ["avx2"]}
 
 
@@ -33,6 +37,8 @@ def test_a_result_that_worked():
         ({"ratios.speedup": 0.8, **OLD_CPU}, "slower", "no VNNI", "newer CPU"),
         ({"layers": FALLEN}, "2 of 22 layers fell back to float (layer1.1.conv1, layer2.1.conv1)",
          "zero point per channel", "another granularity"),
+        ({"layers": NARROW}, "ran in fewer bits than planned (layer1.1.conv1: int8 where fp32 is planned",
+         "optimized their quantizers away", "report the layer"),
         ({"ratios.compression": 0.9}, "did not shrink (1.10 MB -> 338 kB)", "as wide", "inspect"),
         ({"ratios.compression": 1.0, "layers": []}, "did not shrink", "the rest is the graph", "nothing"),
         (BEYOND, "worse by 1.70 points, beyond chance (95 %: +1.20",
@@ -71,6 +77,12 @@ def test_what_went_wrong_stands_in_the_first_line(changes, what, why, remedy):
 )
 def test_a_metric_within_chance_is_no_problem(changes):
     assert diagnose(resnet20(**changes)).worked
+
+
+def test_a_float_operator_inside_an_integer_kernel_is_not_below_its_plan():
+    bare = {"planned": "fp32", "weight_format": None}
+    merged = [dict(layer, **bare) if at == 3 else layer for at, layer in enumerate(layers())]
+    assert not below_plan(resnet20(layers=merged))
 
 
 def test_every_problem_is_said():

@@ -177,6 +177,15 @@ def test_int16_activations_of_one_layer_are_those_of_the_simulation(chain, eight
     assert {row.planned for row in others} == {"int8"}
 
 
+def test_symmetric_int16_has_a_number_of_levels_that_openvino_keeps_on_every_cpu(chain):
+    mixed = done(chain, "int8-static", "openvino", Rule(layer="*", activations=INT16))
+    fakes = [op for op in mixed.runner.model.get_ordered_ops() if op.get_type_name() == "FakeQuantize"]
+    levels = {op.get_attributes()["levels"] for op in fakes}
+    assert levels == {65_536}
+    low, high = (float(fakes[0].input_value(k).get_node().get_data().item()) for k in (1, 2))
+    assert low / high == pytest.approx(-32_768 / 32_767)
+
+
 def test_sixteen_bits_hold_what_eight_do_not(chain):
     spread = inputs(chain)
     errors = {}

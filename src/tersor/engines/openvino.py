@@ -31,7 +31,7 @@ def policy() -> Policy:
     Of a residual sum that no ReLU follows only the shortcut is quantized: the other branch is added inside its
     convolution, and a quantizer there would be computed without its rounding. Where a ReLU follows, OpenVINO merges
     the sum only if both branches are quantized; the rounding that the simulation makes on the convolution's
-    branch is then missing. Beyond 256 levels its FakeQuantize rounds in float, and so does what reads it.
+    branch is then missing. Its FakeQuantize of 65,536 levels rounds in float, and what reads it computes in float.
     """
     common = x86(NAME)
     return replace(

@@ -12,14 +12,23 @@ from tersor.numerics.ranges import expand
 
 # Of inputs that share a scale; a divisor of what OpenVINO quantizes together at run time, and less.
 _SMALL = 32
+# Levels of symmetric int16. Given so many, the CPU plugin may remove the quantizer and feed what reads it uint8 (seen
+# on CPUs without AMX, with AVX512-FP16 and without); given one more, it rounds in float on all of them.
+_UNSAFE_LEVELS = 65_535
 
 
 def fake_quantize(context: Any) -> Any:
-    """A quantizer of activations, for the converter."""
+    """A quantizer of activations, for the converter.
+
+    Symmetric int16 gets the code −32768 too: values beyond the range's lower end may become one code less than the
+    simulation gives them.
+    """
     from openvino import opset13 as ops
 
     scale, zero_point = (context.get_input(k).get_node().get_data() for k in (1, 2))
     low, high = (context.get_values_from_const_input(k) for k in (3, 4))
+    if high - low + 1 == _UNSAFE_LEVELS:
+        low -= 1
     # float32, as the engine multiplies.
     bounds = [ops.constant(((np.float32(b) - zero_point) * scale).astype(np.float32)) for b in (low, high)]
     return ops.fake_quantize(context.get_input(0), *bounds, *bounds, levels=int(high - low + 1)).outputs()

@@ -54,7 +54,7 @@ class Diagnosis:
 
 def diagnose(report: Report) -> Diagnosis:
     """Judges a report: slower than FP32, fallen back, not shrunk, worse beyond chance?"""
-    found = (_slower(report), _fell_back(report), _not_shrunk(report), _worse(report))
+    found = (_slower(report), _fell_back(report), _below_plan(report), _not_shrunk(report), _worse(report))
     return Diagnosis(_gain(report), tuple(problem for problem in found if problem is not None))
 
 
@@ -66,6 +66,18 @@ def with_headline(report: Report) -> Report:
 def fallbacks(report: Report) -> tuple[Layer, ...]:
     """The layers that ran in something wider than planned."""
     return tuple(layer for layer in report.layers if is_fallback(layer.planned, layer.executed))
+
+
+def below_plan(report: Report) -> tuple[Layer, ...]:
+    """The layers with weights that ran in something narrower than planned.
+
+    Operators without weights are left out: inside an integer kernel they still compute in float.
+    """
+    return tuple(
+        layer
+        for layer in report.layers
+        if layer.weight_format is not None and is_fallback(layer.executed, layer.planned)
+    )
 
 
 def is_fallback(planned: str | None, executed: str | None) -> bool:
@@ -130,6 +142,18 @@ def _fell_back(report: Report) -> Problem | None:
         f"{len(wide)} of {len(report.layers)} layers fell back to float ({names})",
         "; ".join(reasons[:2]) or f"{plain(report.engine)} has no kernel for them as planned",
         "another granularity or engine for these layers, or a rule that leaves them in float on purpose",
+    )
+
+
+def _below_plan(report: Report) -> Problem | None:
+    narrow = below_plan(report)
+    if not narrow:
+        return None
+    names = _names([f"{layer.name}: {layer.executed} where {layer.planned} is planned" for layer in narrow])
+    return Problem(
+        f"{len(narrow)} of {len(report.layers)} layers ran in fewer bits than planned ({names})",
+        f"{plain(report.engine)} optimized their quantizers away",
+        "another engine for this network; please report the layer and this CPU",
     )
 
 

@@ -14,7 +14,7 @@ from tersor.cli import app
 from tersor.engines import engine as find_engine
 from tersor.errors import TersorError
 from tersor.network.quantized import Quantized
-from tersor.pipeline.prepare import prepare
+from tersor.pipeline.graph.prepare import prepare
 from tersor.recipe import resolve
 
 # Written out by hand, as GPT-2's and Mixtral's experts are: the plan leaves them in float.

@@ -12,7 +12,7 @@ from tersor.engines import engine as find_engine
 from tersor.engines.base import Runner
 from tersor.measure import shipped_bytes
 from tersor.network.capture import capture
-from tersor.pipeline.audit import Audited, audit
+from tersor.pipeline.graph.audit import Audited, audit
 
 NETS = (("resnet20", "ResNet-20", None), ("mobilenetv2", "MobileNetV2", 3.6), ("resnet50", "ResNet-50", 3.9))
 ENGINES = ("openvino", "onnxruntime")

@@ -20,7 +20,7 @@ from tersor.network.calibrate import calibrate
 from tersor.network.network import walk
 from tersor.observers import OBSERVERS, KullbackLeibler, Statistics, observe
 from tersor.observers.kl import kl_threshold
-from tersor.pipeline.prepare import Prepared, prepare
+from tersor.pipeline.graph.prepare import Prepared, prepare
 from tersor.recipe import resolve
 
 NETS = (("resnet20", "ResNet-20"), ("mobilenetv2", "MobileNetV2"))

@@ -17,9 +17,9 @@ from benchmarks.common import THREADS, Claim, Outcome, over, say
 from tersor.engines import engine as find_engine
 from tersor.engines.openvino import OpenVINORunner
 from tersor.measure.latency import summarize
-from tersor.pipeline.prepare import prepare
+from tersor.pipeline.graph.prepare import prepare
+from tersor.pipeline.graph.solve import solve
 from tersor.pipeline.progress import Stages
-from tersor.pipeline.solve import solve
 from tersor.recipe import resolve
 
 

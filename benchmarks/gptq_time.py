@@ -16,7 +16,7 @@ from benchmarks.exactobs_time import clocked
 from tersor.measure.latency import summarize
 from tersor.numerics import QuantSpec
 from tersor.solvers import Gptq, LayerProblem
-from tersor.solvers.gptq import output_error
+from tersor.solvers.output_error import output_error
 
 BLOCK = 128
 

@@ -13,7 +13,7 @@ import tersor
 from benchmarks.common import Claim, Outcome, main, say
 from benchmarks.tasks.llm import stories
 from tersor.measure.windows import tokens_of, windows_of
-from tersor.pipeline.text import tokenizer_of
+from tersor.pipeline.folder.text import tokenizer_of
 from tersor.recipe import Quantization, Recipe
 
 TEXTS = Path(__file__).parents[1] / "../shared/data/stories260k"

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from benchmarks import common
 from benchmarks.common import Claim, Outcome, say
-from tersor.pipeline.eager import prunable
-from tersor.pipeline.loops import PrunedModel, prune_iteratively
+from tersor.pipeline.modules.eager import prunable
+from tersor.pipeline.modules.loops import PrunedModel, prune_iteratively
 
 PUBLISHED = {"50%": "magnitude 88.4, WoodFisher 90.2, CHITA 90.6", "70%": "magnitude 78.8, WoodFisher 81.1, CHITA 84.1"}
 REACH = {"50%": 90.2, "70%": 82.0}

@@ -6,8 +6,8 @@ from torch import fx
 
 import tersor
 from tersor.network.network import Network, finish, op_name
-from tersor.pipeline.audit import audit
 from tersor.pipeline.compressed import Compressed
+from tersor.pipeline.graph.audit import audit
 
 
 def check(model, shape, falls_back=frozenset(), error=0.08, tolerance=0.3):

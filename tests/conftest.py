@@ -46,5 +46,5 @@ def quick_report(monkeypatch):
     def refused(*_, **__):
         raise EngineError("it takes long")
 
-    monkeypatch.setattr("tersor.pipeline.measuring.measure_memory", refused)
-    monkeypatch.setattr("tersor.pipeline.measuring.ROUNDS", 3)
+    monkeypatch.setattr("tersor.pipeline.graph.measuring.measure_memory", refused)
+    monkeypatch.setattr("tersor.pipeline.graph.measuring.ROUNDS", 3)

@@ -182,7 +182,7 @@ def test_who_stops_a_run_is_told_that_it_goes_on(tmp_path, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tersor.pipeline.language.compress_folder", stopped)
+    monkeypatch.setattr("tersor.pipeline.folder.compress.compress_folder", stopped)
     monkeypatch.setattr("tersor.cli.making.errors.print", lambda text, **_: told.append(text))
     told = []
     said = _run("compress", tmp_path, "--out", tmp_path / "out")

@@ -4,13 +4,13 @@ from tersor import metrics
 from tersor.errors import TersorError
 from tersor.numerics import FORMATS, QTensor, QuantSpec
 from tersor.pipeline.compressed import Compressed
-from tersor.pipeline.dynamic import dynamic_plan, quantize_dynamic
-from tersor.pipeline.language import compress_folder
+from tersor.pipeline.folder.compress import compress_folder
+from tersor.pipeline.graph.compress import compress
+from tersor.pipeline.graph.outliers import outliers
+from tersor.pipeline.graph.recording import convert, prepare
 from tersor.pipeline.load import load
-from tersor.pipeline.loops import prune_iteratively
-from tersor.pipeline.outliers import outliers
-from tersor.pipeline.recording import convert, prepare
-from tersor.pipeline.whole import compress
+from tersor.pipeline.modules.dynamic import dynamic_plan, quantize_dynamic
+from tersor.pipeline.modules.loops import prune_iteratively
 from tersor.recipe import Quantization, Recipe, Rule
 from tersor.task import Task
 

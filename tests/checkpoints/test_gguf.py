@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scripts.stories260k import tokenizer as stories_tokenizer
-from tersor.checkpoints.gguf import write_gguf
-from tersor.checkpoints.gguf_blocks import KINDS, encode, encode_codes
+from tersor.checkpoints.gguf.blocks import KINDS, encode, encode_codes
+from tersor.checkpoints.gguf.write import write_gguf
 from tersor.errors import CheckpointError
 from tersor.numerics import QuantSpec, quantize_tensor
 from tests.checkpoints.tiny_llama import logits, quantized, standing_for, tiny_llama

@@ -4,7 +4,7 @@ import pytest
 import torch
 from quantized import Q, QConv, QLinear, Residual, draw, network
 
-from tersor.checkpoints.int32_bias import LIMIT, fit_biases
+from tersor.network.corrections.int32_bias import LIMIT, fit_biases
 from tersor.network.network import CONVOLUTIONS, LINEARS, Network, bias_node
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import tersor
-from tersor.checkpoints.onnx_lstm import rolled
+from tersor.checkpoints.onnx.lstm import rolled
 from tersor.network.network import op_name
 from tersor.recipe import PRESETS, Rule
 

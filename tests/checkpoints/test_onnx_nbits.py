@@ -9,8 +9,8 @@ from quantized import Branches, QLinear, draw, network
 from torch import nn
 from torch.nn import functional as F
 
-from tersor.checkpoints.onnx_nbits import BLOCKS, _cheapest
-from tersor.checkpoints.onnx_qdq import Style, to_onnx
+from tersor.checkpoints.onnx.nbits import BLOCKS, _cheapest
+from tersor.checkpoints.onnx.qdq import Style, to_onnx
 from tersor.engines import onnxruntime as engine
 from tersor.network.network import op_name
 from tersor.numerics.spec import QuantSpec

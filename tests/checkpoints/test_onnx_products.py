@@ -12,7 +12,7 @@ from quantized import Branches, QConv, QLinear, Then, draw, network
 from torch import nn
 from torch.nn import functional as F
 
-from tersor.checkpoints.onnx_qdq import to_onnx
+from tersor.checkpoints.onnx.qdq import to_onnx
 from tersor.engines import onnxruntime as engine
 from tersor.errors import EngineError
 from tersor.numerics.spec import QuantSpec

@@ -10,10 +10,10 @@ from quantized import Branches, Q, QConv, QLinear, Residual, Then, Weight, draw,
 from torch import nn
 from torch.nn import functional as F
 
-from tersor.checkpoints import onnx_qdq
-from tersor.checkpoints.int32_bias import fit_biases
-from tersor.checkpoints.onnx_qdq import to_onnx, write_onnx
+from tersor.checkpoints.onnx import qdq as onnx_qdq
+from tersor.checkpoints.onnx.qdq import to_onnx, write_onnx
 from tersor.errors import EngineError
+from tersor.network.corrections.int32_bias import fit_biases
 from tersor.network.network import Network
 from tersor.numerics.qtensor import quantize_tensor
 from tersor.numerics.spec import QuantSpec

@@ -9,10 +9,10 @@ from quantized import Branches, Q, QConv, QLinear, Residual, Then, draw, network
 from torch import nn
 from torch.nn import functional as F
 
-from tersor.checkpoints.int32_bias import fit_biases
 from tersor.engines import onnxruntime as engine
 from tersor.engines.base import Executed
 from tersor.errors import EngineError
+from tersor.network.corrections.int32_bias import fit_biases
 from tersor.network.network import Network
 
 

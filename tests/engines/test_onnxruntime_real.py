@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 
 import tersor
-from tersor.pipeline.audit import audit
+from tersor.pipeline.graph.audit import audit
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -9,7 +9,7 @@ import tersor
 from tersor.engines import check_numbers
 from tersor.network.capture import capture
 from tersor.network.network import op_name
-from tersor.pipeline.audit import audit
+from tersor.pipeline.graph.audit import audit
 from tersor.recipe import Recipe
 
 WIDTH, STEPS = 128, 3

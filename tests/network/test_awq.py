@@ -5,8 +5,8 @@ import torch
 from eager_blocks import blocks, network, recorded
 from torch import nn
 
-from tersor.network.awq import GRID, awq_scales, clipped, read, smooth_scales
-from tersor.network.folds import apply, folds
+from tersor.network.blocks.awq import GRID, awq_scales, clipped, read, smooth_scales
+from tersor.network.blocks.scale_transfers import apply, scale_transfers
 from tersor.numerics import QuantSpec, quantize_tensor
 from tersor.observers.gram import Gram
 
@@ -45,7 +45,7 @@ def output_error(block, calls, scale, spec=INT4):
 @pytest.mark.parametrize("spec", [INT4, QuantSpec("int3", "group:8", symmetric=False)], ids=str)
 def test_the_scale_is_the_best_of_the_grid(spec):
     block, calls = outlying()
-    [found] = awq_scales(block, folds(block, *calls[0]).found, calls, spec)
+    [found] = awq_scales(block, scale_transfers(block, *calls[0]).found, calls, spec)
     size = torch.cat([block.norm(*args).detach() for args, _ in calls]).abs().mean(0)
     tried = {k: size ** (k / GRID) for k in range(GRID)}
     tried = {k: s / (s.max() * s.min()).sqrt() for k, s in tried.items()}
@@ -62,8 +62,8 @@ def test_a_scaled_block_is_rounded_with_that_error():
     block, calls = outlying()
     block.requires_grad_(False)
     exact = [y for args, _ in calls for y in block(*args)]
-    [found] = awq_scales(block, folds(block, *calls[0]).found, calls, INT4)
-    apply(block, found.fold, found.scale, calls[0])
+    [found] = awq_scales(block, scale_transfers(block, *calls[0]).found, calls, INT4)
+    apply(block, found.transfer, found.scale, calls[0])
     for layer in (block.a, block.b):
         layer.weight.data = quantize_tensor(layer.weight.data, INT4).dequantize()
     rounded = [y for args, _ in calls for y in block(*args)]
@@ -73,7 +73,7 @@ def test_a_scaled_block_is_rounded_with_that_error():
 
 def test_another_way_of_rounding_is_searched_for_itself():
     block, calls = outlying()
-    chosen = folds(block, *calls[0]).found
+    chosen = scale_transfers(block, *calls[0]).found
     [found] = awq_scales(block, chosen, calls, INT4, rounded=lambda w: w)
     assert found.alpha == 0
     assert found.error == 0
@@ -83,7 +83,7 @@ def test_another_way_of_rounding_is_searched_for_itself():
 def test_channels_without_input_keep_their_one():
     block, calls = outlying()
     block.norm.weight.data[5] = block.norm.bias.data[5] = 0
-    chosen = folds(block, *calls[0]).found
+    chosen = scale_transfers(block, *calls[0]).found
     [found] = awq_scales(block, chosen, calls, INT4)
     assert found.alpha > 0
     assert found.scale[5] == 1
@@ -95,12 +95,12 @@ def test_all_folds_of_a_block_get_scales_that_keep_it(name):
     model = network(name)
     block = blocks(model)[0]
     call = recorded(model, block)
-    found = folds(block, *call).found
+    found = scale_transfers(block, *call).found
     for scaling in awq_scales(block, found, [call], INT4):
         assert scaling.error <= scaling.unscaled
-        apply(block, scaling.fold, scaling.scale, call)
-    for fold, scale in zip(found, smooth_scales(block, found, [call]), strict=True):
-        apply(block, fold, scale, call)
+        apply(block, scaling.transfer, scaling.scale, call)
+    for transfer, scale in zip(found, smooth_scales(block, found, [call]), strict=True):
+        apply(block, transfer, scale, call)
 
 
 def test_every_expert_is_read_with_its_own_inputs():
@@ -109,7 +109,7 @@ def test_every_expert_is_read_with_its_own_inputs():
     call = recorded(model, block)
     inputs = []
     hook = block.mlp.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, 1)))
-    shared, own = read(block, folds(block, *call).found[2:], [call, call])
+    shared, own = read(block, scale_transfers(block, *call).found[2:], [call, call])
     hook.remove()
     x, experts = inputs[0], block.mlp.experts
     router, *first = shared
@@ -129,7 +129,7 @@ def test_every_expert_is_read_with_its_own_inputs():
 
 def test_smoothing_is_the_formula():
     block, calls = outlying()
-    [scale] = smooth_scales(block, folds(block, *calls[0]).found, calls, alpha=0.3)
+    [scale] = smooth_scales(block, scale_transfers(block, *calls[0]).found, calls, alpha=0.3)
     reach = torch.cat([block.norm(*args).detach() for args, _ in calls]).abs().amax(0)
     columns = torch.maximum(block.a.weight.detach().abs().amax(0), block.b.weight.detach().abs().amax(0))
     torch.testing.assert_close(scale, reach**0.3 / columns**0.7)

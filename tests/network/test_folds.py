@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from tersor.errors import RewriteError
-from tersor.network.folds import Touch, apply, folds
-from tersor.network.unchanged import difference
+from tersor.network.blocks.scale_transfers import ScaledAxis, apply, scale_transfers
+from tersor.network.blocks.unchanged import difference
 
 ATTENTION = [
     "input_layernorm.weight -> self_attn.q_proj.weight, self_attn.k_proj.weight, self_attn.v_proj.weight",
@@ -70,8 +70,8 @@ def first_block(name):
     return block, recorded(model, block)
 
 
-def random_scale(fold):
-    return torch.rand(fold.size, generator=torch.Generator().manual_seed(1)) * 4 + 0.1
+def random_scale(transfer):
+    return torch.rand(transfer.size, generator=torch.Generator().manual_seed(1)) * 4 + 0.1
 
 
 def none(touches):
@@ -82,12 +82,12 @@ def none(touches):
 @pytest.mark.parametrize("name", FOUND)
 def test_every_architecture_folds_alike(name):
     block, call = first_block(name)
-    found = folds(block, *call).found
-    assert [str(fold) for fold in found] == FOUND[name][0]
+    found = scale_transfers(block, *call).found
+    assert [str(transfer) for transfer in found] == FOUND[name][0]
     with torch.no_grad():
         before = block(*call[0], **call[1])
-        for fold in found:
-            apply(block, fold, random_scale(fold), call)
+        for transfer in found:
+            apply(block, transfer, random_scale(transfer), call)
         after = block(*call[0], **call[1])
     before, after = (x[0] if isinstance(x, tuple) else x for x in (before, after))
     assert difference(before, after) < 1e-4
@@ -97,75 +97,78 @@ def test_every_architecture_folds_alike(name):
 def test_each_side_of_a_fold_alone_changes_the_output(name):
     """Else the scale would be one that nobody sees."""
     block, call = first_block(name)
-    for fold in folds(block, *call).found:
-        for alone in (replace(fold, readers=none(fold.readers)), replace(fold, sources=none(fold.sources))):
+    for transfer in scale_transfers(block, *call).found:
+        for alone in (
+            replace(transfer, readers=none(transfer.readers)),
+            replace(transfer, sources=none(transfer.sources)),
+        ):
             with pytest.raises(RewriteError, match=r"changed by .*leave this rewrite out"):
-                apply(block, alone, random_scale(fold), call)
+                apply(block, alone, random_scale(transfer), call)
 
 
 def test_heads_that_are_repeated_share_their_scale():
     block, call = first_block("llama")
-    fold = next(f for f in folds(block, *call).found if "v_proj" in f.sources[0].name)
+    transfer = next(f for f in scale_transfers(block, *call).found if "v_proj" in f.sources[0].name)
     # 4 heads of 8 read 2 heads of values.
-    assert fold.size == 16
+    assert transfer.size == 16
     wanted = torch.arange(16).reshape(2, 1, 8).expand(2, 2, 8).reshape(1, -1)
-    assert torch.equal(fold.readers[0].channels.long(), wanted)
-    assert torch.equal(fold.sources[0].channels.long(), torch.arange(16)[:, None])
+    assert torch.equal(transfer.readers[0].channels.long(), wanted)
+    assert torch.equal(transfer.sources[0].channels.long(), torch.arange(16)[:, None])
 
 
 @pytest.mark.parametrize(("name", "axis"), [("phi3", 0), ("gpt2", 1)])
 def test_of_a_fused_projection_only_the_values_are_scaled(name, axis):
     block, call = first_block(name)
-    fold = next(f for f in folds(block, *call).found if "attn" in f.sources[0].name)
-    channels = fold.sources[0].channels.movedim(axis, 0).flatten()
+    transfer = next(f for f in scale_transfers(block, *call).found if "attn" in f.sources[0].name)
+    channels = transfer.sources[0].channels.movedim(axis, 0).flatten()
     values = 32 if name == "gpt2" else 16
     assert channels[:-values].eq(-1).all()
     assert channels[-values:].tolist() == list(range(values))
     if name == "gpt2":
-        assert [t.name for t in fold.sources] == ["attn.c_attn.weight", "attn.c_attn.bias"]
-        assert torch.equal(fold.sources[1].channels, channels)
+        assert [t.name for t in transfer.sources] == ["attn.c_attn.weight", "attn.c_attn.bias"]
+        assert torch.equal(transfer.sources[1].channels, channels)
 
 
 @pytest.mark.parametrize("name", ["mixtral", "mixtral eager"])
 def test_experts_that_no_token_reached_stay_right(name):
     model = network("mixtral", **FOUND[name][1])
     block = blocks(model)[0]
-    found = folds(block, *recorded(model, block, torch.tensor([[5]]))).found
-    assert [str(fold) for fold in found] == EXPERTS
+    found = scale_transfers(block, *recorded(model, block, torch.tensor([[5]]))).found
+    assert [str(transfer) for transfer in found] == EXPERTS
     shared, own = found[2:]
     assert own.size == 2 * block.mlp.experts.down_proj.shape[2]
     assert all((t.channels >= 0).all() for t in shared.readers)
     call = recorded(model, block)
-    for fold in (shared, own):
-        apply(block, fold, random_scale(fold), call)
+    for transfer in (shared, own):
+        apply(block, transfer, random_scale(transfer), call)
 
 
 def test_a_wrong_fold_is_taken_back():
     block, call = first_block("qwen3")
     before = {n: p.clone() for n, p in block.named_parameters()}
-    for fold in folds(block, *call).found:
-        wrong = replace(fold, readers=tuple(Touch(t.name, t.channels.roll(1, -1)) for t in fold.readers))
-        with pytest.raises(RewriteError, match=rf"^{fold.sources[0].name} -> .*changed by"):
-            apply(block, wrong, random_scale(fold), call)
+    for transfer in scale_transfers(block, *call).found:
+        wrong = replace(transfer, readers=tuple(ScaledAxis(t.name, t.channels.roll(1, -1)) for t in transfer.readers))
+        with pytest.raises(RewriteError, match=rf"^{transfer.sources[0].name} -> .*changed by"):
+            apply(block, wrong, random_scale(transfer), call)
     assert all(torch.equal(p, before[n]) for n, p in block.named_parameters())
 
 
 @pytest.mark.parametrize("scale", [[1.0], [1.0, -1.0], [1.0, float("inf")], [0.0, 1.0], [float("nan"), 1.0]])
 def test_a_scale_is_a_positive_number_for_each_channel(scale):
     block = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 1))
-    fold = folds(block, (torch.randn(3, 2),)).found[0]
+    transfer = scale_transfers(block, (torch.randn(3, 2),)).found[0]
     with pytest.raises(RewriteError, match="a scale needs 2 positive numbers"):
-        apply(block, fold, torch.tensor(scale))
+        apply(block, transfer, torch.tensor(scale))
 
 
 def test_bfloat16_keeps_its_function_within_its_places():
     model = network("llama").bfloat16()
     block = blocks(model)[0]
     call = recorded(model, block)
-    for fold in folds(block, *call).found:
-        apply(block, fold, random_scale(fold), call)
+    for transfer in scale_transfers(block, *call).found:
+        apply(block, transfer, random_scale(transfer), call)
         with pytest.raises(RewriteError, match="changed by"):
-            apply(block, replace(fold, readers=none(fold.readers)), random_scale(fold), call)
+            apply(block, replace(transfer, readers=none(transfer.readers)), random_scale(transfer), call)
 
 
 def test_what_was_recorded_in_inference_mode_is_as_good():
@@ -174,7 +177,7 @@ def test_what_was_recorded_in_inference_mode_is_as_good():
     with torch.inference_mode():
         call = recorded(model, block)
     assert call[0][0].is_inference()
-    assert [str(fold) for fold in folds(block, *call).found] == GATED
+    assert [str(transfer) for transfer in scale_transfers(block, *call).found] == GATED
 
 
 class Pair(nn.Module):
@@ -217,17 +220,17 @@ NOT = {
 @pytest.mark.parametrize("reason", NOT)
 def test_what_lets_no_scale_through_says_why(reason):
     block, x = Pair(NOT[reason]), torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    found = folds(block, (x,))
+    found = scale_transfers(block, (x,))
     assert not any(f.sources[0].name == "a.weight" for f in found.found)
     assert found.refused["a.weight"] == reason
 
 
 def test_one_channel_that_cannot_be_scaled_leaves_the_others():
     block, x = Pair(lambda m, x: (m.b(m.a(x)), m.a(x)[:, 2])), torch.randn(3, 4)
-    fold = folds(block, (x,)).found[0]
-    assert fold.sources[0].channels.flatten().tolist() == [0, 1, -1, 2, 3, 4]
-    assert fold.readers[0].channels.flatten().tolist() == [0, 1, -1, 2, 3, 4]
-    apply(block, fold, random_scale(fold), ((x,), {}))
+    transfer = scale_transfers(block, (x,)).found[0]
+    assert transfer.sources[0].channels.flatten().tolist() == [0, 1, -1, 2, 3, 4]
+    assert transfer.readers[0].channels.flatten().tolist() == [0, 1, -1, 2, 3, 4]
+    apply(block, transfer, random_scale(transfer), ((x,), {}))
 
 
 YES = {
@@ -245,7 +248,7 @@ YES = {
 @pytest.mark.parametrize("name", YES)
 def test_what_lets_a_scale_through_is_found(name):
     block, x = Pair(YES[name]), torch.randn(3, 4)
-    fold = folds(block, (x,)).found[0]
-    assert fold.sources[0].name == "a.weight"
-    assert fold.size == (3 if name == "a part of a weight" else 6)
-    apply(block, fold, random_scale(fold), ((x,), {}))
+    transfer = scale_transfers(block, (x,)).found[0]
+    assert transfer.sources[0].name == "a.weight"
+    assert transfer.size == (3 if name == "a part of a weight" else 6)
+    apply(block, transfer, random_scale(transfer), ((x,), {}))

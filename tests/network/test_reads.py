@@ -9,7 +9,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.pytorch_utils import Conv1D
 
 from tersor.errors import CalibrationError
-from tersor.network.reads import watching
+from tersor.network.blocks.reads import watching
 
 
 def drawn(*shape, seed=0):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tersor.errors import RewriteError
-from tersor.network.rotate import RotationPlan, rotate_block, rotate_ends, rotation_plan
+from tersor.network.blocks.rotate import RotationPlan, rotate_block, rotate_ends, rotation_plan
 from tersor.numerics.hadamard import Rotation
 
 

@@ -10,7 +10,7 @@ import tersor
 from tersor.cli import app
 from tersor.engines import engine
 from tersor.network.quantized import Quantized, QuantizedLinear
-from tersor.pipeline.prepare import prepare
+from tersor.pipeline.graph.prepare import prepare
 from tersor.recipe import resolve
 
 
@@ -21,7 +21,7 @@ def test_it_is_taken_as_it_comes(name):
     small = tersor.quantize_dynamic(model)
     assert type(small) is type(model)
     assert any(isinstance(m, Quantized) for m in small.modules())
-    linear = [e for e in tersor.dynamic_plan(model) if e.holder.op == "linear"]
+    linear = [e for e in tersor.dynamic_plan(model) if e.weighted.op == "linear"]
     assert all(e.weights is not None for e in linear), [str(e) for e in linear if e.weights is None]
     with torch.no_grad():
         exact, ours = (m(**inputs)[0] for m in (model, small))

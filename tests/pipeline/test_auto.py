@@ -7,7 +7,7 @@ from torch import nn
 import tersor
 from tersor.errors import RecipeError
 from tersor.measure import Latency
-from tersor.pipeline import auto
+from tersor.pipeline.graph import auto
 from tersor.pipeline.progress import Stages
 from tersor.recipe import PRESETS, Quantization
 

@@ -8,8 +8,8 @@ from parts import Lambda, conv, distance, head
 from torch import nn
 
 import tersor
-from tersor.pipeline.batches import cut, joined, keeping, some
-from tersor.pipeline.measuring import predictor
+from tersor.pipeline.graph.batches import cut, joined, keeping, some
+from tersor.pipeline.graph.measuring import predictor
 
 
 @given(count=st.integers(1, 30), size=st.integers(1, 12))

@@ -10,7 +10,7 @@ from torch import nn
 import tersor
 from tersor.errors import RecipeError
 from tersor.network.quantized import QuantizedEmbedding, QuantizedLinear, WeightOnly
-from tersor.pipeline import dynamic
+from tersor.pipeline.modules import dynamic
 from tersor.recipe import Quantization
 
 

@@ -7,7 +7,7 @@ from gguf.quants import dequantize
 
 from tersor.errors import SavedFolderError
 from tersor.numerics import QuantSpec
-from tersor.pipeline.export import export_gguf
+from tersor.pipeline.folder.export import export_gguf
 from tests.checkpoints.tiny_llama import quantized, tiny_llama, write_folder
 
 DOWN = "model.layers.0.mlp.down_proj.weight"

@@ -72,7 +72,7 @@ def test_prepared_for_gptq_it_wants_data():
 
 
 def test_padded_positions_count_for_no_matrix(tmp_path):
-    from tersor.pipeline.loops import prune_iteratively
+    from tersor.pipeline.modules.loops import prune_iteratively
 
     class Embedded(nn.Module):
         def __init__(self):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tersor.errors import CalibrationError, RecipeError
-from tersor.pipeline.eager import fishers, observe, prunable
-from tersor.pipeline.loops import PrunedModel, prune_iteratively
+from tersor.pipeline.modules.eager import fishers, observe, prunable
+from tersor.pipeline.modules.loops import PrunedModel, prune_iteratively
 from tersor.solvers import PRUNERS
 
 

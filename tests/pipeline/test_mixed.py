@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import tersor
 from tersor.errors import RecipeError
 from tersor.network.network import op_name, walk
-from tersor.pipeline.audit import audit
+from tersor.pipeline.graph.audit import audit
 from tersor.recipe import Quantization, Recipe, Rule, resolve
 
 ENGINES = ("torch", "openvino", "onnxruntime")

@@ -23,13 +23,13 @@ def _task(**changes):
 
 
 def test_without_vnni_the_report_says_what_was_done(monkeypatch):
-    monkeypatch.setattr("tersor.pipeline.prepare.exact_int8", lambda isa: False)
+    monkeypatch.setattr("tersor.pipeline.graph.prepare.exact_int8", lambda isa: False)
     done = tersor.compress(_task(), engine="torch", progress=False)
     assert any("no VNNI" in w and "±63" in w for w in done.report.warnings)
 
 
 def test_with_vnni_nothing_is_said(monkeypatch):
-    monkeypatch.setattr("tersor.pipeline.prepare.exact_int8", lambda isa: True)
+    monkeypatch.setattr("tersor.pipeline.graph.prepare.exact_int8", lambda isa: True)
     done = tersor.compress(_task(), engine="torch", progress=False)
     assert not any("VNNI" in w for w in done.report.warnings)
     assert max(int(t.abs().max()) for name, t in done.network.tensors() if name.endswith("_codes")) == 127

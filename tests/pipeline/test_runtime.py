@@ -10,7 +10,7 @@ from tersor.engines import engine as find_engine
 from tersor.errors import RecipeError
 from tersor.network.network import op_name
 from tersor.numerics.fakequant import quantize_rows_op
-from tersor.pipeline.prepare import prepare
+from tersor.pipeline.graph.prepare import prepare
 from tersor.recipe import PRESETS, Quantization, resolve
 
 

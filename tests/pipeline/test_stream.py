@@ -24,13 +24,13 @@ from tersor.errors import (
     TaskError,
 )
 from tersor.measure.windows import Tokens
-from tersor.network.blocks import find_blocks
+from tersor.network.blocks.chain import find_blocks
 from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
-from tersor.pipeline.journal import Journal
-from tersor.pipeline.language import prepare_job
+from tersor.pipeline.folder.job import prepare_job
+from tersor.pipeline.folder.journal import Journal
+from tersor.pipeline.folder.text import tokenizer_of
 from tersor.pipeline.progress import Stage
-from tersor.pipeline.text import tokenizer_of
 from tersor.recipe import Quantization, Recipe, Rule
 from tersor.solvers import Gptq, LayerProblem, Rtn
 
@@ -230,7 +230,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("where", [3, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 4, 6))])
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(where, folder, tokens, tmp_path, monkeypatch):
-    from tersor.pipeline import activations, blockwise
+    from tersor.pipeline.folder.write import activations, blockwise
 
     arguments = (folder("llama"), tmp_path / "out", recipe(), tokens)
     tersor.compress_folder(folder("llama"), tmp_path / "whole", recipe(), tokens, evaluate=tokens[:2], progress=False)
@@ -404,7 +404,9 @@ def test_infinite_activations_name_the_layer_and_dead_columns_do_not_hurt(folder
 
 def test_a_full_disk_is_said_before_or_keeps_what_is_done(folder, tokens, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("tersor.pipeline.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+        patch.setattr(
+            "tersor.pipeline.folder.preflight.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1)
+        )
         with pytest.raises(CheckpointError, match=r"1 B free and .* kB are needed"):
             tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
 
@@ -625,7 +627,7 @@ def test_zeros_alone_leave_the_weights_float_and_name_their_pruner(folder, token
 
 
 def test_a_folder_that_came_to_be_meanwhile_is_kept(folder, tmp_path, monkeypatch):
-    from tersor.pipeline import language
+    from tersor.pipeline.folder.write import compress as language
 
     def late(*arguments):
         (tmp_path / "out").mkdir()
@@ -655,8 +657,8 @@ def test_a_language_model_is_not_run_on_numpy_files(folder, tmp_path):
 
 
 def test_a_text_that_is_too_short_is_told_by_its_option(folder, tokens, monkeypatch):
-    monkeypatch.setattr("tersor.pipeline.text.tokenizer_of", lambda path: None)
-    monkeypatch.setattr("tersor.pipeline.text.tokens_of", lambda *_: Tokens(tokens[0], None, "", ""))
+    monkeypatch.setattr("tersor.pipeline.folder.text.tokenizer_of", lambda path: None)
+    monkeypatch.setattr("tersor.pipeline.folder.text.tokens_of", lambda *_: Tokens(tokens[0], None, "", ""))
     with pytest.raises(MetricError, match=r"^data \(--data\): the text has 16 tokens, and one window of 32 .* length$"):
         prepare_job(folder("llama"), recipe(), "few words", length=32)
     with pytest.raises(MetricError, match=r"^evaluate \(--valid\): the text has 16 tokens"):

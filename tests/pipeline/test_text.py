@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 
 import tersor
 from tersor.errors import CheckpointError, MetricError, TaskError
-from tersor.pipeline.text import windows
+from tersor.pipeline.folder.text import windows
 from tersor.recipe import Quantization, Recipe
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")

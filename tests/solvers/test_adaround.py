@@ -10,7 +10,7 @@ from tersor.errors import CalibrationError
 from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
 from tersor.solvers import AdaRound, Geometry, Gptq, LayerProblem, Rtn
-from tersor.solvers.gptq import output_error
+from tersor.solvers.output_error import output_error
 
 
 def problem_of(rows=16, columns=40, spec="int4", granularity="channel", symmetric=True, seed=0):

@@ -12,8 +12,8 @@ from tersor.errors import RecipeError
 from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
 from tersor.solvers import SOLVERS, Gptq, Hqq, LayerProblem, Obq, Rtn
-from tersor.solvers.bits import allocate_bits
-from tersor.solvers.gptq import output_error
+from tersor.solvers.budget import allocate_bits
+from tersor.solvers.output_error import output_error
 from tersor.solvers.records import record
 
 LEVELS = ["int2", "int3", "int4", "int8"]

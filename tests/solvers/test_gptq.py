@@ -10,7 +10,7 @@ from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
 from tersor.solvers import Geometry, Gptq, LayerProblem, Rtn
 from tersor.solvers.cholesky import inverse_factor
-from tersor.solvers.gptq import output_error
+from tersor.solvers.output_error import output_error
 from tersor.solvers.patches import patches
 
 

@@ -9,7 +9,7 @@ from tersor.errors import CalibrationError
 from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
 from tersor.solvers import Gptq, LayerProblem, Rtn
-from tersor.solvers.gptq import output_error
+from tersor.solvers.output_error import output_error
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

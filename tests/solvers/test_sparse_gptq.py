@@ -9,7 +9,7 @@ from tersor.errors import CalibrationError, RecipeError
 from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
 from tersor.solvers import Geometry, Gptq, LayerProblem, Rtn, SparseGptq, Sparsity
-from tersor.solvers.gptq import output_error
+from tersor.solvers.output_error import output_error
 from tersor.solvers.patches import patches
 from tersor.solvers.prune import SparseGpt
 

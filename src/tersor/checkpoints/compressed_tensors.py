@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.checkpoints.words import (
+from tersor.checkpoints.bit_packing import (
     assembled,
     check_weight,
     field,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from tersor.checkpoints.words import (
+from tersor.checkpoints.bit_packing import (
     assembled,
     check_weight,
     field,

@@ -32,7 +32,7 @@ def inspect(
 ) -> None:
     """Show, before any data, what would be int8, what not and why, and the predicted size."""
     from tersor.engines import engine as find_engine
-    from tersor.pipeline.prepare import predicted_bytes, prepare
+    from tersor.pipeline.graph.prepare import predicted_bytes, prepare
     from tersor.recipe import resolve
     from tersor.report.plan import plan_table
 
@@ -82,14 +82,14 @@ def compress(
     A language model is a folder in the Hugging Face layout: it is read and written block by block, and a run that was
     killed goes on where it stopped. `tersor compress llama/ -r int4-gptq --data train.txt --valid valid.txt -o small`
     """
-    from tersor.pipeline.compressed import check_free
-    from tersor.pipeline.whole import compress as run
+    from tersor.checkpoints.manifest import check_free
+    from tersor.pipeline.graph.compress import compress as run
     from tersor.report import print_report
 
     check_free(out, force)
     _check_source(context, task)
     if task.is_dir():
-        from tersor.pipeline.language import compress_folder
+        from tersor.pipeline.folder.compress import compress_folder
         from tersor.report.language import print_language_report
 
         with using_threads(threads):
@@ -125,12 +125,12 @@ def _check_source(context: typer.Context, source: Path) -> None:
 
 
 def _inspect_folder(folder: Path, recipe: str, layout: str) -> None:
-    from tersor.pipeline.language import prepare_job
+    from tersor.pipeline.folder.job import prepare_job
     from tersor.report.language import plan_of_folder
 
     with console.status("reading headers"):
         job = prepare_job(folder, recipe, None, layout=layout, needs=False)
-    console.print(plan_of_folder(job.targets, job.preflight))
+    console.print(plan_of_folder(job.plans, job.preflight))
 
 
 def calibrate(
@@ -145,7 +145,7 @@ def calibrate(
     engine: EngineName = "openvino",
 ) -> None:
     """Gather ranges only: what each estimator would choose, its error, and a verdict on the data."""
-    from tersor.pipeline.calibration import calibrated
+    from tersor.pipeline.graph.calibration import calibrated
     from tersor.report.calibration import comparison, drawing, ranges, verdict
 
     found = calibrated(load_task(task), recipe, engine)
@@ -165,7 +165,7 @@ def outliers(
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with the range of every channel.")] = False,
 ) -> None:
     """Find the layers whose inputs have outliers, what these cost in int8, and what helps."""
-    from tersor.pipeline.outliers import outliers as find
+    from tersor.pipeline.graph.outliers import outliers as find
 
     found = find(load_task(task), samples, layer)
     page = None if out is None else found.to_html(out)
@@ -184,7 +184,7 @@ def demo(
 ) -> None:
     """Compress the embedded example, a small residual network that reads handwritten digits."""
     from tersor.demo import task
-    from tersor.pipeline.whole import compress as run
+    from tersor.pipeline.graph.compress import compress as run
     from tersor.report import print_report
 
     done = run(task(), recipe, engine)

@@ -22,8 +22,8 @@ def generate(
     import time
 
     from tersor.engines.openvino_decoder import OpenVinoDecoder
-    from tersor.pipeline.language_load import load_language
-    from tersor.pipeline.text import tokenizer_of
+    from tersor.pipeline.folder.load import load_language
+    from tersor.pipeline.folder.text import tokenizer_of
 
     with console.status("loading"), using_threads(threads):
         tokenizer = tokenizer_of(folder)
@@ -55,7 +55,7 @@ def export(
     """Write a Llama as one GGUF file for llama.cpp; codes that fit are kept bit by bit."""
     from collections import Counter
 
-    from tersor.pipeline.export import export_gguf
+    from tersor.pipeline.folder.export import export_gguf
 
     found = export_gguf(folder, out, kind, ragged="f16" if ragged else "raise", force=force)  # type: ignore[arg-type]
     kinds = ", ".join(f"{count} {name}" for name, count in Counter(found.values()).most_common())
@@ -104,7 +104,7 @@ def run(
 ) -> None:
     """Run a saved network on numpy files; the network's source code is not needed."""
     from tersor.pipeline.compressed import load_network as load
-    from tersor.pipeline.files import run_files
+    from tersor.pipeline.graph.files import run_files
 
     for path in run_files(load(folder, threads), input, output):
         console.print(f"written to {path}", highlight=False, soft_wrap=True)

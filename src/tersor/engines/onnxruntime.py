@@ -70,7 +70,7 @@ def compile(
         EngineError: where ONNX Runtime is not installed, the precision is not f32, or the network is refused.
     """
     _require(precision)
-    from tersor.checkpoints.onnx_qdq import Style, to_onnx
+    from tersor.checkpoints.onnx.qdq import Style, to_onnx
 
     return OnnxRuntimeRunner(to_onnx(network, Style(packed=True, int8_products=int8_products)), threads)
 
@@ -159,7 +159,7 @@ class OnnxRuntimeRunner:
 
     def save(self, folder: Path) -> tuple[str, ...]:
         """Write the ONNX file into ``folder``; the names of the files are returned."""
-        from tersor.checkpoints.onnx_qdq import write_onnx
+        from tersor.checkpoints.onnx.qdq import write_onnx
 
         return write_onnx(self.model, folder)
 
@@ -167,7 +167,7 @@ class OnnxRuntimeRunner:
 def _session(model: Any, options: Any) -> Any:
     import onnxruntime
 
-    from tersor.checkpoints.onnx_qdq import LIMIT, write_onnx
+    from tersor.checkpoints.onnx.qdq import LIMIT, write_onnx
 
     if model.ByteSize() < LIMIT:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, **_OPTIONS)

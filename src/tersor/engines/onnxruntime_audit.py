@@ -6,7 +6,7 @@ from typing import Any
 
 from onnx import TensorProto
 
-from tersor.checkpoints.onnx_rewrites import ABSORBED
+from tersor.checkpoints.onnx.rewrites import ABSORBED
 from tersor.engines.base import Executed
 
 _INTEGER = re.compile(

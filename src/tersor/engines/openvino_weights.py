@@ -12,7 +12,7 @@ from tersor.numerics import QTensor
 from tersor.numerics.packing import pack
 
 # Codes that are packed at once; a multiple of 8.
-_PIECE = 2**18
+_CHUNK = 2**18
 _FLOATS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
@@ -131,15 +131,15 @@ def _regrouped(t: Tensor, axis: int, size: int, block: int, codes: Tensor) -> Te
 
 
 def _packed(codes: Tensor, kind: str, offset: int = 0) -> Any:
-    """A constant of codes, ``offset`` added, made in pieces, as large scratch memory is not given back at once."""
+    """A constant of codes, ``offset`` added, made in chunks, as large scratch memory is not given back at once."""
     from openvino import opset13 as ops
 
     memory, data = _memory(kind, codes.shape)
     bits, flat = int(kind[1:]), codes.contiguous().view(-1)
-    for start in range(0, flat.numel(), _PIECE):
-        piece = pack(flat[start : start + _PIECE].to(torch.int16) + offset, bits).numpy()
+    for start in range(0, flat.numel(), _CHUNK):
+        chunk = pack(flat[start : start + _CHUNK].to(torch.int16) + offset, bits).numpy()
         place = start * bits // 8
-        data[place : place + len(piece)] = piece
+        data[place : place + len(chunk)] = chunk
     return ops.constant(memory, shared_memory=True)
 
 

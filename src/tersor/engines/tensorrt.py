@@ -50,7 +50,7 @@ def compile(network: Network, *, threads: int | None = None, precision: str = "f
     _require()
     import onnx
 
-    from tersor.checkpoints.onnx_qdq import Style, to_onnx
+    from tersor.checkpoints.onnx.qdq import Style, to_onnx
 
     style = Style(merge_activations=False, on_codes=False, narrow_codes=False, integer_biases=False)
     model = to_onnx(network, style)

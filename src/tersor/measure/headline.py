@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tersor.measure.environment import exact_int8
-from tersor.measure.schema import Layer, Report
-from tersor.measure.words import (
+from tersor.measure.formatting import (
     change_text,
     interval_text,
     is_fraction,
@@ -14,6 +13,7 @@ from tersor.measure.words import (
     size_text,
     time_text,
 )
+from tersor.measure.schema import Layer, Report
 
 WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16, "fp16": 16, "bf16": 16, "fp32": 32}
 TOLERATED = 0.01  # of the metric, where no interval tells what is chance

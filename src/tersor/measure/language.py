@@ -8,12 +8,12 @@ from pydantic import Field, ValidationError
 
 from tersor.errors import TersorError
 from tersor.measure.perplexity import Divergence, TextScore
-from tersor.measure.schema import Bytes, Environment, Part, Seconds
+from tersor.measure.schema import Bytes, Environment, ReportPart, Seconds
 
 Error = Annotated[float, Field(ge=0)]
 
 
-class WeightRecord(Part):
+class WeightRecord(ReportPart):
     """One weight: how it is stored, and how much of its layer's output is error, in power.
 
     `error` and `rtn_error` (rounding to nearest over the full range) are None without calibration. `format` is None
@@ -33,7 +33,7 @@ class WeightRecord(Part):
     note: str | None = None
 
 
-class Decoding(Part):
+class Decoding(ReportPart):
     """Tokens a second at batch 1 in an engine."""
 
     engine: str
@@ -41,7 +41,7 @@ class Decoding(Part):
     original_tokens_per_second: float | None = None
 
 
-class LanguageReport(Part):
+class LanguageReport(ReportPart):
     """All that was measured; a score that was not asked for is None.
 
     `bits_per_weight` counts scales and zero points of what was quantized. `peak_bytes` is the process's peak of

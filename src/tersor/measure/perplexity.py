@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import MetricError
-from tersor.measure.schema import Part
+from tersor.measure.schema import ReportPart
 from tersor.measure.windows import TextProtocol, Windows
 
 Logits = Callable[[Tensor], Any]
@@ -17,7 +17,7 @@ Progress = Callable[[int, int], None]
 _CHUNK = 2**24
 
 
-class TextScore(Part):
+class TextScore(ReportPart):
     """The mean negative log likelihood of a token in nats, its standard error over windows, and the protocol.
 
     The standard error is None where there is but one window.
@@ -36,7 +36,7 @@ class TextScore(Part):
         return f"perplexity {self.perplexity:.4g} ({_mean(self.nats, self.standard_error)}); {self.protocol}"
 
 
-class Divergence(Part):
+class Divergence(ReportPart):
     """The mean KL(reference ‖ model) of a token in nats, its standard error over windows, and the protocol.
 
     ``agreement`` is the share of positions where both hold the same token for the likeliest.

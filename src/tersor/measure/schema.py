@@ -19,13 +19,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
 
 
-class Part(BaseModel):
+class ReportPart(BaseModel):
     """A piece of the report: immutable, no unknown keys, no NaN and no infinity (JSON has neither)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Latency(Part):
+class Latency(ReportPart):
     """Milliseconds of one call. `rounds` are the medians of the interleaved rounds, in the order they ran."""
 
     median: Milliseconds
@@ -35,7 +35,7 @@ class Latency(Part):
     rounds: tuple[Milliseconds, ...] = ()
 
 
-class Environment(Part):
+class Environment(ReportPart):
     """Where it was measured. `precision` is what the engine was pinned to for its float operators."""
 
     cpu: str | None
@@ -46,21 +46,21 @@ class Environment(Part):
     system: str = ""
 
 
-class Samples(Part):
+class Samples(ReportPart):
     """How many samples calibration saw and how many the metric was taken over."""
 
     calibration: int | None
     evaluation: int | None
 
 
-class Metric(Part):
+class Metric(ReportPart):
     """The judge. Accuracies are fractions: 0.917, not 91.7."""
 
     name: str
     higher_is_better: bool
 
 
-class Original(Part):
+class Original(ReportPart):
     """FP32 in the same engine. `memory_bytes`: the resident bytes that loading and calling it adds."""
 
     bytes: Bytes | None
@@ -70,13 +70,13 @@ class Original(Part):
     energy_joules: Annotated[float, Field(ge=0)] | None = None
 
 
-class Eager(Part):
+class Eager(ReportPart):
     """The FP32 network as the user has it: eager PyTorch, same threads."""
 
     latency_ms: Latency | None
 
 
-class Compressed(Part):
+class Compressed(ReportPart):
     """The deployed network, in the engine. `metric_simulated` is the simulation's, for comparison only."""
 
     bytes: Annotated[Bytes | None, Field(description="every file that must be shipped")]
@@ -92,7 +92,7 @@ class Compressed(Part):
     energy_joules: Annotated[float, Field(ge=0)] | None = None
 
 
-class Ratios(Part):
+class Ratios(ReportPart):
     """Original over compressed: above 1 is better. `metric_drop` is positive when the compressed is worse."""
 
     compression: float | None
@@ -102,7 +102,7 @@ class Ratios(Part):
     speedup_spread: Annotated[Interval | None, Field(description="p10 and p90 over the rounds")] = None
 
 
-class Layer(Part):
+class Layer(ReportPart):
     """One layer: what was planned, what ran, and the signal-to-quantization-noise of its output in dB.
 
     `sqnr_db` is local (only this layer quantized, exact inputs), `accumulated_sqnr_db` that of the whole
@@ -121,7 +121,7 @@ class Layer(Part):
     note: str | None = None
 
 
-class Audit(Part):
+class Audit(ReportPart):
     """One operator of the compiled model, by the engine's own account, in the engine's own words."""
 
     name: str
@@ -131,7 +131,7 @@ class Audit(Part):
     note: str | None = None
 
 
-class Histogram(Part):
+class Histogram(ReportPart):
     """What one site saw: `bins` are the edges, one more than `counts`; `thresholds` by estimator."""
 
     site: str
@@ -150,7 +150,7 @@ class Histogram(Part):
         return self
 
 
-class Verdict(Part):
+class Verdict(ReportPart):
     """Is the calibration data adequate? `drift`: how far ranges still moved in its second half."""
 
     adequate: bool
@@ -158,7 +158,7 @@ class Verdict(Part):
     notes: tuple[str, ...] = ()
 
 
-class Timings(Part):
+class Timings(ReportPart):
     """Seconds each step took; a step that was not needed took 0."""
 
     capture: Seconds | None
@@ -175,7 +175,7 @@ _MAY_BE_ABSENT = re.compile(
 )
 
 
-class Report(Part):
+class Report(ReportPart):
     """Everything that was measured. A null must be explained: some warning names its dotted path.
 
     >>> missing_explanations({"original": {"metric": None}, "warnings": []})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import MetricError
-from tersor.measure.schema import Part
+from tersor.measure.schema import ReportPart
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Tokens:
     data: str
 
 
-class TextProtocol(Part):
+class TextProtocol(ReportPart):
     """What a figure about a text depends on besides the model.
 
     ``length``: tokens of a window, ``bos`` among them where there is one; ``stride``: tokens from the start of one

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, fx
 
 from tersor.errors import CalibrationError, TersorError
+from tersor.network.chunks import cut, in_order, workers
 from tersor.network.network import LINEARS, Network, title, walk
-from tersor.network.pieces import cut, in_order, workers
 from tersor.network.sites import Plan
 from tersor.observers import Statistics, merge, observe, same_batch
 from tersor.observers.compare import Estimate
-from tersor.observers.verdict import Verdict
+from tersor.observers.quality import CalibrationQuality
 from tersor.task import batch_size
 
 
@@ -50,7 +50,7 @@ class Calibrated:
     calibration: Calibration
     estimates: dict[str, list[Estimate]]
     chosen: dict[str, str]
-    verdict: Verdict
+    verdict: CalibrationQuality
 
 
 def calibrate(
@@ -83,7 +83,7 @@ def calibrate(
     first: list[tuple[int, ...]] = []
     samples, counted, alike = 0, 0, True
 
-    def pieces() -> Iterator[_Piece]:
+    def chunks() -> Iterator[_Chunk]:
         nonlocal counted, alike, first
         for number, inputs in enumerate(batches):
             shapes = [tuple(x.shape) for x in inputs]
@@ -92,22 +92,22 @@ def calibrate(
             parts = cut(network, inputs, mean_samples - counted if alike else 0)
             for k, part in enumerate(parts):
                 counting = bool(alike) and counted < mean_samples
-                yield _Piece(number, shapes, part, k == 0, k == len(parts) - 1, counting)
+                yield _Chunk(number, shapes, part, k == 0, k == len(parts) - 1, counting)
                 counted += batch_size(part) if counting else 0
 
-    def seen(piece: _Piece) -> _Seen:
-        return _look(network, piece, sources, layers if piece.counting else set(), channels_last, keep)
+    def seen(chunk: _Chunk) -> _ChunkStatistics:
+        return _look(network, chunk, sources, layers if chunk.counting else set(), channels_last, keep)
 
     batch: dict[str, Statistics] = {}
     with workers() as pool:
-        for piece, result in in_order(pool, seen, pieces()):
+        for chunk, result in in_order(pool, seen, chunks()):
             found = result()
-            batch = found.statistics if piece.begins else _merged(same_batch, batch, found.statistics)
+            batch = found.statistics if chunk.begins else _merged(same_batch, batch, found.statistics)
             for name, (total, rows) in found.sums.items():
                 before = sums.get(name, (0.0, 0))
                 sums[name] = (before[0] + total, before[1] + rows)
-            samples += batch_size(piece.inputs)
-            if piece.ends:
+            samples += batch_size(chunk.inputs)
+            if chunk.ends:
                 statistics = _merged(merge, statistics, batch)
                 on_batch(samples)
     means = {name: total / rows for name, (total, rows) in sums.items()}
@@ -115,7 +115,7 @@ def calibrate(
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _Chunk:
     """A part of one batch; ``counting``: its channel means are wanted."""
 
     batch: int
@@ -127,15 +127,15 @@ class _Piece:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _ChunkStatistics:
     statistics: dict[str, Statistics]
     sums: dict[str, tuple[Tensor, int]]
 
 
 def _look(
-    network: Network, piece: _Piece, sources: set[str], layers: set[str], channels_last: Collection[str], keep: int
-) -> _Seen:
-    found = _Seen({}, {})
+    network: Network, chunk: _Chunk, sources: set[str], layers: set[str], channels_last: Collection[str], keep: int
+) -> _ChunkStatistics:
+    found = _ChunkStatistics({}, {})
 
     def visit(node: fx.Node, value: Any) -> None:
         if node.name in sources:
@@ -151,12 +151,12 @@ def _look(
             found.sums[node.name] = channel_sum(node, value)
 
     try:
-        walk(network, piece.inputs, visit)
+        walk(network, chunk.inputs, visit)
     except TersorError:
         raise
     except Exception as error:
         raise CalibrationError(
-            f"the model cannot take calibration batch {piece.batch} of shapes {piece.shapes}: {error}. Every batch "
+            f"the model cannot take calibration batch {chunk.batch} of shapes {chunk.shapes}: {error}. Every batch "
             "must look like Task.example, but for its first dimension"
         ) from error
     return found

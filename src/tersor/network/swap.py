@@ -31,7 +31,7 @@ CONVOLUTIONS = frozenset(name for name in _PLAIN if name.startswith("conv"))
 
 
 @dataclass(frozen=True, eq=False)
-class Holder:
+class WeightedModule:
     """A module with weights of its own (parameters of two dimensions or more).
 
     Args:
@@ -46,7 +46,7 @@ class Holder:
     module: nn.Module
     op: str
     weights: tuple[str, ...]
-    left: str | None = None
+    skip_reason: str | None = None
     transposed: bool = False
 
     def tensors(self) -> list[Tensor]:
@@ -54,7 +54,7 @@ class Holder:
         return [self.module.get_parameter(n) for n in self.weights]
 
 
-def holders(model: nn.Module) -> list[Holder]:
+def weighted_modules(model: nn.Module) -> list[WeightedModule]:
     """Every module that holds weights, in the model's order; each once, however often it is used.
 
     >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2), nn.LayerNorm(2))
@@ -66,19 +66,19 @@ def holders(model: nn.Module) -> list[Holder]:
         if id(module) in inside:
             continue
         if isinstance(module, QuantizedWeight):
-            found.append(Holder(name, module, "quantized", (), "it is quantized already"))
+            found.append(WeightedModule(name, module, "quantized", (), "it is quantized already"))
             continue
         if parametrize.is_parametrized(module):
             inside.update(id(m) for m in module.modules())
-            found.append(Holder(name, module, _op(module), (), "its weight is computed by a parametrization"))
+            found.append(WeightedModule(name, module, _op(module), (), "its weight is computed by a parametrization"))
             continue
         weights = tuple(n for n, p in module.named_parameters(recurse=False) if p.ndim >= 2)
         if weights:
-            found.append(_holder(name, module, weights))
+            found.append(_weighted(name, module, weights))
         if isinstance(module, nn.MultiheadAttention):
             inside.add(id(module.out_proj))
             reason = "nn.MultiheadAttention reads this weight itself, without calling the layer"
-            found.append(Holder(f"{name}.out_proj".lstrip("."), module.out_proj, "linear", ("weight",), reason))
+            found.append(WeightedModule(f"{name}.out_proj".lstrip("."), module.out_proj, "linear", ("weight",), reason))
     return found
 
 
@@ -86,17 +86,19 @@ def _op(module: nn.Module) -> str:
     return next((op for op, kinds in _PLAIN.items() if isinstance(module, kinds)), type(module).__name__.lower())
 
 
-def _holder(name: str, module: nn.Module, weights: tuple[str, ...]) -> Holder:
+def _weighted(name: str, module: nn.Module, weights: tuple[str, ...]) -> WeightedModule:
     kind, op = type(module), _op(module)
     if kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."):
-        return Holder(name, module, "linear", weights, _hooked(module), transposed=True)
+        return WeightedModule(name, module, "linear", weights, _hooked(module), transposed=True)
     if op not in _PLAIN:
-        return Holder(name, module, op, weights, f"Tersor knows no layer of class {kind.__name__}")
+        return WeightedModule(name, module, op, weights, f"Tersor knows no layer of class {kind.__name__}")
     if kind.forward is not _PLAIN[op][0].forward:
-        return Holder(name, module, op, weights, f"its class {kind.__name__} has a forward of its own")
+        return WeightedModule(name, module, op, weights, f"its class {kind.__name__} has a forward of its own")
     if op == "embedding" and (module.max_norm is not None or module.sparse):
-        return Holder(name, module, op, weights, "an embedding with max_norm or sparse gradients changes its weight")
-    return Holder(name, module, op, weights, _hooked(module))
+        return WeightedModule(
+            name, module, op, weights, "an embedding with max_norm or sparse gradients changes its weight"
+        )
+    return WeightedModule(name, module, op, weights, _hooked(module))
 
 
 def _hooked(module: nn.Module) -> str | None:

@@ -14,9 +14,9 @@ from tersor.observers.kl import KullbackLeibler, kl_threshold
 from tersor.observers.minmax import MinMax
 from tersor.observers.mse import MeanSquaredError
 from tersor.observers.percentile import Percentile
+from tersor.observers.quality import CalibrationQuality, assess
 from tersor.observers.sample import Sample
 from tersor.observers.statistics import Statistics, merge, observe, same_batch
-from tersor.observers.verdict import Verdict, judge
 
 OBSERVERS: dict[str, Observer] = {
     "minmax": MinMax(),
@@ -30,6 +30,7 @@ OBSERVERS: dict[str, Observer] = {
 __all__ = [
     "OBSERVERS",
     "Admm",
+    "CalibrationQuality",
     "Channels",
     "Estimate",
     "Histogram",
@@ -41,9 +42,8 @@ __all__ = [
     "Percentile",
     "Sample",
     "Statistics",
-    "Verdict",
+    "assess",
     "compare",
-    "judge",
     "kl_threshold",
     "merge",
     "observe",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_PIECE = 2**18  # elements that stay in the cache between passes; measured
+_CHUNK = 2**18  # elements that stay in the cache between passes; measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +89,13 @@ def reduced(view: Tensor) -> Reduced:
         inner = tuple(range(2, view.ndim))
         return Reduced(view.amin(inner), view.amax(inner), view.sum(inner), view.square().sum(inner))
     flat = view.flatten(0, 1).flatten(1)
-    # Four passes over a piece that stays in the cache instead of four over all of it; the norm reads once and
+    # Four passes over a chunk that stays in the cache instead of four over all of it; the norm reads once and
     # writes nothing.
-    pieces = [
-        (piece.amin(1), piece.amax(1), piece.sum(1), torch.linalg.vector_norm(piece, dim=1))
-        for piece in flat.split(max(1, _PIECE // flat.shape[1]))
+    chunks = [
+        (chunk.amin(1), chunk.amax(1), chunk.sum(1), torch.linalg.vector_norm(chunk, dim=1))
+        for chunk in flat.split(max(1, _CHUNK // flat.shape[1]))
     ]
-    low, high, total, norm = (torch.cat(parts).reshape(view.shape[:2]) for parts in zip(*pieces, strict=True))
+    low, high, total, norm = (torch.cat(parts).reshape(view.shape[:2]) for parts in zip(*chunks, strict=True))
     return Reduced(low, high, total, norm.square())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from tersor.errors import EngineError
 from tersor.pipeline.compressed import load_network
-from tersor.pipeline.language_load import is_language, load_language
+from tersor.pipeline.folder.load import is_language, load_language
 
 
 def load(folder: str | Path, threads: int | None = None, engine: str | None = None) -> Any:

@@ -1,7 +1,8 @@
 """What the user wants: a Recipe of Rules, and the presets."""
 
-from tersor.recipe.model import ACTIVATION_RANGES, WEIGHT_RANGES, Quantization, Recipe, Rule
 from tersor.recipe.presets import PRESETS, int8_dynamic, int8_static, int8_weight, resolve
+from tersor.recipe.quantization import ACTIVATION_RANGES, WEIGHT_RANGES, Quantization
+from tersor.recipe.recipe import Recipe, Rule
 
 __all__ = [
     "ACTIVATION_RANGES",

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tersor.errors import RecipeError
-from tersor.recipe.model import Quantization, Recipe
+from tersor.recipe.quantization import Quantization
+from tersor.recipe.recipe import Recipe
 
 
 def int8_static() -> Recipe:

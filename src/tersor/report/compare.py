@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.errors import TersorError
+from tersor.measure.formatting import is_fraction, metric_text, plain, ratio_text, size_text, time_text
 from tersor.measure.headline import fallbacks
 from tersor.measure.language import LanguageReport, is_language_report, read_language_report
 from tersor.measure.schema import Report, read_report
-from tersor.measure.words import is_fraction, metric_text, plain, ratio_text, size_text, time_text
 from tersor.report.html import rendered
 
 Value = float | str | None

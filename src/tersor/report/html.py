@@ -10,9 +10,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from tersor.measure.headline import diagnose, is_fallback
-from tersor.measure.schema import Histogram, Latency, Layer, Report
-from tersor.measure.words import (
+from tersor.measure.formatting import (
     change_text,
     db_text,
     interval_text,
@@ -23,6 +21,8 @@ from tersor.measure.words import (
     size_text,
     time_text,
 )
+from tersor.measure.headline import diagnose, is_fallback
+from tersor.measure.schema import Histogram, Latency, Layer, Report
 from tersor.report import svg
 
 WORST = 24  # layers drawn as bars; all of them stand in the table

@@ -9,8 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tersor.measure.formatting import plain, size_text
 from tersor.measure.language import LanguageReport, WeightRecord
-from tersor.measure.words import plain, size_text
 from tersor.report import svg
 from tersor.report.html import rendered
 
@@ -40,12 +40,12 @@ def language_html(report: LanguageReport) -> str:
     )
 
 
-def plan_of_folder(targets: Sequence[Any], preflight: Any) -> RenderableType:
+def plan_of_folder(plans: Sequence[Any], preflight: Any) -> RenderableType:
     """What would become of every weight, and what the run would need."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("weight", "shape", "becomes"):
         table.add_column(name, overflow="fold")
-    for t in targets:
+    for t in plans:
         shape = " × ".join(map(str, t.shape))
         table.add_row(plain(t.name), shape, Text(plain(t.reason)), style="" if t.touched else "yellow")
     sizes = f"{size_text(preflight.original)} → {size_text(preflight.compressed)}"

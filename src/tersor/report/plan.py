@@ -6,7 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tersor.measure.words import size_text
+from tersor.measure.formatting import size_text
 from tersor.network.sites import Plan
 
 

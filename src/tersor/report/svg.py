@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from tersor.measure.words import plain
+from tersor.measure.formatting import plain
 
 COLUMNS = 96  # of a histogram: finer than that is not seen
 

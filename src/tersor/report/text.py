@@ -7,9 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tersor.measure.headline import Diagnosis, diagnose, is_fallback
-from tersor.measure.schema import Latency, Layer, Report
-from tersor.measure.words import (
+from tersor.measure.formatting import (
     change_text,
     db_text,
     interval_text,
@@ -20,6 +18,8 @@ from tersor.measure.words import (
     size_text,
     time_text,
 )
+from tersor.measure.headline import Diagnosis, diagnose, is_fallback
+from tersor.measure.schema import Latency, Layer, Report
 
 
 def render(report: Report, *, top: int = 10) -> Group:

@@ -3,13 +3,13 @@
 from typing import Any
 
 from tersor.solvers.adaround import AdaRound
-from tersor.solvers.bits import allocate_bits
-from tersor.solvers.budget import allocate
+from tersor.solvers.budget import allocate, allocate_bits
 from tersor.solvers.easyquant import EasyQuant
 from tersor.solvers.gptq import Gptq
 from tersor.solvers.hqq import Hqq
 from tersor.solvers.obq import Obq
-from tersor.solvers.problem import Geometry, LayerProblem, LayerSolution, Solver, curve
+from tersor.solvers.output_error import curve
+from tersor.solvers.problem import Geometry, LayerProblem, LayerSolution, Solver
 from tersor.solvers.prune import PRUNERS
 from tersor.solvers.records import LayerRecord, record
 from tersor.solvers.rtn import Rtn

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tersor.numerics import QTensor, QuantSpec
 from tersor.numerics.ranges import expand
-from tersor.solvers.gptq import fitting_grams, output_error
-from tersor.solvers.problem import LayerProblem, LayerSolution, curve, weight_sqnr
+from tersor.solvers.output_error import curve, fitting_grams, output_error
+from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 from tersor.solvers.rtn import Rtn
 
 # The sigmoid is stretched beyond 0 and 1 and then clipped, so that it reaches both.

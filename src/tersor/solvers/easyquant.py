@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from tersor.numerics import QTensor, QuantSpec, expand, fake_quantize, qparams, quantize, reduce_range
+from tersor.solvers.output_error import curve
 from tersor.solvers.patches import patches
-from tersor.solvers.problem import LayerProblem, LayerSolution, curve, weight_sqnr
+from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 from tersor.solvers.rtn import mse_range
 
 _GAIN = 1e-7  # what the cosine must grow by for a scale to move

@@ -87,8 +87,8 @@ def _inverse(name: str, fisher: Tensor, count: int, damping: float) -> Tensor:
 
 def _eliminate(weight: Float[Tensor, "blocks size"], inverse: Float[Tensor, "blocks size size"]) -> Elimination:
     """All weights of every block, the cheapest first."""
-    pieces = zip(weight.split(_TOGETHER), inverse.split(_TOGETHER), strict=True)
-    parts = [_empty(w.clone(), i.clone()) for w, i in pieces]
+    chunks = zip(weight.split(_TOGETHER), inverse.split(_TOGETHER), strict=True)
+    parts = [_empty(w.clone(), i.clone()) for w, i in chunks]
     return Elimination(*(torch.cat([getattr(p, f) for p in parts]) for f in ("order", "losses", "weight")))
 
 

@@ -8,16 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tersor.errors import CalibrationError
 from tersor.numerics import QTensor, QuantSpec, qparams, quantize, reduce_range
 from tersor.numerics.ranges import expand
 from tersor.solvers.cholesky import upper_factor
-from tersor.solvers.problem import LayerProblem, LayerSolution, curve, weight_sqnr
+from tersor.solvers.output_error import MEASURED, curve, fitting_cross, fitting_grams, output_errors
+from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 from tersor.solvers.refine import INNER, OUTER, Coded, Rounding, refined
 from tersor.solvers.rtn import Rtn, has_range, mse_range
-
-# Rows that an error is measured on: more would tell little that is new, at the price of a product with the Hessian.
-_MEASURED = 512
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Gptq:
         Raises:
             CalibrationError: without a Gram matrix, or with one that does not fit or cannot be factored.
         """
-        spec, parts = problem.spec, self._parts(problem)
+        spec, parts = problem.spec, self._group_problems(problem)
         target = _joined([p.target for p in parts]).reshape(problem.weight.shape)
         grid = self._grid(replace(problem, weight=target), parts)
         width, free = _sharing(target.shape, spec)
@@ -84,7 +81,7 @@ class Gptq:
         """[(bits, relative squared error)] of each number format of ``levels``."""
         return curve(self, problem, levels)
 
-    def _parts(self, problem: LayerProblem) -> list["_Part"]:
+    def _group_problems(self, problem: LayerProblem) -> list["_GroupProblem"]:
         grams, cross = fitting_grams(problem), fitting_cross(problem)
         rows = problem.weight.detach().float().flatten(1).chunk(len(grams))
         missing = [None] * len(rows) if cross is None or not self.follow else cross.float().chunk(len(grams))
@@ -104,10 +101,10 @@ class Gptq:
                 made_up = torch.empty_like(half)
                 made_up[columns] = torch.linalg.solve_triangular(factor.t(), half, upper=False)
                 weight = (weight + self.follow * made_up.t()).masked_fill_(dead, 0.0)
-            parts.append(_Part(weight, hessian, columns, factor, damping))
+            parts.append(_GroupProblem(weight, hessian, columns, factor, damping))
         return parts
 
-    def _grid(self, problem: LayerProblem, parts: list["_Part"]) -> Sequence[Tensor]:
+    def _grid(self, problem: LayerProblem, parts: list["_GroupProblem"]) -> Sequence[Tensor]:
         """The scale and the zero point that are begun with; the problem's weight is the target."""
         weight, spec = problem.weight, problem.spec
         if not has_range(spec):
@@ -122,7 +119,7 @@ class Gptq:
         weight, grams = problem.weight.detach().float(), fitting_grams(problem)
         # With scales of its own each row can be rounded alone: as many as are measured.
         alone = len(grams) == 1 and qtensor.scale.ndim and len(qtensor.scale) == len(weight)
-        rows = slice(None, None, -(-len(weight) // _MEASURED) if alone else 1)
+        rows = slice(None, None, -(-len(weight) // MEASURED) if alone else 1)
         ours = qtensor.rows(rows)
         rounded = Rtn("minmax")(replace(problem, weight=weight[rows], gram=None)).qtensor
         error, plain = output_errors(target[rows], [q.dequantize() for q in (ours, rounded)], grams)
@@ -135,7 +132,7 @@ class Gptq:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class _GroupProblem:
     """What one group of a convolution, or the whole of any other layer, is solved from."""
 
     target: Float[Tensor, "rows columns"]
@@ -166,7 +163,7 @@ def _rounding(spec: QuantSpec, device: torch.device) -> Rounding:
     return lambda w, step, zero: quantize(w, step, zero, single, generator).float()
 
 
-def _swept(target: Tensor, coded: Coded, part: _Part, rounded: Rounding) -> Coded:
+def _swept(target: Tensor, coded: Coded, part: _GroupProblem, rounded: Rounding) -> Coded:
     """The codes of ``target [columns, rows]`` in the part's order; errors reach on in blocks of two sizes.
 
     With H = R·Rᵀ, R upper, the error e costs ‖e·R‖²: column k is rounded after adding Σ e_j·R_jk / R_kk over all j
@@ -196,61 +193,3 @@ def _swept(target: Tensor, coded: Coded, part: _Part, rounded: Rounding) -> Code
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     """Large tensors are not copied for nothing."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def fitting_grams(problem: LayerProblem) -> Float[Tensor, "groups columns columns"]:
-    """The problem's Gram matrices.
-
-    Raises:
-        CalibrationError: where there are none, or of another size than the weight's columns.
-    """
-    problem.require(("gram",))
-    grams, columns, groups = problem.gram, problem.weight[0].numel(), problem.geometry.groups
-    assert grams is not None
-    if grams.shape != (groups, columns, columns):
-        raise CalibrationError(
-            f"layer {problem.name}: Gram matrices of shape {tuple(grams.shape)} do not fit a weight of shape "
-            f"{tuple(problem.weight.shape)} in {groups} groups; they must be {(groups, columns, columns)}"
-        )
-    return grams
-
-
-def fitting_cross(problem: LayerProblem) -> Float[Tensor, "out columns"] | None:
-    """The problem's ``cross``, if it has one.
-
-    Raises:
-        CalibrationError: where it has another shape than the weight.
-    """
-    shape = problem.weight.flatten(1).shape
-    if problem.cross is not None and problem.cross.shape != shape:
-        raise CalibrationError(
-            f"layer {problem.name}: cross of shape {tuple(problem.cross.shape)} does not fit a weight of shape "
-            f"{tuple(problem.weight.shape)}; it must be {tuple(shape)}, one row an output, as 2·mean((y − W·x)·xᵀ) is"
-        )
-    return problem.cross
-
-
-def output_error(weight: Tensor, found: Tensor, grams: Float[Tensor, "groups columns columns"]) -> float:
-    """tr(E·H·Eᵀ) / tr(W·H·Wᵀ): the share of the layer's output that the error is, in power.
-
-    Of a weight with many rows, some evenly spaced ones stand for all.
-
-    >>> weight, found = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
-    >>> output_error(weight, found, torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]))
-    0.5
-    """
-    return output_errors(weight, [found], grams)[0]
-
-
-def output_errors(
-    weight: Tensor, found: Sequence[Tensor], grams: Float[Tensor, "groups columns columns"]
-) -> list[float]:
-    """``output_error`` of each of ``found``."""
-    power = [0.0] * (1 + len(found))
-    for k, hessian in enumerate(grams.float()):
-        parts = [t.flatten(1).chunk(len(grams))[k] for t in (weight, *found)]
-        w, *others = (t[:: -(-len(t) // _MEASURED)] for t in parts)
-        for j, t in enumerate((w, *(f - w for f in others))):
-            power[j] += float(((t @ hessian) * t).sum(dtype=torch.float64))
-    # Where H has few directions, sums that are 0 may be rounded to just below.
-    return [max(p, 0.0) / power[0] if power[0] > 0 else 0.0 for p in power[1:]]

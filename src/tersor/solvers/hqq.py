@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tersor.numerics import QTensor, QuantSpec, qparams, quantize
-from tersor.solvers.problem import LayerProblem, LayerSolution, curve, weight_sqnr
+from tersor.solvers.output_error import curve
+from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 from tersor.solvers.rtn import Rtn, granules, has_range
 
 # Weights that are worked on at once: their intermediates stay in the processor's cache.

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tersor.numerics import QTensor, quantize
 from tersor.numerics.ranges import expand
-from tersor.solvers.gptq import fitting_grams, output_error
 from tersor.solvers.obs import eliminate, inverse
-from tersor.solvers.problem import LayerProblem, LayerSolution, curve, weight_sqnr
+from tersor.solvers.output_error import curve, fitting_grams, output_error
+from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 from tersor.solvers.rtn import Rtn
 
 

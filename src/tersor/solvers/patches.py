@@ -1,12 +1,18 @@
 """im2col: what each output of a layer is a weighted sum of."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from tersor.errors import CalibrationError
+from tersor.errors import CalibrationError, TersorError
+from tersor.observers.gram import Gram
 from tersor.solvers.problem import Geometry, LayerProblem
+
+# Positions of one batch that a convolution's matrix is made of; neighbours tell little that is new.
+_POSITIONS = 2**14
 
 
 def patches(problem: LayerProblem, rows: int, seed: int = 0) -> Float[Tensor, "..."]:
@@ -59,3 +65,21 @@ def _windows(x: Tensor, kernel: torch.Size, geometry: Geometry) -> Tensor:
     for k in range(n):
         x = x.unfold(2 + k, spans[k] + 1, stride[k])[..., :: dilation[k]]
     return x.movedim(1, 1 + n)
+
+
+def gram_of(problem: LayerProblem, x: Tensor, counted: Tensor | None = None) -> Gram:
+    """The Gram matrix of one batch ``x`` of inputs of a linear layer or a convolution.
+
+    Args:
+        counted: which positions [batch, length] are real; of a layer that reads something else, all are.
+
+    Raises:
+        CalibrationError: naming the layer whose input is NaN or infinite.
+    """
+    try:
+        if problem.weight.ndim == 2:
+            fits = counted is not None and x.shape[:-1] == counted.shape
+            return Gram.of(x.reshape(1, -1, x.shape[-1]), counted.reshape(-1) if fits and counted is not None else None)
+        return Gram.of(patches(replace(problem, sample=x), _POSITIONS))
+    except TersorError as error:
+        raise type(error)(f"{problem.name}: {error}") from error

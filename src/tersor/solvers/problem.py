@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tersor.errors import CalibrationError
-from tersor.numerics import FORMATS, QTensor, QuantSpec
+from tersor.numerics import QTensor, QuantSpec
 
 
 @dataclass(frozen=True)
@@ -105,30 +105,6 @@ class Solver(Protocol):
     def __call__(self, problem: LayerProblem) -> LayerSolution: ...
 
     def curve(self, problem: LayerProblem, levels: Sequence[str]) -> list[tuple[int, float]]: ...
-
-
-def curve(solver: Solver, problem: LayerProblem, levels: Sequence[str]) -> list[tuple[int, float]]:
-    """What each number format of ``levels`` costs, and the error it leaves.
-
-    Returns (bits that a file needs, error), in the order of ``levels``: what an allocation of bits to layers
-    starts from. The error is the power of the output's error over that of the output, where the problem has a Gram
-    matrix; else that of the weight's error over that of the weight. The two do not compare.
-    """
-    points = []
-    for level in levels:
-        solution = solver(replace(problem, spec=problem.spec.with_(format=FORMATS[level])))
-        error = measured_error(problem, solution)
-        points.append((8 * solution.qtensor.nbytes, 10 ** (-solution.sqnr_db / 10) if error is None else error))
-    return points
-
-
-def measured_error(problem: LayerProblem, solution: LayerSolution) -> float | None:
-    """The solution's output error, by the problem's Gram matrix if the solver looked at none; None without either."""
-    if solution.output_error is not None or problem.gram is None:
-        return solution.output_error
-    from tersor.solvers.gptq import fitting_grams, output_error  # which imports this file
-
-    return output_error(problem.weight.detach().float(), solution.qtensor.dequantize(), fitting_grams(problem))
 
 
 def decibels(signal: float, noise: float) -> float:

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tersor.solvers.cholesky import inverse_factor
-from tersor.solvers.gptq import fitting_grams, output_error
 from tersor.solvers.obs import counts_of_rows, eliminate, inverse, without
+from tersor.solvers.output_error import fitting_grams, output_error
 from tersor.solvers.problem import LayerProblem
 from tersor.solvers.sparsity import PrunedLayer, Sparsity, columns_first
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from tersor.solvers.problem import LayerProblem, LayerSolution, measured_error
+from tersor.solvers.output_error import measured_error
+from tersor.solvers.problem import LayerProblem, LayerSolution
 from tersor.solvers.rtn import Rtn
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tersor.numerics import QTensor, QuantSpec, qparams, quantize, reduce_range
 from tersor.numerics.qtensor import quantize_tensor
-from tersor.solvers.problem import LayerProblem, LayerSolution, curve, weight_sqnr
+from tersor.solvers.output_error import curve
+from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 
 _COARSE = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _STEPS = (0.05, 0.025, 0.0125, 0.00625)

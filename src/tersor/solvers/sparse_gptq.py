@@ -10,7 +10,7 @@ from torch import Tensor
 from tersor.errors import RecipeError
 from tersor.numerics import QTensor, QuantSpec, quantize
 from tersor.numerics.ranges import expand
-from tersor.solvers.gptq import fitting_grams, output_error
+from tersor.solvers.output_error import fitting_grams, output_error
 from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 from tersor.solvers.prune import factored, prune_columns
 from tersor.solvers.rtn import Rtn

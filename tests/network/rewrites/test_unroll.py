@@ -14,7 +14,7 @@ from tersor.network.capture import capture
 from tersor.network.network import op_name, title
 from tersor.network.rewrites import unroll
 from tersor.network.rewrites.unroll import Unroll, why_not
-from tersor.pipeline.prepare import prepare
+from tersor.pipeline.graph.prepare import prepare
 from tersor.recipe import PRESETS
 
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN, "relu": lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k)}

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, fx
 
 from tersor.network.calibrate import channel_axis, channel_sum
+from tersor.network.chunks import Chunks, cut, walk_together, workers
 from tersor.network.network import Network, add_tensor, bias_node, finish
-from tersor.network.pieces import Pieces, cut, walk_together, workers
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,14 @@ class CorrectBias:
         network = network.edit()
         shifts: dict[str, Tensor] = {}
 
-        def visit(node: fx.Node, values: Pieces) -> Pieces | None:
+        def visit(node: fx.Node, values: Chunks) -> Chunks | None:
             if node.name not in self.means:
                 return None
             sums, counts = zip(*(channel_sum(node, v) for v in values), strict=True)
             shift = (self.means[node.name] - sum(sums) / sum(counts)).to(values[0].dtype)
             shifts[node.name] = shift
             on_layer(1)
-            return Pieces(pool.map(lambda v: v + _along(node, shift, v), values))
+            return Chunks(pool.map(lambda v: v + _along(node, shift, v), values))
 
         with workers() as pool:
             walk_together(network, cut(network, inputs), pool, visit)

@@ -1,0 +1,1 @@
+"""Language models as one GGUF file, for llama.cpp."""

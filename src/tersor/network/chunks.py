@@ -1,0 +1,129 @@
+"""Batches cut into chunks that stay near the cache, and the processor's cores each at a chunk of their own.
+
+One thread a chunk beats all threads at one operator: small operators do not wait for each other, and what
+PyTorch does with one thread only (counting, most of Python) runs beside them.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+from tersor.network.network import Network, walk
+from tersor.task import batch_size
+
+_CHUNK = 2**24  # bytes of the largest value of a chunk; glibc maps, clears and unmaps what exceeds twice this
+_WORKERS = 8  # more would hold more values at once
+
+Inputs = tuple[Any, ...]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def cut(network: Network, inputs: Inputs, first: int = 0) -> list[Inputs]:
+    """The batch in chunks; a boundary after its ``first`` samples. Whole where the network fixes its batch."""
+    if not network.dynamic_batch:
+        return [inputs]
+    count = batch_size(inputs)
+    size = max(1, _CHUNK // largest_value(network))
+    starts = sorted({0, *range(0, min(first, count), size), *range(min(first, count), count, size)})
+    ends = [*starts[1:], count]
+    return [tuple(x[a:b] if x.ndim else x for x in inputs) for a, b in zip(starts, ends, strict=True)]
+
+
+def largest_value(network: Network) -> int:
+    """Bytes of one sample of the network's largest value, from the traced shapes."""
+    return max((_bytes(n.meta.get("val")) for n in network.operators()), default=1)
+
+
+def _bytes(value: Any) -> int:
+    if not isinstance(value, Tensor):
+        return 1
+    size = value.element_size()
+    for dim in value.shape[1:]:
+        size *= dim if isinstance(dim, int) else 1
+    return max(1, size)
+
+
+@contextmanager
+def workers() -> Iterator[ThreadPoolExecutor]:
+    """A pool that shares the threads which PyTorch may use among at most 8 workers."""
+    threads = torch.get_num_threads()
+    count = min(threads, _WORKERS)
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads // count,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # MKL's number is not a thread's own
+
+
+def in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[tuple[Item, Callable[[], Result]]]:
+    """Each item and how to get its result (or its error), in order, a few of them in work at once."""
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
+    for item in items:
+        waiting.append((item, pool.submit(function, item)))
+        if len(waiting) > pool._max_workers:
+            done, future = waiting.popleft()
+            yield done, future.result
+    for done, future in waiting:
+        yield done, future.result
+
+
+class Chunks(list[Any]):
+    """The value of one node for every chunk of a batch."""
+
+
+def walk_together(
+    network: Network,
+    chunks: list[Inputs],
+    pool: ThreadPoolExecutor,
+    visit: Callable[[fx.Node, Chunks], Chunks | None],
+) -> None:
+    """Run all chunks node by node: ``visit`` sees a node's value for every chunk before the next node runs.
+
+    What it returns, if not None, replaces the values. What does not depend on the inputs is computed once
+    and not shown.
+    """
+
+    def run(node: fx.Node, args: Any, kwargs: Any) -> Any:
+        if not any(isinstance(a, Chunks) for a in _leaves((args, kwargs))):
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+        def one(k: int) -> Any:
+            a, kw = _picked((args, kwargs), k)
+            with torch.no_grad():  # a thread's own
+                return node.target(*a, **kw)  # type: ignore[operator]
+
+        return Chunks(pool.map(one, range(len(chunks))))
+
+    def see(node: fx.Node, value: Any) -> Any:
+        return visit(node, value) if isinstance(value, Chunks) else None
+
+    walk(network, tuple(map(Chunks, zip(*chunks, strict=True))), see, run)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)) and not isinstance(value, Chunks):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
+
+
+def _picked(value: Any, k: int) -> Any:
+    if isinstance(value, Chunks):
+        return value[k]
+    if isinstance(value, (tuple, list)):
+        return type(value)(_picked(v, k) for v in value)
+    if isinstance(value, dict):
+        return {key: _picked(v, k) for key, v in value.items()}
+    return value

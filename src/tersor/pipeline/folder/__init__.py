@@ -1,0 +1,1 @@
+"""The folder host: Hugging Face folders, block by block."""

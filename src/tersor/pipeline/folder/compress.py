@@ -1,0 +1,197 @@
+"""Compress a folder in the Hugging Face layout: plan, stream, measure, write."""
+
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.checkpoints.layouts import LAYOUTS
+from tersor.checkpoints.manifest import check_free
+from tersor.errors import CheckpointError, SavedFolderError
+from tersor.measure.environment import describe_environment
+from tersor.measure.language import LanguageReport, WeightRecord
+from tersor.measure.perplexity import comparison
+from tersor.measure.windows import Windows
+from tersor.pipeline.folder.blockwise import SolvedWeight
+from tersor.pipeline.folder.job import Job, fingerprint, prepare_job, with_padding
+from tersor.pipeline.folder.journal import journal
+from tersor.pipeline.folder.metamodel import quiet
+from tersor.pipeline.folder.plan import WeightPlan
+from tersor.pipeline.folder.stream import Streaming, journal_row
+from tersor.pipeline.folder.text import Data
+from tersor.pipeline.folder.token_batches import TokenBatches
+from tersor.pipeline.folder.write import finish
+from tersor.pipeline.progress import Stages
+from tersor.recipe import Recipe
+
+
+def compress_folder(
+    source: str | Path,
+    out: str | Path,
+    recipe: Recipe | str | Path = "int4-gptq",
+    data: Data | None = None,
+    *,
+    evaluate: Data | None = None,
+    layout: str = "compressed-tensors",
+    samples: int = 128,
+    length: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+    build: Callable[[], nn.Module] | None = None,
+    counted: Tensor | None = None,
+) -> LanguageReport:
+    """Quantize the weights of a language model block by block, and write a folder that other tools open.
+
+    At any time one block, the embeddings or the head is in memory, besides a batch of activations; these are kept
+    on disk beside ``out``. A run that was killed goes on where it stopped when it is called again, and ends in the
+    same bytes.
+
+    Args:
+        source: a folder with config.json, safetensors and a tokenizer.
+        out: the folder to write.
+        recipe: of weights only, such as ``int4-gptq`` (arXiv 2210.17323), ``int4-weight`` or ``int8-weight``.
+        data: what to calibrate on, needed by recipes whose solver asks for it: a text; the path of one, or of a .jsonl
+            file of records ``{"text": "..."}`` and ``{"messages": [{"role": ..., "content": ...}, ...]}``; a list of
+            texts and of such lists of messages; or tokens int64 [windows, length].
+        evaluate: the like, to report perplexity and divergence on; never what is calibrated on.
+        layout: ``compressed-tensors``, ``gptq``, ``gptq_v2`` or ``awq``.
+        samples: windows of ``data``; length: tokens of each window, by default 512, or fewer as the model takes.
+        force: replace ``out``, and throw away parts of another run.
+        build: makes the model where transformers does not know its architecture; its parameters are on ``meta`` then.
+        counted: of ``data`` given as tokens, which are real and not padding, bool [windows, length].
+
+    Raises:
+        CheckpointError: a folder that is incomplete, or a weight that the layout cannot hold.
+        RecipeError: a recipe that needs more than there is.
+        CalibrationError: a layer that cannot be solved, by name.
+        SavedFolderError: ``out`` exists, cannot be written, or another run is writing it.
+        MetricError, TaskError: ``data`` or ``evaluate`` that cannot be read, by file and line, is shorter than a
+            window, or has windows longer than the model takes.
+    """
+    out = Path(out).resolve()
+    if Path(source).resolve().is_relative_to(out):
+        raise SavedFolderError(f"{out} is or holds the model {source} itself; choose another folder")
+    check_free(out, force)
+    job = prepare_job(
+        source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
+    )
+    if counted is not None:
+        job = with_padding(job, counted[:samples])
+    job.preflight.check_disk(out)
+    with journal(out, fingerprint(job), force) as notes, Stages(progress) as stages, quiet():
+        run = _Run(job, Streaming(job.metamodel, job.recipe, LAYOUTS[layout], job.plans, notes), stages)
+        try:
+            report = run.report(run.solve())
+            finish(job, notes, run.head, report, out, force)
+        except OSError as error:
+            if error.errno != 28:
+                raise
+            raise CheckpointError(
+                f"the disk of {out.parent} is full; what is done is kept in {notes.folder}: make room and repeat"
+            ) from error
+    return report
+
+
+class _Run:
+    """One run over all blocks."""
+
+    def __init__(self, job: Job, streaming: Streaming, stages: Stages) -> None:
+        self.job, self.streaming, self.stages = job, streaming, stages
+        self.records: list[dict[str, Any]] = []
+        self.head: dict[str, Tensor] = {}
+        self.original = self._text("original", job.evaluation)
+        self.compressed = self._text("compressed", job.evaluation)
+        self.calibration = self._text("calibration", job.calibration, job.counted)
+
+    @staticmethod
+    def _text(name: str, windows: Windows | None, counted: Tensor | None = None) -> TokenBatches | None:
+        return None if windows is None else TokenBatches(name, windows.ids, counted)
+
+    def solve(self) -> list[dict[str, Any]]:
+        """Every block, then the head; what is told of each weight."""
+        streaming, job = self.streaming, self.job
+        texts = [t for t in (self.calibration, self.original, self.compressed) if t is not None]
+        count = len(job.metamodel.blocks)
+        done = 0
+        if texts:
+            with self.stages.stage("record", "embedding the text"):
+                done = self._begin(texts)
+        else:
+            done = streaming.finished([])
+        self.records = [record for k in range(done) for record in streaming.journal.record(k)]
+        weights = [t for t in job.plans if t.touched]
+        with self.stages.stage("solve", f"block {done + 1} of {count}", len(weights)) as bar:
+            bar.at(len(self.records))
+
+            def on_weight(weight: SolvedWeight) -> None:
+                self.records.append(journal_row(weight))
+                bar.say(_line(weight, number, count))
+                bar.advance()
+
+            for number in range(done, count):
+                streaming.block(number, self.calibration, self.original, self.compressed, on_weight)
+            number = count - 1
+            streaming.load_outside()
+            head = streaming.solve_head(self.calibration, on_weight)
+            self.head = streaming.outside(head)
+        return self.records
+
+    def _begin(self, texts: list[TokenBatches]) -> int:
+        # Where the last run stopped is seen by its files, whose sizes the first block's input tells.
+        self.streaming.begin(texts, self.streaming.finished([]))
+        return self.streaming.finished(texts)
+
+    def report(self, records: list[dict[str, Any]]) -> LanguageReport:
+        """Measure on the text that was kept apart, and write it all down."""
+        job, scores = self.job, {}
+        if job.evaluation is not None and self.original and self.compressed:
+            with self.stages.stage("measure", "perplexity", len(job.evaluation)) as bar:
+                after, before = (self.streaming.tail(text) for text in (self.compressed, self.original))
+                found = comparison(after, before, job.evaluation, batch=1, progress=bar.at)
+            scores = {"original": found.reference, "compressed": found.model, "divergence": found.divergence}
+        by_name = {r["name"]: r for r in records}
+        weights = tuple(_record(t, by_name.get(t.name), job) for t in job.plans)
+        quantized = [(w, t) for w, t in zip(weights, job.plans, strict=True) if w.format and t.spec]
+        elements = sum(t.shape[0] * t.shape[1] for _, t in quantized)
+        before = job.source.nbytes
+        saved = sum(job.source.entries[t.slice.name].nbytes - w.bytes for w, t in quantized)
+        return LanguageReport(
+            model=job.source.path.resolve().name,
+            architecture=type(job.metamodel.model).__name__,
+            recipe=job.recipe.name,
+            layout=job.layout,
+            environment=describe_environment(threads=torch.get_num_threads(), precision=str(self.streaming.dtype)[6:]),
+            seed=job.recipe.seed,
+            calibration=str(job.calibration.protocol) if job.calibration else None,
+            original_bytes=before,
+            compressed_bytes=before - saved + sum(t.nbytes for t in self.streaming.untied.values()),
+            bits_per_weight=8 * sum(w.bytes for w, _ in quantized) / elements if elements else None,
+            weights=weights,
+            warnings=(*job.preflight.warnings, *self.streaming.notes),
+            timings_s=self.stages.seconds,
+            peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+            **scores,
+        )
+
+
+def _record(plan: WeightPlan, solved: dict[str, Any] | None, job: Job) -> WeightRecord:
+    if solved is None or not plan.touched:
+        size = job.source.entries[plan.slice.name].nbytes
+        return WeightRecord(
+            name=plan.name, shape=plan.shape, format=None, method="none", bytes=size, note=plan.reason
+        )
+    kinds = [f"{plan.sparsity} zeros"] if plan.sparsity else []
+    kinds += [str(plan.spec)] if plan.spec else []
+    quantized = plan.spec is not None and solved["note"] is None
+    size = job.preflight.bytes_of(plan) if quantized else job.source.entries[plan.slice.name].nbytes
+    kind = None if solved["note"] else ", ".join(kinds)
+    return WeightRecord(shape=plan.shape, format=kind, bytes=size, **solved)
+
+
+def _line(weight: SolvedWeight, number: int, count: int) -> str:
+    error = weight.record.output_error if weight.record else None
+    share = "" if error is None else f", error {error:.2e}"
+    return f"block {number + 1} of {count}: {weight.plan.name.rsplit('.', 2)[-1]}{share}"

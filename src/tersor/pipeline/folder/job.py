@@ -1,0 +1,124 @@
+"""All that a run over a folder depends on, checked before a weight is read."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.checkpoints.hf_folder import HfFolder
+from tersor.checkpoints.layouts import LAYOUTS
+from tersor.errors import CheckpointError, RecipeError, TaskError
+from tersor.measure.environment import versions
+from tersor.measure.windows import Windows
+from tersor.pipeline.folder.blockwise import needs_data
+from tersor.pipeline.folder.metamodel import MetaModel, import_transformers, quiet
+from tersor.pipeline.folder.plan import LayoutFit, WeightPlan, plan_weights
+from tersor.pipeline.folder.preflight import Preflight, preflight
+from tersor.pipeline.folder.text import Data, positions, windows
+from tersor.recipe import Recipe, resolve
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a run depends on, checked and ready.
+
+    Args:
+        calibration, evaluation: windows of tokens; None where none are needed.
+        preflight: what can be said before anything runs.
+        counted: which tokens of the calibration are real; None: all.
+    """
+
+    source: HfFolder
+    metamodel: MetaModel
+    recipe: Recipe
+    layout: str
+    plans: list[WeightPlan]
+    calibration: Windows | None
+    evaluation: Windows | None
+    preflight: Preflight
+    counted: Tensor | None = None
+
+
+def prepare_job(
+    source: str | Path,
+    recipe: Recipe | str | Path,
+    data: Data | None,
+    *,
+    evaluate: Data | None = None,
+    layout: str = "compressed-tensors",
+    samples: int = 128,
+    length: int | None = None,
+    build: Callable[[], nn.Module] | None = None,
+    needs: bool = True,
+) -> Job:
+    """Everything that can be checked before a weight is read; with ``needs`` that there is data if it is needed."""
+    if layout not in LAYOUTS:
+        raise RecipeError(f"no layout {layout!r}; one of {', '.join(LAYOUTS)}")
+    recipe = resolve(recipe)
+    import_transformers()
+    with quiet():
+        folder = HfFolder(source)
+        if "quantization_config" in folder.config:
+            raise CheckpointError(f"{folder.path} is quantized already; give the original")
+        metamodel = MetaModel(folder, build)
+    plans = plan_weights(metamodel, recipe, LayoutFit(LAYOUTS[layout], folder.dtype))
+    if not any(t.touched for t in plans):
+        raise RecipeError(f"nothing in {folder.path} can be compressed by {recipe.name}: {plans[0].reason}")
+    turned = next((p.name for p in metamodel.slices.values() if not p.whole), None)
+    if turned and (recipe.awq or recipe.rotate):
+        raise RecipeError(f"{turned}: transformers turns or mixes it on loading; leave `awq` and `rotate` out")
+    if needs and data is None and (recipe.awq or recipe.rotate):
+        raise RecipeError(f"`awq` and `rotate` of the recipe {recipe.name} ask for calibration text: give --data TEXT")
+    if needs and data is None and (asking := [t for t in plans if t.touched and needs_data(t)]):
+        raise RecipeError(
+            f"{asking[0].name}: the solver of the recipe {recipe.name} asks for calibration text: give --data TEXT, or "
+            "a recipe without, such as int4-weight"
+        )
+    length = length or min(512, positions(folder.config) or 512)
+    calibration = windows(data, folder, length, samples, "data (--data)") if data is not None else None
+    evaluation = windows(evaluate, folder, length, None, "evaluate (--valid)") if evaluate is not None else None
+    found = preflight(metamodel, plans, recipe, layout, calibration, evaluation)
+    return Job(folder, metamodel, recipe, layout, plans, calibration, evaluation, found)
+
+
+def with_padding(job: Job, counted: Tensor) -> Job:
+    """The job with padded positions that count for nothing.
+
+    Raises:
+        TaskError: it does not fit the windows.
+    """
+    experts = next((t.name for t in job.plans if t.touched and t.slice.index is not None), None)
+    if job.recipe.awq or experts:
+        what = "`awq`" if job.recipe.awq else f"the experts ({experts})"
+        raise TaskError(f"padding would count for {what}; give windows without padding, and no `counted`")
+    windows = job.calibration
+    if windows is None or counted.shape != windows.ids.shape:
+        wanted = None if windows is None else list(windows.ids.shape)
+        raise TaskError(f"`counted` has the shape {list(counted.shape)}, the windows of `data` {wanted}")
+    return replace(job, counted=counted.bool())
+
+
+def fingerprint(job: Job) -> dict[str, Any]:
+    """All that the written bytes depend on."""
+    files = sorted({e.file for e in job.source.entries.values()})
+    stats = [(f, (s := (job.source.path / f).stat()).st_size, s.st_mtime_ns) for f in files]
+    ids = {
+        name: hashlib.sha256(w.ids.numpy().tobytes()).hexdigest() if w else None
+        for name, w in (("calibration", job.calibration), ("evaluation", job.evaluation))
+    }
+    if job.counted is not None:
+        ids["counted"] = hashlib.sha256(job.counted.numpy().tobytes()).hexdigest()
+    return {
+        "source": [str(job.source.path.resolve()), *map(list, stats)],
+        "recipe": job.recipe.to_yaml(),
+        "layout": job.layout,
+        "config": hashlib.sha256((job.source.path / "config.json").read_bytes()).hexdigest(),
+        "versions": versions(("tersor", "transformers", "safetensors")),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **ids,
+    }

@@ -1,0 +1,168 @@
+"""What can be said of a run before anything runs: memory, disk, what stays float, what will run fast."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tersor.errors import CheckpointError
+from tersor.measure.formatting import size_text
+from tersor.measure.windows import Windows
+from tersor.pipeline.folder.blockwise import corrects_upstream_error
+from tersor.pipeline.folder.journal import parts_of
+from tersor.pipeline.folder.metamodel import MetaModel
+from tersor.pipeline.folder.plan import WeightPlan
+from tersor.pipeline.folder.token_batches import TOKENS
+from tersor.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Predictions, in bytes.
+
+    Args:
+        original, compressed: of the weights in the files.
+        memory: the peak above that of the imports.
+        disk: beside the result while it runs.
+        quantized, pruned, left: how many weights have codes, have zeros, or stay as they are.
+        warnings: sentences.
+    """
+
+    original: int
+    compressed: int
+    memory: int
+    disk: int
+    quantized: int
+    pruned: int
+    left: int
+    warnings: tuple[str, ...]
+
+    def bytes_of(self, plan: WeightPlan) -> int:
+        """What a quantized weight takes in the file."""
+        assert plan.spec is not None
+        return plan.spec.nbytes(plan.shape)
+
+    def check_disk(self, out: Path) -> None:
+        """Refuse to begin what cannot end.
+
+        Raises:
+            CheckpointError: how much is free, and how much is needed.
+        """
+        folder = next(p for p in (out.parent, *out.parent.parents) if p.exists())
+        partial = parts_of(out)
+        there = sum(p.stat().st_size for p in partial.glob("*") if p.is_file()) if partial.is_dir() else 0
+        free, needed = shutil.disk_usage(folder).free, max(0, self.compressed + self.disk - there)
+        if free < needed:
+            raise CheckpointError(
+                f"{folder} has {size_text(free)} free and {size_text(needed)} are needed (result "
+                f"{size_text(self.compressed)}, activations {size_text(self.disk)}); make room, choose another folder, "
+                "or give fewer --samples"
+            )
+
+
+def preflight(
+    metamodel: MetaModel,
+    plans: list[WeightPlan],
+    recipe: Recipe,
+    layout: str,
+    calibration: Windows | None,
+    evaluation: Windows | None,
+) -> Preflight:
+    """Count before reading."""
+    folder = metamodel.folder
+    size = folder.dtype.itemsize
+    chosen = [t for t in plans if t.spec]
+    compressed = folder.nbytes - sum(
+        folder.entries[t.slice.name].nbytes - t.spec.nbytes(t.shape) for t in chosen if t.spec
+    )
+    inside = metamodel.blocks.path + "."
+    block = sum(e.nbytes for p in metamodel.slices.values() if (e := folder.entries[p.name]) and inside in p.parameter)
+    block //= len(metamodel.blocks)
+    outside = folder.nbytes - block * len(metamodel.blocks)
+    width = max((t.shape[1] for t in plans if t.touched), default=0)
+    grams = 0 if calibration is None else 4 * 4 * width**2
+    # A block with its codes, one Hessian with its factors, and the values of some thousand tokens.
+    memory = max(outside, 2 * block + grams) + 8 * TOKENS * width * max(size, 4)
+    hidden = folder.config.get("hidden_size") or min((t.shape[1] for t in plans if t.touched), default=0)
+    streams = 2 if any(corrects_upstream_error(t) for t in plans) else 1
+    tokens = sum(w.ids.numel() * k for w, k in ((calibration, streams), (evaluation, 2)) if w is not None)
+    return Preflight(
+        original=folder.nbytes,
+        compressed=compressed,
+        memory=memory,
+        disk=2 * tokens * hidden * (4 if folder.dtype == torch.float16 else size),
+        quantized=len(chosen),
+        pruned=sum(t.sparsity is not None for t in plans),
+        left=sum(not t.touched for t in plans),
+        warnings=(
+            *_warnings(metamodel, plans, layout, calibration),
+            *_replaced(plans, recipe),
+            *_same(calibration, evaluation),
+        ),
+    )
+
+
+def _warnings(metamodel: MetaModel, plans: list[WeightPlan], layout: str, calibration: Windows | None) -> list[str]:
+    found = []
+    ragged = [
+        t for t in plans if t.spec and t.spec.granularity.kind == "group" and t.shape[1] % t.spec.granularity.size
+    ]
+    if ragged:
+        t = ragged[0]
+        found.append(
+            f"{len(ragged)} layers do not divide by the group ({t.name}: {t.shape[1]} inputs by "
+            f"{t.spec.granularity.size}); their last group is shorter"  # type: ignore[union-attr]
+        )
+    unfit = [t for t in plans if "fallback: float" in t.reason]
+    if unfit:
+        rest = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
+        found.append(f"{len(unfit)} layers stay float by `fallback: float`: {unfit[0].name}{rest}")
+    turned = [t for t in plans if t.spec and t.transposed]
+    if turned:
+        found.append(
+            f"{len(turned)} weights belong to no nn.Linear ({turned[0].name}); Tersor reads them back, other tools may "
+            "not"
+        )
+    if any(t.sparsity and t.spec is None for t in plans):
+        found.append("zeros among float weights make neither the file smaller nor an engine here faster")
+    if layout == "compressed-tensors" and any(t.spec and not t.spec.symmetric for t in plans):
+        found.append(
+            "transformers opens asymmetric weights of this layout with CompressedTensorsConfig(dequantize=True) alone, "
+            "and only where all have one spec; symmetric ones it opens as they are"
+        )
+    bits = {t.spec.format.bits for t in plans if t.spec}
+    if bits & {2, 3}:
+        found.append("2 and 3 bits save memory here, not time: no engine on this machine computes with them")
+    if metamodel.unused:
+        found.append(f"{len(metamodel.unused)} tensors of the folder have no place in the model; they are copied")
+    if calibration is not None and calibration.ids.numel() < 16 * max((t.shape[1] for t in plans), default=0):
+        widest = max(t.shape[1] for t in plans)
+        found.append(
+            f"{calibration.ids.numel()} tokens calibrate layers of {widest} inputs; 16 for each input would be better"
+        )
+    return found
+
+
+def _replaced(plans: list[WeightPlan], recipe: Recipe) -> list[str]:
+    """What a rule's `weights` changed without naming it: they replace the recipe's own as a whole."""
+    found: dict[str, None] = {}
+    for t in plans:
+        if t.spec is None or t.wanted is None or t.wanted is recipe.weights:
+            continue
+        unsaid = {"format", "solver"} - t.wanted.model_fields_set
+        other = sorted(k for k in unsaid if getattr(t.wanted, k) != getattr(recipe.weights, k))
+        if other:
+            now = " and ".join(t.spec.format.name if k == "format" else t.wanted.solver for k in other)
+            own = " and ".join(str(getattr(recipe.weights, k)) for k in other)
+            found[
+                f"the `weights` of the rule ({recipe.rule_for(t.name, 'linear')}) replace the recipe's as a whole: "
+                f"{now} there, not {own}; name {' and '.join(f'`{k}`' for k in other)} in the rule"
+            ] = None
+    return list(found)
+
+
+def _same(calibration: Windows | None, evaluation: Windows | None) -> list[str]:
+    if calibration is None or evaluation is None or calibration.protocol.data != evaluation.protocol.data:
+        return []
+    return ["the text to judge on (--valid) is the one to calibrate on (--data): the loss is larger on any other"]

@@ -1,0 +1,89 @@
+"""The compressed folder: shards, index, configuration, tokenizer, report and checksums, whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from tersor.checkpoints.hf_folder import INDEX
+from tersor.checkpoints.layouts import LAYOUTS
+from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, check_free, replace_folder, sha256
+from tersor.measure.language import LanguageReport
+from tersor.pipeline.folder.job import Job
+from tersor.pipeline.folder.journal import Journal, save
+from tersor.report.language import language_html
+
+
+def finish(
+    job: Job, notes: Journal, outside: Mapping[str, Tensor], report: LanguageReport, out: Path, force: bool
+) -> None:
+    """Move what the journal holds to ``out``, and delete the journal."""
+    staging = notes.folder / "out"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    _shards(job, notes, outside, staging)
+    for path in job.source.others():
+        shutil.copy2(path, staging / path.name)
+    _write(staging / "config.json", json.dumps(_config(job, report), indent=1))
+    _write(staging / "recipe.yaml", job.recipe.to_yaml())
+    _write(staging / "report.json", report.to_json())
+    _write(staging / "report.html", language_html(report))
+    files = {
+        p.name: {"sha256": sha256(p), "bytes": p.stat().st_size, "shipped": p.suffix not in (".html", ".yaml")}
+        for p in sorted(staging.iterdir())
+    }
+    manifest = {"format": 1, "kind": LANGUAGE, "layout": job.layout, "files": files}
+    _write(staging / MANIFEST, json.dumps(manifest, indent=1))
+    check_free(out, force)  # it may have come to be while this ran
+    replace_folder(staging, out)
+    shutil.rmtree(notes.folder, ignore_errors=True)
+
+
+def _shards(job: Job, notes: Journal, outside: Mapping[str, Tensor], staging: Path) -> None:
+    count = len(job.metamodel.blocks)
+    name = "model-{:05d}-of-" + f"{count + 1:05d}.safetensors"
+    save(outside, staging / name.format(1))
+    for k in range(count):
+        _linked(notes.shard(k), staging / name.format(k + 2))
+    where, size = {}, 0
+    for path in sorted(staging.glob("*.safetensors")):
+        size += path.stat().st_size
+        with safe_open(str(path), framework="pt") as shard:
+            where.update(dict.fromkeys(shard.keys(), path.name))
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
+    _write(staging / INDEX, json.dumps(index, indent=1))
+
+
+def _linked(source: Path, plan: Path) -> None:
+    """The same file under another name; a copy where the file system has no links."""
+    try:
+        os.link(source, plan)
+    except OSError:
+        shutil.copy2(source, plan)
+
+
+def _config(job: Job, report: LanguageReport) -> dict[str, Any]:
+    solved = {w.name for w in report.weights if w.format}
+    stored = {t.name: t.spec for t in job.plans if t.spec and t.name in solved}
+    untied = {"tie_word_embeddings": False} if job.recipe.rotate else {}
+    if not stored:
+        return {**job.source.config, **untied}
+    specs = {f"{name}.weight": spec for name, spec in stored.items()}
+    # Other tools go by the model's own names; the folder's may lack the prefix of a base model.
+    own = {p: stored[t.name] for t in job.plans if t.name in stored and (p := t.slice.parameter).endswith(".weight")}
+    modules = job.metamodel.model.named_modules()
+    left = [n for n, m in modules if isinstance(m, nn.Linear) and f"{n}.weight" not in own]
+    left += [t.name for t in job.plans if t.name not in stored and t.name not in left]
+    config = LAYOUTS[job.layout].config(specs | own, left)
+    if turned := [t.name for t in job.plans if t.name in stored and t.transposed]:
+        config["tersor_transposed"] = turned
+    return {**job.source.config, **untied, "quantization_config": config}
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf8")

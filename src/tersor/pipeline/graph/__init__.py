@@ -1,0 +1,1 @@
+"""The graph host: whole networks, captured, planned, solved and measured."""

@@ -1,0 +1,33 @@
+"""Calibration alone: what every range estimator would choose, and what is to be said about the data."""
+
+from pathlib import Path
+
+from tersor.engines import engine as find_engine
+from tersor.network.calibrate import Calibrated, calibrate
+from tersor.observers import OBSERVERS, assess, compare
+from tersor.pipeline.graph.batches import passing
+from tersor.pipeline.graph.prepare import prepare
+from tersor.pipeline.graph.solve import observed_inputs
+from tersor.pipeline.progress import Stages
+from tersor.recipe import Recipe, resolve
+from tersor.task import Task
+
+
+def calibrated(
+    task: Task, recipe: Recipe | str | Path = "int8-static", engine: str = "openvino"
+) -> Calibrated:
+    """Run the calibration data through the float network and ask every estimator."""
+    recipe = resolve(recipe)
+    with Stages() as stages:
+        with stages.stage("capture", "capturing and planning"):
+            prepared = prepare(task, recipe, find_engine(engine).policy())
+        with stages.stage("calibrate", "calibrating") as bar:
+            extra = observed_inputs(prepared.network)
+            found = calibrate(
+                prepared.network, prepared.plan, passing(task, prepared.network), extra=extra, on_batch=bar.at
+            )
+    sites = [s for s in prepared.plan.activations() if s.source]
+    estimates = {s.name: compare(found.statistics[s.node], s.spec, OBSERVERS) for s in sites}
+    return Calibrated(
+        prepared.plan, found, estimates, {s.name: s.range for s in sites}, assess(found.statistics)
+    )

@@ -1,0 +1,227 @@
+"""Everything that the report says, measured: original and compressed side by side in the same engine."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from tersor.engines import ENGINES, check_numbers
+from tersor.engines.base import Runner
+from tersor.errors import TersorError
+from tersor.measure import (
+    AgreementRecorder,
+    Judged,
+    agreed,
+    interleave,
+    judge,
+    measure_memory,
+    paired_interval,
+    ratio,
+    same_inputs,
+)
+from tersor.measure.energy import joules_per_call
+from tersor.measure.latency import Latency
+from tersor.network.network import Network
+from tersor.pipeline.graph.batches import cut
+from tersor.pipeline.progress import Stages
+from tersor.task import Task
+
+ROUNDS = 15
+
+
+@dataclass
+class Measured:
+    """Figures as they come in; what stays None is explained by ``unknown[path]``."""
+
+    bytes: dict[str, int] = field(default_factory=dict)
+    metric: dict[str, Judged] = field(default_factory=dict)
+    latency: dict[str, Latency] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+    energy: dict[str, float] = field(default_factory=dict)
+    interval: tuple[float, float] | None = None
+    agreement: float | None = None
+    simulation_agreement: float | None = None
+    speedup: Any = None
+    unknown: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The two networks and their runners in one engine."""
+
+    task: Task
+    engine: str
+    original: Network
+    compressed: Network
+    original_runner: Runner
+    compressed_runner: Runner
+    threads: int
+
+
+def measure(subjects: Subjects, samples: tuple[Any, ...], stages: Stages, evaluate: bool = True) -> Measured:
+    """Size, latency, memory and energy of both; the metric in the engine and in simulation."""
+    found = Measured()
+    with stages.stage("measure", "measuring size and memory", 4) as bar:
+        _sizes_and_memory(subjects, found, bar.advance)
+    with stages.stage("measure", "timing, interleaved", ROUNDS) as bar:
+        _latencies(subjects, found, bar.at)
+    if subjects.task.evaluate is not None and evaluate:
+        with stages.stage("measure", "judging original, compressed and simulation", 3) as bar:
+            _metrics(subjects, found, bar.advance)
+    else:
+        reason = "evaluation was switched off" if subjects.task.evaluate else "the task has no evaluate"
+        for path in _METRIC_PATHS:
+            found.unknown[path] = reason
+    _numbers(subjects, samples, found)
+    return found
+
+
+_METRIC_PATHS = (
+    "original.metric",
+    "compressed.metric",
+    "compressed.metric_interval",
+    "compressed.metric_simulated",
+    "compressed.agreement",
+    "ratios.metric_drop",
+    "samples.evaluation",
+)
+
+
+def single(network: Network) -> tuple[Tensor, ...]:
+    """The example as a batch of 1, where the batch is dynamic."""
+    return tuple(x[:1].clone() if network.dynamic_batch and x.ndim else x for x in network.example)
+
+
+def _sizes_and_memory(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -> None:
+    inputs = single(subjects.original)
+    runners = (("original", subjects.original_runner), ("compressed", subjects.compressed_runner))
+    for name, runner in runners:
+        with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
+            files = runner.save(Path(folder))
+            found.bytes[name] = sum((Path(folder) / f).stat().st_size for f in files)
+            on_step()
+            arguments = [subjects.engine, folder, subjects.threads, runner.precision]
+            try:
+                memory = measure_memory(
+                    "tersor.engines:load_runner",
+                    arguments,
+                    inputs,
+                    imports=[ENGINES[subjects.engine][0], *_libraries(subjects.engine)],
+                    threads=subjects.threads,
+                )
+                found.memory[name] = memory.model_bytes
+            except TersorError as error:
+                found.unknown[f"{name}.memory_bytes"] = f"it could not be measured ({error})"
+            on_step()
+
+
+def _libraries(name: str) -> list[str]:
+    return {"openvino": ["openvino"], "onnxruntime": ["onnxruntime"], "tensorrt": ["onnxruntime"]}.get(
+        name, []
+    )
+
+
+def _latencies(subjects: Subjects, found: Measured, on_round: Callable[[int, int], None]) -> None:
+    inputs = single(subjects.original)
+    example = tuple(
+        x[:1] if isinstance(x, Tensor) and x.ndim and subjects.original.dynamic_batch else x
+        for x in subjects.task.arguments(subjects.task.example)
+    )
+    model, names = subjects.task.model, subjects.task.input_names
+
+    def eager() -> None:
+        with torch.no_grad():
+            model(**dict(zip(names, example, strict=True))) if names else model(*example)
+
+    calls = {
+        "original": lambda: subjects.original_runner(*inputs),
+        "compressed": lambda: subjects.compressed_runner(*inputs),
+        "eager": eager,
+    }
+    before = torch.get_num_threads()
+    torch.set_num_threads(subjects.threads)
+    try:
+        found.latency = interleave(calls, rounds=ROUNDS, progress=on_round)
+        for name in ("original", "compressed"):
+            joules = joules_per_call(calls[name])
+            if joules is not None:
+                found.energy[name] = joules
+    finally:
+        torch.set_num_threads(before)
+    found.speedup = ratio(found.latency["original"], found.latency["compressed"])
+
+
+def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -> None:
+    task, recorders = subjects.task, {}
+    assert task.evaluate is not None
+    subject: tuple[tuple[str, Any], ...] = (
+        ("original", subjects.original_runner),
+        ("compressed", subjects.compressed_runner),
+        ("simulation", subjects.compressed),
+    )
+    for name, runner in subject:
+        recorders[name] = AgreementRecorder(predictor(task, subjects.original, runner))
+        found.metric[name] = judge(task.evaluate, recorders[name], f"the {name} network")
+        on_step()
+    before, after = found.metric["original"].scores, found.metric["compressed"].scores
+    paired = same_inputs(recorders["original"], recorders["compressed"])
+    if before is not None and after is not None and paired:
+        found.interval = paired_interval(before, after, higher_is_better=task.higher_is_better)
+    elif before is not None and after is not None:
+        reason = "evaluate judged other samples, or in another order, the second time; make it repeatable"
+        found.unknown["compressed.metric_interval"] = reason
+    else:
+        found.unknown["compressed.metric_interval"] = (
+            "evaluate gives one number; return the scores of all samples"
+        )
+        found.unknown["samples.evaluation"] = "evaluate gives one number, not the scores of all samples"
+    agreement = agreed(recorders["original"], recorders["compressed"])
+    found.agreement = agreement.share
+    if agreement.share is None:
+        found.unknown["compressed.agreement"] = agreement.reason or "the outputs are no choices"
+    found.simulation_agreement = agreed(recorders["simulation"], recorders["compressed"]).share
+
+
+def predictor(task: Task, network: Network, runner: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is called like the model and runs the network."""
+    wanted = task.input_names
+
+    def predict(*args: Any, **kwargs: Any) -> Any:
+        values = (*args, *(kwargs[n] for n in (wanted or kwargs) if n in kwargs))
+        tensors = tuple(v for v in pytree.tree_leaves(values) if isinstance(v, Tensor))
+        if network.dynamic_batch:
+            return runner(*tensors)
+        return _in_batches(runner, tensors, next(x.shape[0] for x in network.example if x.ndim))
+
+    return predict
+
+
+def _in_batches(runner: Callable[..., Any], tensors: tuple[Tensor, ...], size: int) -> Any:
+    """Run a network of a fixed batch: the last batch is filled up with copies of its last sample."""
+    results = []
+    for part, real in cut(tensors, size):
+        out = runner(*part)
+        results.append(tuple(o[:real] for o in ((out,) if isinstance(out, Tensor) else out)))
+    columns = tuple(torch.cat(c) for c in zip(*results, strict=True))
+    return columns[0] if len(columns) == 1 else columns
+
+
+def _numbers(subjects: Subjects, samples: tuple[Any, ...], found: Measured) -> None:
+    part = tuple(
+        x[:8] if isinstance(x, Tensor) and x.ndim and subjects.original.dynamic_batch else x for x in samples
+    )
+    tensors = tuple(x for x in part if isinstance(x, Tensor))
+    if not subjects.original.dynamic_batch:
+        tensors = subjects.original.example
+    numbers = check_numbers(subjects.compressed_runner, subjects.compressed, subjects.original, tensors)
+    if not numbers.integer:
+        found.warnings.append(
+            f"the engine's output stands nearer to the float network ({numbers.to_float:.3g}) than to the simulation "
+            f"({numbers.to_simulation:.3g}, relative): some of the planned integer arithmetic did not happen"
+        )

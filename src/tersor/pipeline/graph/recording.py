@@ -1,0 +1,152 @@
+"""Compression in two steps, calibrated by calling: ``prepare`` a model, run data through it, ``convert`` it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tersor.engines import engine as find_engine
+from tersor.errors import CalibrationError, TaskError
+from tersor.pipeline.compressed import Compressed
+from tersor.pipeline.graph.compress import compress
+from tersor.pipeline.graph.prepare import Prepared
+from tersor.pipeline.graph.prepare import prepare as planned
+from tersor.pipeline.graph.solve import wants_equalization, wants_smoothing
+from tersor.recipe import Recipe, resolve
+from tersor.task import Arguments, Task
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a recording is made for, as the arguments of ``compress``, and whether the plan needs data."""
+
+    recipe: Recipe
+    engine: str
+    threads: int | None
+    precision: str
+    needs_data: bool
+
+
+class Recording(nn.Module):
+    """The float model, remembering what it is called with: what ``prepare`` returns and ``convert`` takes.
+
+    Call it as the model is called; the model's own output comes back. A copy of every input is kept in memory, on its
+    device, for as long as this object lives: 512 pictures of 3 × 224 × 224 take 308 MB. For more data than that,
+    give ``tersor.compress`` a Task, which streams.
+
+    Raises:
+        CalibrationError: a batch that does not look like the example, or holds NaN or infinity; it is not kept.
+        TaskError: arguments in another form than the example's.
+    """
+
+    def __init__(self, task: Task, goal: Goal) -> None:
+        super().__init__()
+        self.model, self.example, self.goal = task.model, task.example, goal
+        self.training = task.model.training
+        self._batches: list[Arguments] = []
+
+    @property
+    def task(self) -> Task:
+        """The model with what was seen so far as its calibration data."""
+        batches = tuple(self._batches)
+        return Task(type(self.model).__name__, self.model, self.example, lambda: batches)
+
+    @property
+    def samples(self) -> int:
+        """How many samples are kept: the first dimensions of the batches, added up."""
+        return self.task.samples() if self._batches else 0
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model makes of its arguments, which are kept."""
+        if args and kwargs:
+            raise TaskError("called with positional and keyword arguments; give all in the form of the example")
+        batch = kwargs or args
+        unknown = [name for name in kwargs if isinstance(self.example, Mapping) and name not in self.example]
+        if unknown:
+            raise TaskError(f"called with {unknown}, which the example has not; add them to the example, or leave them")
+        self.task.checked(batch, len(self._batches))
+        # A model may write into its input; what is copied in inference mode cannot be written to outside.
+        with torch.inference_mode(False):
+            kept = pytree.tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, batch)
+        output = self.model(*args, **kwargs)
+        self._batches.append(kept)
+        return output
+
+
+def prepare(
+    model: nn.Module,
+    recipe: Recipe | str | Path = "int8-static",
+    example: Arguments = (),
+    *,
+    engine: str = "openvino",
+    threads: int | None = None,
+    precision: str = "f32",
+) -> Recording:
+    """A model that remembers its inputs, so that a loop over data calibrates it; then ``convert`` it.
+
+    The model is captured and planned once already now, so that all but the data is checked before the data is run. It
+    is not changed, and not copied either: change it in between, and what it then is will be converted. ``compress``
+    does the same in one call, measures the result, and holds no data.
+
+    Args:
+        model: the trained network in eval mode.
+        recipe, engine, threads, precision: as of ``compress``.
+        example: the arguments of one call, as a tuple, or a dict of keyword arguments.
+
+    Raises:
+        TersorError: as ``compress``, for the model, the example, the recipe and the engine.
+
+    >>> import torch, tersor
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
+    >>> prepared = tersor.prepare(net, example=(torch.zeros(1, 3, 8, 8),), engine="torch")
+    >>> for k in range(4):
+    ...     _ = prepared(torch.rand(16, 3, 8, 8, generator=torch.Generator().manual_seed(k)))
+    >>> prepared.samples
+    64
+    >>> done = tersor.convert(prepared)
+    >>> done(torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 8, 6, 6])
+    """
+    task, recipe = Task(type(model).__name__, model, example, tuple), resolve(recipe)
+    # ``auto`` has no policy of its own; the simulation's takes whatever one of its engines takes.
+    policy = find_engine("torch" if engine == "auto" else engine).policy()
+    needs_data = _needs_data(recipe, planned(task, recipe, policy))
+    return Recording(task, Goal(recipe, engine, threads, precision, needs_data))
+
+
+def convert(prepared: Recording, *, report: bool = False, progress: bool = True) -> Compressed:
+    """Compress what ``prepare`` returned, calibrated with the data that it has seen.
+
+    The result is that of ``compress`` with the same batches. ``prepared`` keeps its data: it may see more of it, and be
+    converted again.
+
+    Args:
+        report: True measures latency, memory and the error of every layer; there is no judge, so no metric.
+        progress: show bars on a terminal.
+
+    Raises:
+        CalibrationError: it has seen no data, and the recipe needs some.
+        TersorError: as ``compress``.
+    """
+    if not isinstance(prepared, Recording):
+        raise TaskError(f"convert takes what tersor.prepare returned, got {type(prepared).__name__}")
+    goal, task = prepared.goal, prepared.task
+    if not prepared.samples and goal.needs_data:
+        raise CalibrationError(
+            f"the prepared {task.name} has seen no data, and the recipe {goal.recipe.name} needs some: call it on "
+            "100 to 1,000 samples, as you call the model, before convert"
+        )
+    data = task if prepared.samples else replace(task, calibration=lambda: [task.example])
+    return compress(
+        data, goal.recipe, goal.engine, threads=goal.threads, precision=goal.precision, report=report, progress=progress
+    )
+
+
+def _needs_data(recipe: Recipe, found: Prepared) -> bool:
+    """Whether a value of the data can reach the result."""
+    wanted = recipe.bias_correction or wants_equalization(recipe, found.plan) or wants_smoothing(recipe, found)
+    return wanted or bool(found.plan.activations()) or any(s.solver == "gptq" for s in found.plan.weights())

@@ -1,0 +1,218 @@
+"""What was measured as a Report."""
+
+from typing import Any
+
+from tersor.engines.base import Runner
+from tersor.measure import describe_environment, peak_bytes, unknown, with_headline
+from tersor.measure.layers import LayerNoise
+from tersor.measure.schema import (
+    Audit,
+    Compressed,
+    Eager,
+    Histogram,
+    Layer,
+    Metric,
+    Original,
+    Ratios,
+    Report,
+    Samples,
+    Timings,
+    Verdict,
+)
+from tersor.network.network import Network, weight_node
+from tersor.observers import OBSERVERS, CalibrationQuality, assess, compare
+from tersor.pipeline.graph.audit import Audited
+from tersor.pipeline.graph.measuring import Measured, Subjects
+from tersor.pipeline.graph.solve import Solved
+from tersor.recipe import Recipe
+
+HISTOGRAMS = 400  # sites drawn in a report: a page must stay a page
+
+
+def make_report(
+    subjects: Subjects,
+    recipe: Recipe,
+    solved: Solved,
+    measured: Measured,
+    audited: list[Audited],
+    noise: dict[str, LayerNoise],
+    seconds: dict[str, float],
+) -> Report:
+    """The Report of one compression."""
+    quality = assess(solved.calibration.statistics) if solved.calibration.statistics else None
+    null = dict(measured.unknown)
+    layers = tuple(_layer(row, solved, noise) for row in audited)
+    if any(layer.sqnr_db is None or layer.accumulated_sqnr_db is None for layer in layers):
+        null["layers.sqnr_db"] = null["layers.accumulated_sqnr_db"] = (
+            "a layer without error or signal has no such ratio"
+        )
+    if any(layer.weight_bytes is None for layer in layers):
+        null["layers.weight_bytes"] = "the weight is computed at run time"
+    if any(layer.executed is None for layer in layers):
+        null["layers.executed"] = "the engine gives no account of it here"
+    original, compressed = measured.metric.get("original"), measured.metric.get("compressed")
+    simulated = measured.metric.get("simulation")
+    peak = peak_bytes()
+    if peak is None:
+        null["peak_memory_bytes"] = "the system does not tell"
+    warnings = [unknown(path, reason) for path, reason in null.items()]
+    warnings += [*_network_notes(subjects, solved), *measured.warnings, *(quality.warnings if quality else ())]
+    warnings += _simulation_warnings(measured)
+    warnings += _half_warnings(audited)
+    precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}[subjects.compressed_runner.precision]
+    report = Report(
+        task=subjects.task.name,
+        recipe=recipe.name,
+        engine=subjects.engine,
+        environment=describe_environment(threads=subjects.threads, precision=precision),
+        seed=recipe.seed,
+        samples=Samples(
+            calibration=solved.calibration.samples, evaluation=original.samples if original else None
+        ),
+        metric=Metric(name=subjects.task.metric, higher_is_better=subjects.task.higher_is_better),
+        original=Original(
+            bytes=measured.bytes["original"],
+            metric=original.value if original else None,
+            latency_ms=measured.latency["original"],
+            memory_bytes=measured.memory.get("original"),
+            energy_joules=measured.energy.get("original"),
+        ),
+        original_eager=Eager(latency_ms=measured.latency["eager"]),
+        compressed=Compressed(
+            bytes=measured.bytes["compressed"],
+            metric=compressed.value if compressed else None,
+            metric_interval=measured.interval,
+            metric_simulated=simulated.value if simulated else None,
+            agreement=measured.agreement,
+            latency_ms=measured.latency["compressed"],
+            memory_bytes=measured.memory.get("compressed"),
+            energy_joules=measured.energy.get("compressed"),
+        ),
+        ratios=_ratios(subjects, measured),
+        layers=layers,
+        audit=_audit_rows(subjects.compressed_runner, audited),
+        histograms=tuple(_histograms(solved)),
+        calibration=_verdict(quality),
+        timings_s=Timings(**{k: round(seconds.get(k, 0.0), 3) for k in Timings.model_fields}),
+        peak_memory_bytes=peak,
+        warnings=tuple(warnings),
+    )
+    return with_headline(report)
+
+
+def _ratios(subjects: Subjects, measured: Measured) -> Ratios:
+    original, compressed = measured.metric.get("original"), measured.metric.get("compressed")
+    drop = None
+    if original and compressed:
+        drop = original.value - compressed.value
+        drop = drop if subjects.task.higher_is_better else -drop
+    return Ratios(
+        compression=measured.bytes["original"] / measured.bytes["compressed"],
+        speedup=measured.speedup.value,
+        speedup_over_eager=measured.latency["eager"].median / measured.latency["compressed"].median,
+        metric_drop=drop,
+        speedup_spread=(measured.speedup.low, measured.speedup.high),
+    )
+
+
+def _layer(row: Audited, solved: Solved, noise: dict[str, LayerNoise]) -> Layer:
+    layer, found = row.layer, noise.get(row.layer.node)
+    return Layer(
+        name=layer.name,
+        op=layer.op,
+        planned=layer.planned,  # type: ignore[arg-type]
+        executed=row.executed,  # type: ignore[arg-type]
+        weight_format=layer.weight_format,
+        sqnr_db=found.local.db if found else None,
+        accumulated_sqnr_db=found.accumulated.db if found else None,
+        weight_bytes=_weight_bytes(layer.node, layer.weight_format, solved),
+        note=row.note or layer.reason,
+    )
+
+
+def _weight_bytes(node: str, weight_format: str | None, solved: Solved) -> int | None:
+    if weight_format is None:
+        return 0
+    if node in solved.solutions:
+        return solved.solutions[node].qtensor.nbytes
+    network: Network = solved.prepared.network
+    weight = weight_node(network.node(node))
+    if weight is None:
+        return None
+    tensor = network.tensor(weight)
+    return tensor.numel() * (2 if weight_format in ("fp16", "bf16") else tensor.element_size())
+
+
+def _audit_rows(runner: Runner, audited: list[Audited]) -> tuple[Audit, ...]:
+    planned = {row.layer.node: row.layer for row in audited}
+    rows = []
+    for item in runner.executed():
+        layer = next((planned[n] for n in item.nodes if n in planned), None)
+        name = layer.name if layer else ", ".join(item.nodes) or item.name
+        rows.append(
+            Audit(
+                name=name,
+                op=item.op,
+                planned=layer.planned if layer else None,
+                executed=item.precision,
+                note=item.note,
+            )
+        )
+    return tuple(rows)
+
+
+def _histograms(solved: Solved) -> list[Histogram]:
+    drawn: list[Histogram] = []
+    plan = solved.prepared.plan
+    groups = {s.group: s for s in reversed(plan.activations()) if s.source}
+    for group, site in list(reversed(groups.items()))[:HISTOGRAMS]:
+        statistics = solved.calibration.of_group(plan, group)
+        data: dict[str, Any] = statistics.to_dict(96)["histogram"]
+        edges = [data["low"] + k * data["width"] for k in range(len(data["counts"]) + 1)]
+        low, high = solved.ranges[group]
+        thresholds = {"chosen": (float(low), float(high))}
+        for estimate in compare(statistics, site.spec, OBSERVERS):
+            if estimate.low is not None and estimate.high is not None:
+                thresholds[estimate.observer] = (float(estimate.low), float(estimate.high))
+        if len(set(edges)) == len(edges) and data["counts"]:
+            drawn.append(
+                Histogram(
+                    site=site.name, bins=tuple(edges), counts=tuple(data["counts"]), thresholds=thresholds
+                )
+            )
+    return drawn
+
+
+def _verdict(verdict: CalibrationQuality | None) -> Verdict | None:
+    if verdict is None:
+        return None
+    moved = [m for m in verdict.moved.values() if m is not None]
+    return Verdict(adequate=not verdict.warnings, drift=max(moved) if moved else None, notes=verdict.warnings)
+
+
+def _network_notes(subjects: Subjects, solved: Solved) -> list[str]:
+    notes = list(subjects.original.notes)
+    if solved.prepared.policy.reduced_weights:
+        notes.append(
+            "this CPU has no VNNI: its u8·s8 kernels add pairs of products in 16 bits, which saturate without a word; "
+            "weights keep to 7 bits (codes within ±63), which is exact"
+        )
+    if subjects.engine == "torch":
+        notes.append("the engine `torch` simulates: it shows the accuracy of integers, not their speed")
+    return notes
+
+
+def _simulation_warnings(measured: Measured) -> list[str]:
+    share = measured.simulation_agreement
+    if share is None or share >= 0.98:
+        return []
+    return [
+        f"engine and simulation make the same prediction for {share:.1%} only; look at the audit for what differs"
+    ]
+
+
+def _half_warnings(audited: list[Audited]) -> list[str]:
+    kept = [a.layer.name for a in audited if a.layer.planned in ("fp16", "bf16") and a.executed == "fp32"]
+    if not kept:
+        return []
+    return [f"stored in half precision, computed in FP32 by this engine on this CPU: {', '.join(kept)}"]

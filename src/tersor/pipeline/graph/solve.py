@@ -1,0 +1,284 @@
+"""Calibrate, choose ranges, solve weights, correct biases: from a plan to a quantized network."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tersor.errors import RecipeError, TersorError
+from tersor.network.calibrate import Calibration, calibrate
+from tersor.network.chunks import largest_value
+from tersor.network.corrections.bias import CorrectBias
+from tersor.network.corrections.int32_bias import fit_biases
+from tersor.network.network import Network, argument, groups_of, op_name, walk
+from tersor.network.quantize import Range, quantize_network
+from tersor.network.rewrites.absorb import AbsorbBias
+from tersor.network.rewrites.equalize import Equalize
+from tersor.network.rewrites.smooth import Smooth, is_transformer, smoothable
+from tersor.network.sites import Plan, Site
+from tersor.observers import OBSERVERS
+from tersor.observers.gram import Gram
+from tersor.pipeline.graph.batches import Batch, joined, keeping, passing, some
+from tersor.pipeline.graph.grams import grams
+from tersor.pipeline.graph.inputs import fitted_input_ranges
+from tersor.pipeline.graph.prepare import Prepared
+from tersor.pipeline.progress import Stages
+from tersor.recipe import Recipe
+from tersor.solvers import EasyQuant, Geometry, LayerProblem, LayerSolution, solver_for
+from tersor.task import Task, batch_size
+
+PROBED = 64
+# Rows of a value on which strengths of smoothing are tried.
+TRIED = 256
+# Behind these the range of 256 codes is known without data.
+_KNOWN = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "hardsigmoid": (0.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A quantized network and how it came about; ``samples`` are the first of the calibration data."""
+
+    prepared: Prepared
+    network: Network
+    calibration: Calibration
+    ranges: dict[str, Range]
+    solutions: dict[str, LayerSolution]
+    samples: tuple[Any, ...]
+
+
+def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Solved:
+    """The quantized network of a plan."""
+    torch.manual_seed(recipe.seed)
+    if wants_equalization(recipe, prepared.plan):
+        prepared = _equalized(task, recipe, prepared, stages)
+    if wants_smoothing(recipe, prepared):
+        prepared = _smoothed(task, recipe, prepared, stages)
+    mean_samples = correction_samples(recipe, prepared.network) if recipe.bias_correction else 0
+    with stages.stage("calibrate", "calibrating") as bar:
+        first: list[tuple[Any, ...]] = []
+        everything = passing(task, prepared.network)
+        # Nothing but repeated samples is looked for where no range is to be chosen.
+        needed = everything if prepared.plan.activations() or mean_samples else some(everything, PROBED)
+        batches = keeping(needed, first, max(mean_samples, 1))
+        extra = observed_inputs(prepared.network)
+        calibration = calibrate(prepared.network, prepared.plan, batches, mean_samples, extra, on_batch=bar.at)
+    hessians = _hessians(task, prepared, stages)
+    with stages.stage("solve", "choosing ranges and weights", len(prepared.plan.sites)) as bar:
+        ranges = activation_ranges(prepared.network, prepared.plan, calibration, bar.advance)
+        ranges = fitted_input_ranges(prepared.network, prepared.plan, ranges, one_batch(prepared.network, first, 16))
+        solutions = _solve_weights(task, recipe, prepared, ranges, hessians, bar.advance)
+        ranges = _with_solved_inputs(prepared, ranges, solutions)
+        weights = {name: s.qtensor for name, s in solutions.items()}
+        network = quantize_network(prepared.network, prepared.plan, ranges, weights)
+    if recipe.bias_correction and calibration.means:
+        with stages.stage("solve", "correcting biases", len(calibration.means)) as bar:
+            network = CorrectBias(calibration.means)(
+                network, one_batch(network, first, calibration.mean_samples), bar.advance
+            )
+    if prepared.policy.integer_biases:
+        network = fit_biases(network)
+    return Solved(prepared, network, calibration, ranges, solutions, one_batch(network, first, 64))
+
+
+def wants_equalization(recipe: Recipe, plan: Plan) -> bool:
+    """Equalization helps weights that share one scale across channels, and nothing else."""
+    if recipe.equalize == "auto":
+        return any(s.spec.granularity.kind == "tensor" for s in plan.weights())
+    return recipe.equalize == "on"
+
+
+def _equalized(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Prepared:
+    for rewrite in (AbsorbBias(), Equalize()):  # a channel's constant part would count as its size
+        with stages.stage("calibrate", "equalizing layers") as bar:
+            layers = [s.node for s in prepared.plan.weights()]
+            batches = some(passing(task, prepared.network), recipe.correction_samples)
+            probed = calibrate(prepared.network, prepared.plan, batches, extra=layers, on_batch=bar.at)
+            prepared = prepared.planned_again(rewrite(prepared.network, probed.statistics), recipe)
+    return prepared
+
+
+def wants_smoothing(recipe: Recipe, prepared: Prepared) -> bool:
+    """Smoothing is for Transformers with calibrated activations; the graph tells which network is one."""
+    if recipe.smooth == "auto":
+        return recipe.activations.when == "static" and is_transformer(prepared.network)
+    return recipe.smooth == "on"
+
+
+def _smoothed(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Prepared:
+    with stages.stage("calibrate", "smoothing layers") as bar:
+        planned = {s.node for s in prepared.plan.weights()}
+        found = smoothable(prepared.network)
+        names = [name for name, layers in found.items() if all(n.name in planned for n in layers)]
+        batches = some(passing(task, prepared.network), PROBED)
+        alpha = None if recipe.smooth_alpha == "auto" else recipe.smooth_alpha
+        probed = calibrate(
+            prepared.network,
+            Plan((), ()),
+            batches,
+            extra=names,
+            channels_last=names,
+            keep=0 if alpha is not None else TRIED,
+            on_batch=bar.at,
+        )
+        return prepared.planned_again(Smooth(alpha)(prepared.network, probed.statistics), recipe)
+
+
+def observed_inputs(network: Network) -> list[str]:
+    """The float inputs, observed so that repeated samples are noticed."""
+    nodes = [n for n in network.graph.nodes if n.op == "placeholder"]
+    return [n.name for n, x in zip(nodes, network.example, strict=True) if x.is_floating_point()]
+
+
+def one_batch(network: Network, batches: list[Batch], samples: int) -> Batch:
+    """So many samples as one batch; where the network fixes its batch, the first one."""
+    return joined(batches, samples) if network.dynamic_batch else batches[0]
+
+
+def correction_samples(recipe: Recipe, network: Network, budget: int = 2**31) -> int:
+    """How many samples bias correction walks with at once: fewer where the network's values are large."""
+    if not network.dynamic_batch:
+        return batch_size(network.example)
+    return max(1, min(recipe.correction_samples, budget // (4 * largest_value(network))))
+
+
+def activation_ranges(
+    network: Network, plan: Plan, calibration: Calibration, on_site: Callable[[], None] = lambda: None
+) -> dict[str, Range]:
+    """The range of every group of activation sites, each by its estimator."""
+    nodes = {n.name: n for n in network.graph.nodes}
+    ranges: dict[str, Range] = {}
+    for site in plan.activations():
+        on_site()
+        if site.group in ranges:
+            continue
+        known = _KNOWN.get(op_name(nodes[site.node])) if site.source and site.spec.format.bits == 8 else None
+        name = "kl" if site.range == "easyquant" else site.range
+        try:
+            ranges[site.group] = known or OBSERVERS[name].range(
+                calibration.of_group(plan, site.group), site.spec
+            )
+        except TersorError as error:
+            raise type(error)(f"{site.name}: {error}") from error
+    return ranges
+
+
+def _hessians(task: Task, prepared: Prepared, stages: Stages) -> dict[str, Gram]:
+    """By weight, the Gram matrix of all inputs of the layers whose solver asks for it."""
+    sites = [s for s in prepared.plan.weights() if "gram" in solver_for(s.solver, s.range).needs]
+    if not sites:
+        return {}
+    problems = {s.node: _problem(prepared.network, s) for s in sites}
+    found: dict[str, Gram] = {}
+    with stages.stage("calibrate", "collecting Hessians") as bar:
+        for node, gram in grams(task, prepared, problems, bar.at).items():
+            group = next(s.group for s in sites if s.node == node)
+            found[group] = found[group].merged(gram) if group in found else gram
+    return found
+
+
+def _problem(network: Network, site: Site) -> LayerProblem:
+    return LayerProblem(site.name, network.tensor(site.group), site.spec, _geometry(network.node(site.node)))
+
+
+def _solve_weights(
+    task: Task,
+    recipe: Recipe,
+    prepared: Prepared,
+    ranges: dict[str, Range],
+    hessians: dict[str, Gram],
+    on_site: Callable[[], None],
+) -> dict[str, LayerSolution]:
+    samples = _input_samples(task, recipe, prepared)
+    solved: dict[tuple[str, str], LayerSolution] = {}
+    solutions = {}
+    for site in prepared.plan.weights():
+        on_site()
+        # Layers that share a weight share its codes.
+        key = (site.group, str(site.spec))
+        if key not in solved:
+            solved[key] = _solution(site, recipe, prepared, ranges, samples, hessians.get(site.group))
+        solutions[site.node] = solved[key]
+    return solutions
+
+
+def _solution(
+    site: Site,
+    recipe: Recipe,
+    prepared: Prepared,
+    ranges: dict[str, Range],
+    samples: dict[str, Tensor],
+    hessian: Gram | None,
+) -> LayerSolution:
+    node, problem = prepared.network.node(site.node), _problem(prepared.network, site)
+    solver: Any = solver_for(site.solver, site.range, recipe.seed)
+    if hessian is not None:
+        problem = replace(problem, gram=hessian.hessian)
+    if site.range == "easyquant":
+        source = _input_site(prepared.plan, node)
+        if source is None:
+            raise RecipeError(
+                f"{site.name}: easyquant chooses weight and input together; this input stays float"
+            )
+        low, high = ranges[source.group]
+        solver = EasyQuant()
+        problem = replace(
+            problem, sample=samples[site.node], input_spec=source.spec, input_range=(float(low), float(high))
+        )
+    try:
+        return solver(problem)
+    except TersorError as error:
+        raise type(error)(f"{site.name}: {error}") from error
+
+
+def _input_site(plan: Plan, node: Any) -> Site | None:
+    return next((s for s in plan.activations() if s.node == node.args[0].name), None)
+
+
+def _geometry(node: Any) -> Geometry:
+    if not op_name(node).startswith("conv"):
+        return Geometry()
+    spatial = int(op_name(node)[-2]) if op_name(node)[-2].isdigit() else 2
+
+    def each(position: int, name: str, default: int) -> Any:
+        value = argument(node, position, name, [default])
+        return value if isinstance(value, str) else tuple(value) * (spatial if len(value) == 1 else 1)
+
+    return Geometry(each(3, "stride", 1), each(4, "padding", 0), each(5, "dilation", 1), groups_of(node))
+
+
+def _input_samples(task: Task, recipe: Recipe, prepared: Prepared) -> dict[str, Tensor]:
+    """A few inputs of every layer that EasyQuant solves."""
+    wanted = {
+        prepared.network.node(s.node).all_input_nodes[0].name: s.node
+        for s in prepared.plan.weights()
+        if s.range == "easyquant"
+    }
+    if not wanted:
+        return {}
+    kept: dict[str, Tensor] = {}
+
+    def keep(node: Any, value: Any) -> None:
+        if node.name in wanted:
+            kept[wanted[node.name]] = value
+
+    batches = some(passing(task, prepared.network), 8)
+    walk(prepared.network, one_batch(prepared.network, list(batches), 8), keep)
+    return kept
+
+
+def _with_solved_inputs(
+    prepared: Prepared, ranges: dict[str, Range], solutions: dict[str, LayerSolution]
+) -> dict[str, Range]:
+    """Where a solver chose its layer's input range and nobody else reads that input, its choice holds."""
+    ranges = dict(ranges)
+    for name, solution in solutions.items():
+        node = prepared.network.node(name)
+        source = _input_site(prepared.plan, node)
+        if solution.input_range is None or source is None or source.range != "easyquant":
+            continue
+        members = [s for s in prepared.plan.activations() if s.group == source.group]
+        if len(members) == 1 and len(node.args[0].users) == 1:  # type: ignore[union-attr]
+            ranges[source.group] = solution.input_range
+    return ranges

@@ -1,0 +1,1 @@
+"""The module host: eager models, which keep the user's own class."""

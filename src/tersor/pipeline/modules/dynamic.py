@@ -1,0 +1,243 @@
+"""Quantization without data, in PyTorch: the user's own model class comes back, computing in integers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import RecipeError, TersorError
+from tersor.network.quantized import (
+    QuantizedCell,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedRecurrent,
+    QuantizedWeight,
+    WeightOnly,
+)
+from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, WeightedModule, exchanged, weighted_modules
+from tersor.numerics import Granularity, QTensor, QuantSpec
+from tersor.pipeline.progress import Stages
+from tersor.recipe import Quantization, Recipe, resolve
+from tersor.solvers import LayerProblem, Rtn
+
+_WEIGHT = QuantSpec("int8", "channel")
+_ACTIVATION = QuantSpec("int8", "token", symmetric=False)
+# Elements of a weight that are worked on at once.
+_CHUNK = 2**18
+
+
+@dataclass(frozen=True, eq=False)
+class ModulePlan:
+    """What becomes of one module.
+
+    Args:
+        weights: how its weights are stored; None where it is left alone.
+        activation: how its input is quantized at run time; None where it stays float.
+        reason: in words.
+    """
+
+    weighted: WeightedModule
+    weights: Quantization | None
+    activation: QuantSpec | None
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """The module's dotted name."""
+        return self.weighted.name or type(self.weighted.module).__name__
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.weighted.op}): {self.reason}"
+
+
+def quantize_dynamic(
+    model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic", *, progress: bool = True
+) -> nn.Module:
+    """A copy of a model that computes its linear and recurrent layers in int8, with nothing calibrated.
+
+    Weights become codes now, activations at run time, one scale for every row (token). What comes back is of the
+    model's own class: ``generate``, hooks on other modules, packed sequences and hidden states go on working, and
+    ``state_dict`` holds the codes. The model itself is not changed. ``dynamic_plan`` tells what happens to which
+    layer, and why some stay as they are.
+
+    Args:
+        model: any module; its linear layers, embeddings, LSTM, GRU, RNN and their cells are taken, and with a
+            recipe of weights only its convolutions too.
+        recipe: ``int8-dynamic``, ``int16-dynamic``, ``int8-weight``, ``int4-weight``, ``fp16`` or ``bf16``, a
+            Recipe with rules, or the path of its YAML file. ``@first`` and ``@last`` are first and last in the order
+            in which the model lists its modules.
+
+    Raises:
+        RecipeError: a recipe that needs calibration, a rule that matches no layer, or nothing left to quantize.
+        NumericsError: a weight with NaN or infinity, by name.
+
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    >>> small, x = quantize_dynamic(model), torch.ones(3, 64)
+    >>> type(small).__name__, bool((small(x) - model(x)).abs().max() < 0.02)
+    ('Sequential', True)
+    """
+    recipe = resolve(recipe)
+    plan = dynamic_plan(model, recipe)
+    chosen = [e for e in plan if e.weights is not None]
+    if not chosen:
+        why = "; ".join(map(str, plan[:3])) or "it has no layer with weights"
+        raise RecipeError(f"nothing in this {type(model).__name__} can be quantized by {recipe.name}: {why}")
+    memory: dict[tuple[int, str, bool], QuantizedWeight] = {}
+    with Stages(progress) as stages, stages.stage("solve", "quantizing", len(chosen)) as bar:
+        replacements = {}
+        for module_plan in chosen:
+            replacements[module_plan.weighted.module] = _replacement(module_plan, recipe, memory).train(model.training)
+            bar.advance()
+    return exchanged(model, replacements)
+
+
+def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic") -> list[ModulePlan]:
+    """What ``quantize_dynamic`` would do to every module that holds weights, and why.
+
+    >>> model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Linear(4, 2))
+    >>> print(*dynamic_plan(model), sep="\\n")
+    0 (conv1d): stays float: the activations of a convolution are quantized by a static recipe
+    1 (linear): int8 per channel symmetric, activations int8 per token asymmetric
+    """
+    recipe = resolve(recipe)
+    recipe.check_graph()
+    if recipe.activations.when == "static":
+        raise RecipeError(
+            f"the recipe {recipe.name} calibrates its activations: use tersor.compress, or a recipe whose "
+            "activations have `range: runtime` or `format: fp32`"
+        )
+    found = weighted_modules(model)
+    recipe = recipe.placed([h.name for h in found])
+    recipe.check_rules([(h.name, h.op) for h in found])
+    plan = [_planned(weighted, recipe) for weighted in found]
+    left = {id(t): e for e in plan if e.weights is None for t in e.weighted.tensors()}
+    return [_with_ties(e, left) for e in plan]
+
+
+def _with_ties(module_plan: ModulePlan, left: dict[int, ModulePlan]) -> ModulePlan:
+    tied = next((left[id(t)] for t in module_plan.weighted.tensors() if id(t) in left), None)
+    if module_plan.weights is None or tied is None:
+        return module_plan
+    return ModulePlan(module_plan.weighted, None, None, f"stays float: its weight is tied to {tied.name}, which does")
+
+
+def _planned(weighted: WeightedModule, recipe: Recipe) -> ModulePlan:
+    if weighted.skip_reason:
+        return ModulePlan(weighted, None, None, f"stays as it is: {weighted.skip_reason}")
+    rule = recipe.rule_for(weighted.name, weighted.op)
+    if rule is not None and rule.keep == "fp32":
+        return ModulePlan(weighted, None, None, f"stays float: kept by the rule ({rule})")
+    weights, activations = recipe.weights_by(rule), recipe.activations_by(rule)
+    if rule is not None and rule.keep is not None:  # a rule that keeps says nothing else
+        weights, activations = Quantization(format=rule.keep, granularity="tensor"), Quantization(format="fp32")
+    activation = _activation(weighted, activations)
+    if activation is not None and weighted.op in CONVOLUTIONS:
+        reason = "stays float: the activations of a convolution are quantized by a static recipe"
+        return ModulePlan(weighted, None, None, reason)
+    if weighted.op == "embedding":
+        activation = None
+    if weights.solver != "rtn":
+        raise RecipeError(
+            f"{weighted.name}: {weights.solver} solves a weight against calibrated inputs of its layer, and here are "
+            "none: use tersor.compress, or `solver: rtn`"
+        )
+    spec = weights.spec(_WEIGHT)
+    _check(weighted, spec, activation)
+    reason = f"{spec}, activations {'in float' if activation is None else activation}"
+    return ModulePlan(weighted, weights, activation, reason)
+
+
+def _activation(weighted: WeightedModule, wanted: Quantization) -> QuantSpec | None:
+    if wanted.when == "never":
+        return None
+    spec = wanted.spec(_ACTIVATION)
+    able = spec.format.name == "int8" or (spec.format.name == "int16" and spec.symmetric)
+    able = able and spec.granularity.kind in ("token", "tensor")
+    if wanted.when != "runtime" or not able:
+        raise RecipeError(
+            f"{weighted.name}: PyTorch cannot quantize activations as {spec} with range {wanted.range}; at run time it "
+            "takes int8, or int16 symmetric, per token or tensor"
+        )
+    return spec
+
+
+def _check(weighted: WeightedModule, spec: QuantSpec, activation: QuantSpec | None) -> None:
+    if activation is None:
+        return
+    if not (spec.format.kind == "int" and spec.format.bits <= 8 and spec.symmetric) or spec.granularity not in (
+        Granularity.channel(),
+        Granularity.tensor(),
+    ):
+        raise RecipeError(
+            f"{weighted.name}: a product in integers takes symmetric integer weights of 8 bits or fewer per channel or "
+            f"tensor, not {spec}; leave the activations in float (`format: fp32`) for this one"
+        )
+
+
+def _replacement(
+    module_plan: ModulePlan, recipe: Recipe, memory: dict[tuple[int, str, bool], QuantizedWeight]
+) -> nn.Module:
+    weighted, activation, wanted = module_plan.weighted, module_plan.activation, module_plan.weights
+    module: Any = weighted.module
+    assert wanted is not None
+
+    def solved(name: str) -> QuantizedWeight:
+        tensor = module.get_parameter(name)
+        # Tied weights share their codes.
+        key = (id(tensor), str(wanted), weighted.transposed)
+        if key not in memory:
+            memory[key] = _solved(f"{module_plan.name}.{name}", tensor, wanted, recipe.seed, weighted.transposed)
+        return memory[key]
+
+    if weighted.op == "linear":
+        return QuantizedLinear(solved("weight"), module.bias, activation, weighted.transposed)
+    if weighted.op == "embedding":
+        return QuantizedEmbedding(module, solved("weight"))
+    if weighted.op in RECURRENT:
+        parts = list(_directions(module))
+        weights = [[solved(n) for n in names] for names, _ in parts]
+        return QuantizedRecurrent(module, weights, [biases for _, biases in parts], activation)
+    if weighted.op in CELLS:
+        mode = {"lstm_cell": "LSTM", "gru_cell": "GRU"}.get(weighted.op) or f"RNN_{module.nonlinearity.upper()}"
+        biases = [module.bias_ih, module.bias_hh] if module.bias else []
+        return QuantizedCell(mode, module, [solved("weight_ih"), solved("weight_hh")], biases, activation)
+    return WeightOnly(module, solved("weight"))
+
+
+def _directions(module: Any) -> Iterator[tuple[list[str], list[Tensor]]]:
+    """The weights' names and the biases of every layer and direction."""
+    for k in range(module.num_layers):
+        for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
+            tail = f"l{k}{suffix}"
+            names = [f"weight_{kind}_{tail}" for kind in ("ih", "hh") + (("hr",) if module.proj_size else ())]
+            biases = [getattr(module, f"bias_{kind}_{tail}") for kind in ("ih", "hh")] if module.bias else []
+            yield names, biases
+
+
+def _solved(name: str, tensor: Tensor, wanted: Quantization, seed: int, transposed: bool) -> QuantizedWeight:
+    weight = tensor.detach().t() if transposed else tensor.detach()
+    spec, solver = wanted.spec(_WEIGHT), Rtn("minmax" if wanted.range == "minmax" else "mse", seed=seed)
+    parts: list[QTensor] = []
+    try:
+        for rows in _chunks(weight, spec):
+            if not torch.isfinite(rows).all():
+                bad = int((~torch.isfinite(weight)).sum())
+                raise RecipeError(
+                    f"{bad} of its values are NaN or infinite: repair the weight, or keep its layer in float by a rule"
+                )
+            parts.append(solver(LayerProblem(name, rows.float().contiguous(), spec)).qtensor)
+    except TersorError as error:
+        raise type(error)(f"{name}: {error}") from error
+    if len(parts) == 1:
+        return QuantizedWeight(parts[0])
+    codes, scale, zero_point = (torch.cat([getattr(p, f) for p in parts]) for f in ("codes", "scale", "zero_point"))
+    return QuantizedWeight(QTensor(codes, scale, zero_point, spec))
+
+
+def _chunks(weight: Tensor, spec: QuantSpec) -> Sequence[Tensor]:
+    """A few rows at a time where each has scales of its own: what is made on the way is small and in the cache."""
+    alone = spec.granularity.scale_shape(weight.shape)[0] == len(weight) and spec.rounding == "nearest"
+    return weight.split(max(1, _CHUNK * len(weight) // weight.numel())) if alone and weight.numel() else [weight]

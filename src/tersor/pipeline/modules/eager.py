@@ -1,0 +1,259 @@
+"""What second-order pruning needs to see of an eager model, and the weights that it may change."""
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tersor.errors import CalibrationError, RecipeError
+from tersor.network.swap import WeightedModule, weighted_modules
+from tersor.numerics import QuantSpec
+from tersor.observers.gram import Gram
+from tersor.solvers import Geometry, LayerProblem
+from tersor.solvers.fisher import blocks_of
+from tersor.solvers.patches import gram_of
+from tersor.task import batch_size
+
+Call = Callable[[nn.Module, Any], Any]
+_OPS = ("linear", "conv1d", "conv2d", "conv3d")
+_FLOAT = QuantSpec("fp32")
+# Samples whose gradients are in memory together.
+_TOGETHER = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One weight of a model, as the solvers want it: outputs first."""
+
+    weighted: WeightedModule
+
+    @property
+    def name(self) -> str:
+        """The module's dotted name."""
+        return self.weighted.name
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The weight as the module holds it."""
+        return self.weighted.module.get_parameter("weight")
+
+    @property
+    def weight(self) -> Float[Tensor, "..."]:
+        """[out, in/groups, *kernel], without its history."""
+        weight = self.parameter.detach()
+        return weight.t() if self.weighted.transposed else weight
+
+    def put(self, weight: Float[Tensor, "..."]) -> None:
+        """Give the module other values, in the same place."""
+        with torch.no_grad():
+            self.parameter.copy_(weight.t() if self.weighted.transposed else weight)
+
+    def problem(self, gram: Gram | None = None) -> LayerProblem:
+        """The layer as a solver is asked."""
+        module, geometry = self.weighted.module, Geometry()
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            padding: Any = module.padding
+            geometry = Geometry(module.stride, padding, module.dilation, module.groups)
+        return LayerProblem(self.name, self.weight, _FLOAT, geometry, gram=None if gram is None else gram.hessian)
+
+
+def prunable(model: nn.Module, skip: Sequence[str] = ()) -> tuple[list[Layer], dict[str, str]]:
+    """The weights of linear layers and convolutions, and by name why others are left out.
+
+    Args:
+        skip: names or patterns (``*.head``) of layers to leave as they are.
+
+    Raises:
+        RecipeError: for a pattern that matches no layer, naming the nearest.
+
+    >>> layers, left = prunable(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 2)), ["2"])
+    >>> [layer.name for layer in layers], left
+    (['1'], {'0': 'an embedding is looked up, not multiplied', '2': 'skipped'})
+    """
+    found = weighted_modules(model)
+    for pattern in skip:
+        if not any(fnmatchcase(h.name, pattern) for h in found):
+            near = difflib.get_close_matches(pattern, [h.name for h in found], 3, 0.3)
+            raise RecipeError(f"skip: no layer is called {pattern!r}; the nearest are {', '.join(near) or 'none'}")
+    owners = Counter(id(t) for h in found for t in h.tensors())
+    layers, left = [], {}
+    for weighted in found:
+        reason = _reason(weighted, owners, skip)
+        if reason is None:
+            layers.append(Layer(weighted))
+        else:
+            left[weighted.name] = reason
+    return layers, left
+
+
+def _reason(weighted: WeightedModule, owners: Counter[int], skip: Sequence[str]) -> str | None:
+    if any(fnmatchcase(weighted.name, pattern) for pattern in skip):
+        return "skipped"
+    if weighted.op == "embedding":
+        return "an embedding is looked up, not multiplied"
+    if weighted.skip_reason is not None:
+        return weighted.skip_reason
+    if weighted.op not in _OPS:
+        return f"no pruner knows the operator {weighted.op}"
+    if getattr(weighted.module, "padding_mode", "zeros") != "zeros":
+        return "it pads with other values than zeros"
+    if any(owners[id(t)] > 1 for t in weighted.tensors()):
+        return "another layer reads the same weight"
+    return None
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStatistics:
+    """What one pass showed, by layer.
+
+    Attributes:
+        grams: of the layers' inputs.
+        costs: ``[out]``, mean over the samples of Σg² of the loss's gradient at each output channel, over all its
+            positions: half of it, times the mean square of an error there, is what the error adds to the loss, as
+            K-FAC has it (arXiv 1503.05671). Empty without a loss.
+    """
+
+    grams: dict[str, Gram]
+    costs: dict[str, Float[Tensor, " out"]]
+
+
+def observe(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    batches: Iterable[Any],
+    call: Call,
+    judged: bool,
+    counted: Callable[[Any], Tensor] | None = None,
+) -> LayerStatistics:
+    """Run ``call(model, batch)`` on every batch; where it is ``judged``, what it returns is the loss.
+
+    Args:
+        counted: of a batch, which positions [batch, length] are real.
+
+    Raises:
+        CalibrationError: for no batch, a layer that was never called or whose inputs are not finite, a loss that is
+            not finite or does not depend on a layer.
+    """
+    grams: dict[str, Gram] = {}
+    costs: dict[str, Tensor] = {}
+    samples = size = 0
+    real: Tensor | None = None
+
+    def before(layer: Layer) -> Callable[..., None]:
+        def see(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            gram = gram_of(layer.problem(), inputs[0].detach(), real)
+            grams[layer.name] = grams[layer.name].merged(gram) if layer.name in grams else gram
+
+        return see
+
+    def after(layer: Layer) -> Callable[..., None]:
+        def see(gradient: Tensor) -> None:
+            axis = gradient.ndim - 1 if layer.weighted.op == "linear" else 1
+            square = (gradient * size).square().transpose(0, axis).flatten(1).sum(1)
+            costs[layer.name] = costs.get(layer.name, torch.zeros_like(square)) + square
+
+        def listen(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            output.register_hook(see)
+
+        return listen
+
+    hooks = [layer.weighted.module.register_forward_pre_hook(before(layer)) for layer in layers]
+    if judged:
+        hooks += [layer.weighted.module.register_forward_hook(after(layer)) for layer in layers]
+    try:
+        with _tracked(layers, judged) as weights:
+            for batch in batches:
+                size = batch_size(tuple(pytree.tree_leaves(batch)))
+                real = None if counted is None else counted(batch).bool()
+                value = call(model, batch)
+                samples += size
+                if judged:
+                    torch.autograd.grad(_finite(value, samples), weights, allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    _complete(layers, grams, "was not called on any batch")
+    if judged:
+        _complete(layers, {n: c for n, c in costs.items() if bool(c.any())}, "does not change the loss")
+    return LayerStatistics(grams, {name: cost / samples for name, cost in costs.items()})
+
+
+def fishers(
+    model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any], loss: Call, size: int, samples: int
+) -> dict[str, Float[Tensor, "blocks size size"]]:
+    """mean(g·gᵀ) of the gradients of every single one of the first ``samples`` samples, in blocks of ``size`` weights.
+
+    Raises:
+        CalibrationError: for no batch, or a loss that is not finite.
+    """
+    found: dict[str, Gram] = {}
+    kept: list[list[Tensor]] = []
+
+    def take() -> None:
+        for layer, gradients in zip(layers, zip(*kept, strict=True), strict=True):
+            gram = Gram.of(blocks_of(torch.stack(gradients).flatten(1), size))
+            found[layer.name] = found[layer.name].merged(gram) if layer.name in found else gram
+        kept.clear()
+
+    with _tracked(layers, True) as weights:
+        for number, sample in enumerate(_singly(batches, samples)):
+            value = _finite(loss(model, sample), number)
+            gradients = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
+            kept.append([g.t() if layer.weighted.transposed else g for g, layer in zip(gradients, layers, strict=True)])
+            if len(kept) == _TOGETHER:
+                take()
+    if kept:
+        take()
+    _complete(layers, found, "was not called on any batch")
+    return {name: gram.hessian / 2 for name, gram in found.items()}
+
+
+def _singly(batches: Iterable[Any], samples: int) -> Iterator[Any]:
+    for batch in batches:
+        for k in range(batch_size(tuple(pytree.tree_leaves(batch)))):
+            if samples == 0:
+                return
+            yield pytree.tree_map_only(Tensor, lambda x, k=k: x[k : k + 1] if x.ndim else x, batch)
+            samples -= 1
+
+
+@contextmanager
+def _tracked(layers: Sequence[Layer], wanted: bool) -> Iterator[list[nn.Parameter]]:
+    """The weights, with gradients whether or not they are frozen."""
+    weights = [layer.parameter for layer in layers]
+    flags = [w.requires_grad for w in weights]
+    try:
+        for w in weights:
+            w.requires_grad_(wanted or w.requires_grad)
+        with torch.set_grad_enabled(wanted):
+            yield weights
+    finally:
+        for w, flag in zip(weights, flags, strict=True):
+            w.requires_grad_(flag)
+
+
+def _finite(value: Any, number: int) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1 or not bool(torch.isfinite(value)):
+        shown = value.tolist() if isinstance(value, Tensor) and value.numel() == 1 else type(value).__name__
+        raise CalibrationError(
+            f"loss(model, batch) gave {shown} at sample {number}; it must be one finite number, the mean over the "
+            "samples of the batch"
+        )
+    return value.reshape(())
+
+
+def _complete(layers: Sequence[Layer], found: dict[str, Any], what: str) -> None:
+    missing = [layer.name for layer in layers if layer.name not in found]
+    if missing:
+        raise CalibrationError(
+            f"layer {missing[0]} {what} ({len(missing)} of {len(layers)} layers): give batches that reach it, or "
+            f"skip=({missing[0]!r},)"
+        )

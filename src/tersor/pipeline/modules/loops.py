@@ -1,0 +1,200 @@
+"""The loops of the papers over a whole eager network: score, remove, make up for it, retrain, again."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tersor.errors import RecipeError
+from tersor.pipeline.modules.eager import Call, Layer, LayerStatistics, fishers, observe, prunable
+from tersor.solvers import PRUNERS, Sparsity, allocate
+from tersor.solvers.fisher import prune_by_fisher
+from tersor.solvers.output_error import output_error
+
+# Weights of one block of the Fisher matrix, and how many samples it is a mean of (arXiv 2203.07259).
+_BLOCKS = {"obd": 1, "obs": 50}
+_SAMPLES = 1024
+_LEVELS = tuple(k / 40 for k in range(40))
+
+
+@dataclass(frozen=True)
+class PrunedRecord:
+    """What became of one layer.
+
+    Args:
+        name: its dotted name.
+        weights: how many it has.
+        sparsity: the share of them that is zero.
+        error: power of the output's error over that of the output, both with the inputs of the original model.
+        method: as the report prints it.
+    """
+
+    name: str
+    weights: int
+    sparsity: float
+    error: float
+    method: str
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedModel:
+    """A copy of a model with zeros among its weights.
+
+    Args:
+        model: of the original's class, in eval mode.
+        layers: one record for each that was pruned.
+        left: by name, why the others were not.
+    """
+
+    model: nn.Module
+    layers: tuple[PrunedRecord, ...]
+    left: Mapping[str, str]
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros among the weights of the pruned layers together."""
+        return sum(r.sparsity * r.weights for r in self.layers) / sum(r.weights for r in self.layers)
+
+
+def prune_iteratively(
+    model: nn.Module,
+    batches: Callable[[], Iterable[Any]] | Sequence[Any],
+    sparsity: str = "50%",
+    method: str = "obs",
+    *,
+    loss: Call | None = None,
+    steps: int = 1,
+    retrain: Callable[[nn.Module], Any] | None = None,
+    skip: Sequence[str] = (),
+    counted: Callable[[Any], Tensor] | None = None,
+) -> PrunedModel:
+    """Prune a copy of a model in steps, each from statistics of what the last one left.
+
+    | ``method`` | without a loss: the layer's output | with a loss |
+    |---|---|---|
+    | ``obd`` | ½·H_jj·w² of the Gram matrix | ½·F_jj·w² of the empirical Fisher diagonal (LeCun et al., 1989) |
+    | ``obs`` | ExactOBS (arXiv 2208.11580) | blocks of 50 of the empirical Fisher matrix (arXiv 2004.14340) |
+    | others | a name of ``tersor.solvers.PRUNERS`` | the same, an output's error weighted by what it adds to the loss |
+
+    A share of all weights ("70%") is divided over the layers: by one threshold where the Fisher matrix scores them,
+    else by ``tersor.solvers.allocate`` over their curves, so that it is met or a little more; "70% per row" and "2:4"
+    hold for each layer. The share of weights that stay shrinks by the same factor in every step.
+
+    Args:
+        batches: a list, or a function that gives a fresh iterable, of tuples (or dicts) of the model's arguments; with
+            a loss, of whatever the loss takes. The first dimension of all tensors is the samples.
+        loss: ``loss(model, batch)``, the mean over the samples of the batch.
+        retrain: ``retrain(model)`` trains the copy in place after each step. Removed weights stay zero: they get no
+            gradient, and what moves them all the same is undone.
+        skip: names or patterns of layers to leave as they are.
+        counted: ``counted(batch)``: which positions are real, bool [batch, length]; padded ones do not count.
+
+    Raises:
+        RecipeError: for a method, a sparsity or a pattern of ``skip`` that does not exist, or groups that do not
+            divide a layer.
+        CalibrationError: for data, or a loss, that cannot be used; naming the layer.
+
+    >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> data = [(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)),)]
+    >>> pruned = prune_iteratively(net, data, "50%", steps=2)
+    >>> pruned.sparsity >= 0.5, [r.name for r in pruned.layers]
+    (True, ['0', '2'])
+    """
+    asked, read = _checked(method, sparsity, steps, loss), batches if callable(batches) else lambda: batches
+    done = copy.deepcopy(model).eval()
+    layers, left = prunable(done, skip)
+    original = {layer.name: layer.weight.clone() for layer in layers}
+    by_fisher = loss is not None and method in _BLOCKS
+    call = loss or _forward
+    first = seen = observe(done, layers, read(), call, loss is not None, counted)
+    methods: dict[str, str] = {}
+    for step in range(1, steps + 1):
+        now = asked if steps == 1 else replace(asked, share=1 - (1 - asked.share) ** (step / steps))
+        if by_fisher:
+            size = _BLOCKS[method]
+            blocks = fishers(done, layers, read(), call, size, _SAMPLES)
+            found = prune_by_fisher({layer.name: layer.weight for layer in layers}, blocks, now.share)
+            methods = dict.fromkeys(found, f"{method}, Fisher blocks of {size}")
+        else:
+            seen = seen if step == 1 else observe(done, layers, read(), call, loss is not None, counted)
+            found, methods = _by_layer(layers, seen, method, now)
+        for layer in layers:
+            layer.put(found[layer.name])
+        if retrain is not None:
+            with _zeros_kept(layers):
+                retrain(done)
+            done.eval()
+    return PrunedModel(done, tuple(_record(la, original[la.name], first, methods) for la in layers), left)
+
+
+def _checked(method: str, sparsity: str, steps: int, loss: Call | None) -> Sparsity:
+    asked = Sparsity.parse(sparsity)
+    if method not in {*PRUNERS, "obs"}:
+        raise RecipeError(f"method {method!r} is unknown: there are obs, {', '.join(PRUNERS)}")
+    if steps < 1 or (steps > 1 and asked.group is not None):
+        raise RecipeError(f"{sparsity} in {steps} steps: n:m takes one step, a share one or more")
+    if loss is not None and method in _BLOCKS and asked.pattern != "layer":
+        raise RecipeError(f"{method} by the loss takes weights wherever they are: write '70%', not {sparsity!r}")
+    return asked
+
+
+def _forward(model: nn.Module, batch: Any) -> Any:
+    return model(**batch) if isinstance(batch, Mapping) else model(*batch)
+
+
+def _by_layer(
+    layers: Sequence[Layer], seen: LayerStatistics, method: str, asked: Sparsity
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Each layer by its own solver; errors of all count alike, or as the loss says."""
+    solver: Any = PRUNERS["exactobs" if method == "obs" else method]()
+    problems, roots, powers = {}, {}, {}
+    for layer in layers:
+        problem, root, power = layer.problem(seen.grams[layer.name]), torch.ones(()), 1.0
+        if seen.costs:
+            cost = seen.costs[layer.name]
+            # Rows in units of the loss; what no sample asked for still counts a little.
+            root = cost.clamp(min=1e-3 * float(cost.mean())).sqrt().reshape(-1, *[1] * (problem.weight.ndim - 1))
+            problem = replace(problem, weight=problem.weight * root)
+            assert problem.gram is not None
+            power = _power(problem.weight, problem.gram)
+        problems[layer.name], roots[layer.name], powers[layer.name] = problem, root, power
+    shares = dict.fromkeys(problems, asked)
+    if asked.pattern == "layer":
+        levels = sorted({*_LEVELS, asked.share})
+        curves = {n: [(c, e * powers[n]) for c, e in solver.curve(p, levels)] for n, p in problems.items()}
+        wanted = round((1 - asked.share) * sum(p.weight.numel() for p in problems.values()))
+        # Layers round for themselves: at the last level they may keep a few weights more.
+        chosen = allocate(curves, max(wanted, sum(min(points)[0] for points in curves.values())))
+        shares = {name: Sparsity(levels[k]) for name, k in chosen.items()}
+    solved = {name: solver(problem, shares[name]) for name, problem in problems.items()}
+    return {n: s.weight / roots[n] for n, s in solved.items()}, {n: s.method for n, s in solved.items()}
+
+
+def _power(weight: Tensor, grams: Tensor) -> float:
+    """tr(W·H·Wᵀ)."""
+    parts = zip(weight.flatten(1).chunk(len(grams)), grams, strict=True)
+    return sum(float(((w @ h) * w).sum(dtype=torch.float64)) for w, h in parts)
+
+
+@contextmanager
+def _zeros_kept(layers: Sequence[Layer]):
+    kept = [(layer.parameter, layer.parameter.detach() != 0) for layer in layers]
+    hooks = [p.register_hook(lambda g, mask=mask: g * mask) for p, mask in kept if p.requires_grad]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            for parameter, mask in kept:
+                parameter.mul_(mask)
+
+
+def _record(layer: Layer, before: Tensor, first: LayerStatistics, methods: Mapping[str, str]) -> PrunedRecord:
+    weight = layer.weight
+    error = output_error(before, weight, first.grams[layer.name].hessian)
+    return PrunedRecord(layer.name, weight.numel(), float((weight == 0).float().mean()), error, methods[layer.name])

@@ -251,7 +251,7 @@ def test_in_pieces_as_in_one(weights, monkeypatch):
     }[weights]
     recipe = tersor.recipe.int8_weight().model_copy(update={"weights": quantization})
     whole = tersor.quantize_dynamic(mlp(), recipe).state_dict()
-    monkeypatch.setattr(dynamic, "_PIECE", 3 * 64)
+    monkeypatch.setattr(dynamic, "_CHUNK", 3 * 64)
     pieces = tersor.quantize_dynamic(mlp(), recipe).state_dict()
     assert whole.keys() == pieces.keys()
     assert all(torch.equal(pieces[k], v) for k, v in whole.items())

@@ -230,7 +230,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("where", [3, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 4, 6))])
 def test_a_run_that_was_killed_goes_on_to_the_same_bytes(where, folder, tokens, tmp_path, monkeypatch):
-    from tersor.pipeline.folder.write import activations, blockwise
+    from tersor.pipeline.folder import activations, blockwise
 
     arguments = (folder("llama"), tmp_path / "out", recipe(), tokens)
     tersor.compress_folder(folder("llama"), tmp_path / "whole", recipe(), tokens, evaluate=tokens[:2], progress=False)
@@ -368,9 +368,9 @@ def test_a_group_that_does_not_divide_stops_or_stays_float(folder, tmp_path):
         prepare_job(folder("llama"), kind, None)
     mixed = kind.model_copy(update={"rules": (Rule(layer="*.down_proj", weights=recipe("rtn").weights),)})
     found = prepare_job(folder("llama"), mixed.model_copy(update={"fallback": "float"}), None)
-    assert [t.name.rsplit(".", 1)[1] for t in found.targets if t.spec] == ["down_proj", "down_proj"]
+    assert [t.name.rsplit(".", 1)[1] for t in found.plans if t.spec] == ["down_proj", "down_proj"]
     assert any("12 layers stay float" in w for w in found.preflight.warnings)
-    assert len({t.reason for t in found.targets if "fallback" in t.reason}) == 1, "alike but for the name"
+    assert len({t.reason for t in found.plans if "fallback" in t.reason}) == 1, "alike but for the name"
 
 
 @pytest.mark.parametrize(("value", "what"), [(float("inf"), "infinite"), (float("nan"), "NaN")])
@@ -627,7 +627,7 @@ def test_zeros_alone_leave_the_weights_float_and_name_their_pruner(folder, token
 
 
 def test_a_folder_that_came_to_be_meanwhile_is_kept(folder, tmp_path, monkeypatch):
-    from tersor.pipeline.folder.write import compress as language
+    from tersor.pipeline.folder import compress as language
 
     def late(*arguments):
         (tmp_path / "out").mkdir()

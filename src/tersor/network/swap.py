@@ -58,7 +58,7 @@ def weighted_modules(model: nn.Module) -> list[WeightedModule]:
     """Every module that holds weights, in the model's order; each once, however often it is used.
 
     >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2), nn.LayerNorm(2))
-    >>> [(h.name, h.op) for h in holders(model)]
+    >>> [(h.name, h.op) for h in weighted_modules(model)]
     [('0', 'embedding'), ('1', 'linear')]
     """
     found, inside = [], set[int]()

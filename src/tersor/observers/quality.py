@@ -49,7 +49,7 @@ def assess(
     >>> from tersor.observers import observe
     >>> batch = torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
     >>> s = observe(observe(None, batch), batch)
-    >>> for warning in judge({"input": s}).warnings:
+    >>> for warning in assess({"input": s}).warnings:
     ...     print(warning)
     only 16 calibration samples: 100 to 1,000 are usual, give more
     50 % of the calibration samples repeat earlier ones: they add nothing, give different ones

@@ -117,13 +117,13 @@ def awq_scales(
         spec: how the readers' weights ``[out, in]`` will be rounded.
         rounded: what a weight becomes, where it is not plain rounding to nearest by ``spec``.
 
-    >>> from tersor.network.blocks.scale_transfers import apply, folds
+    >>> from tersor.network.blocks.scale_transfers import apply, scale_transfers
     >>> block = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))
     >>> block[0].weight.data = torch.tensor([20.0, 1.0, 1.0, 1.0])
     >>> call = (torch.randn(50, 4),), {}
-    >>> for found in awq_scales(block, folds(block, *call).found, [call], QuantSpec("int4", "channel")):
+    >>> for found in awq_scales(block, scale_transfers(block, *call).found, [call], QuantSpec("int4", "channel")):
     ...     assert found.error <= found.unscaled
-    ...     apply(block, found.fold, found.scale, call)
+    ...     apply(block, found.transfer, found.scale, call)
     """
     rounded = rounded or (lambda weight: quantize_tensor(weight, spec).dequantize())
     reads = read(block, scale_transfers, calls)
@@ -151,11 +151,11 @@ def smooth_scales(
     Xiao et al., arXiv 2211.10438, for 8-bit activations: outlying channels of the readers' inputs are divided, their
     weights multiplied. A channel without input or weight keeps its 1.
 
-    >>> from tersor.network.blocks.scale_transfers import folds
+    >>> from tersor.network.blocks.scale_transfers import scale_transfers
     >>> block = nn.Sequential(nn.LayerNorm(2, elementwise_affine=True), nn.Linear(2, 1, bias=False))
     >>> block[0].weight.data, block[1].weight.data = torch.tensor([16.0, 1.0]), torch.tensor([[1.0, 1.0]])
     >>> call = (torch.tensor([[1.0, -1.0]]),), {}
-    >>> smooth_scales(block, folds(block, *call).found, [call])[0]
+    >>> smooth_scales(block, scale_transfers(block, *call).found, [call])[0]
     tensor([4.0000, 1.0000])
     """
     scales = []

@@ -68,9 +68,9 @@ def scale_transfers(
     cache of keys and values, which each run would make longer.
 
     >>> block = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> [str(fold) for fold in folds(block, (torch.randn(3, 4),)).found]
+    >>> [str(fold) for fold in scale_transfers(block, (torch.randn(3, 4),)).found]
     ['0.weight -> 1.weight', '1.weight -> 3.weight']
-    >>> folds(block, (torch.randn(3, 4),)).refused
+    >>> scale_transfers(block, (torch.randn(3, 4),)).refused
     {'3.weight': 'it leaves the block'}
     """
     labels = Labels()
@@ -140,7 +140,7 @@ def apply(
 
     >>> block = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 1, bias=False))
     >>> call = (torch.randn(3, 2),), {}
-    >>> apply(block, folds(block, *call).found[0], torch.tensor([2.0, 4.0]), call)
+    >>> apply(block, scale_transfers(block, *call).found[0], torch.tensor([2.0, 4.0]), call)
     >>> block[0].weight.tolist()
     [0.5, 0.25]
     """

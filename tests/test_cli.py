@@ -1,13 +1,18 @@
 """The command line on the embedded example and on bad input."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from tersor.checkpoints.layouts import LAYOUTS
 from tersor.cli import app, load_task
+from tersor.engines import ENGINES
 from tersor.errors import SavedFolderError, TaskError, TersorError
+from tersor.recipe import PRESETS
 
 TASK = """
 import torch, tersor
@@ -87,9 +92,6 @@ def test_a_file_without_the_function(tmp_path):
 
 def _command(*words):
     """The installed command in a process of its own: its exit code, and what a user sees of an error."""
-    import subprocess
-    import sys
-
     line = [sys.executable, "-m", "tersor.cli", *(str(w) for w in words)]
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
@@ -100,6 +102,36 @@ def test_an_error_is_one_message_and_exit_code_1(tmp_path):
     assert done.stderr.startswith("error: TaskError: there is no task file")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+HELP = """
+import sys
+from typer.testing import CliRunner
+from tersor.cli import app
+commands = [c.callback.__name__ for c in app.registered_commands]
+for words in ([], ["--version"], ["--help"], *([c, "--help"] for c in commands)):
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == (0 if words else 2) and done.output, (words, done.exception)
+print(len(commands), *sys.modules)
+"""
+
+
+def test_help_and_version_import_the_command_line_alone():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    count, *modules = done.stdout.split()
+    assert int(count) == len(app.registered_commands) > 10
+    # Not pydantic: typer may read options with it.
+    heavy = "torch numpy openvino onnx onnxruntime transformers scipy safetensors jinja2 yaml psutil jaxtyping"
+    assert {m.partition(".")[0] for m in modules}.isdisjoint(heavy.split())
+    ours = {m for m in modules if m.startswith("tersor.") and not m.startswith("tersor.cli.")}
+    assert ours == {"tersor.cli", "tersor.errors"}
+
+
+def test_help_prints_the_names_of_every_table():
+    said = "".join(_run("compress", "--help").output.replace("│", "").split())
+    for names in (PRESETS, ENGINES, LAYOUTS):
+        assert ",".join(names) in said
 
 
 def test_a_folder_that_exists_stops_before_any_work(task_file, tmp_path):
@@ -116,7 +148,7 @@ def test_a_folder_that_exists_stops_before_any_work(task_file, tmp_path):
         (("report", "{folder}"), "report"),
         (("run", "{folder}", "-i", "x.npy", "-o", "y.npy"), "manifest"),
         (("compress", "{folder}/storys", "--data", "t.txt", "-o", "{folder}/out"), "no task file .*storys;.*folder of"),
-        (("inspect", "{folder}/config.json"), "config.json is no Python file; .* not a file of it"),
+        (("inspect", "{folder}/config.json"), "config.json is not a Python file; .* not a file in it"),
         (("outliers", "{task}", "--layer", "nosuch"), "no layer matches 'nosuch'; nearest"),
         (("calibrate", "{task}", "--site", "nosuch"), "no site matches 'nosuch'; nearest"),
     ],
@@ -178,7 +210,7 @@ def test_what_a_task_file_raises_is_not_hidden(tmp_path):
         load_task(tmp_path / "broken.py")
 
 
-def test_who_stops_a_run_is_told_that_it_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_run_says_that_it_resumes(tmp_path, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
@@ -187,4 +219,4 @@ def test_who_stops_a_run_is_told_that_it_goes_on(tmp_path, monkeypatch):
     told = []
     said = _run("compress", tmp_path, "--out", tmp_path / "out")
     assert said.exit_code == 130
-    assert told == ["stopped; the same command goes on from the last block that was done"]
+    assert told == ["interrupted; the same command resumes after the last finished block"]

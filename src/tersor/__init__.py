@@ -1,18 +1,23 @@
-"""Tersor: trained PyTorch networks made smaller and faster, and proved so by measurement."""
+"""Tersor: make trained PyTorch networks smaller and faster, and measure what that gained."""
 
-from tersor import metrics
-from tersor.errors import TersorError
-from tersor.numerics import FORMATS, QTensor, QuantSpec
-from tersor.pipeline.compressed import Compressed
-from tersor.pipeline.folder.compress import compress_folder
-from tersor.pipeline.graph.compress import compress
-from tersor.pipeline.graph.outliers import outliers
-from tersor.pipeline.graph.recording import convert, prepare
-from tersor.pipeline.load import load
-from tersor.pipeline.modules.dynamic import dynamic_plan, quantize_dynamic
-from tersor.pipeline.modules.loops import prune_iteratively
-from tersor.recipe import Quantization, Recipe, Rule
-from tersor.task import Task
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tersor import metrics
+    from tersor.errors import TersorError
+    from tersor.numerics import FORMATS, QTensor, QuantSpec
+    from tersor.pipeline.compressed import Compressed
+    from tersor.pipeline.folder.compress import compress_folder
+    from tersor.pipeline.graph.compress import compress
+    from tersor.pipeline.graph.outliers import outliers
+    from tersor.pipeline.graph.recording import convert, prepare
+    from tersor.pipeline.load import load
+    from tersor.pipeline.modules.dynamic import dynamic_plan, quantize_dynamic
+    from tersor.pipeline.modules.loops import prune_iteratively
+    from tersor.recipe import Quantization, Recipe, Rule
+    from tersor.task import Task
 
 __version__ = "0.1.0"
 
@@ -37,3 +42,39 @@ __all__ = [
     "prune_iteratively",
     "quantize_dynamic",
 ]
+
+# Name: the module that defines it, imported when the name is first used. PyTorch alone takes a second to import.
+_DEFINED_IN = {
+    "FORMATS": "tersor.numerics",
+    "Compressed": "tersor.pipeline.compressed",
+    "QTensor": "tersor.numerics",
+    "QuantSpec": "tersor.numerics",
+    "Quantization": "tersor.recipe",
+    "Recipe": "tersor.recipe",
+    "Rule": "tersor.recipe",
+    "Task": "tersor.task",
+    "TersorError": "tersor.errors",
+    "compress": "tersor.pipeline.graph.compress",
+    "compress_folder": "tersor.pipeline.folder.compress",
+    "convert": "tersor.pipeline.graph.recording",
+    "dynamic_plan": "tersor.pipeline.modules.dynamic",
+    "load": "tersor.pipeline.load",
+    "outliers": "tersor.pipeline.graph.outliers",
+    "prepare": "tersor.pipeline.graph.recording",
+    "prune_iteratively": "tersor.pipeline.modules.loops",
+    "quantize_dynamic": "tersor.pipeline.modules.dynamic",
+}
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """A public name, or a module of the package (``tersor.metrics``)."""
+        if name in _DEFINED_IN:
+            return getattr(importlib.import_module(_DEFINED_IN[name]), name)
+        module = f"{__name__}.{name}"
+        if importlib.util.find_spec(module) is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return importlib.import_module(module)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -111,6 +111,6 @@ def test_the_command_takes_openvino_by_itself_and_torch_when_told(folder):
 
 def test_the_command_goes_on_in_torch_and_says_why_in_one_line(folder, no_openvino):
     done, said = generated(folder("gpt2"))
-    assert said[0] == "in torch, for OpenVINO cannot take it: OpenVINO is on holiday"
+    assert said[0] == "running in torch, as OpenVINO does not support this model: OpenVINO is on holiday"
     assert said[-1].endswith(", in torch")
     assert done.stdout == generated(folder("gpt2"), "--engine", "torch")[0].stdout

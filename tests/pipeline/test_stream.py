@@ -606,14 +606,14 @@ def test_a_disk_that_fills_up_is_known_by_safetensors_words(folder, tmp_path, mo
         tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
 
 
-@pytest.mark.parametrize(("option", "where"), [("--engine=openvino", "a task"), ("--no-evaluate", "a task")])
-def test_options_of_the_other_kind_are_refused(option, where, folder, tmp_path):
+@pytest.mark.parametrize("option", ["--engine=openvino", "--no-evaluate"])
+def test_options_of_the_other_kind_are_refused(option, folder, tmp_path):
     from typer.testing import CliRunner
 
     from tersor.cli import app
 
     done = CliRunner().invoke(app, ["compress", str(folder("llama")), option, "-o", str(tmp_path / "out")])
-    assert f"is an option of {where}" in str(done.exception)
+    assert "is an option for tasks, but " in str(done.exception)
 
 
 def test_zeros_alone_leave_the_weights_float_and_name_their_pruner(folder, tokens, tmp_path):

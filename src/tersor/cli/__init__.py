@@ -1,4 +1,4 @@
-"""The command line: thin; every command is one call of the package."""
+"""The command line. Each command is one call into the package, which it imports when it runs."""
 
 import sys
 from typing import Annotated
@@ -16,7 +16,7 @@ __all__ = ["app", "load_task", "main"]
 
 app = typer.Typer(
     name="tersor",
-    help="Make a trained PyTorch network smaller and faster, run it on a real engine, and prove what it gained.",
+    help="Make a trained PyTorch network smaller and faster, run it on a real engine, and measure what it gained.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point: errors raised on purpose are one message, not a traceback."""
+    """The entry point; it prints a TersorError as one message, without a traceback."""
     try:
         app()
     except TersorError as error:
@@ -41,12 +41,12 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 
 
 def engines() -> None:
-    """List the engines that are here, their versions, this CPU's instructions, and what that means."""
+    """List engines, installed versions, and what this CPU's instructions mean for int8."""
     from tersor.report.engines import engines_table
 
     console.print(engines_table())
 
 
-# As `tersor --help` lists them.
+# In the order of `tersor --help`.
 for _command in (inspect, compress, generate, export, report, compare, run, calibrate, outliers, engines, demo):
     app.command()(_command)

@@ -1,4 +1,4 @@
-"""The commands that take a task or a language model: look at it, compress it."""
+"""The commands that take a task or a language model: inspect, compress, calibrate."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +30,7 @@ def inspect(
     engine: EngineName = "openvino",
     layout: Layout = "compressed-tensors",
 ) -> None:
-    """Show, before any data, what would be int8, what not and why, and the predicted size."""
+    """Show what would be quantized, what not and why, and the predicted size; no data is run."""
     from tersor.engines import engine as find_engine
     from tersor.pipeline.graph.prepare import predicted_bytes, prepare
     from tersor.recipe import resolve
@@ -55,32 +55,34 @@ def compress(
     engine: EngineName = "openvino",
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate/--no-evaluate", help="Judge original and compressed.")
+        bool, typer.Option("--evaluate/--no-evaluate", help="Measure the metric of original and compressed.")
     ] = True,
     threads: Threads = None,
-    precision: Annotated[str, typer.Option(help="What float operators compute in: f32 or bf16.")] = "f32",
+    precision: Annotated[str, typer.Option(help="Precision of float operators: f32 or bf16.")] = "f32",
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Of a language model: what to calibrate on, a text file, or a .jsonl file of records with `text` or "
+            help="Calibration data of a language model: a text file, or a .jsonl file of records with `text` or "
             "`messages`.",
             dir_okay=False,
         ),
     ] = None,
     valid: Annotated[
         Path | None,
-        typer.Option(help="Of a language model: another such file, to report perplexity on.", dir_okay=False),
+        typer.Option(help="Held-out data of a language model, as --data, to report perplexity on.", dir_okay=False),
     ] = None,
-    samples: Annotated[int, typer.Option(help="Windows of --data that are used.", min=1)] = 128,
+    samples: Annotated[int, typer.Option(help="Number of windows of --data.", min=1)] = 128,
     length: Annotated[
-        int | None, typer.Option(help="Tokens of a window; by default 512 or what the model takes.", min=2)
+        int | None, typer.Option(help="Tokens per window; default: 512, or fewer if the model takes fewer.", min=2)
     ] = None,
     layout: Layout = "compressed-tensors",
 ) -> None:
     """Compress, measure, and write a folder with the network, report.json and report.html.
 
-    A language model is a folder in the Hugging Face layout: it is read and written block by block, and a run that was
-    killed goes on where it stopped. `tersor compress llama/ -r int4-gptq --data train.txt --valid valid.txt -o small`
+    A language model is a folder in the Hugging Face layout, read and written block by block; an interrupted run
+    resumes.
+
+    `tersor compress llama/ -r int4-gptq --data train.txt --valid valid.txt -o small`
     """
     from tersor.checkpoints.manifest import check_free
     from tersor.pipeline.graph.compress import compress as run
@@ -97,7 +99,7 @@ def compress(
             try:
                 found = compress_folder(task, out, chosen, data, evaluate=valid, layout=layout, **options)
             except KeyboardInterrupt:
-                errors.print("stopped; the same command goes on from the last block that was done", highlight=False)
+                errors.print("interrupted; the same command resumes after the last finished block", highlight=False)
                 raise
         print_language_report(found, console)
     else:
@@ -106,13 +108,11 @@ def compress(
         done.save(out, force)
         assert done.report is not None
         print_report(done.report, console)
-    console.print(
-        f"\nwritten to {out}; the picture is {out / 'report.html'}", highlight=False, soft_wrap=True
-    )
+    console.print(f"\nwritten to {out}; open {out / 'report.html'}", highlight=False, soft_wrap=True)
 
 
 def _check_source(context: typer.Context, source: Path) -> None:
-    """There is one, and nothing that was asked for is ignored in silence."""
+    """Refuse a source that does not exist, and options that its kind would ignore."""
     folder = source.is_dir()
     if not folder:
         find_task(source)
@@ -120,8 +120,8 @@ def _check_source(context: typer.Context, source: Path) -> None:
     for name in of_tasks if folder else of_folders:
         given = context.get_parameter_source(name)
         if given is not None and given.name == "COMMANDLINE":
-            what = "a task, and this is a folder" if folder else "a folder of a language model, and this is a task"
-            raise TaskError(f"--{name} is an option of {what}; leave it out")
+            kinds = ("tasks", "folder of a language model") if folder else ("language models", "task")
+            raise TaskError(f"--{name} is an option for {kinds[0]}, but {source} is a {kinds[1]}; leave it out")
 
 
 def _inspect_folder(folder: Path, recipe: str, layout: str) -> None:
@@ -136,15 +136,15 @@ def _inspect_folder(folder: Path, recipe: str, layout: str) -> None:
 def calibrate(
     task: TaskFile,
     compare: Annotated[
-        bool, typer.Option("--compare", help="Every range estimator side by side, per site.")
+        bool, typer.Option("--compare", help="Compare all range estimators, site by site.")
     ] = False,
     site: Annotated[
-        str | None, typer.Option(help="Draw the histogram of this site with the thresholds (a glob).")
+        str | None, typer.Option(help="Draw the histogram of this site (a glob) with its thresholds.")
     ] = None,
     recipe: RecipeName = "int8-static",
     engine: EngineName = "openvino",
 ) -> None:
-    """Gather ranges only: what each estimator would choose, its error, and a verdict on the data."""
+    """Only observe ranges: what each estimator would choose, its error, and the quality of the data."""
     from tersor.pipeline.graph.calibration import calibrated
     from tersor.report.calibration import comparison, drawing, ranges, verdict
 
@@ -158,13 +158,13 @@ def calibrate(
 def outliers(
     task: TaskFile,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A .html file, or the folder for outliers.html.")
+        Path | None, typer.Option("--out", "-o", help="Write a page: a .html file, or a folder for outliers.html.")
     ] = None,
-    layer: Annotated[str, typer.Option(help="Only layers with such a name (a glob).")] = "*",
-    samples: Annotated[int, typer.Option(help="How many calibration samples are looked at.", min=1)] = 64,
+    layer: Annotated[str, typer.Option(help="Only layers whose name matches (a glob).")] = "*",
+    samples: Annotated[int, typer.Option(help="Number of calibration samples.", min=1)] = 64,
     json: Annotated[bool, typer.Option("--json", help="Print JSON, with the range of every channel.")] = False,
 ) -> None:
-    """Find the layers whose inputs have outliers, what these cost in int8, and what helps."""
+    """Find layers whose inputs have outliers, what these cost in int8, and what helps."""
     from tersor.pipeline.graph.outliers import outliers as find
 
     found = find(load_task(task), samples, layer)
@@ -182,7 +182,7 @@ def demo(
     engine: EngineName = "openvino",
     recipe: RecipeName = "int8-static",
 ) -> None:
-    """Compress the embedded example, a small residual network that reads handwritten digits."""
+    """Compress the built-in example, a small residual network that classifies handwritten digits."""
     from tersor.demo import task
     from tersor.pipeline.graph.compress import compress as run
     from tersor.report import print_report

@@ -1,5 +1,6 @@
-"""What the commands share: where they print, their arguments and options."""
+"""What the commands share: consoles, arguments and options."""
 
+import ast
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,22 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tersor.recipe import PRESETS
+
+def keys(module: str, table: str) -> str:
+    """The keys of a table for a help text, read from its source: importing it would import PyTorch.
+
+    >>> keys("checkpoints/layouts.py", "LAYOUTS")
+    'compressed-tensors, gptq, gptq_v2, awq'
+    """
+    tree = ast.parse((Path(__file__).parents[1] / module).read_text(encoding="utf8"))
+    (found,) = (n.value for n in tree.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == table)
+    assert isinstance(found, ast.Dict)
+    return ", ".join(ast.literal_eval(key) for key in found.keys if key is not None)
+
+
+PRESETS = keys("recipe/presets.py", "PRESETS")
+ENGINES = keys("engines/__init__.py", "ENGINES")
+LAYOUTS = keys("checkpoints/layouts.py", "LAYOUTS")
 
 console = Console()
 errors = Console(stderr=True)
@@ -26,16 +42,13 @@ Source = Annotated[
         "language model in the Hugging Face layout."
     ),
 ]
-RecipeName = Annotated[
-    str, typer.Option("--recipe", "-r", help=f"{', '.join(PRESETS)}, or a YAML file.")
-]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help=f"{PRESETS}, or a YAML file.")]
 EngineName = Annotated[
     str,
     typer.Option(
         "--engine",
         "-e",
-        help="openvino, onnxruntime, torch (a simulation), tensorrt (files only); compress also takes auto: the "
-        "fastest that is here.",
+        help=f"{ENGINES} (`tersor engines` describes them); `compress` also takes auto: the fastest installed engine.",
     ),
 ]
 ChosenRecipe = Annotated[
@@ -43,18 +56,16 @@ ChosenRecipe = Annotated[
     typer.Option(
         "--recipe",
         "-r",
-        help=f"{', '.join(PRESETS)}, or a YAML file; by default int8-static, of a language model int4-gptq.",
+        help=f"{PRESETS}, or a YAML file; default: int8-static, for a language model int4-gptq.",
     ),
 ]
-Layout = Annotated[
-    str, typer.Option(help="Of a language model's files: compressed-tensors, gptq, gptq_v2 or awq.")
-]
-Threads = Annotated[int | None, typer.Option(help="Threads of the engine; by default all processors.", min=1)]
+Layout = Annotated[str, typer.Option(help=f"File layout of a compressed language model: {LAYOUTS}.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the engine; default: all processors.", min=1)]
 
 
 @contextlib.contextmanager
 def using_threads(count: int | None) -> Iterator[None]:
-    """PyTorch with so many threads while inside; None: as it is."""
+    """Run PyTorch with ``count`` threads inside the block; None leaves the number as it is."""
     import torch
 
     before = torch.get_num_threads()

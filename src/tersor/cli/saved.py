@@ -1,4 +1,4 @@
-"""The commands that take a folder which was written: run it, hand it on, tell of it."""
+"""The commands that take a saved folder: run it, export it, report on it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,15 +10,15 @@ from tersor.cli.options import Threads, console, errors, using_threads
 
 def generate(
     folder: Annotated[Path, typer.Argument(help="The folder of a language model, compressed or not.")],
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="How the text begins.")],
-    tokens: Annotated[int, typer.Option(help="How many tokens are added at most.", min=1)] = 100,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The beginning of the text.")],
+    tokens: Annotated[int, typer.Option(help="Largest number of new tokens.", min=1)] = 100,
     engine: Annotated[
         str,
-        typer.Option("--engine", "-e", help="openvino, torch, or auto: openvino where it takes the model."),
+        typer.Option("--engine", "-e", help="openvino, torch, or auto: openvino if it supports the model."),
     ] = "auto",
     threads: Threads = None,
 ) -> None:
-    """Let a language model go on with a text, taking the likeliest token each time."""
+    """Continue a prompt with a language model, by greedy decoding."""
     import time
 
     from tersor.engines.openvino_decoder import OpenVinoDecoder
@@ -29,7 +29,8 @@ def generate(
         tokenizer = tokenizer_of(folder)
         model, why_not = load_language(folder, engine, threads)
     if why_not is not None:
-        errors.print(f"in torch, for OpenVINO cannot take it: {why_not}", markup=False, highlight=False, soft_wrap=True)
+        reason = f"running in torch, as OpenVINO does not support this model: {why_not}"
+        errors.print(reason, markup=False, highlight=False, soft_wrap=True)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     used = "openvino" if isinstance(model, OpenVinoDecoder) else "torch"
     options = {"do_sample": False} if used == "torch" else {"eos_token_id": tokenizer.eos_token_id}
@@ -38,21 +39,21 @@ def generate(
         out = model.generate(ids, max_new_tokens=tokens, **options)
     seconds, count = time.perf_counter() - start, out.shape[1] - ids.shape[1]
     console.print(tokenizer.decode(out[0], skip_special_tokens=True), markup=False, highlight=False, soft_wrap=True)
-    errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} a second, in {used}", highlight=False)
+    errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} per second, in {used}", highlight=False)
 
 
 def export(
     folder: Annotated[Path, typer.Argument(help="The folder of a language model, compressed or not.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The .gguf file to write.", dir_okay=False)],
     kind: Annotated[
-        str, typer.Option(help="Of matrices whose codes GGUF does not have: q4_0, q8_0, q4_k or f16.")
+        str, typer.Option(help="Type of matrices whose codes GGUF cannot hold: q4_0, q8_0, q4_k or f16.")
     ] = "q4_0",
     ragged: Annotated[
-        bool, typer.Option("--ragged-f16", help="Keep in FP16 what the blocks do not divide, instead of stopping.")
+        bool, typer.Option("--ragged-f16", help="Write rows that blocks do not divide in FP16, instead of stopping.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
-    """Write a Llama as one GGUF file for llama.cpp; codes that fit are kept bit by bit."""
+    """Write a Llama as one GGUF file for llama.cpp; codes that fit are stored bit-exactly."""
     from collections import Counter
 
     from tersor.pipeline.folder.export import export_gguf
@@ -79,9 +80,9 @@ def report(
 
 def compare(
     folders: Annotated[list[Path], typer.Argument(help="Two or more folders that `tersor compress --out` wrote.")],
-    html: Annotated[Path | None, typer.Option("--html", help="Also write a page, a .html file.")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a .html page.")] = None,
 ) -> None:
-    """Put the reports of saved folders side by side, the best of every row marked."""
+    """Compare the reports of saved folders side by side, with the best in each row marked."""
     from tersor.report.compare import compared, page, table
 
     found = compared(folders)
@@ -95,14 +96,14 @@ def compare(
 def run(
     folder: Annotated[Path, typer.Argument(help="A folder that `tersor compress --out` wrote.")],
     input: Annotated[
-        list[Path], typer.Option("--input", "-i", help="A .npy file; once for every input of the network.")
+        list[Path], typer.Option("--input", "-i", help="A .npy file; repeat the option for each input of the network.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The .npy file to write; several outputs get a number.")
+        Path, typer.Option("--output", "-o", help="The .npy file to write; several outputs are numbered.")
     ],
     threads: Threads = None,
 ) -> None:
-    """Run a saved network on numpy files; the network's source code is not needed."""
+    """Run a saved network on NumPy files, without the network's source code."""
     from tersor.pipeline.compressed import load_network as load
     from tersor.pipeline.graph.files import run_files
 

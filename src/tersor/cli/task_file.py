@@ -1,21 +1,26 @@
-"""The Task of a file that the user wrote."""
+"""Load the Task from a file that the user wrote."""
 
 import contextlib
 import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tersor.errors import TaskError
-from tersor.task import Task
+
+if TYPE_CHECKING:
+    from tersor.task import Task
 
 
-def load_task(path: Path) -> Task:
-    """The Task of a file; its folder is importable while it is read.
+def load_task(path: Path) -> "Task":
+    """The Task that a file defines; modules beside the file can be imported while it is read.
 
     Raises:
-        TaskError: no such file, no such function, or no Task came of it.
+        TaskError: the file or the function does not exist, or the function does not return a Task.
     """
+    from tersor.task import Task
+
     file, function = find_task(path)
     with _importable(file.resolve().parent):
         spec = importlib.util.spec_from_file_location(f"tersor_task_{file.stem}", file)
@@ -33,10 +38,10 @@ def load_task(path: Path) -> Task:
 
 
 def find_task(path: Path) -> tuple[Path, str]:
-    """The file, and the name of its function.
+    """The path of the file and the name of its function.
 
     Raises:
-        TaskError: there is no such file, or it is not Python.
+        TaskError: the file does not exist or is not Python.
     """
     name, _, function = str(path).partition(".py:")
     file = Path(f"{name}.py") if function else path
@@ -44,7 +49,7 @@ def find_task(path: Path) -> tuple[Path, str]:
     if not file.is_file():
         raise TaskError(f"there is no task file {file}; {wanted}, or the folder of a language model")
     if file.suffix != ".py":
-        raise TaskError(f"{file} is no Python file; {wanted}, or the folder of a language model, not a file of it")
+        raise TaskError(f"{file} is not a Python file; {wanted}, or the folder of a language model, not a file in it")
     return file, function or "task"
 
 

@@ -26,7 +26,7 @@ def bench(quick: bool) -> Outcome:
     task = common.task("minilm", quick)
     # Padded positions count for nothing.
     task = tersor.Task(
-        task.name, task.model, task.example, task.calibration, counted=lambda ids, mask: mask
+        task.name, task.model, task.example, task.calibration, token_mask=lambda ids, mask: mask
     )  # fmt: skip
     held = list(Benchmark(shared() / "data/minilm-stsb", "test").batches(count=32 if quick else 256))
     with torch.no_grad():

@@ -61,7 +61,7 @@ def _minilm(quick: bool, details: dict[str, Any]) -> list[Claim]:
         found = {}
         for pruner in PRUNERS[:3]:  # ExactOBS of layers with 1,536 inputs would take half an hour
             say(f"MiniLM, {pattern}: {pruner}")
-            done = tersor.prune_iteratively(task.model, batches, pattern, pruner, counted=lambda batch: batch[1])
+            done = tersor.prune_iteratively(task.model, batches, pattern, pruner, token_mask=lambda batch: batch[1])
             off = sum(float((_embedded(done.model, b) - a).square().sum()) for a, b in zip(before, held, strict=True))
             found[pruner] = off / sum(float(a.square().sum()) for a in before)
         claims.append(_claim(f"MiniLM, {pattern}, squared error of embeddings", found, details))

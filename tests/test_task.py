@@ -1,5 +1,8 @@
 """A task says what is wrong with it before any work is done."""
 
+import dataclasses
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -93,3 +96,28 @@ def test_one_tensor_is_a_batch_and_data_is_streamed():
     assert float(next(stream)[0].max()) == 0
     assert seen == [0]
     assert sum(1 for _ in stream) == 2
+
+
+def test_the_mask_by_its_former_name():
+    def mask(x):
+        return x[:, 0, 0] == 0
+
+    new, former = _task(token_mask=mask), _task(counted=mask)
+    assert new.token_mask is new.counted is former.token_mask is former.counted is mask
+    assert _task().token_mask is _task().counted is None
+    assert "token_mask" in inspect.signature(Task).parameters
+    for given in (mask, None):
+        with pytest.raises(TaskError, match="Task got `token_mask` and `counted`, its former name; give `token_mask`"):
+            _task(token_mask=given, counted=given)
+
+
+def test_a_replaced_task_keeps_or_changes_its_mask():
+    def mask(x):
+        return x[:, 0, 0] == 0
+
+    def other(x):
+        return x[:, 0, 0] > 0
+
+    task = _task(counted=mask)
+    assert dataclasses.replace(task, name="u").token_mask is mask
+    assert dataclasses.replace(task, token_mask=other).counted is other

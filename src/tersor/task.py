@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tersor.errors import CalibrationError, TaskError
+from tersor.former_names import takes_former_name
 
 Arguments = tuple[Any, ...] | Mapping[str, Any]
 Predict = Callable[..., Any]
 
 
+@takes_former_name("counted", "token_mask")
 @dataclass(frozen=True)
 class Task:
     """One network, an example of its input, data to calibrate it and a judge.
@@ -29,8 +31,9 @@ class Task:
             (1-D), whose mean is the metric. ``predict`` is called like the model.
         metric: the name of the metric.
         higher_is_better: its direction.
-        counted: of a batch that is padded, ``counted(*inputs)`` says which positions are real, bool [batch, length];
-            solvers that calibrate linear weights on a layer's inputs leave the others out (convolutions do not).
+        token_mask: for padded batches: ``token_mask(*inputs)`` returns bool [batch, length], True for real positions.
+            Solvers that calibrate linear weights on a layer's inputs leave the others out (convolutions do not).
+            The former name ``counted`` is still taken.
 
     Raises:
         TaskError: naming the field that cannot be used and what to do.
@@ -51,7 +54,7 @@ class Task:
     higher_is_better: bool = True
     loss: Callable[..., Tensor] | None = None
     train: Callable[[], Iterable[Any]] | None = None
-    counted: Callable[..., Tensor] | None = None
+    token_mask: Callable[..., Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -69,6 +72,11 @@ class Task:
             )
         if self.evaluate is not None and not callable(self.evaluate):
             raise TaskError("Task.evaluate must be a function of `predict`")
+
+    @property
+    def counted(self) -> Callable[..., Tensor] | None:
+        """The former name of ``token_mask``."""
+        return self.token_mask
 
     @property
     def input_names(self) -> tuple[str, ...]:

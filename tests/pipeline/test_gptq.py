@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import tersor
-from tersor.errors import CalibrationError
+from tersor.errors import CalibrationError, TaskError
 from tersor.recipe import Quantization, Recipe
 
 
@@ -101,12 +101,16 @@ def test_padded_positions_count_for_no_matrix(tmp_path):
             return done(ids, mask)
 
     plain, blind = weights((ids, mask)), weights(padded)
-    counted = weights(padded, counted=lambda ids, mask: mask)
-    assert torch.allclose(counted, plain, atol=1e-5)
+    masked = weights(padded, token_mask=lambda ids, mask: mask)
+    assert torch.allclose(masked, plain, atol=1e-5)
     assert not torch.allclose(blind, plain, atol=1e-3)
     pruned = [
-        prune_iteratively(model, [batch], "50%", "sparsegpt", counted=mask_of).model.fc.weight
+        prune_iteratively(model, [batch], "50%", "sparsegpt", token_mask=mask_of).model.fc.weight
         for batch, mask_of in (((ids, mask), None), (padded, lambda batch: batch[1]), (padded, None))
     ]
     assert torch.allclose(pruned[0], pruned[1], atol=1e-5)
     assert not torch.allclose(pruned[0], pruned[2], atol=1e-3)
+    former = prune_iteratively(model, [padded], "50%", "sparsegpt", counted=lambda batch: batch[1])
+    assert torch.equal(former.model.fc.weight, pruned[1])
+    with pytest.raises(TaskError, match="prune_iteratively got `token_mask` and `counted`, its former name"):
+        prune_iteratively(model, [padded], token_mask=None, counted=None)

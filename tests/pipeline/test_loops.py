@@ -177,7 +177,7 @@ def test_patterns_hold_for_every_layer(net, inputs):
         assert (zeros.unflatten(1, (-1, 4)).sum(2) == 2).all(), name
 
 
-def test_what_is_left_out_is_said():
+def test_a_skipped_layer_has_a_reason():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -189,8 +189,9 @@ def test_what_is_left_out_is_said():
 
     done = prune_iteratively(Tied(), [(torch.arange(12).reshape(3, 4),)], "50%")
     assert [r.name for r in done.layers] == ["mix"]
-    assert set(done.left) == {"embed", "head"}
-    assert done.left["head"] == "another layer reads the same weight"
+    assert set(done.skip_reasons) == {"embed", "head"}
+    assert done.skip_reasons["head"] == "another layer reads the same weight"
+    assert done.left is done.skip_reasons, "its former name"
 
 
 def test_bad_input(net, inputs, labelled):

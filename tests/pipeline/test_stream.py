@@ -542,10 +542,10 @@ def test_better_pruners_lose_less(folder, tokens, tmp_path):
 def test_padded_positions_do_not_count(kind, folder, tokens, tmp_path):
     short = tokens[:, :10]
     padded = torch.cat([short, torch.zeros(12, 6, dtype=torch.int64)], 1)
-    counted = torch.arange(16).expand(12, -1) < 10
+    mask = torch.arange(16).expand(12, -1) < 10
     reports = [
         tersor.compress_folder(folder(kind), tmp_path / "short", recipe(), short, progress=False),
-        tersor.compress_folder(folder(kind), tmp_path / "padded", recipe(), padded, counted=counted, progress=False),
+        tersor.compress_folder(folder(kind), tmp_path / "padded", recipe(), padded, token_mask=mask, progress=False),
         tersor.compress_folder(folder(kind), tmp_path / "blind", recipe(), padded, progress=False),
     ]
     errors = [[w.error for w in r.weights if w.error is not None] for r in reports]
@@ -555,8 +555,14 @@ def test_padded_positions_do_not_count(kind, folder, tokens, tmp_path):
 
 
 def test_a_mask_of_another_shape_is_refused(folder, tokens, tmp_path):
-    with pytest.raises(tersor.TersorError, match=r"`counted` has the shape \[12, 3\], the windows of `data` \[12"):
-        tersor.compress_folder(folder("bert"), tmp_path / "out", recipe(), tokens, counted=tokens[:, :3] > 0)
+    short = tokens[:, :3] > 0
+    said = r"`token_mask` has the shape \[12, 3\], the windows of `data` \[12"
+    with pytest.raises(tersor.TersorError, match=said):
+        tersor.compress_folder(folder("bert"), tmp_path / "out", recipe(), tokens, token_mask=short)
+    with pytest.raises(tersor.TersorError, match=said):
+        tersor.compress_folder(folder("bert"), tmp_path / "out", recipe(), tokens, counted=short)
+    with pytest.raises(tersor.TersorError, match="compress_folder got `token_mask` and `counted`, its former name"):
+        tersor.compress_folder(folder("bert"), tmp_path / "out", recipe(), tokens, token_mask=short, counted=short)
 
 
 def test_the_source_is_never_overwritten(folder, tmp_path):
@@ -645,7 +651,7 @@ def test_a_folder_that_came_to_be_meanwhile_is_kept(folder, tmp_path, monkeypatc
 def test_padding_that_would_count_is_refused(kind, change, what, folder, tokens, tmp_path):
     wanted = recipe().model_copy(update=change)
     with pytest.raises(tersor.TersorError, match=f"padding would count for .*{what}"):
-        tersor.compress_folder(folder(kind), tmp_path / "out", wanted, tokens, counted=tokens > 0, progress=False)
+        tersor.compress_folder(folder(kind), tmp_path / "out", wanted, tokens, token_mask=tokens > 0, progress=False)
 
 
 def test_a_language_model_is_not_run_on_numpy_files(folder, tmp_path):

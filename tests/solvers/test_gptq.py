@@ -120,8 +120,8 @@ def test_batches_of_a_gram_matrix_merge_and_padding_does_not_count():
     whole, merged = Gram.of(x), Gram.of(x[:, :20]).merged(Gram.of(x[:, 20:]))
     assert merged.rows == whole.rows == 90
     assert torch.allclose(merged.hessian, whole.hessian, rtol=1e-4, atol=1e-5)
-    counted = torch.arange(90) < 33
-    assert torch.equal(Gram.of(x, counted).hessian, Gram.of(x[:, :33]).hessian)
+    mask = torch.arange(90) < 33
+    assert torch.equal(Gram.of(x, mask).hessian, Gram.of(x[:, :33]).hessian)
     assert Gram.of(x.bfloat16()).hessian.dtype == torch.float32
     with pytest.raises(CalibrationError, match="1 of the layer's inputs are NaN or infinite"):
         Gram.of(torch.full((1, 1, 1), torch.inf))

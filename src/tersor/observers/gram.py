@@ -23,7 +23,7 @@ class Gram:
     rows: int
 
     @classmethod
-    def of(cls, x: Float[Tensor, "groups rows columns"], counted: Bool[Tensor, " rows"] | None = None) -> "Gram":
+    def of(cls, x: Float[Tensor, "groups rows columns"], token_mask: Bool[Tensor, " rows"] | None = None) -> "Gram":
         """The Gram matrix of one batch; float32 products whatever the inputs' format.
 
         Raises:
@@ -33,8 +33,8 @@ class Gram:
         >>> gram.hessian.tolist(), gram.rows
         ([[[10.0, 2.0], [2.0, 4.0]]], 2)
         """
-        if counted is not None:
-            x = x[:, counted]
+        if token_mask is not None:
+            x = x[:, token_mask]
         x, rows = x.detach(), x.shape[1]
         found = _product(x[0], x[0])[None] if len(x) == 1 else x.float().transpose(1, 2) @ x.float()
         if not torch.isfinite(found).all():
@@ -43,14 +43,16 @@ class Gram:
         return cls(found.mul_(2 / max(rows, 1)), rows)
 
     @classmethod
-    def between(cls, a: Float[Tensor, "rows columns"], b: Float[Tensor, "rows columns"], counted: Any = None) -> "Gram":
+    def between(
+        cls, a: Float[Tensor, "rows columns"], b: Float[Tensor, "rows columns"], token_mask: Any = None
+    ) -> "Gram":
         """2·mean(a·bᵀ) of two inputs of one layer, as one group.
 
         >>> Gram.between(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 3.0]])).hessian.tolist()
         [[[4.0, 6.0], [0.0, 0.0]]]
         """
-        if counted is not None:
-            a, b = a[counted], b[counted]
+        if token_mask is not None:
+            a, b = a[token_mask], b[token_mask]
         return cls(_product(a.detach(), b.detach()).mul_(2 / max(len(a), 1))[None], len(a))
 
     def merged(self, other: "Gram") -> "Gram":

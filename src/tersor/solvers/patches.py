@@ -67,19 +67,20 @@ def _windows(x: Tensor, kernel: torch.Size, geometry: Geometry) -> Tensor:
     return x.movedim(1, 1 + n)
 
 
-def gram_of(problem: LayerProblem, x: Tensor, counted: Tensor | None = None) -> Gram:
+def gram_of(problem: LayerProblem, x: Tensor, token_mask: Tensor | None = None) -> Gram:
     """The Gram matrix of one batch ``x`` of inputs of a linear layer or a convolution.
 
     Args:
-        counted: which positions [batch, length] are real; of a layer that reads something else, all are.
+        token_mask: bool [batch, length], True for real positions; ignored if the layer's input has other dimensions.
 
     Raises:
         CalibrationError: naming the layer whose input is NaN or infinite.
     """
     try:
         if problem.weight.ndim == 2:
-            fits = counted is not None and x.shape[:-1] == counted.shape
-            return Gram.of(x.reshape(1, -1, x.shape[-1]), counted.reshape(-1) if fits and counted is not None else None)
+            fits = token_mask is not None and x.shape[:-1] == token_mask.shape
+            rows = token_mask.reshape(-1) if fits and token_mask is not None else None
+            return Gram.of(x.reshape(1, -1, x.shape[-1]), rows)
         return Gram.of(patches(replace(problem, sample=x), _POSITIONS))
     except TersorError as error:
         raise type(error)(f"{problem.name}: {error}") from error

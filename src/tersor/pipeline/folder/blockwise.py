@@ -26,12 +26,12 @@ class BatchRun:
 
     Args:
         compute: the block for it.
-        counted: which of its positions ``[windows, length]`` are real; None: all.
+        token_mask: bool [windows, length], True for real positions; None: all are real.
         original: computes the block as it was for what it would have read in the original model; None: not known.
     """
 
     compute: Callable[[], Tensor]
-    counted: Tensor | None = None
+    token_mask: Tensor | None = None
     original: Callable[[], Tensor] | None = None
 
 
@@ -216,7 +216,7 @@ def _watch(
             compute()
 
     for step in steps:
-        hessians.next_batch(step.counted)
+        hessians.next_batch(step.token_mask)
         if original is not None and step.original is not None:
             watch(original, hessians.see_original, hessians.see_original_sum, step.original)
         watch(part, hessians.see, hessians.see_sum, step.compute)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tersor.checkpoints.layouts import LAYOUTS
 from tersor.checkpoints.manifest import check_free
 from tersor.errors import CheckpointError, SavedFolderError
+from tersor.former_names import takes_former_name
 from tersor.measure.environment import describe_environment
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.measure.perplexity import comparison
@@ -28,6 +29,7 @@ from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe
 
 
+@takes_former_name("counted", "token_mask")
 def compress_folder(
     source: str | Path,
     out: str | Path,
@@ -41,7 +43,7 @@ def compress_folder(
     force: bool = False,
     progress: bool = True,
     build: Callable[[], nn.Module] | None = None,
-    counted: Tensor | None = None,
+    token_mask: Tensor | None = None,
 ) -> LanguageReport:
     """Quantize the weights of a language model block by block, and write a folder that other tools open.
 
@@ -61,7 +63,8 @@ def compress_folder(
         samples: windows of ``data``; length: tokens of each window, by default 512, or fewer as the model takes.
         force: replace ``out``, and throw away parts of another run.
         build: makes the model where transformers does not know its architecture; its parameters are on ``meta`` then.
-        counted: of ``data`` given as tokens, which are real and not padding, bool [windows, length].
+        token_mask: for ``data`` given as tokens: bool [windows, length], True for real tokens, False for padding.
+            The former name ``counted`` is still taken.
 
     Raises:
         CheckpointError: a folder that is incomplete, or a weight that the layout cannot hold.
@@ -78,8 +81,8 @@ def compress_folder(
     job = prepare_job(
         source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
     )
-    if counted is not None:
-        job = with_padding(job, counted[:samples])
+    if token_mask is not None:
+        job = with_padding(job, token_mask[:samples])
     job.preflight.check_disk(out)
     with journal(out, fingerprint(job), force) as notes, Stages(progress) as stages, quiet():
         run = _Run(job, Streaming(job.metamodel, job.recipe, LAYOUTS[layout], job.plans, notes), stages)
@@ -104,11 +107,11 @@ class _Run:
         self.head: dict[str, Tensor] = {}
         self.original = self._text("original", job.evaluation)
         self.compressed = self._text("compressed", job.evaluation)
-        self.calibration = self._text("calibration", job.calibration, job.counted)
+        self.calibration = self._text("calibration", job.calibration, job.token_mask)
 
     @staticmethod
-    def _text(name: str, windows: Windows | None, counted: Tensor | None = None) -> TokenBatches | None:
-        return None if windows is None else TokenBatches(name, windows.ids, counted)
+    def _text(name: str, windows: Windows | None, token_mask: Tensor | None = None) -> TokenBatches | None:
+        return None if windows is None else TokenBatches(name, windows.ids, token_mask)
 
     def solve(self) -> list[dict[str, Any]]:
         """Every block, then the head; what is told of each weight."""

@@ -31,9 +31,9 @@ class Hessians:
         self._residual_error: dict[str, Gram] = {}
         self.next_batch(None)
 
-    def next_batch(self, counted: Tensor | None) -> None:
-        """A new batch begins; ``counted [windows, length]`` are its real positions."""
-        self._counted = counted
+    def next_batch(self, token_mask: Tensor | None) -> None:
+        """Begin a new batch; ``token_mask`` is bool [windows, length], True for real positions."""
+        self._token_mask = token_mask
         self._batch: dict[int, tuple[Tensor, Key]] = {}
         self._inputs: dict[str, Tensor] = {}
         self._original: dict[str, Tensor] = {}
@@ -101,8 +101,8 @@ class Hessians:
         return cross if residual_error is None else cross + residual_error.hessian[0]
 
     def _mask(self, x: Tensor) -> Tensor | None:
-        fits = self._counted is not None and x.shape[:-1].numel() == self._counted.numel()
-        return self._counted.reshape(-1) if fits and self._counted is not None else None
+        fits = self._token_mask is not None and x.shape[:-1].numel() == self._token_mask.numel()
+        return self._token_mask.reshape(-1) if fits and self._token_mask is not None else None
 
     def of(self, plan: WeightPlan) -> Gram:
         """The matrix of a weight.

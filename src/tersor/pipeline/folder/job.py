@@ -29,7 +29,7 @@ class Job:
     Args:
         calibration, evaluation: windows of tokens; None where none are needed.
         preflight: what can be said before anything runs.
-        counted: which tokens of the calibration are real; None: all.
+        token_mask: bool [windows, length], True for real tokens of the calibration; None: all are real.
     """
 
     source: HfFolder
@@ -40,7 +40,7 @@ class Job:
     calibration: Windows | None
     evaluation: Windows | None
     preflight: Preflight
-    counted: Tensor | None = None
+    token_mask: Tensor | None = None
 
 
 def prepare_job(
@@ -85,7 +85,7 @@ def prepare_job(
     return Job(folder, metamodel, recipe, layout, plans, calibration, evaluation, found)
 
 
-def with_padding(job: Job, counted: Tensor) -> Job:
+def with_padding(job: Job, token_mask: Tensor) -> Job:
     """The job with padded positions that count for nothing.
 
     Raises:
@@ -94,12 +94,12 @@ def with_padding(job: Job, counted: Tensor) -> Job:
     experts = next((t.name for t in job.plans if t.touched and t.slice.index is not None), None)
     if job.recipe.awq or experts:
         what = "`awq`" if job.recipe.awq else f"the experts ({experts})"
-        raise TaskError(f"padding would count for {what}; give windows without padding, and no `counted`")
+        raise TaskError(f"padding would count for {what}; give windows without padding, and no `token_mask`")
     windows = job.calibration
-    if windows is None or counted.shape != windows.ids.shape:
+    if windows is None or token_mask.shape != windows.ids.shape:
         wanted = None if windows is None else list(windows.ids.shape)
-        raise TaskError(f"`counted` has the shape {list(counted.shape)}, the windows of `data` {wanted}")
-    return replace(job, counted=counted.bool())
+        raise TaskError(f"`token_mask` has the shape {list(token_mask.shape)}, the windows of `data` {wanted}")
+    return replace(job, token_mask=token_mask.bool())
 
 
 def fingerprint(job: Job) -> dict[str, Any]:
@@ -110,8 +110,8 @@ def fingerprint(job: Job) -> dict[str, Any]:
         name: hashlib.sha256(w.ids.numpy().tobytes()).hexdigest() if w else None
         for name, w in (("calibration", job.calibration), ("evaluation", job.evaluation))
     }
-    if job.counted is not None:
-        ids["counted"] = hashlib.sha256(job.counted.numpy().tobytes()).hexdigest()
+    if job.token_mask is not None:
+        ids["token_mask"] = hashlib.sha256(job.token_mask.numpy().tobytes()).hexdigest()
     return {
         "source": [str(job.source.path.resolve()), *map(list, stats)],
         "recipe": job.recipe.to_yaml(),

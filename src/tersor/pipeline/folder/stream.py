@@ -52,7 +52,7 @@ class Streaming:
         """Record what the first block reads, and the other arguments of each; nothing that is there is done again."""
         calibration = next((t for t in texts if t.name == "calibration"), None)
         if calibration is not None and any(corrects_upstream_error(t) for t in self.plans):
-            self.reference = TokenBatches("followed", calibration.ids, calibration.counted)
+            self.reference = TokenBatches("followed", calibration.ids, calibration.token_mask)
             texts.append(self.reference)
         metamodel, model, blocks = self.metamodel, self.metamodel.model, self.metamodel.blocks
         metamodel.load(metamodel.outside(), self.dtype)

@@ -16,11 +16,12 @@ class TokenBatches:
     """Windows of tokens on their way through the blocks.
 
     Args:
-        name: of its files; ids: int64 [windows, length]; counted: which positions are real, None: all.
+        name: of its files; ids: int64 [windows, length]; token_mask: bool, of the same shape, True for
+            real positions; None: all are real.
     """
 
-    def __init__(self, name: str, ids: Tensor, counted: Tensor | None = None) -> None:
-        self.name, self.ids, self.counted = name, ids, counted
+    def __init__(self, name: str, ids: Tensor, token_mask: Tensor | None = None) -> None:
+        self.name, self.ids, self.token_mask = name, ids, token_mask
         self.batch = max(1, TOKENS // ids.shape[1])
         self.arguments: list[list[tuple[tuple, dict]]] = []
         self.activations: Activations | None = None
@@ -29,14 +30,14 @@ class TokenBatches:
         """Arguments of the model, a batch at a time."""
         for start in range(0, len(self.ids), self.batch):
             found = {"input_ids": self.ids[start : start + self.batch]}
-            if self.counted is not None:
-                found["attention_mask"] = self.counted[start : start + self.batch].long()
+            if self.token_mask is not None:
+                found["attention_mask"] = self.token_mask[start : start + self.batch].long()
             yield found
 
     def masks(self) -> Iterator[Tensor | None]:
         """Which positions of each batch are real."""
         for start in range(0, len(self.ids), self.batch):
-            yield None if self.counted is None else self.counted[start : start + self.batch]
+            yield None if self.token_mask is None else self.token_mask[start : start + self.batch]
 
 
 def shared(found: list[tuple[tuple, dict]], first: list[tuple[tuple, dict]]) -> list[tuple[tuple, dict]]:

@@ -36,15 +36,15 @@ def grams(
             readers.setdefault(source.name, []).append(name)
         shared[name] = owners[key]
     found: dict[str, Gram] = {}
-    counted: Tensor | None = None
+    token_mask: Tensor | None = None
 
     def see(node: Any, value: Any) -> None:
         for name in readers.get(node.name, ()):
-            gram = gram_of(problems[name], value, counted)
+            gram = gram_of(problems[name], value, token_mask)
             found[name] = found[name].merged(gram) if name in found else gram
 
     for number, batch in enumerate(passing(task, prepared.network)):
-        counted = None if task.counted is None else task.counted(*batch).bool()
+        token_mask = None if task.token_mask is None else task.token_mask(*batch).bool()
         walk(prepared.network, batch, see)
         on_batch(number + 1)
     return {name: found[owner] for name, owner in shared.items()}

@@ -66,7 +66,7 @@ class Layer:
 
 
 def prunable(model: nn.Module, skip: Sequence[str] = ()) -> tuple[list[Layer], dict[str, str]]:
-    """The weights of linear layers and convolutions, and by name why others are left out.
+    """The weights of linear layers and convolutions, and the reasons why others are skipped, by name.
 
     Args:
         skip: names or patterns (``*.head``) of layers to leave as they are.
@@ -74,8 +74,8 @@ def prunable(model: nn.Module, skip: Sequence[str] = ()) -> tuple[list[Layer], d
     Raises:
         RecipeError: for a pattern that matches no layer, naming the nearest.
 
-    >>> layers, left = prunable(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 2)), ["2"])
-    >>> [layer.name for layer in layers], left
+    >>> layers, skip_reasons = prunable(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 2)), ["2"])
+    >>> [layer.name for layer in layers], skip_reasons
     (['1'], {'0': 'an embedding is looked up, not multiplied', '2': 'skipped'})
     """
     found = weighted_modules(model)
@@ -84,14 +84,14 @@ def prunable(model: nn.Module, skip: Sequence[str] = ()) -> tuple[list[Layer], d
             near = difflib.get_close_matches(pattern, [h.name for h in found], 3, 0.3)
             raise RecipeError(f"skip: no layer is called {pattern!r}; the nearest are {', '.join(near) or 'none'}")
     owners = Counter(id(t) for h in found for t in h.tensors())
-    layers, left = [], {}
+    layers, skip_reasons = [], {}
     for weighted in found:
         reason = _reason(weighted, owners, skip)
         if reason is None:
             layers.append(Layer(weighted))
         else:
-            left[weighted.name] = reason
-    return layers, left
+            skip_reasons[weighted.name] = reason
+    return layers, skip_reasons
 
 
 def _reason(weighted: WeightedModule, owners: Counter[int], skip: Sequence[str]) -> str | None:
@@ -131,12 +131,12 @@ def observe(
     batches: Iterable[Any],
     call: Call,
     judged: bool,
-    counted: Callable[[Any], Tensor] | None = None,
+    token_mask: Callable[[Any], Tensor] | None = None,
 ) -> LayerStatistics:
     """Run ``call(model, batch)`` on every batch; where it is ``judged``, what it returns is the loss.
 
     Args:
-        counted: of a batch, which positions [batch, length] are real.
+        token_mask: ``token_mask(batch)`` returns bool [batch, length], True for real positions.
 
     Raises:
         CalibrationError: for no batch, a layer that was never called or whose inputs are not finite, a loss that is
@@ -145,11 +145,11 @@ def observe(
     grams: dict[str, Gram] = {}
     costs: dict[str, Tensor] = {}
     samples = size = 0
-    real: Tensor | None = None
+    mask: Tensor | None = None
 
     def before(layer: Layer) -> Callable[..., None]:
         def see(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            gram = gram_of(layer.problem(), inputs[0].detach(), real)
+            gram = gram_of(layer.problem(), inputs[0].detach(), mask)
             grams[layer.name] = grams[layer.name].merged(gram) if layer.name in grams else gram
 
         return see
@@ -172,7 +172,7 @@ def observe(
         with _tracked(layers, judged) as weights:
             for batch in batches:
                 size = batch_size(tuple(pytree.tree_leaves(batch)))
-                real = None if counted is None else counted(batch).bool()
+                mask = None if token_mask is None else token_mask(batch).bool()
                 value = call(model, batch)
                 samples += size
                 if judged:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import RecipeError
+from tersor.former_names import takes_former_name
 from tersor.pipeline.modules.eager import Call, Layer, LayerStatistics, fishers, observe, prunable
 from tersor.solvers import PRUNERS, Sparsity, allocate
 from tersor.solvers.fisher import prune_by_fisher
@@ -47,12 +48,17 @@ class PrunedModel:
     Args:
         model: of the original's class, in eval mode.
         layers: one record for each that was pruned.
-        left: by name, why the others were not.
+        skip_reasons: by name, why the others were not pruned.
     """
 
     model: nn.Module
     layers: tuple[PrunedRecord, ...]
-    left: Mapping[str, str]
+    skip_reasons: Mapping[str, str]
+
+    @property
+    def left(self) -> Mapping[str, str]:
+        """The former name of ``skip_reasons``."""
+        return self.skip_reasons
 
     @property
     def sparsity(self) -> float:
@@ -60,6 +66,7 @@ class PrunedModel:
         return sum(r.sparsity * r.weights for r in self.layers) / sum(r.weights for r in self.layers)
 
 
+@takes_former_name("counted", "token_mask")
 def prune_iteratively(
     model: nn.Module,
     batches: Callable[[], Iterable[Any]] | Sequence[Any],
@@ -70,7 +77,7 @@ def prune_iteratively(
     steps: int = 1,
     retrain: Callable[[nn.Module], Any] | None = None,
     skip: Sequence[str] = (),
-    counted: Callable[[Any], Tensor] | None = None,
+    token_mask: Callable[[Any], Tensor] | None = None,
 ) -> PrunedModel:
     """Prune a copy of a model in steps, each from statistics of what the last one left.
 
@@ -91,12 +98,14 @@ def prune_iteratively(
         retrain: ``retrain(model)`` trains the copy in place after each step. Removed weights stay zero: they get no
             gradient, and what moves them all the same is undone.
         skip: names or patterns of layers to leave as they are.
-        counted: ``counted(batch)``: which positions are real, bool [batch, length]; padded ones do not count.
+        token_mask: ``token_mask(batch)`` returns bool [batch, length], True for real positions; padded ones do not
+            count. The former name ``counted`` is still taken.
 
     Raises:
         RecipeError: for a method, a sparsity or a pattern of ``skip`` that does not exist, or groups that do not
             divide a layer.
         CalibrationError: for data, or a loss, that cannot be used; naming the layer.
+        TaskError: for both ``token_mask`` and ``counted``.
 
     >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> data = [(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)),)]
@@ -106,11 +115,11 @@ def prune_iteratively(
     """
     asked, read = _checked(method, sparsity, steps, loss), batches if callable(batches) else lambda: batches
     done = copy.deepcopy(model).eval()
-    layers, left = prunable(done, skip)
+    layers, skip_reasons = prunable(done, skip)
     original = {layer.name: layer.weight.clone() for layer in layers}
     by_fisher = loss is not None and method in _BLOCKS
     call = loss or _forward
-    first = seen = observe(done, layers, read(), call, loss is not None, counted)
+    first = seen = observe(done, layers, read(), call, loss is not None, token_mask)
     methods: dict[str, str] = {}
     for step in range(1, steps + 1):
         now = asked if steps == 1 else replace(asked, share=1 - (1 - asked.share) ** (step / steps))
@@ -120,7 +129,7 @@ def prune_iteratively(
             found = prune_by_fisher({layer.name: layer.weight for layer in layers}, blocks, now.share)
             methods = dict.fromkeys(found, f"{method}, Fisher blocks of {size}")
         else:
-            seen = seen if step == 1 else observe(done, layers, read(), call, loss is not None, counted)
+            seen = seen if step == 1 else observe(done, layers, read(), call, loss is not None, token_mask)
             found, methods = _by_layer(layers, seen, method, now)
         for layer in layers:
             layer.put(found[layer.name])
@@ -128,7 +137,8 @@ def prune_iteratively(
             with _zeros_kept(layers):
                 retrain(done)
             done.eval()
-    return PrunedModel(done, tuple(_record(la, original[la.name], first, methods) for la in layers), left)
+    records = tuple(_record(layer, original[layer.name], first, methods) for layer in layers)
+    return PrunedModel(done, records, skip_reasons)
 
 
 def _checked(method: str, sparsity: str, steps: int, loss: Call | None) -> Sparsity:

@@ -38,7 +38,7 @@ class WeightedModule:
         name: its dotted name, the first where it is used under several.
         op: its operator type, as rules name it; of an unknown class its name in lower case.
         weights: the parameters' names.
-        left: why it must stay as it is; None where it can be exchanged.
+        skip_reason: why it must stay as it is, or None.
         transposed: its weight is ``[in, out]`` (GPT-2's Conv1D).
     """
 

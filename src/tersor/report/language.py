@@ -51,7 +51,7 @@ def plan_of_folder(plans: Sequence[Any], preflight: Any) -> RenderableType:
     sizes = f"{size_text(preflight.original)} → {size_text(preflight.compressed)}"
     needs = f"about {size_text(preflight.memory)} of memory and {size_text(preflight.disk)} of disk for activations"
     pruned = f", {preflight.pruned} pruned" if preflight.pruned else ""
-    counts = f"{preflight.quantized} weights quantized{pruned}, {preflight.left} left"
+    counts = f"{preflight.quantized} weights quantized{pruned}, {preflight.skipped} skipped"
     total = Text(f"\n{counts}; {sizes}; the run takes {needs}")
     return Group(table, total, *(Text(plain(w), style="yellow") for w in preflight.warnings))
 
@@ -67,9 +67,9 @@ def _body(report: LanguageReport, top: int) -> list[RenderableType]:
         figures.add_row(Text(name, style="dim"), Text(figure, style="bold"), Text(plain(remark), style="dim"))
     found += [figures, *(Text(plain(f"{name} {value}"), style="dim") for name, value in _texts(report)), ""]
     found.append(_layers(report.weights, top))
-    left = [w for w in report.weights if w.format is None]
-    for note in dict.fromkeys(w.note or "" for w in left):
-        names = [w.name for w in left if (w.note or "") == note]
+    skipped = [w for w in report.weights if w.format is None]
+    for note in dict.fromkeys(w.note or "" for w in skipped):
+        names = [w.name for w in skipped if (w.note or "") == note]
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
         found.append(Text(plain(f"{', '.join(names[:2])}{more}: {note}"), style="yellow"))
     found += [Text(plain(warning), style="yellow") for warning in report.warnings]

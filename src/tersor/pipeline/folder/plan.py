@@ -131,16 +131,16 @@ def _skip_reason(module: nn.Module, op: str, tensor_slice: TensorSlice) -> str:
 
 
 def _decided(plan: WeightPlan, recipe: Recipe, fits: LayoutFit) -> WeightPlan:
-    def left(reason: str) -> WeightPlan:
+    def skipped(reason: str) -> WeightPlan:
         return WeightPlan(plan.slice, plan.shape, plan.transposed, None, None, reason, plan.tail)
 
     if plan.reason:
-        return left(f"stays float: {plan.reason}")
+        return skipped(f"stays float: {plan.reason}")
     rule = recipe.rule_for(plan.name, "linear")
     if rule is not None and rule.keep is not None:
-        return left(f"stays float: kept by the rule ({rule})")
+        return skipped(f"stays float: kept by the rule ({rule})")
     if plan.tail and (rule is None or rule.weights is None):
-        return left("stays float: it decides between the tokens; a rule with `weights` of its own quantizes it")
+        return skipped("stays float: it decides between the tokens; a rule with `weights` of its own quantizes it")
     wanted = recipe.weights_by(rule)
     sparsity = Sparsity.parse(recipe.sparsity) if recipe.sparsity and not plan.tail else None
     # A recipe of zeros alone says nothing of the weights.
@@ -160,9 +160,9 @@ def _decided(plan: WeightPlan, recipe: Recipe, fits: LayoutFit) -> WeightPlan:
             raise RecipeError(f"{error}; or let such layers stay float: `fallback: float` in the recipe") from error
         # The remedies are for those who asked for an error; without the name, layers alike have one reason.
         why = str(error).removeprefix("layer ").removeprefix(plan.name).removeprefix(".weight").removeprefix(":")
-        return left(f"stays float by `fallback: float`: {why.split(': ')[0].split('; ')[0].strip()}")
+        return skipped(f"stays float by `fallback: float`: {why.split(': ')[0].split('; ')[0].strip()}")
     if spec is None and sparsity is None:
-        return left("stays float: the recipe asks for it")
+        return skipped("stays float: the recipe asks for it")
     how = [] if sparsity is None else [f"{sparsity} zeros, {recipe.pruner}"]
     how += [f"{spec}, {wanted.solver}"] if spec else ["the rest float"]
     return replace(

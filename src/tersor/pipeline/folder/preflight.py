@@ -25,7 +25,7 @@ class Preflight:
         original, compressed: of the weights in the files.
         memory: the peak above that of the imports.
         disk: beside the result while it runs.
-        quantized, pruned, left: how many weights have codes, have zeros, or stay as they are.
+        quantized, pruned, skipped: how many weights have codes, have zeros, or stay as they are.
         warnings: sentences.
     """
 
@@ -35,7 +35,7 @@ class Preflight:
     disk: int
     quantized: int
     pruned: int
-    left: int
+    skipped: int
     warnings: tuple[str, ...]
 
     def bytes_of(self, plan: WeightPlan) -> int:
@@ -94,7 +94,7 @@ def preflight(
         disk=2 * tokens * hidden * (4 if folder.dtype == torch.float16 else size),
         quantized=len(chosen),
         pruned=sum(t.sparsity is not None for t in plans),
-        left=sum(not t.touched for t in plans),
+        skipped=sum(not t.touched for t in plans),
         warnings=(
             *_warnings(metamodel, plans, layout, calibration),
             *_replaced(plans, recipe),

@@ -113,12 +113,12 @@ def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic")
     recipe = recipe.placed([h.name for h in found])
     recipe.check_rules([(h.name, h.op) for h in found])
     plan = [_planned(weighted, recipe) for weighted in found]
-    left = {id(t): e for e in plan if e.weights is None for t in e.weighted.tensors()}
-    return [_with_ties(e, left) for e in plan]
+    unquantized = {id(t): e for e in plan if e.weights is None for t in e.weighted.tensors()}
+    return [_with_ties(e, unquantized) for e in plan]
 
 
-def _with_ties(module_plan: ModulePlan, left: dict[int, ModulePlan]) -> ModulePlan:
-    tied = next((left[id(t)] for t in module_plan.weighted.tensors() if id(t) in left), None)
+def _with_ties(module_plan: ModulePlan, unquantized: dict[int, ModulePlan]) -> ModulePlan:
+    tied = next((unquantized[id(t)] for t in module_plan.weighted.tensors() if id(t) in unquantized), None)
     if module_plan.weights is None or tied is None:
         return module_plan
     return ModulePlan(module_plan.weighted, None, None, f"stays float: its weight is tied to {tied.name}, which does")

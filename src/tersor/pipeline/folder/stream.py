@@ -28,9 +28,9 @@ class Streaming:
     """The blocks of a model, one after the other.
 
     Args:
-        skeleton: the model, empty.
-        targets: what becomes of its weights.
-        layout: in which the blocks are written; journal: to where.
+        metamodel: the model without its weights.
+        plans: one for each weight of the model.
+        layout: of the written files; journal: where solved blocks are written.
     """
 
     def __init__(
@@ -193,8 +193,7 @@ class Streaming:
     def _tensors(self, parameters: list[str], solved: list[SolvedWeight]) -> dict[str, Tensor]:
         """What the folder will hold of these parameters."""
         codes = {w.plan.slice.name: w.qtensor for w in solved if w.qtensor is not None}
-        found: dict[str, Tensor] = {}
-        inside = set(parameters)
+        found, inside = dict[str, Tensor](), set(parameters)
         for tensor_slice in self.metamodel.slices.values():
             if tensor_slice.parameter not in inside:
                 continue

@@ -40,22 +40,11 @@ def make_report(
 ) -> Report:
     """The Report of one compression."""
     quality = assess(solved.calibration.statistics) if solved.calibration.statistics else None
-    null = dict(measured.unknown)
     layers = tuple(_layer(row, solved, noise) for row in audited)
-    if any(layer.sqnr_db is None or layer.accumulated_sqnr_db is None for layer in layers):
-        null["layers.sqnr_db"] = null["layers.accumulated_sqnr_db"] = (
-            "a layer without error or signal has no such ratio"
-        )
-    if any(layer.weight_bytes is None for layer in layers):
-        null["layers.weight_bytes"] = "the weight is computed at run time"
-    if any(layer.executed is None for layer in layers):
-        null["layers.executed"] = "the engine gives no account of it here"
     original, compressed = measured.metric.get("original"), measured.metric.get("compressed")
     simulated = measured.metric.get("simulation")
     peak = peak_bytes()
-    if peak is None:
-        null["peak_memory_bytes"] = "the system does not tell"
-    warnings = [unknown(path, reason) for path, reason in null.items()]
+    warnings = [unknown(path, reason) for path, reason in _reasons_for_null(measured, layers, peak).items()]
     warnings += [*_network_notes(subjects, solved), *measured.warnings, *(quality.warnings if quality else ())]
     warnings += _simulation_warnings(measured)
     warnings += _half_warnings(audited)
@@ -98,6 +87,22 @@ def make_report(
         warnings=tuple(warnings),
     )
     return with_headline(report)
+
+
+def _reasons_for_null(measured: Measured, layers: tuple[Layer, ...], peak: int | None) -> dict[str, str]:
+    """Why a figure of the report is null, by the figure's dotted path."""
+    reasons = dict(measured.unknown)
+    if any(layer.sqnr_db is None or layer.accumulated_sqnr_db is None for layer in layers):
+        reasons["layers.sqnr_db"] = reasons["layers.accumulated_sqnr_db"] = (
+            "a layer without error or signal has no such ratio"
+        )
+    if any(layer.weight_bytes is None for layer in layers):
+        reasons["layers.weight_bytes"] = "the weight is computed at run time"
+    if any(layer.executed is None for layer in layers):
+        reasons["layers.executed"] = "the engine gives no account of it here"
+    if peak is None:
+        reasons["peak_memory_bytes"] = "the system does not tell"
+    return reasons
 
 
 def _ratios(subjects: Subjects, measured: Measured) -> Ratios:

@@ -1,4 +1,4 @@
-"""What is to be compressed and how it is judged: the network, its data and its judge."""
+"""The Task: a network, its calibration data and its evaluation."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,25 +18,25 @@ Predict = Callable[..., Any]
 @takes_former_name("counted", "token_mask")
 @dataclass(frozen=True)
 class Task:
-    """One network, an example of its input, data to calibrate it and a judge.
+    """One network, an example of its input, calibration data and an evaluation.
 
     Args:
-        name: what the report calls it.
-        model: the trained network in eval mode; it is never changed.
+        name: the name in the report.
+        model: the trained network in eval mode; it is not changed.
         example: the arguments of one call: a tuple, or a dict of keyword arguments. The first
             dimension of every tensor is the batch and stays dynamic.
         calibration: a function returning an iterable of argument tuples (or dicts) like ``example``.
-            It is called once for each pass and streamed; nothing is held.
+            It is called once for each pass, and its batches are streamed.
         evaluate: ``evaluate(predict)`` returns the metric as a float, or the scores of all samples
             (1-D), whose mean is the metric. ``predict`` is called like the model.
         metric: the name of the metric.
-        higher_is_better: its direction.
+        higher_is_better: the direction of the metric.
         token_mask: for padded batches: ``token_mask(*inputs)`` returns bool [batch, length], True for real positions.
             Solvers that calibrate linear weights on a layer's inputs leave the others out (convolutions do not).
             The former name ``counted`` is still taken.
 
     Raises:
-        TaskError: naming the field that cannot be used and what to do.
+        TaskError: a field that cannot be used, with the remedy; or both ``token_mask`` and ``counted``.
 
     >>> import torch
     >>> net = torch.nn.Linear(4, 2).eval()
@@ -109,7 +109,7 @@ class Task:
     def calibration_batches(self) -> Iterator[tuple[Tensor, ...]]:
         """One pass over the calibration data; every batch is checked against the example.
 
-        What comes are the tensors of the batch, in order; all else is a constant of the captured network.
+        Yields the tensors of each batch, in order; other values are constants of the captured network.
 
         Raises:
             CalibrationError: naming the batch, the argument and the value.
@@ -135,12 +135,12 @@ class Task:
         return tuple(x for x in inputs if isinstance(x, Tensor))
 
     def samples(self) -> int:
-        """How many samples one calibration pass holds (the first dimension of the first tensor)."""
+        """The number of samples of one calibration pass (the first dimension of the first tensor)."""
         return sum(batch_size(inputs) for inputs in self.calibration_batches())
 
 
 def batch_size(inputs: tuple[Any, ...]) -> int:
-    """The first dimension of the first tensor among ``inputs``; 1 where there is none."""
+    """The first dimension of the first tensor among ``inputs``; 1 if no tensor has a dimension."""
     return next((int(x.shape[0]) for x in inputs if isinstance(x, Tensor) and x.ndim), 1)
 
 
@@ -155,8 +155,8 @@ def _check_batch(inputs: list[Any], example: list[Any], number: int) -> None:
         if not isinstance(e, Tensor):
             if isinstance(x, Tensor) or x != e:
                 raise CalibrationError(
-                    f"{where}, argument {k}: {x!r}, the example has {e!r}; what is no tensor becomes a constant of "
-                    "the captured network and must be the same in every batch"
+                    f"{where}, argument {k}: {x!r}, the example has {e!r}; a value that is not a tensor becomes "
+                    "a constant of the captured network and must be the same in every batch"
                 )
             continue
         if not isinstance(x, Tensor):

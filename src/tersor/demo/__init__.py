@@ -1,6 +1,6 @@
-"""An example that needs nothing else: a small residual network that reads handwritten digits.
+"""A self-contained example: a small residual network that classifies handwritten digits.
 
-``scripts/train_demo.py`` trained its weights; ``DIGITS.md`` beside them says where the pictures are from.
+``scripts/train_demo.py`` trained its weights; ``DIGITS.md`` names the source of the pictures.
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ HERE = Path(__file__).parent
 
 
 def task() -> Task:
-    """The digits task: 256 training pictures to calibrate, 600 others to judge.
+    """The digits task: 256 training pictures for calibration, 600 held-out ones for evaluation.
 
     >>> demo = task()
     >>> demo.name, demo.samples(), demo.evaluate(demo.model).shape
     ('digits', 256, torch.Size([600]))
     """
     network = DigitNet()
-    # Stored in half precision to keep the package small; the float32 network is what they load as.
+    # Stored in half precision to keep the package small, and converted to float32.
     network.load_state_dict({k: v.float() for k, v in load_file(HERE / "weights.safetensors").items()})
     digits = load_file(HERE / "digits.safetensors")
     return Task(
@@ -57,6 +57,6 @@ def batches(pixels: Tensor, size: int = 64) -> Iterator[tuple[Tensor]]:
 
 
 def top1(predict: Predict, pixels: Tensor, labels: Tensor) -> Tensor:
-    """1 for every picture that is read right, 0 for the others: float32 [pictures]."""
+    """1 for every picture that is classified correctly, 0 for the others: float32 [pictures]."""
     pairs = zip(pixels.split(100), labels.split(100), strict=True)
     return torch.cat([predict(enlarge(x)).argmax(dim=1) == y for x, y in pairs]).float()

@@ -1,4 +1,4 @@
-"""The network of the demonstration: a residual network for handwritten digits of 32x32."""
+"""The network of the example: a residual network for handwritten digits of 32x32 pixels."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn

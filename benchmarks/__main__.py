@@ -16,6 +16,7 @@ BENCHES = {
     "calibration_cost": 4,
     "compress_time": 6,
     "quantize_cost": 3,
+    "startup": 1,
     "audit": 5,
     "architectures": 1,
     "per_tensor": 6,

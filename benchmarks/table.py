@@ -112,6 +112,7 @@ LINES: dict[str, tuple[str, str]] = {
         "at most 2.5 GiB",
     ),
     "llm_resume": ("kill at a random moment and resume, five times", "the same bytes each time"),
+    "startup": ("CPU time of `tersor --version` and of help, smallest…largest of 15 processes", "at most 0.4 s"),
     "architectures": (
         "architectures that `tersor inspect` and `int8-dynamic` take without configuration",
         "16 of 16",

@@ -1,18 +1,21 @@
 """Tersor: trained PyTorch networks made smaller and faster, and proved so by measurement."""
 
-from tersor import metrics
-from tersor.errors import TersorError
-from tersor.numerics import FORMATS, QTensor, QuantSpec
-from tersor.pipeline.compressed import Compressed
-from tersor.pipeline.folder.compress import compress_folder
-from tersor.pipeline.graph.compress import compress
-from tersor.pipeline.graph.outliers import outliers
-from tersor.pipeline.graph.recording import convert, prepare
-from tersor.pipeline.load import load
-from tersor.pipeline.modules.dynamic import dynamic_plan, quantize_dynamic
-from tersor.pipeline.modules.loops import prune_iteratively
-from tersor.recipe import Quantization, Recipe, Rule
-from tersor.task import Task
+from tersor.process import importing
+
+with importing():
+    from tersor import metrics
+    from tersor.errors import TersorError
+    from tersor.numerics import FORMATS, QTensor, QuantSpec
+    from tersor.pipeline.compressed import Compressed
+    from tersor.pipeline.folder.compress import compress_folder
+    from tersor.pipeline.graph.compress import compress
+    from tersor.pipeline.graph.outliers import outliers
+    from tersor.pipeline.graph.recording import convert, prepare
+    from tersor.pipeline.load import load
+    from tersor.pipeline.modules.dynamic import dynamic_plan, quantize_dynamic
+    from tersor.pipeline.modules.loops import prune_iteratively
+    from tersor.recipe import Quantization, Recipe, Rule
+    from tersor.task import Task
 
 __version__ = "0.1.0"
 

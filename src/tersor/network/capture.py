@@ -13,9 +13,10 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from tersor.errors import CaptureError
-from tersor.network.explain import explained, quiet, summary, where
+from tersor.network.explain import explained, summary, where
 from tersor.network.free_batch import agrees, free_batch, repeated
 from tersor.network.network import Network, finish, op_name, weight_node
+from tersor.process import quiet
 from tersor.task import Arguments
 
 _PASSING = {"detach", "alias", "lift_fresh_copy"}
@@ -100,7 +101,8 @@ def _doubled(value: Any) -> Any:
 
 
 def _export(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], dynamic: bool) -> Any:
-    batch = torch.export.Dim("batch", min=1)
+    with quiet():  # the first one imports what sets filters of warnings
+        batch = torch.export.Dim("batch", min=1)
     shapes: list[Any] = pytree.tree_map(
         lambda v: {0: batch} if dynamic and isinstance(v, Tensor) and v.ndim else None, list(values)
     )

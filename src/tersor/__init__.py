@@ -4,6 +4,8 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from tersor.process import importing
+
 if TYPE_CHECKING:
     from tersor import metrics
     from tersor.errors import TersorError
@@ -69,12 +71,13 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
     def __getattr__(name: str) -> Any:
         """A public name, or a module of the package (``tersor.metrics``)."""
-        if name in _DEFINED_IN:
-            return getattr(importlib.import_module(_DEFINED_IN[name]), name)
-        module = f"{__name__}.{name}"
-        if importlib.util.find_spec(module) is None:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return importlib.import_module(module)
+        with importing():
+            if name in _DEFINED_IN:
+                return getattr(importlib.import_module(_DEFINED_IN[name]), name)
+            module = f"{__name__}.{name}"
+            if importlib.util.find_spec(module) is None:
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return importlib.import_module(module)
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tersor.errors import MetricError
+from tersor.process import importing
 
 __all__ = [
     "bits_per_character",
@@ -249,7 +250,8 @@ def _correlation(name: str, predicted: Values, wanted: Values) -> float:
         if bool((x == x[0]).all()):
             raise MetricError(f"`{what}` is {x[0].item()} everywhere, and a constant has no correlation")
         series.append(x.numpy())
-    statistics = importlib.import_module("scipy.stats")  # here, since it takes a second
+    with importing():
+        statistics = importlib.import_module("scipy.stats")  # here, since it takes a second
     return float(getattr(statistics, name)(*series).statistic)
 
 
@@ -269,7 +271,8 @@ def _same_count(said: Sequence[Any], wanted: Sequence[Any]) -> None:
 
 def _library(module: str, what: str, package: str | None = None) -> Any:
     try:
-        return importlib.import_module(module)
+        with importing():
+            return importlib.import_module(module)
     except ImportError as error:
         raise MetricError(
             f'{what} needs {package or module}, which is not installed; run: pip install "tersor[metrics]"'

@@ -37,14 +37,6 @@ def test_codes_are_read_as_the_values_that_they_stand_for(name, granularity, sym
     torch.testing.assert_close(found, expected.mT if transposed else expected, rtol=1e-6, atol=1e-7)
 
 
-def test_zero_points_may_be_fractions():
-    """Half-quadratic quantization leaves them so."""
-    spec = QuantSpec("uint4", "group:4", symmetric=False)
-    codes = torch.randint(0, 16, (3, 8), dtype=torch.uint8)
-    value = QTensor(codes, torch.rand(3, 2) + 0.1, torch.rand(3, 2) * 20 - 2, spec)
-    torch.testing.assert_close(_computed(Codes("w", value).read()), value.dequantize(), rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("spec", "kind", "bits"),
     [

@@ -72,7 +72,7 @@ def test_it_stops_where_no_single_code_and_no_scale_would_help(spec, columns):
         for step in (-1, 1):
             codes = q.codes.clone().int()
             codes[:, k] = (codes[:, k] + step).clamp(spec.low, spec.high)
-            assert (errors(problem, replace(q, codes=codes).dequantize()) >= least * (1 - 1e-4)).all()
+            assert (errors(problem, replace(q, codes=codes.to(q.codes.dtype)).dequantize()) >= least * (1 - 1e-4)).all()
     for k in range(q.scale.shape[1]):
         for factor in (0.999, 1.001):
             scale = q.scale.clone()

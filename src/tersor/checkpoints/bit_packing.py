@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
-from tersor.errors import CheckpointError
-from tersor.numerics import QTensor, QuantSpec, pack, packed_bytes, unpack
+from tersor.errors import CheckpointError, NumericsError
+from tersor.numerics import QTensor, QuantSpec, expand, pack, packed_bytes, unpack
 
 
 def to_words(codes: Integer[Tensor, "rows n"], bits: int) -> Int[Tensor, "rows words"]:
@@ -137,7 +137,11 @@ def packed_weights(names: Iterable[str]) -> set[str]:
 def assembled(name: str, codes: Tensor, scale: Tensor, zeros: Tensor, size: int, symmetric: bool, bits: int) -> QTensor:
     """A weight from signed codes [out, in], scale and zero points [out, groups], all as they were stored.
 
-    Groups are of ``size``, or one a row if it is −1. Raises CheckpointError if they do not belong together.
+    Groups are of ``size``, or one a row if it is −1. A scale of 0, which some writers store for a group that is all
+    zero (or so small that FP16 has no other number), becomes 1 and the group's codes its zero point: the same values.
+
+    Raises:
+        CheckpointError: the parts do not belong together, or a scale is negative or not finite.
     """
     granularity = f"group:{size}" if size > 0 else "channel"
     stored = str(scale.dtype).removeprefix("torch.")
@@ -148,7 +152,14 @@ def assembled(name: str, codes: Tensor, scale: Tensor, zeros: Tensor, size: int,
             f"{name}: codes {tuple(codes.shape)} per {granularity}, scales {tuple(scale.shape)} and zero points "
             f"{tuple(zeros.shape)} do not belong together: the file is damaged, or config.json belongs to another one"
         )
-    return QTensor(codes.contiguous(), scale.float().contiguous(), zeros.float().contiguous(), spec)
+    scale, zeros = scale.float().contiguous(), zeros.float().contiguous()
+    if bool((scale == 0).any()):
+        codes = torch.where(expand(scale, codes.shape, spec.block) == 0, expand(zeros, codes.shape, spec.block), codes)
+        codes, scale = codes.to(spec.format.dtype), torch.where(scale == 0, 1.0, scale)
+    try:
+        return QTensor(codes.contiguous(), scale, zeros, spec)
+    except NumericsError as error:
+        raise CheckpointError(f"{name}: {error}; the file is damaged: download it again") from error
 
 
 def field(config: Mapping[str, Any], key: str) -> Any:

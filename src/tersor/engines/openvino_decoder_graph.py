@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tersor.engines.openvino_decoder_trace import Trace, trace
 from tersor.engines.openvino_weights import Codes, held
 from tersor.errors import EngineError
-from tersor.network.explain import quiet
 from tersor.numerics import QTensor
+from tersor.process import quiet
 
 Weights = Mapping[str, Tensor | QTensor]
 # The model's inputs.

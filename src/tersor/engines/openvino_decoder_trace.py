@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tersor.errors import EngineError
-from tersor.network.explain import explained, quiet
+from tersor.network.explain import explained
+from tersor.process import quiet
 
 # Any lengths will do that are told apart from each other and from 1.
 _BATCH, _TOKENS, _PAST = 2, 3, 5

@@ -5,8 +5,8 @@ from typing import Any
 from torch import fx
 
 from tersor.engines.program import exported
-from tersor.network.explain import quiet
 from tersor.network.network import Network, argument, op_name
+from tersor.process import quiet
 
 # Between our node's name and the converter's; names of in-place operators hold two underscores of their own.
 MARK = "__tersor__"

@@ -94,14 +94,11 @@ class Codes:
         return found
 
     def _zero_point(self) -> Any:
-        """In the codes' own type, unless it is a fraction or lies outside."""
+        """In the codes' own type: a zero point is one of them."""
         from openvino import opset13 as ops
 
-        zero, bits = self.zero, int(self.kind[1:])
-        assert zero is not None
-        if bool(((zero != zero.round()) | (zero < 0) | (zero >= 2**bits)).any()):
-            return ops.constant(zero.contiguous().numpy())
-        return ops.convert(_packed(zero.to(torch.int16), self.kind), "f32")
+        assert self.zero is not None
+        return ops.convert(_packed(self.zero.to(torch.int16), self.kind), "f32")
 
 
 def _like(t: Tensor, codes: Tensor) -> Tensor:

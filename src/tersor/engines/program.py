@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from tersor.network.explain import quiet
 from tersor.network.network import Network
+from tersor.process import quiet
 
 
 def exported(network: Network) -> Any:

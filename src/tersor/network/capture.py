@@ -13,9 +13,11 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from tersor.errors import CaptureError
-from tersor.network.explain import explained, quiet, summary, where
+from tersor.network.explain import explained, summary, where
 from tersor.network.free_batch import agrees, free_batch, repeated
 from tersor.network.network import Network, finish, op_name, weight_node
+from tersor.network.verify import verify
+from tersor.process import quiet
 from tersor.task import Arguments
 
 _PASSING = {"detach", "alias", "lift_fresh_copy"}
@@ -49,6 +51,11 @@ def capture(model: nn.Module, example: Arguments) -> Network:
         )
     names = tuple(example) if isinstance(example, Mapping) else ()
     values = tuple(example.values()) if isinstance(example, Mapping) else tuple(example)
+    return verify(_any_batch(model, values, names), "capture", CaptureError)
+
+
+def _any_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> Network:
+    """A network whose batch is dynamic if the model's code allows it."""
     doubled = tuple(_doubled(v) for v in values)
     try:
         return _captured(model, doubled, names, dynamic=True)
@@ -100,7 +107,8 @@ def _doubled(value: Any) -> Any:
 
 
 def _export(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], dynamic: bool) -> Any:
-    batch = torch.export.Dim("batch", min=1)
+    with quiet():  # the first one imports what sets filters of warnings
+        batch = torch.export.Dim("batch", min=1)
     shapes: list[Any] = pytree.tree_map(
         lambda v: {0: batch} if dynamic and isinstance(v, Tensor) and v.ndim else None, list(values)
     )
@@ -246,8 +254,9 @@ def _native_batch_norm(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) 
 
 
 def _titled(network: Network) -> Network:
-    """Give every operator the name a person would look for."""
+    """Give every operator the name a person would look for; of several alike, all but the first get a number."""
     used: Counter[str] = Counter()
+    names: list[str] = []
     for node in network.operators():
         weight, path = weight_node(node), node.meta.get("path", "")
         owner = str(weight.target).removesuffix(".weight") if weight is not None else ""
@@ -257,7 +266,15 @@ def _titled(network: Network) -> Network:
         else:
             name = f"{path}.{op_name(node)}" if path else op_name(node)
         used[name] += 1
-        node.meta["title"] = name if used[name] == 1 else f"{name}_{used[name]}"
+        names.append(name)
+    taken, count = set(names), Counter[str]()
+    for node, name in zip(network.operators(), names, strict=True):
+        count[name] += 1
+        node.meta["title"] = name if count[name] == 1 else f"{name}_{count[name]}"
+        while count[name] > 1 and node.meta["title"] in taken:
+            count[name] += 1
+            node.meta["title"] = f"{name}_{count[name]}"
+        taken.add(node.meta["title"])
     return network
 
 

@@ -1,31 +1,11 @@
 """What torch.export says of a model that it cannot take, in words that lead to the line at fault."""
 
-import logging
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from torch import fx
 
 from tersor.errors import CaptureError
-
-
-@contextmanager
-def quiet(*loggers: str) -> Iterator[None]:
-    """Silence warnings, and logs of the tracer and ``loggers``: what matters in them is in the error that is raised."""
-    found = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", *loggers)]
-    levels = [logger.level for logger in found]
-    try:
-        for logger in found:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(found, levels, strict=True):
-            logger.setLevel(level)
 
 
 def where(node: fx.Node) -> str:

@@ -135,6 +135,15 @@ def title(node: fx.Node) -> str:
     return str(node.meta.get("title", node.name))
 
 
+def free_title(network: Network, wanted: str) -> str:
+    """``wanted``, or the first of ``wanted_2``, ``wanted_3`` … that no node of the network has."""
+    taken, count, name = {title(n) for n in network.graph.nodes}, 1, wanted
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
+
+
 def op_name(node: fx.Node) -> str:
     """The operator's short name: ``conv2d``, ``add``, ``fake_quantize``."""
     target = node.target

@@ -13,6 +13,9 @@ from tersor.numerics.spec import QuantSpec
 from tersor.policy import Policy
 from tersor.recipe import Recipe, Rule
 
+# What becomes integers at a site: an operator's value, a layer's weight, or a layer's input anew at every call.
+KINDS = ("activation", "weight", "runtime")
+
 
 @dataclass(frozen=True)
 class Site:
@@ -26,6 +29,13 @@ class Site:
         group: sites of one group share their parameters; ``source``: it measures the group's range.
         reason: why it stands there.
         solver: who rounds a weight.
+
+    Raises:
+        RecipeError: a kind that is none of KINDS, a spec that is none, or an empty name.
+
+    >>> Site("fc", "linear", "wieght", QuantSpec("int8"), "minmax", "fc.weight")
+    Traceback (most recent call last):
+    tersor.errors.RecipeError: the site fc has the kind 'wieght', there are activation, weight, runtime
     """
 
     name: str
@@ -37,6 +47,15 @@ class Site:
     source: bool = True
     reason: str = ""
     solver: str = "rtn"
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise RecipeError(f"the site {self.name} has the kind {self.kind!r}, there are {', '.join(KINDS)}")
+        if not isinstance(self.spec, QuantSpec):
+            raise RecipeError(f"the site {self.name} has the spec {self.spec!r}, which is no QuantSpec")
+        for field in ("name", "node", "range", "group", "solver"):
+            if not getattr(self, field):
+                raise RecipeError(f"the site {self.name or self.node!r} has no {field}")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Planning: which edges and weights get which QuantSpec. Recipe × Policy × graph → Plan; no data is run."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import fx
 
+from tersor.errors import RecipeError
 from tersor.network.network import CONVOLUTIONS, LINEARS, TRANSPOSED, Network, groups_of, op_name, title, weight_node
 from tersor.network.planned import PlannedLayer, Site, planned_layers
 from tersor.network.roles import WEIGHTED, is_float_tensor, roles_of
@@ -17,11 +19,33 @@ class Plan:
     """Every site and every operator, in the order of the graph.
 
     ``runtime_group``: how many neighbours share a scale where a layer's input is quantized at run time; 0: a token's.
+
+    Raises:
+        RecipeError: two sites of one name (or node) and kind, a group of activations that no site measures, or an
+            operator that is planned twice.
     """
 
     sites: tuple[Site, ...]
     layers: tuple[PlannedLayer, ...]
     runtime_group: int = 0
+
+    def __post_init__(self) -> None:
+        for what, keys in (
+            ("the name", [(s.name, s.kind) for s in self.sites]),
+            ("the node", [(s.node, s.kind) for s in self.sites]),
+        ):
+            for (name, kind), count in Counter(keys).items():
+                if count > 1:
+                    raise RecipeError(f"{count} sites of kind {kind} have {what} {name}; it must be one's own")
+        for node, count in Counter(layer.node for layer in self.layers).items():
+            if count > 1:
+                raise RecipeError(f"the operator {node} is planned {count} times")
+        measured = {s.group for s in self.activations() if s.source}
+        for site in self.activations():
+            if site.group not in measured:
+                raise RecipeError(f"{site.name}: no site of its group {site.group} measures the group's range")
+        if self.runtime_group < 0:
+            raise RecipeError(f"a group of {self.runtime_group} neighbours at run time; give 0 or more")
 
     def activations(self) -> tuple[Site, ...]:
         return tuple(s for s in self.sites if s.kind == "activation")

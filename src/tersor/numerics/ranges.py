@@ -22,24 +22,26 @@ def expand(t: Tensor, shape: tuple[int, ...] | torch.Size, block: int) -> Tensor
     >>> expand(torch.tensor([[1.0, 2.0]]), (3, 5), block=3)
     tensor([[1., 1., 1., 2., 2.]])
     """
-    if t.ndim == 0:
-        return t
-    if t.ndim != len(shape):
-        raise _misfit(t, shape, block)
-    for dim, (have, want) in enumerate(zip(t.shape, shape, strict=True)):
-        if have in (1, want):
-            continue
-        if block < 1 or have != -(-want // block):
-            raise _misfit(t, shape, block)
-        t = t.repeat_interleave(block, dim).narrow(dim, 0, want)
+    if not fits(t.shape, shape, block):
+        raise NumericsError(
+            f"a scale of shape {tuple(t.shape)}, in groups of {block}, does not fit a tensor of shape "
+            f"{tuple(shape)}: Granularity.scale_shape tells the shape that does"
+        )
+    for dim, (have, want) in enumerate(zip(t.shape, shape, strict=True) if t.ndim else ()):
+        if have not in (1, want):
+            t = t.repeat_interleave(block, dim).narrow(dim, 0, want)
     return t
 
 
-def _misfit(t: Tensor, shape: tuple[int, ...] | torch.Size, block: int) -> NumericsError:
-    return NumericsError(
-        f"a scale of shape {tuple(t.shape)}, in groups of {block}, does not fit a tensor of shape "
-        f"{tuple(shape)}: Granularity.scale_shape tells the shape that does"
-    )
+def fits(scale: tuple[int, ...] | torch.Size, shape: tuple[int, ...] | torch.Size, block: int) -> bool:
+    """Whether ``expand`` takes a scale of that shape for a tensor of ``shape``.
+
+    >>> fits((3, 2), (3, 5), block=3), fits((3, 2), (3, 5), block=0)
+    (True, False)
+    """
+    pairs = zip(scale, shape, strict=False)
+    blocked = all(have in (1, want) or (block > 0 and have == -(-want // block)) for have, want in pairs)
+    return not len(scale) or (len(scale) == len(shape) and blocked)
 
 
 def reduce_range(x: Float[Tensor, "..."], spec: QuantSpec) -> tuple[Scale, Scale]:

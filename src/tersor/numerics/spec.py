@@ -42,6 +42,8 @@ class Granularity:
     size: int = 0
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise RecipeError(f"granularity {self.kind!r} is unknown: {', '.join(get_args(Kind))}")
         blocked = self.kind in ("group", "filters")
         sized = self.size >= 1 if blocked else self.size == 0
         if not sized or (self.axis and self.kind != "channel"):

@@ -16,8 +16,8 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from onnxscript.values import Op, Opset
 
 from tersor.errors import EngineError
-from tersor.network.explain import quiet
 from tersor.network.network import Network, op_name
+from tersor.process import quiet
 
 DOMAIN = "tersor"
 OPSET = 21

@@ -1,5 +1,6 @@
 """A large model as a list of blocks: found, not looked up in a table, and filled one at a time."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tersor.errors import CaptureError
 
@@ -67,25 +69,25 @@ def find_blocks(model: nn.Module) -> Blocks:
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """While inside, modules that are built have parameters without storage; their buffers are real.
+    """While inside, modules that this thread builds have parameters without storage; their buffers are real.
 
     >>> with parameters_on_meta():
     ...     layer = nn.BatchNorm1d(10**6)
     >>> layer.weight.device.type, layer.running_mean.device.type
     ('meta', 'cpu')
     """
-    original = nn.Module.register_parameter
+    builder = threading.get_ident()
 
-    def register(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
-            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
-        original(module, name, param)
+    def moved(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta or threading.get_ident() != builder:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    hook = register_module_parameter_registration_hook(moved)
     try:
         yield
     finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]
+        hook.remove()
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -1,14 +1,16 @@
 """A weight held as codes inside a module of the user's network."""
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor.errors import NumericsError
 from tersor.network.quantized.integer import Packed, row_codes, shifted_codes, wide_codes
-from tersor.numerics import QTensor, QuantSpec
+from tersor.numerics import QTensor, QuantSpec, unpack
 
 Product = Callable[[Tensor], Tensor]
 
@@ -36,9 +38,11 @@ class QuantizedWeight(nn.Module):
     def qtensor(self) -> QTensor:
         """The same as a QTensor."""
         zero = torch.zeros_like(self.scale) if self.zero_point is None else self.zero_point
-        if self.codes.shape == self.shape:
-            return QTensor(self.codes, self.scale, zero, self.spec)
-        return QTensor.unpacked(self.codes, self.shape, self.scale, zero, self.spec)
+        codes = self.codes
+        if codes.shape != self.shape:
+            codes = unpack(codes, self.spec.format.bits, prod(self.shape), self.spec.format.signed).reshape(self.shape)
+        # The parts were checked when they were taken in; a trace cannot look at them again.
+        return QTensor.trusted(codes, self.scale, zero, self.spec)
 
     def dequantize(self) -> Tensor:
         """The float32 weight that the codes stand for."""
@@ -99,6 +103,11 @@ class QuantizedWeight(nn.Module):
                     f"recipe; quantize the model with that one first (this layer: {self.spec})"
                 )
         super()._load_from_state_dict(state, prefix, *args)
+        held = self.qtensor()
+        try:
+            QTensor(held.codes, held.scale, held.zero_point, held.spec)
+        except NumericsError as error:
+            errors.append(f"{prefix.rstrip('.')}: {error}; the state_dict is damaged: save it again")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}

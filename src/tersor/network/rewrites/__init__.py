@@ -1,1 +1,45 @@
 """The same function in kinder numbers; every rewrite leaves the float output as it was."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from tersor.network.network import Network
+from tersor.network.rewrites.absorb import AbsorbBias
+from tersor.network.rewrites.decompose import Decompose
+from tersor.network.rewrites.equalize import Equalize
+from tersor.network.rewrites.fold_batchnorm import FoldBatchNorm
+from tersor.network.rewrites.fold_constants import FoldConstants
+from tersor.network.rewrites.fold_pad import FoldPad
+from tersor.network.rewrites.global_pool import GlobalPool
+from tersor.network.rewrites.hoist import HoistActivations
+from tersor.network.rewrites.smooth import Smooth
+from tersor.network.rewrites.unroll import Unroll
+from tersor.observers import Statistics
+
+__all__ = ["REWRITES", "Rewrite"]
+
+
+class Rewrite(Protocol):
+    """A network → one that computes the same; its input is not changed.
+
+    ``idempotent``: whether a second time changes nothing. Apply it with ``tersor.network.verify.rewritten``.
+    """
+
+    idempotent: bool
+
+    def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network: ...
+
+
+REWRITES: dict[str, Callable[..., Rewrite]] = {
+    "absorb_bias": AbsorbBias,
+    "decompose": Decompose,
+    "equalize": Equalize,
+    "fold_batchnorm": FoldBatchNorm,
+    "fold_constants": FoldConstants,
+    "fold_pad": FoldPad,
+    "global_pool": GlobalPool,
+    "hoist_activations": HoistActivations,
+    "smooth": Smooth,
+    "unroll": Unroll,
+}
+"""Every rewrite by name; what it is called with are its options."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -51,6 +52,7 @@ class AbsorbBias:
     """
 
     least: float = 0.05
+    idempotent: ClassVar[bool] = False
 
     def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network:
         """The network with its biases moved; ``statistics`` are of the layers' outputs, by graph name."""

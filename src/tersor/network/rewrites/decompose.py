@@ -1,8 +1,8 @@
 """Write activation functions in simpler operators, for engines that compute only those in integers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from torch import fx
 
@@ -14,10 +14,11 @@ class Decompose:
     """SiLU becomes x·sigmoid(x), where the engine's policy asks for it.
 
     Args:
-        names: the operator types to decompose.
+        names: the operator types to decompose; by default all that can be.
     """
 
-    names: frozenset[str]
+    names: frozenset[str] = field(default_factory=lambda: frozenset(RULES))
+    idempotent: ClassVar[bool] = True
 
     def __call__(self, network: Network, statistics: Any = None) -> Network:
         network = network.edit()

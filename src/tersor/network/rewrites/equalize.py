@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -49,6 +50,7 @@ class Equalize:
     floor: float = 1e-4
     rounds: int = 50
     tolerance: float = 1e-3
+    idempotent: ClassVar[bool] = False
 
     def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network:
         """The equalized network; a network without a space is returned with nothing changed."""

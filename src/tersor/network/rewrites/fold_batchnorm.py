@@ -1,7 +1,7 @@
 """Fold BatchNorm into the convolution or linear layer before it: W ← W·γ/σ, b ← (b − μ)·γ/σ + β."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -32,6 +32,8 @@ class FoldBatchNorm:
     >>> [n.name for n in folded.operators()]
     ['conv2d']
     """
+
+    idempotent: ClassVar[bool] = True
 
     def __call__(self, network: Network, statistics: Any = None) -> Network:
         network = network.edit()

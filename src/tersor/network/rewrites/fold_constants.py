@@ -1,7 +1,7 @@
 """A weight that the model computes from its parameters at every call is computed once."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, fx
 from torch.fx.node import map_arg
@@ -21,6 +21,8 @@ class FoldConstants:
     >>> [n.name for n in FoldConstants()(capture(net, (torch.zeros(1, 4),))).operators()]
     ['linear']
     """
+
+    idempotent: ClassVar[bool] = True
 
     def __call__(self, network: Network, statistics: Any = None) -> Network:
         network = network.edit()

@@ -1,7 +1,7 @@
 """Zero padding written as an operator of its own becomes the padding of the convolution behind it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import fx
 
@@ -16,6 +16,8 @@ class FoldPad:
 
     Padding that differs left and right cannot be said by ATen's convolution and stays an operator.
     """
+
+    idempotent: ClassVar[bool] = True
 
     def __call__(self, network: Network, statistics: Any = None) -> Network:
         network = network.edit()

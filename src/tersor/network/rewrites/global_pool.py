@@ -1,7 +1,7 @@
 """An average over the whole map, however it was written, becomes a global average pool, which engines know best."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, fx
 
@@ -14,6 +14,8 @@ class GlobalPool:
 
     With ``ceil_mode`` the window may be larger than the map, which some engines refuse.
     """
+
+    idempotent: ClassVar[bool] = True
 
     def __call__(self, network: Network, statistics: Any = None) -> Network:
         network = network.edit()

@@ -1,11 +1,11 @@
 """An activation function behind a concatenation moves before it, where it merges into the layers."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import fx
 
-from tersor.network.network import Network, finish, op_name, title
+from tersor.network.network import Network, finish, free_title, op_name, title
 
 # Functions of one value at a time: f(cat(a, b)) = cat(f(a), f(b)).
 _ELEMENTWISE = {
@@ -26,12 +26,17 @@ _ELEMENTWISE = {
 class HoistActivations:
     """Rewrite act(cat(a, b)) as cat(act(a), act(b)), as SqueezeNet's fire modules need it."""
 
+    idempotent: ClassVar[bool] = True
+
     def __call__(self, network: Network, statistics: Any = None) -> Network:
         network = network.edit()
-        for node in network.operators():
+        waiting = network.operators()
+        while waiting:
+            node = waiting.pop(0)
             source = node.args[0] if node.args else None
             if op_name(node) in _ELEMENTWISE and isinstance(source, fx.Node) and _only_read_by(source, node):
-                _hoist(network, node, source)
+                # What is joined may itself be a concatenation.
+                waiting += _hoist(network, node, source)
         return finish(network)
 
 
@@ -40,13 +45,16 @@ def _only_read_by(source: fx.Node, node: fx.Node) -> bool:
     return op_name(source) in ("cat", "concat") and len(source.users) == 1 and plain
 
 
-def _hoist(network: Network, node: fx.Node, source: fx.Node) -> None:
-    parts = []
+def _hoist(network: Network, node: fx.Node, source: fx.Node) -> list[fx.Node]:
+    """The activation functions that stand in the place of ``node``."""
+    parts: list[fx.Node] = []
     for k, part in enumerate(source.args[0]):  # type: ignore[arg-type]
         with network.graph.inserting_before(source):
             moved = network.graph.create_node("call_function", node.target, (part, *node.args[1:]), dict(node.kwargs))
-        moved.meta.update(val=part.meta.get("val"), title=title(node) if k == 0 else f"{title(node)}_{k + 1}")  # type: ignore[union-attr]
+        name = title(node) if k == 0 else free_title(network, title(node))
+        moved.meta.update(val=part.meta.get("val"), title=name)  # type: ignore[union-attr]
         parts.append(moved)
     source.update_arg(0, parts)
     node.replace_all_uses_with(source)
     network.graph.erase_node(node)
+    return parts

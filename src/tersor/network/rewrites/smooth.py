@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
@@ -52,6 +53,7 @@ class Smooth:
     """
 
     alpha: float | None = 0.5
+    idempotent: ClassVar[bool] = False
 
     def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network:
         """The smoothed network; ``statistics`` are of the layers' inputs, by graph name, channels last."""

@@ -82,7 +82,8 @@ def cap_of(node: fx.Node) -> float | None:
 def _space(values: list[fx.Node]) -> Space | None:
     """The space of these tied values, or None where one of them or of their readers forbids a scale."""
     producers = tuple(n for n in values if is_layer(n))
-    readers = dict.fromkeys((user, n) for n in values for user in n.users if user not in values)
+    # A layer whose output is added to its own input reads the space and writes it.
+    readers = dict.fromkeys((user, n) for n in values for user in n.users if is_layer(user) or user not in values)
     readers = [(user, n) for user, n in readers if op_name(user) != "sym_size"]
     if not producers or not readers or not all(is_layer(u) and u.args[0] is n for u, n in readers):
         return None

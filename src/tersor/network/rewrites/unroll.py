@@ -8,7 +8,7 @@ import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, fx
 from torch.fx.node import map_arg
@@ -65,6 +65,8 @@ def why_not(node: fx.Node) -> str | None:
 @dataclass(frozen=True)
 class Unroll:
     """Every recurrent operator of fixed length becomes linear layers and elementwise functions; the rest stay."""
+
+    idempotent: ClassVar[bool] = True
 
     def __call__(self, network: Network, statistics: Any = None) -> Network:
         if not any(op_name(n) in RECURRENT for n in network.operators()):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.errors import CaptureError, CheckpointError, EngineError
 from tersor.network.blocks.chain import Blocks, fill, find_blocks, parameters_on_meta
+from tersor.process import importing, logging_at
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class MetaModel:
             CheckpointError: tensors that are missing, or of another shape than config.json says.
         """
         self.folder = folder
-        with parameters_on_meta():
+        # transformers imports the class of the model only now.
+        with parameters_on_meta(), importing():
             self.model = (build() if build else _built(folder)).eval().requires_grad_(False)
         self.blocks: Blocks = find_blocks(self.model)
         self._sources = _sources(self.model, folder)
@@ -201,7 +203,8 @@ def import_transformers() -> Any:
         EngineError: it is not installed.
     """
     try:
-        import transformers
+        with importing():
+            import transformers
     except ImportError as error:
         raise EngineError("Hugging Face folders need transformers: pip install 'tersor[transformers]'") from error
     return transformers
@@ -237,10 +240,5 @@ def _natural(name: str) -> list[tuple[int, Any]]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """transformers' loggers say nothing while inside."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
+    with logging_at(logging.ERROR, "transformers"):
         yield
-    finally:
-        logger.setLevel(level)

@@ -5,14 +5,9 @@ from dataclasses import dataclass, replace
 from tersor.measure.environment import describe_environment, exact_int8
 from tersor.network.capture import capture
 from tersor.network.network import Network
-from tersor.network.rewrites import decompose
-from tersor.network.rewrites.fold_batchnorm import FoldBatchNorm
-from tersor.network.rewrites.fold_constants import FoldConstants
-from tersor.network.rewrites.fold_pad import FoldPad
-from tersor.network.rewrites.global_pool import GlobalPool
-from tersor.network.rewrites.hoist import HoistActivations
-from tersor.network.rewrites.unroll import Unroll
+from tersor.network.rewrites import REWRITES
 from tersor.network.sites import Plan, plan
+from tersor.network.verify import rewritten
 from tersor.policy import Policy
 from tersor.recipe import Recipe
 from tersor.task import Task
@@ -36,13 +31,13 @@ def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
     """Capture, fold and plan; no data is run."""
     recipe.check_graph()
     # Engines refuse some forms of a global pool, so the original takes this rewrite too.
-    original = GlobalPool()(capture(task.model, task.example))
+    original = rewritten(capture(task.model, task.example), REWRITES["global_pool"]())
     network = original
-    for rewrite in (FoldConstants(), FoldBatchNorm(), FoldPad(), HoistActivations()):
-        network = rewrite(network)
+    for name in ("fold_constants", "fold_batchnorm", "fold_pad", "hoist_activations"):
+        network = rewritten(network, REWRITES[name]())
     if recipe.activations.when != "static":
-        network = Unroll()(network)
-    network = decompose.Decompose(policy.decomposes)(network)
+        network = rewritten(network, REWRITES["unroll"]())
+    network = rewritten(network, REWRITES["decompose"](policy.decomposes))
     if not exact_int8(describe_environment(threads=1, precision="f32", packages=()).isa):
         policy = policy.without_vnni()
     return Prepared(original, network, plan(network, recipe, policy), policy)

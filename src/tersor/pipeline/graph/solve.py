@@ -14,10 +14,10 @@ from tersor.network.corrections.bias import CorrectBias
 from tersor.network.corrections.int32_bias import fit_biases
 from tersor.network.network import Network, argument, groups_of, op_name, walk
 from tersor.network.quantize import Range, quantize_network
-from tersor.network.rewrites.absorb import AbsorbBias
-from tersor.network.rewrites.equalize import Equalize
-from tersor.network.rewrites.smooth import Smooth, is_transformer, smoothable
+from tersor.network.rewrites import REWRITES
+from tersor.network.rewrites.smooth import is_transformer, smoothable
 from tersor.network.sites import Plan, Site
+from tersor.network.verify import rewritten
 from tersor.observers import OBSERVERS
 from tersor.observers.gram import Gram
 from tersor.pipeline.graph.batches import Batch, joined, keeping, passing, some
@@ -71,14 +71,13 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
         solutions = _solve_weights(task, recipe, prepared, ranges, hessians, bar.advance)
         ranges = _with_solved_inputs(prepared, ranges, solutions)
         weights = {name: s.qtensor for name, s in solutions.items()}
-        network = quantize_network(prepared.network, prepared.plan, ranges, weights)
+        network = rewritten(prepared.network, quantize_network, prepared.plan, ranges, weights)
     if recipe.bias_correction and calibration.means:
         with stages.stage("solve", "correcting biases", len(calibration.means)) as bar:
-            network = CorrectBias(calibration.means)(
-                network, one_batch(network, first, calibration.mean_samples), bar.advance
-            )
+            samples = one_batch(network, first, calibration.mean_samples)
+            network = rewritten(network, CorrectBias(calibration.means), samples, bar.advance)
     if prepared.policy.integer_biases:
-        network = fit_biases(network)
+        network = rewritten(network, fit_biases)
     return Solved(prepared, network, calibration, ranges, solutions, one_batch(network, first, 64))
 
 
@@ -90,12 +89,12 @@ def wants_equalization(recipe: Recipe, plan: Plan) -> bool:
 
 
 def _equalized(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Prepared:
-    for rewrite in (AbsorbBias(), Equalize()):  # a channel's constant part would count as its size
+    for name in ("absorb_bias", "equalize"):  # a channel's constant part would count as its size
         with stages.stage("calibrate", "equalizing layers") as bar:
             layers = [s.node for s in prepared.plan.weights()]
             batches = some(passing(task, prepared.network), recipe.correction_samples)
             probed = calibrate(prepared.network, prepared.plan, batches, extra=layers, on_batch=bar.at)
-            prepared = prepared.planned_again(rewrite(prepared.network, probed.statistics), recipe)
+            prepared = prepared.planned_again(rewritten(prepared.network, REWRITES[name](), probed.statistics), recipe)
     return prepared
 
 
@@ -122,7 +121,8 @@ def _smoothed(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) ->
             keep=0 if alpha is not None else TRIED,
             on_batch=bar.at,
         )
-        return prepared.planned_again(Smooth(alpha)(prepared.network, probed.statistics), recipe)
+        smoothed = rewritten(prepared.network, REWRITES["smooth"](alpha), probed.statistics)
+        return prepared.planned_again(smoothed, recipe)
 
 
 def observed_inputs(network: Network) -> list[str]:

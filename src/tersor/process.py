@@ -1,0 +1,110 @@
+"""State of the whole process that other libraries change on the way, and how it is left as it was found."""
+
+import logging
+import os
+import random
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+# What PyTorch's compiler writes into the environment when it is imported.
+_COMPILER = "TORCHINDUCTOR_"
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Silence warnings, and logs of PyTorch's tracer and of ``loggers``, while inside.
+
+    Filters of warnings, levels of loggers and the environment are afterwards what they were, whatever the code inside
+    imported, and also where several threads are inside at the same time.
+
+    >>> with quiet():
+    ...     warnings.warn("not shown", stacklevel=1)
+    """
+    with (
+        logging_at(logging.CRITICAL, "torch.fx.experimental.symbolic_shapes", *loggers),
+        _while_inside("warnings", partial(_filters_kept, silent=True)),
+        _while_inside("environment", _environment_kept),
+    ):
+        yield
+
+
+@contextmanager
+def logging_at(level: int, *loggers: str) -> Iterator[None]:
+    """Loggers at another level while inside."""
+    with ExitStack() as stack:
+        for name in loggers:
+            stack.enter_context(_while_inside(f"logger {name}", partial(_level_set, logging.getLogger(name), level)))
+        yield
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For imports of other libraries: filters of warnings and Python's random numbers stay what they were.
+
+    rich draws a random number when it is imported, scipy and sympy add filters, PyTorch's compiler sets a variable.
+    """
+    before = random.getstate()
+    try:
+        with _while_inside("imports", _filters_kept), _while_inside("environment", _environment_kept):
+            yield
+    finally:
+        random.setstate(before)
+
+
+class _WhileInside:
+    """Changes to the process that last while any thread is inside: the first makes one, the last takes it back.
+
+    Threads that each saved and restored the same state would restore what another had changed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside: Counter[str] = Counter()
+        self._undo: dict[str, Callable[[], object]] = {}
+
+    @contextmanager
+    def __call__(self, name: str, change: Callable[[], Callable[[], object]]) -> Iterator[None]:
+        """``change()`` makes the change called ``name`` and returns what takes it back."""
+        with self._lock:
+            if not self._inside[name]:
+                self._undo[name] = change()
+            self._inside[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside[name] -= 1
+                if not self._inside[name]:
+                    self._undo.pop(name)()
+
+
+_while_inside = _WhileInside()
+
+
+def _filters_kept(silent: bool = False) -> Callable[[], object]:
+    caught = warnings.catch_warnings()
+    caught.__enter__()
+    if silent:
+        warnings.simplefilter("ignore")
+    return lambda: caught.__exit__(None, None, None)
+
+
+def _level_set(logger: logging.Logger, level: int) -> Callable[[], object]:
+    before = logger.level
+    logger.setLevel(level)
+    return lambda: logger.setLevel(before)
+
+
+def _environment_kept() -> Callable[[], object]:
+    before = set(os.environ)
+
+    def remove_new() -> None:
+        for name in set(os.environ) - before:
+            if name.startswith(_COMPILER):
+                del os.environ[name]
+
+    return remove_new

@@ -4,8 +4,6 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from tersor.process import importing
-
 if TYPE_CHECKING:
     from tersor import metrics
     from tersor.errors import TersorError
@@ -71,6 +69,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
 
     def __getattr__(name: str) -> Any:
         """A public name, or a module of the package (``tersor.metrics``)."""
+        from tersor.process import importing
+
         with importing():
             if name in _DEFINED_IN:
                 return getattr(importlib.import_module(_DEFINED_IN[name]), name)

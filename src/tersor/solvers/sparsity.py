@@ -1,13 +1,16 @@
-"""Which weights may be removed, how many, and what came of it."""
+"""Which weights may be removed, how many, and the result; and what a pruner is."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tersor.errors import RecipeError
+from tersor.solvers.problem import LayerProblem
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,18 @@ class PrunedLayer:
     def sparsity(self) -> float:
         """The share of the weights that are zero."""
         return float((self.weight == 0).float().mean())
+
+
+class Pruner(Protocol):
+    """A frozen dataclass of options that makes weights of a layer zero."""
+
+    needs: ClassVar[tuple[str, ...]]  # the fields of LayerProblem that must be given
+
+    def __call__(self, problem: LayerProblem, sparsity: Sparsity) -> PrunedLayer: ...
+
+    def curve(self, problem: LayerProblem, shares: Sequence[float]) -> list[tuple[int, float]]:
+        """[(weights that stay, output error)] of each share of zeros."""
+        ...
 
 
 def columns_first(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ from torch import nn
 import tersor
 from tersor import Recipe
 from tersor.errors import CalibrationError, CaptureError, EngineError, RecipeError, TaskError
-from tersor.recipe import int8_weight
+from tersor.recipe import Quantization, int8_weight
+from tersor.solvers import SOLVERS
 
 EXAMPLE = (torch.zeros(1, 3, 8, 8),)
 BATCHES = [torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(k)) for k in range(3)]
@@ -125,6 +126,18 @@ def test_a_recipe_without_calibration_needs_no_data(model, recipe):
 def test_no_data_is_named(model, recipe):
     with pytest.raises(CalibrationError, match=r"prepared Sequential has seen no data.*100 to 1,000 samples"):
         tersor.convert(tersor.prepare(model, recipe, EXAMPLE, engine="torch"))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_table_tells_which_solvers_need_data(name):
+    weights = Quantization(format="int4", granularity="channel", solver=name)
+    recipe = Recipe(name=name, weights=weights, activations=Quantization(format="fp32"), bias_correction=False)
+    prepared = tersor.prepare(nn.Linear(8, 4).eval(), recipe, (torch.zeros(1, 8),), engine="torch")
+    if SOLVERS[name].needs:
+        with pytest.raises(CalibrationError, match=f"prepared Linear has seen no data, and the recipe {name} needs"):
+            tersor.convert(prepared)
+    else:
+        assert tersor.convert(prepared)(torch.ones(1, 8)).shape == (1, 4)
 
 
 @pytest.mark.parametrize(

@@ -116,10 +116,10 @@ class SparseGpt(_Pruner):
 def factored(w: Tensor, hessian: Tensor, damping: float, name: str) -> tuple[Tensor, Tensor, float]:
     """The factor of H⁻¹, a copy of the weight with zeros for inputs that are always zero, and the damping used."""
     hessian = hessian.clone()
-    dead = hessian.diagonal() == 0
-    hessian.diagonal()[dead] = 1
+    alive = _alive(w, hessian)
+    hessian.diagonal()[hessian.diagonal() == 0] = 1
     factor, used = inverse_factor(hessian, damping, name)
-    return factor, w.masked_fill(dead, 0.0), used
+    return factor, alive, used
 
 
 def prune_columns(
@@ -163,7 +163,7 @@ class ExactObs(_Pruner):
         total = round(sparsity.share * columns)
         # No row loses more than one and a half times its share.
         steps = min(columns, total + total // 2) if sparsity.pattern == "layer" else total
-        traced = eliminate(w, found, steps, group=sparsity.group)
+        traced = eliminate(_alive(w, hessian), found, steps, group=sparsity.group)
         counts = torch.full((rows,), total)
         if sparsity.pattern == "layer":
             counts = counts_of_rows(traced.losses, round(sparsity.share * w.numel()))
@@ -176,13 +176,18 @@ class ExactObs(_Pruner):
         for w, hessian in zip(weight.flatten(1).chunk(len(grams)), grams, strict=True):
             found, _ = inverse(hessian, self.damping, problem.name)
             power += float(((w @ hessian.float()) * w).sum(dtype=torch.float64))
-            traced = eliminate(w.contiguous(), found, w.shape[1])
+            traced = eliminate(_alive(w, hessian), found, w.shape[1])
             sums = torch.cat([torch.zeros(len(w), 1), traced.losses.cumsum(1)], 1)
             for k, share in enumerate(shares):
                 counts = counts_of_rows(traced.losses, round(share * w.numel()))
                 staying[k] -= int(counts.sum())
                 errors[k] += 2 * float(sums.gather(1, counts[:, None]).sum())
         return [(kept, error / power if power else 0.0) for kept, error in zip(staying, errors, strict=True)]
+
+
+def _alive(w: Tensor, hessian: Tensor) -> Tensor:
+    """The weights with zeros for inputs that are always zero: these cost nothing, and are removed first."""
+    return w.masked_fill(hessian.diagonal() == 0, 0.0)
 
 
 PRUNERS: dict[str, type[Pruner]] = {

@@ -204,3 +204,15 @@ def test_the_model_is_neither_copied_nor_changed(model):
     assert prepared.model is model
     assert not any(m.training for m in prepared.modules())
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (1, 2)])
+def test_randomness_is_of_the_recipes_seed_and_leaves_the_callers(model, seeds):
+    weights = Quantization(granularity="channel", rounding="stochastic")
+    results = []
+    for global_seed, seed in enumerate(seeds):
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        results.append(compressed(model, [(BATCHES[0],)], Recipe(weights=weights, seed=seed)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert equal(*results) == (seeds[0] == seeds[1])

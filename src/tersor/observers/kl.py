@@ -12,7 +12,7 @@ from tersor.observers.statistics import Statistics
 
 @dataclass(frozen=True)
 class KullbackLeibler:
-    """The threshold T on |x| whose quantized histogram has the least KL divergence from the original (Migacz, GTC 2017).
+    """The threshold T on |x| whose quantized histogram diverges least from the original by KL (Migacz, GTC 2017).
 
     2048 bins of |x| on [0, max|x|], see ``kl_threshold``. Exact zeros are left out: they are represented exactly for
     any T, and a ReLU's many zeros would hide the shape of all other values. Levels are the codes on the longer side of

@@ -10,7 +10,6 @@ from tersor.solvers.ask import (
     SOLVERS,
     Answer,
     Choice,
-    LayerRecord,
     ask,
     joint_choice,
     pruner_choice,
@@ -25,7 +24,7 @@ from tersor.solvers.gptq import Gptq
 from tersor.solvers.hqq import Hqq
 from tersor.solvers.obq import Obq
 from tersor.solvers.output_error import curve
-from tersor.solvers.problem import Geometry, LayerProblem, LayerSolution, Solver
+from tersor.solvers.problem import Geometry, LayerProblem, LayerRecord, LayerSolution, Solver
 from tersor.solvers.prune import PRUNERS
 from tersor.solvers.rtn import Rtn
 from tersor.solvers.sparse_gptq import SparseGptq

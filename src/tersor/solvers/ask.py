@@ -4,7 +4,6 @@ This is the only place where a solver is taken from the tables. A weight's value
 every error carries the layer's name.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from tersor.solvers.gptq import Gptq
 from tersor.solvers.hqq import Hqq
 from tersor.solvers.obq import Obq
 from tersor.solvers.output_error import measured_error
-from tersor.solvers.problem import LayerProblem, LayerSolution, Solver
+from tersor.solvers.problem import LayerProblem, LayerRecord, LayerSolution, Solver
 from tersor.solvers.prune import PRUNERS
 from tersor.solvers.rtn import Rtn
 from tersor.solvers.sparse_gptq import SparseGptq
@@ -107,7 +106,8 @@ def solver_choice(
     span = name_of(range)
     if is_solver(span):
         if solver != DEFAULT:
-            raise RecipeError(f"solver {name_of(solver)} takes the ranges {_spans(solver)}, not the solver {span}")
+            spans = " and ".join(_own_ranges(name_of(solver))[1]) or "of none"
+            raise RecipeError(f"solver {name_of(solver)} takes the ranges {spans}, not the solver {span}")
         solver, defaults = range, {}
     else:
         defaults = _range_option(solver, range)
@@ -170,61 +170,32 @@ def is_solver(range: str) -> bool:
 
 def weight_ranges() -> list[str]:
     """All names that ``range`` may have for weights."""
-    own = (a for s in SOLVERS.values() for o in _RANGE_OPTIONS if o in option_names(s) for a in allowed(s, o))
+    own = (span for name in SOLVERS for span in _own_ranges(name)[1])
     return list(dict.fromkeys([*own, *filter(is_solver, SOLVERS)]))
 
 
-def _range_option(solver: Named, range: Named) -> dict[str, Any]:
-    """The option of a solver that a recipe's range sets."""
-    name, span, given = name_of(solver), name_of(range), options_of(solver)
+def _own_ranges(name: str) -> tuple[str | None, tuple[str, ...]]:
+    """The option of a solver that a recipe's range sets, and its values; None and none for a solver without."""
     entry = found(SOLVERS, name, "solver")
     option = next((o for o in _RANGE_OPTIONS if o in option_names(entry)), None)
+    return option, allowed(entry, option) if option else ()
+
+
+def _range_option(solver: Named, range: Named) -> dict[str, Any]:
+    """The option of a solver, with its value, that a recipe's range sets."""
+    name, span, given = name_of(solver), name_of(range), options_of(solver)
+    option, spans = _own_ranges(name)
     if option is None:
         if span == UNSAID:  # as in a recipe that says nothing of ranges
             return {}
         raise RecipeError(f"solver {name} has no range to choose, so `range: {span}` has no meaning; leave it out")
-    if span not in (spans := allowed(entry, option)):
-        raise RecipeError(f"solver {name} takes the ranges {' and '.join(map(str, spans))}, not {span}")
+    if span not in spans:
+        raise RecipeError(f"solver {name} takes the ranges {' and '.join(spans)}, not {span}")
     if options_of(range):
         raise RecipeError(f"range {described(range)}: {span} has no options")
     if span != UNSAID and given.get(option, span) != span:
         raise RecipeError(f"solver {name}: its {option} is {given[option]} and `range` is {span}; name one of the two")
     return {option: span}
-
-
-def _spans(solver: Named) -> str:
-    entry = found(SOLVERS, name_of(solver), "solver")
-    return " and ".join(a for o in _RANGE_OPTIONS if o in option_names(entry) for a in allowed(entry, o)) or "of none"
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """One line of a report; what was not measured is None, and without a Gram matrix there is no output error.
-
-    Args:
-        name: the layer's.
-        method: the solver that was used, with its options.
-        bits: that the codes, scales and zero points take in a file.
-        sqnr_db: power of the weight over that of its error, in dB.
-        output_error: power of the output's error over that of the output, on the calibration data.
-        rtn_error: the same of rounding to nearest over the whole range, ``Rtn("minmax")``.
-        tokens: rows of input behind the Gram matrix.
-        damping: the share of the mean of diag H that was added to it.
-    """
-
-    name: str
-    method: str
-    bits: int
-    sqnr_db: float
-    output_error: float | None = None
-    rtn_error: float | None = None
-    tokens: int | None = None
-    damping: float | None = None
-
-    @property
-    def share(self) -> float | None:
-        """The output error as a share of rounding's: below 1 where the solver was worth its time."""
-        return self.output_error / self.rtn_error if self.output_error is not None and self.rtn_error else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,10 +245,7 @@ def ask(problem: LayerProblem, choice: Choice) -> Answer:
 
 
 def _check_finite(problem: LayerProblem) -> None:
-    given: Mapping[str, Tensor | None] = {
-        "weights": problem.weight, "inputs": problem.sample, "Gram matrix": problem.gram, "cross": problem.cross,
-    }  # fmt: skip
-    for what, values in given.items():
+    for what, values in (("weights", problem.weight), ("inputs", problem.sample), ("statistics", problem.gram)):
         if values is not None and not torch.isfinite(values).all():
             bad = int((~torch.isfinite(values)).sum())
             raise NumericsError(

@@ -96,6 +96,36 @@ class LayerSolution:
     tokens: int | None = None
 
 
+@dataclass(frozen=True)
+class LayerRecord:
+    """One line of a report; what was not measured is None, and without a Gram matrix there is no output error.
+
+    Args:
+        name: the layer's.
+        method: the solver that was used, with its options.
+        bits: that the codes, scales and zero points take in a file.
+        sqnr_db: power of the weight over that of its error, in dB.
+        output_error: power of the output's error over that of the output, on the calibration data.
+        rtn_error: the same of rounding to nearest over the whole range, ``Rtn("minmax")``.
+        tokens: rows of input behind the Gram matrix.
+        damping: the share of the mean of diag H that was added to it.
+    """
+
+    name: str
+    method: str
+    bits: int
+    sqnr_db: float
+    output_error: float | None = None
+    rtn_error: float | None = None
+    tokens: int | None = None
+    damping: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """The output error as a share of rounding's: below 1 where the solver was worth its time."""
+        return self.output_error / self.rtn_error if self.output_error is not None and self.rtn_error else None
+
+
 class Solver(Protocol):
     """A frozen dataclass of options that turns a LayerProblem into a LayerSolution.
 

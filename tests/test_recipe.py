@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from tersor.errors import RecipeError
 from tersor.numerics.formats import FORMATS
 from tersor.numerics.spec import QuantSpec
-from tersor.recipe import ACTIVATION_RANGES, PRESETS, WEIGHT_RANGES, Quantization, Recipe, Rule, resolve
+from tersor.recipe import PRESETS, Quantization, Recipe, Rule, activation_ranges, resolve, weight_ranges
 
 
 def quantizations(ranges):
@@ -25,12 +25,14 @@ def quantizations(ranges):
 
 globs = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=8)
 kept = st.builds(Rule, layer=globs, op=st.none() | globs, keep=st.sampled_from(["fp32", "fp16", "bf16"]))
-changed = st.builds(Rule, op=globs, weights=quantizations(WEIGHT_RANGES), activations=quantizations(ACTIVATION_RANGES))
+changed = st.builds(
+    Rule, op=globs, weights=quantizations(weight_ranges()), activations=quantizations(activation_ranges())
+)
 recipes = st.builds(
     Recipe,
     name=globs,
-    weights=quantizations(WEIGHT_RANGES),
-    activations=quantizations(ACTIVATION_RANGES),
+    weights=quantizations(weight_ranges()),
+    activations=quantizations(activation_ranges()),
     equalize=st.sampled_from(["auto", "on", "off"]),
     bias_correction=st.booleans(),
     correction_samples=st.integers(1, 10**6),
@@ -126,5 +128,6 @@ def test_recipes_are_values():
     ],
 )
 def test_what_gptq_would_ignore_is_refused(given):
-    with pytest.raises(ValueError, match=r"gptq takes the ranges minmax and mse|only weights are solved"):
+    words = r"gptq takes the ranges minmax and mse|gptq rounds to nearest|only weights are solved"
+    with pytest.raises(ValueError, match=words):
         Recipe(**given)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import FrozenInstanceError, fields
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tersor.errors import CalibrationError
 from tersor.numerics import QuantSpec, qparams
 from tersor.observers import OBSERVERS, MinMax, MovingAverage, Percentile, merge, observe
+from tersor.recipe import Quantization, Recipe
 
 SPECS = [
     QuantSpec("int8"),
@@ -22,8 +24,13 @@ SPECS = [
 
 
 @pytest.fixture(params=sorted(OBSERVERS))
-def observer(request):
-    return OBSERVERS[request.param]
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def observer(name):
+    return OBSERVERS[name]
 
 
 @pytest.fixture(params=SPECS, ids=str)
@@ -139,3 +146,13 @@ def test_range_takes_milliseconds(observer, spec):
         observer.range(s, spec)
     # Milliseconds; the bound is loose for a busy machine, and an O(bins²) loop takes half a second.
     assert (time.process_time() - begin) / 3 < 0.1
+
+
+def test_options_are_a_frozen_dataclass_that_a_recipe_writes_and_reads(name, observer):
+    with pytest.raises((FrozenInstanceError, AttributeError)):
+        observer.order_dependent = None
+    options = {f.name: getattr(observer, f.name) for f in fields(observer)}
+    recipe = Recipe(activations=Quantization(range={name: options}))
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert recipe.activations.observer() == observer
+    assert recipe.activations.when == "static"

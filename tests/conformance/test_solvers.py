@@ -1,13 +1,16 @@
 """Every entry of SOLVERS, the whole suite: what a user of any solver may rely on."""
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 
 import pytest
 import torch
 
+from tersor.errors import NumericsError
 from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
-from tersor.solvers import SOLVERS, Geometry, LayerProblem
+from tersor.recipe import Quantization, Recipe
+from tersor.solvers import SOLVERS, Geometry, LayerProblem, Rtn, ask, solver_choice
+from tersor.solvers.output_error import measured_error
 from tersor.solvers.patches import patches
 
 SPECS = [
@@ -39,8 +42,13 @@ def problem_of(weight: torch.Tensor, spec: QuantSpec) -> LayerProblem:
 
 
 @pytest.fixture(params=sorted(SOLVERS))
-def solver(request):
-    return SOLVERS[request.param]()
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def solver(name):
+    return SOLVERS[name]()
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -87,7 +95,7 @@ def test_dead_channels_stay_dead(solver):
     solution = solver(problem_of(weight, QuantSpec("int8", "channel")))
     after = solution.qtensor.dequantize()
     assert (after[2] == 0).all()
-    # A weight that is 0 may still make up for its neighbours' errors, where the inputs are known.
+    # A weight that is 0 may still compensate for its neighbours' errors, where the inputs are known.
     assert "gram" in solver.needs or (after[:, 3] == 0).all()
     assert solution.sqnr_db > 35
 
@@ -125,3 +133,45 @@ def test_curve_costs_more_for_less_error(solver):
     assert [bits for bits, _ in points] == [16 * 12 * b + scales for b in (2, 4, 8)]
     errors = [error for _, error in points]
     assert errors[0] > 2 * errors[1] > 200 * errors[2] > 0
+
+
+def test_inputs_that_are_always_zero_cost_nothing(solver):
+    problem = problem_of(drawn(6, 8), QuantSpec("int4", "channel"))
+    sample = problem.sample.clone()
+    sample[:, 2] = 0
+    problem = replace(problem, sample=sample, gram=Gram.of(sample[None]).hessian)
+    solution = solver(problem)
+    assert solution.qtensor.dequantize().isfinite().all()
+    assert measured_error(problem, solution) < 0.1
+
+
+def test_on_correlated_inputs_the_output_is_nearer_than_by_rounding(solver):
+    if "gram" not in solver.needs:
+        pytest.skip("it does not see the inputs' correlation")
+    for seed in range(3):
+        x = drawn(200, 24, seed=seed) @ drawn(24, 24, seed=seed + 10)
+        spec = QuantSpec("int3", "channel")
+        problem = LayerProblem("fc", drawn(16, 24, seed=seed + 20), spec, sample=x, gram=Gram.of(x[None]).hessian)
+        ours, plain = (measured_error(problem, s(problem)) for s in (solver, Rtn("minmax")))
+        assert ours < 0.97 * plain
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_names_the_layer(name, value):
+    weight = drawn(4, 6)
+    weight[1, 2] = value
+    problem = replace(problem_of(drawn(4, 6), QuantSpec("int4", "channel")), weight=weight)
+    with pytest.raises(NumericsError, match=r"^layer layer: 1 of its weights are NaN or infinite"):
+        ask(problem, solver_choice(name))
+
+
+def test_options_are_a_frozen_dataclass_that_a_recipe_writes_and_reads(name, solver):
+    assert is_dataclass(solver)
+    with pytest.raises((FrozenInstanceError, AttributeError)):
+        solver.seed = 1
+    options = {f.name: getattr(solver, f.name) for f in fields(solver)}
+    recipe = Recipe(weights=Quantization(solver={name: options}))
+    assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+    assert recipe.weights.choice().by == solver
+    assert Recipe(weights=Quantization(solver=name)).weights.solver == name
+    assert ask(problem_of(drawn(8, 5), QuantSpec("int4", "channel")), recipe.weights.choice()).record.method

@@ -5,10 +5,9 @@ import torch
 from eager_blocks import blocks, network, recorded
 from torch import nn
 
-from tersor.network.blocks.awq import GRID, awq_scales, clipped, read, smooth_scales
+from tersor.network.blocks.awq import GRID, awq_scales, read, smooth_scales
 from tersor.network.blocks.scale_transfers import apply, scale_transfers
 from tersor.numerics import QuantSpec, quantize_tensor
-from tersor.observers.gram import Gram
 
 INT4 = QuantSpec("int4", "channel")
 
@@ -133,27 +132,3 @@ def test_smoothing_is_the_formula():
     reach = torch.cat([block.norm(*args).detach() for args, _ in calls]).abs().amax(0)
     columns = torch.maximum(block.a.weight.detach().abs().amax(0), block.b.weight.detach().abs().amax(0))
     torch.testing.assert_close(scale, reach**0.3 / columns**0.7)
-
-
-@pytest.mark.parametrize("granularity", ["channel", "group:5"])
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_clipping_is_the_best_of_its_ranges(granularity, symmetric):
-    torch.manual_seed(0)
-    weight, x = torch.randn(3, 12) ** 3, torch.randn(50, 12) * torch.rand(12)
-    spec = QuantSpec("int3", granularity, symmetric=symmetric)
-    found = clipped(weight, Gram.of(x[None]), spec)
-    size = spec.block or 12
-    shrunk = 0
-    for row in range(3):
-        for k in range(0, 12, size):
-            w, part = weight[row : row + 1, k : k + size], x[:, k : k + size]
-            errors = {}
-            for ratio in (1 - 0.5 * i / GRID for i in range(GRID)):
-                low, high = (b * ratio for b in (w.amin().clamp(max=0), w.amax().clamp(min=0)))
-                q = quantize_tensor(w, QuantSpec("int3", "tensor", symmetric=symmetric), low, high).dequantize()
-                errors[ratio] = float(((q - w) @ part.T).square().sum())
-            best = min(errors, key=errors.get)
-            wanted = w.clamp(w.amin() * best, w.amax() * best)
-            torch.testing.assert_close(found[row : row + 1, k : k + size], wanted)
-            shrunk += best < 1
-    assert shrunk >= 2

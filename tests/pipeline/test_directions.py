@@ -61,7 +61,7 @@ def fitted(values: torch.Tensor, low: float, high: float) -> tuple[float, float]
         task_of(nn.Sequential(nn.Linear(1, 2)), (1,)), "int8-weight", "torch", report=False, progress=False
     ).network
     node = next(n.name for n in network.graph.nodes if n.op == "placeholder")
-    site = Site(node, node, "activation", QuantSpec("uint8", symmetric=False), "minmax", node)
+    site = Site(node, node, "activation", QuantSpec("uint8", symmetric=False), Quantization(), node)
     return fitted_input_ranges(network, Plan((site,), ()), {node: (low, high)}, (values.reshape(-1, 1),))[node]
 
 

@@ -9,7 +9,8 @@ from torch import nn
 import tersor
 from tersor import Recipe
 from tersor.errors import CalibrationError, CaptureError, EngineError, RecipeError, TaskError
-from tersor.recipe import int8_weight
+from tersor.recipe import Quantization, int8_weight
+from tersor.solvers import SOLVERS
 
 EXAMPLE = (torch.zeros(1, 3, 8, 8),)
 BATCHES = [torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(k)) for k in range(3)]
@@ -127,6 +128,18 @@ def test_no_data_is_named(model, recipe):
         tersor.convert(tersor.prepare(model, recipe, EXAMPLE, engine="torch"))
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_the_table_tells_which_solvers_need_data(name):
+    weights = Quantization(format="int4", granularity="channel", solver=name)
+    recipe = Recipe(name=name, weights=weights, activations=Quantization(format="fp32"), bias_correction=False)
+    prepared = tersor.prepare(nn.Linear(8, 4).eval(), recipe, (torch.zeros(1, 8),), engine="torch")
+    if SOLVERS[name].needs:
+        with pytest.raises(CalibrationError, match=f"prepared Linear has seen no data, and the recipe {name} needs"):
+            tersor.convert(prepared)
+    else:
+        assert tersor.convert(prepared)(torch.ones(1, 8)).shape == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("args", "kwargs", "error", "said"),
     [
@@ -191,3 +204,15 @@ def test_the_model_is_neither_copied_nor_changed(model):
     assert prepared.model is model
     assert not any(m.training for m in prepared.modules())
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize("seeds", [(1, 1), (1, 2)])
+def test_randomness_is_of_the_recipes_seed_and_leaves_the_callers(model, seeds):
+    weights = Quantization(granularity="channel", rounding="stochastic")
+    results = []
+    for global_seed, seed in enumerate(seeds):
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        results.append(compressed(model, [(BATCHES[0],)], Recipe(weights=weights, seed=seed)))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert equal(*results) == (seeds[0] == seeds[1])

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from tersor.errors import RecipeError
 from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
-from tersor.solvers import SOLVERS, Gptq, Hqq, LayerProblem, Obq, Rtn
+from tersor.solvers import SOLVERS, Gptq, Hqq, LayerProblem, Obq, Rtn, record
 from tersor.solvers.budget import allocate_bits
 from tersor.solvers.output_error import output_error
-from tersor.solvers.records import record
 
 LEVELS = ["int2", "int3", "int4", "int8"]
 

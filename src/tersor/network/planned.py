@@ -11,7 +11,8 @@ from tersor.network.rewrites.unroll import RECURRENT, why_not
 from tersor.network.roles import WEIGHTED, is_float_tensor
 from tersor.numerics.spec import QuantSpec
 from tersor.policy import Policy
-from tersor.recipe import Recipe, Rule
+from tersor.recipe import Quantization, Recipe, Rule
+from tersor.tables import name_of
 
 # What becomes integers at a site: an operator's value, a layer's weight, or a layer's input anew at every call.
 KINDS = ("activation", "weight", "runtime")
@@ -25,15 +26,15 @@ class Site:
         name: the layer's or value's name as people know it; unique with its kind.
         node: the graph name of the operator whose value (activation), weight, or input (runtime) this is.
         kind: ``activation``, ``weight``, or ``runtime``: a layer's input, quantized anew at every call.
-        spec: the QuantSpec; ``range``: the estimator of its range.
+        spec: the QuantSpec.
+        asked: what the recipe asks for there: the estimator of the range, or the solver of the weight.
         group: sites of one group share their parameters; ``source``: it measures the group's range.
         reason: why it stands there.
-        solver: who rounds a weight.
 
     Raises:
         RecipeError: a kind that is none of KINDS, a spec that is none, or an empty name.
 
-    >>> Site("fc", "linear", "wieght", QuantSpec("int8"), "minmax", "fc.weight")
+    >>> Site("fc", "linear", "wieght", QuantSpec("int8"), Quantization(), "fc.weight")
     Traceback (most recent call last):
     tersor.errors.RecipeError: the site fc has the kind 'wieght', there are activation, weight, runtime
     """
@@ -42,18 +43,27 @@ class Site:
     node: str
     kind: str
     spec: QuantSpec
-    range: str
+    asked: Quantization
     group: str
     source: bool = True
     reason: str = ""
-    solver: str = "rtn"
+
+    @property
+    def range(self) -> str:
+        """The name of the estimator of its range."""
+        return name_of(self.asked.range)
+
+    @property
+    def solver(self) -> str:
+        """The name of the solver of a weight."""
+        return name_of(self.asked.solver)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise RecipeError(f"the site {self.name} has the kind {self.kind!r}, there are {', '.join(KINDS)}")
         if not isinstance(self.spec, QuantSpec):
             raise RecipeError(f"the site {self.name} has the spec {self.spec!r}, which is no QuantSpec")
-        for field in ("name", "node", "range", "group", "solver"):
+        for field in ("name", "node", "group"):
             if not getattr(self, field):
                 raise RecipeError(f"the site {self.name or self.node!r} has no {field}")
 
@@ -90,7 +100,7 @@ def planned_layers(
             planned, reason = _precision(site.spec), site.reason
             if role == "stored":
                 planned, reason = "fp32", f"{site.reason}, stored in {site.spec.format.name}; arithmetic stays float"
-                if recipe.activations_by(rule).when == "runtime" and node.target not in EMBEDDINGS:
+                if recipe.activations_by(rule).when == "dynamic" and node.target not in EMBEDDINGS:
                     reason += f": fewer than the {policy.runtime_group} inputs that {policy.engine} quantizes together"
             weight_format = str(site.spec.format.name)
         elif role in ("arithmetic", "average"):
@@ -114,7 +124,7 @@ def planned_layers(
             planned, reason = rule.keep, f"kept by the rule ({rule})"
         else:
             planned, reason = "fp32", f"{policy.engine}: no integer {name} here"
-            if name in policy.layers and recipe.activations.when == "runtime":
+            if name in policy.layers and recipe.activations.when == "dynamic":
                 reason = "the activations of a convolution are quantized by a static recipe"
             if name in RECURRENT and (hindrance := why_not(node)):
                 reason = f"not written out in steps: {hindrance}"

@@ -8,7 +8,7 @@ from tersor.recipe import Recipe, Rule
 
 _NORMS = ("layer_norm", "rms_norm", "native_layer_norm")
 # What a layer is called by when its input is quantized.
-_LAYERS = {"static": "layer", "runtime": "runtime", "never": "stored"}
+_LAYERS = {"static": "layer", "dynamic": "runtime", "never": "stored"}
 WEIGHTED = tuple(_LAYERS.values())
 # What a residual stream passes through on its way; a class token is selected from it.
 _STREAM = frozenset(
@@ -40,7 +40,7 @@ def roles_of(
         elif name in policy.layers and weight_node(node) is not None:
             when = recipe.activations_by(rule).when
             # Run-time ranges are for matrix products: a convolution would take them for every window.
-            roles[node] = "float" if when == "runtime" and node.target not in LINEARS else _LAYERS[when]
+            roles[node] = "float" if when == "dynamic" and node.target not in LINEARS else _LAYERS[when]
             if roles[node] == "runtime" and _left_in_float(node, recipe.activations_by(rule).format, policy):
                 roles[node] = "stored"
         elif name in policy.arithmetic and node not in normalised and _both_activations(node):

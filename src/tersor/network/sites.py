@@ -157,7 +157,7 @@ def _activation_sites(
         source = roles.get(node) != "transparent"
         readers = ", ".join(sorted({op_name(u) for u in node.users if u.op == "call_function"})) or "the output"
         sites.append(
-            Site(name, node.name, "activation", spec, choice.range, groups[node], source, f"read by {readers}")
+            Site(name, node.name, "activation", spec, choice, groups[node], source, f"read by {readers}")
         )
     return sites
 
@@ -213,8 +213,8 @@ def _layer_sites(
     for node in operators:
         if roles[node] not in WEIGHTED:
             continue
-        choice = recipe.weights_by(rules[node])
-        spec = choice.spec(policy.weight)
+        wanted = recipe.weights_by(rules[node])
+        spec = wanted.spec(policy.weight)
         if node.target in TRANSPOSED and spec.granularity == Granularity.channel(0):
             axis = Granularity.channel(1) if groups_of(node) == 1 else Granularity.tensor()
             spec = QuantSpec(spec.format, axis, spec.symmetric, spec.rounding, spec.scale_dtype)
@@ -223,14 +223,16 @@ def _layer_sites(
         policy.check(title(node), "weights" if integer else "stored", spec)
         weight = weight_node(node)
         assert weight is not None
-        solver, reason = choice.solver, f"weight of {op_name(node)}"
-        if solver != "rtn" and node.target not in (*CONVOLUTIONS, *LINEARS):
-            solver, reason = "rtn", f"{reason}, rounded to nearest: it is no matrix product that {solver} could solve"
-        group = str(weight.target)
-        sites.append(Site(title(node), node.name, "weight", spec, choice.range, group, True, reason, solver))
+        reason = f"weight of {op_name(node)}"
+        solver = wanted.choice()
+        if solver.needs and node.target not in (*CONVOLUTIONS, *LINEARS):
+            reason += f", rounded to nearest: it is no matrix product that {solver.name} could solve"
+            wanted = wanted.without_data()
+        sites.append(Site(title(node), node.name, "weight", spec, wanted, str(weight.target), True, reason))
         if roles[node] == "runtime":
-            weight_spec, spec = spec, recipe.activations_by(rules[node]).spec(policy.runtime)
+            weight_spec, wanted = spec, recipe.activations_by(rules[node])
+            spec = wanted.spec(policy.runtime)
             policy.check_runtime(title(node), spec, weight_spec)
             reason = f"input of {op_name(node)}, quantized when it runs"
-            sites.append(Site(title(node), node.name, "runtime", spec, "runtime", node.name, True, reason))
+            sites.append(Site(title(node), node.name, "runtime", spec, wanted, node.name, True, reason))
     return sites

@@ -1,7 +1,7 @@
 """A stream of tensors → Statistics, a value that merges → a range.
 
-Every estimator reads the same Statistics, so one pass over the data feeds them all. EasyQuant, which needs a
-layer's weights, is a solver; what it samples of the inputs is ``Statistics.sample``.
+Every estimator reads the same Statistics, so one pass over the data serves them all. EasyQuant, which needs a layer's
+weights, is a solver.
 """
 
 from tersor.observers.admm import Admm
@@ -26,6 +26,7 @@ OBSERVERS: dict[str, Observer] = {
     "mse": MeanSquaredError(),
     "admm": Admm(),
 }
+"""All range estimators by name, with their default options; a recipe's ``range`` names one and may set its options."""
 
 __all__ = [
     "OBSERVERS",

@@ -1,8 +1,10 @@
 """The projection step of ADMM quantization: scale and codes in turn."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt
 
 from tersor.numerics import QuantSpec
 from tersor.observers.base import code_sides, cut, finer_than_bins, needs_codes, seen_range
@@ -15,9 +17,9 @@ class Admm:
     """``q = clip(round(x/α))``, ``α = Σxq / Σq²``, in turn until α is stable: a local minimum of ‖x − αq‖².
 
     α begins at ``max|x| / (levels · shrink)``; MNN's shrink is 2.5 for features (1.25 for weights), its limit
-    300 rounds. Where Σq² = 0 it stops and keeps α. Only the projection step of Leng et al., arXiv 1707.09870;
-    the whole method also trains the weights towards αq. Under an asymmetric spec the codes are shared out
-    between the signs as the extremes are. More codes than bins (int16): the extremes.
+    300 rounds. If Σq² = 0 it stops and keeps α. This is only the projection step of Leng et al., arXiv 1707.09870; the
+    whole method also trains the weights towards αq. With an asymmetric spec the codes are divided between the signs in
+    proportion to the extremes. With more codes than bins (int16) the range is that of the extremes.
 
     >>> import torch
     >>> from tersor.observers import observe
@@ -27,8 +29,8 @@ class Admm:
     (-127, 127)
     """
 
-    shrink: float = 2.5
-    rounds: int = 300
+    shrink: Annotated[float, Gt(0)] = 2.5
+    rounds: Annotated[int, Ge(0)] = 300
     order_dependent = False
 
     def range(self, statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
@@ -44,7 +46,7 @@ class Admm:
         for _ in range(self.rounds):
             midpoints = (code + 0.5) * alpha
             mass, shortfall = moments.below(midpoints)
-            # Sums over cells, by parts: Σ q·x and Σ q² from what lies below each midpoint.
+            # Summation by parts over the cells: Σ q·x and Σ q² from the moments below each midpoint.
             products = above * moments.first - (midpoints * mass - shortfall).sum()
             squares = above**2 * moments.total - ((2 * code + 1) * mass).sum()
             if squares <= 0:

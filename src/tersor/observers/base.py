@@ -1,4 +1,4 @@
-"""What every range estimator is, and the checks that all share."""
+"""The protocol of range estimators, and the checks that they share."""
 
 from typing import Protocol
 
@@ -13,32 +13,38 @@ class Observer(Protocol):
 
     @property
     def order_dependent(self) -> bool:
-        """True where the range depends on the order and the size of the batches."""
+        """Whether the range depends on the order and the size of the batches."""
         ...
 
     def range(self, statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
         """The range ``(low, high)`` to quantize the tensor in, ``low ≤ 0 ≤ high``.
 
-        Raises CalibrationError where this estimator knows no range for this spec.
+        Raises:
+            CalibrationError: for a spec that this estimator has no range for.
         """
         ...
 
 
 def seen_range(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
-    """The extremes seen, widened to hold 0; one-sided data would else push the zero point out of the codes.
+    """The extremes, widened to hold 0: the zero point of one-sided data would otherwise lie outside the codes.
 
-    Raises CalibrationError unless ``spec`` has one scale for the whole tensor.
+    Raises:
+        CalibrationError: unless ``spec`` has one scale for the whole tensor.
     """
     if spec.granularity.kind != "tensor":
         raise CalibrationError(
-            f"an activation has one range, {spec.format.name} per {spec.granularity} asks for many: use "
-            "granularity tensor, or scales that are computed at run time"
+            f"an activation has one calibrated range, and {spec.format.name} per {spec.granularity} needs several: use "
+            "granularity tensor, or `range: dynamic`, which computes scales at every call"
         )
     return min(statistics.min, 0.0), max(statistics.max, 0.0)
 
 
 def needs_codes(spec: QuantSpec, name: str) -> None:
-    """Raises CalibrationError for formats whose codes are not evenly spaced integers with a zero."""
+    """Refuse formats whose codes are not evenly spaced integers with a zero.
+
+    Raises:
+        CalibrationError: naming the format.
+    """
     if spec.format.kind != "int":
         raise CalibrationError(
             f"{name} chooses ranges for integer codes, {spec.format.name} has none: use minmax, ema or "
@@ -47,7 +53,7 @@ def needs_codes(spec: QuantSpec, name: str) -> None:
 
 
 def finer_than_bins(spec: QuantSpec) -> bool:
-    """True for int16: its steps are finer than the histogram, which cannot say what clipping would gain."""
+    """Whether the format has more codes than the histogram has bins (int16), so that clipping cannot be evaluated."""
     return spec.high - spec.low >= BINS
 
 
@@ -61,7 +67,7 @@ def cut(low: float, high: float, threshold: float) -> tuple[float, float]:
 
 
 def code_sides(low: float, high: float, spec: QuantSpec) -> tuple[int, int]:
-    """How many codes lie below and above that of 0, for a range.
+    """The numbers of codes below and above that of 0, for a range.
 
     >>> code_sides(-1.0, 3.0, QuantSpec("int8")), code_sides(0.0, 3.0, QuantSpec("uint8"))
     ((127, 127), (0, 255))

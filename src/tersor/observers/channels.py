@@ -10,10 +10,10 @@ _CHUNK = 2**18  # elements that stay in the cache between passes; measured
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """What equalization and bias correction ask of a tensor, one value a channel.
+    """The statistics for equalization and bias correction, one value for each channel.
 
     Attributes:
-        count: values a channel.
+        count: values in each channel.
         min, max: float32 ``[channels]``, exact.
         total, squares: float64 ``[channels]``, Σx and Σx² over every value. Each sample's sum is taken in
             float32, so the variance of a channel whose mean is a thousand times its deviation is noise.
@@ -37,11 +37,11 @@ class Channels:
 
     @property
     def var(self) -> Tensor:
-        """The variance of what was seen (divided by the count), float64 ``[channels]``, never negative."""
+        """The variance (divided by the count), float64 ``[channels]``, never negative."""
         return (self.squares / self.count - self.mean.square()).clamp(min=0.0)
 
     def merged(self, other: "Channels") -> "Channels | None":
-        """Both together; None where the number of channels differs."""
+        """Both together; None if the numbers of channels differ."""
         if self.min.shape != other.min.shape:
             return None
         return Channels(

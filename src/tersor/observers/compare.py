@@ -17,13 +17,13 @@ from tersor.observers.statistics import Statistics
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one estimator chose and what it costs.
+    """The range of one estimator and its error.
 
     Attributes:
         observer: its name.
-        low, high: its range; None where it knows none for this spec, and ``note`` says why.
+        low, high: its range; None if it has none for this spec, and ``note`` is the reason.
         mse: mean of (x − q(x))² over the histogram, zeros included, in the unit of x squared.
-        sqnr_db: 10·log10 of mean x² over mse; None where either is 0.
+        sqnr_db: 10·log10 of mean x² over mse; None if either is 0.
         clipped: the share of values outside the range.
     """
 
@@ -62,7 +62,7 @@ def range_error(statistics: Statistics, spec: QuantSpec, low: float, high: float
 
 
 def _cast_error(histogram: Histogram, spec: QuantSpec, low: float, high: float) -> float:
-    """For floats and levels, whose grids are not even: at the middle of each bin."""
+    """The error of floats and levels, whose grids are not uniform: at the middle of each bin."""
     used = np.flatnonzero(histogram.counts)
     middle = (histogram.edges[used] + histogram.width / 2).clip(low, high)
     quantized = (

@@ -11,9 +11,8 @@ from tersor.observers.statistics import Statistics
 class MovingAverage:
     """``r ← m·r + (1 − m)·batch`` over the batches' minima and maxima, beginning with the first batch's.
 
-    MNN's m of 0.99 is the default of ``observe``, which keeps the average. It depends on the order and the
-    size of the batches, and with a hundred batches the first still weighs a third. Jacob et al.,
-    arXiv 1712.05877.
+    ``observe`` keeps the average; its default m is MNN's 0.99. The range depends on the order and the size of the
+    batches, and after a hundred batches the first still has a weight of a third. Jacob et al., arXiv 1712.05877.
 
     >>> import torch
     >>> from tersor.observers import observe

@@ -1,4 +1,4 @@
-"""H = 2·X·Xᵀ of a layer's inputs, from which every second-order solver starts."""
+"""H = 2·X·Xᵀ of a layer's inputs, which every second-order solver uses."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,8 @@ class Gram:
     """The Hessian of ‖WX − ŴX‖² for every row of W, accumulated over batches.
 
     Attributes:
-        hessian: ``[groups, in, in]`` float32, divided by the rows that were seen: 2·mean(x·xᵀ).
-        rows: how many tokens or positions were counted; padded ones are not.
+        hessian: ``[groups, in, in]`` float32, divided by the number of rows: 2·mean(x·xᵀ).
+        rows: the number of tokens or positions, without padding.
     """
 
     hessian: Float[Tensor, "groups columns columns"]
@@ -24,10 +24,10 @@ class Gram:
 
     @classmethod
     def of(cls, x: Float[Tensor, "groups rows columns"], token_mask: Bool[Tensor, " rows"] | None = None) -> "Gram":
-        """The Gram matrix of one batch; float32 products whatever the inputs' format.
+        """The Gram matrix of one batch, in float32 for inputs of any format.
 
         Raises:
-            CalibrationError: where an input is NaN or infinite.
+            CalibrationError: if an input is NaN or infinite.
 
         >>> gram = Gram.of(torch.tensor([[[1.0, 2.0], [3.0, 0.0]]]))
         >>> gram.hessian.tolist(), gram.rows
@@ -39,7 +39,7 @@ class Gram:
         found = _product(x[0], x[0])[None] if len(x) == 1 else x.float().transpose(1, 2) @ x.float()
         if not torch.isfinite(found).all():
             bad = int((~torch.isfinite(x)).sum())
-            raise CalibrationError(f"{bad} of the layer's inputs are NaN or infinite, so that nothing can be solved")
+            raise CalibrationError(f"{bad} of the layer's inputs are NaN or infinite")
         return cls(found.mul_(2 / max(rows, 1)), rows)
 
     @classmethod
@@ -56,7 +56,7 @@ class Gram:
         return cls(_product(a.detach(), b.detach()).mul_(2 / max(len(a), 1))[None], len(a))
 
     def merged(self, other: "Gram") -> "Gram":
-        """Both together, each counting as its rows."""
+        """Both together, each weighted by its rows."""
         rows = self.rows + other.rows
         return Gram(torch.lerp(self.hessian, other.hessian, other.rows / max(rows, 1)), rows)
 
@@ -64,8 +64,8 @@ class Gram:
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """aᵀ·b, float32.
 
-    Values of BF16 lose nothing where a processor multiplies them as such and adds in float32, which is twice as fast;
-    PyTorch offers that as a lower precision of float32 products.
+    Products of BF16 values added in float32 are exact, and twice as fast on processors that have them; PyTorch offers
+    them as a lower precision of float32 products.
     """
     precision = torch.get_float32_matmul_precision()
     exact = a.dtype == b.dtype == torch.bfloat16

@@ -12,13 +12,12 @@ from tersor.observers.statistics import Statistics
 
 @dataclass(frozen=True)
 class KullbackLeibler:
-    """The threshold T on |x| at which the quantized histogram tells the original one best (Migacz, GTC 2017).
+    """The threshold T on |x| whose quantized histogram diverges least from the original by KL (Migacz, GTC 2017).
 
-    2048 bins of |x| on [0, max|x|], see ``kl_threshold``. The zero bin: exact zeros are left out, since they
-    are represented exactly at any T, and a ReLU's spike of them would hide the shape of all else; small
-    values that are not zero stay. Levels are the codes on the longer side of zero: 128 for symmetric int8,
-    256 for one-sided data in 256 codes, in between for an asymmetric spec of two-sided data. A format of 2048
-    levels or more (int16) clips nothing.
+    2048 bins of |x| on [0, max|x|], see ``kl_threshold``. Exact zeros are left out: they are represented exactly for
+    any T, and a ReLU's many zeros would hide the shape of all other values. Levels are the codes on the longer side of
+    zero: 128 for symmetric int8, 256 for one-sided data in 256 codes, in between for an asymmetric spec with two-sided
+    data. A format of 2048 levels or more (int16) clips nothing.
 
     >>> import torch
     >>> from tersor.observers import observe

@@ -1,4 +1,4 @@
-"""The extremes themselves."""
+"""The extremes."""
 
 from dataclasses import dataclass
 

@@ -14,13 +14,12 @@ _OCTAVES, _PER_OCTAVE = 12, 8
 
 @dataclass(frozen=True)
 class MeanSquaredError:
-    """The range minimising ``Σ (x − q(x))²`` over the histogram, rounding and clipping together.
+    """The range that minimises ``Σ (x − q(x))²`` over the histogram, rounding and clipping together.
 
-    Symmetric specs and one-sided data have one threshold to find: a geometric grid, then a fine one around
-    its best. An asymmetric spec of two-sided data has two: a coarse grid of pairs, then one at a time until
-    neither moves. The idea is that of Banner et al.,
-    arXiv 1810.05723, on the measured instead of an assumed distribution. More codes than
-    bins (int16): the extremes.
+    Symmetric specs and one-sided data have one threshold: it is searched on a geometric grid, then on a fine one around
+    the best. An asymmetric spec with two-sided data has two: a coarse grid of pairs, then one threshold at a time until
+    neither moves. The idea is that of Banner et al., arXiv 1810.05723, on the measured instead of an assumed
+    distribution. With more codes than bins (int16) the range is that of the extremes.
 
     >>> import torch
     >>> from tersor.observers import observe
@@ -58,8 +57,8 @@ def _one_sided(moments: Moments, largest: float, levels: int) -> float:
 def _two_sided(moments: Moments, low: float, high: float, spec: QuantSpec) -> tuple[float, float]:
     """Searches the end T of the longer side and the number m of codes on the shorter one.
 
-    Their grid, ``s = T / (codes − m)``, is just the one that ``qparams`` makes of ``(−m·s, T)``: with the
-    zero point whole from the start, no rounding of it spoils the search.
+    Their grid, ``s = T / (codes − m)``, is the one that ``qparams`` makes of ``(−m·s, T)``: the zero point is a whole
+    number from the start, so that the search does not depend on its rounding.
     """
     codes = spec.high - spec.low
     major, minor = max(-low, high), min(-low, high)
@@ -69,12 +68,12 @@ def _two_sided(moments: Moments, low: float, high: float, spec: QuantSpec) -> tu
         scale = ends / (codes - fewer)
         sides = (fewer, codes - fewer) if high >= -low else (codes - fewer, fewer)
         error = grid_error(moments, scale, *sides)
-        error[(ends > major) | (fewer * scale > minor + scale)] = np.inf  # more than a code beyond all values
+        error[(ends > major) | (fewer * scale > minor + scale)] = np.inf  # more than one code beyond all values
         k = error.argmin()
         return float(ends[k]), float(fewer[k])
 
     ends = major * np.exp2(-np.arange(_OCTAVES * 4) / 4)
-    whole = np.rint(codes * minor / (minor + ends))  # the shorter side kept whole, or shrunk alike, or lost
+    whole = np.rint(codes * minor / (minor + ends))  # the shorter side kept, shrunk in proportion, or dropped
     end, fewer = best(ends, np.stack((whole, np.full_like(whole, whole[0]), np.zeros_like(whole))))
     for octaves in (0.5, 0.125):
         steps = np.exp2(octaves * np.linspace(-1, 1, 17))

@@ -1,4 +1,4 @@
-"""The range that holds nearly all values."""
+"""The range of nearly all values."""
 
 from dataclasses import dataclass
 
@@ -41,7 +41,7 @@ class Percentile:
         below = np.concatenate(([0], np.cumsum(histogram.magnitudes))) + histogram.zeros
         wanted = histogram.total * self.percent / 100
         k = int(np.searchsorted(below, wanted))
-        if k == 0:  # so many zeros that nothing else lies inside: the first bin is all that is left
+        if k == 0:  # the zeros alone reach the percentile: the range is the first bin
             return cut(low, high, histogram.width)
         threshold = (k - 1 + (wanted - below[k - 1]) / (below[k] - below[k - 1])) * histogram.width
         return cut(low, high, float(threshold))

@@ -1,4 +1,4 @@
-"""Is the calibration data itself good enough? Judged from what was gathered of all sites."""
+"""Whether the calibration data itself is good enough, from the statistics of all sites."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from tersor.observers.statistics import Statistics
 
 @dataclass(frozen=True)
 class CalibrationQuality:
-    """What is to be said about the calibration data.
+    """The assessment of the calibration data.
 
     Attributes:
-        samples: how many were seen.
-        moved: for each site the share of its final range that only the second half of the data added.
-            None where one sample is all there was.
-        repeated: the share of samples that were there before.
-        warnings: in plain words, each with what to do; empty if the data is good.
+        samples: their number.
+        moved: for each site the share of its final range that only the second half of the data added; None if there was
+            one sample.
+        repeated: the share of samples that repeat earlier ones.
+        warnings: each with its remedy; empty if the data is good.
     """
 
     samples: int
@@ -34,16 +34,16 @@ def assess(
     most: float = 0.5,
     often: float = 0.01,
 ) -> CalibrationQuality:
-    """The verdict on the calibration data, from the statistics of all sites.
+    """Assess the calibration data by the statistics of all sites.
 
     Args:
         few: fewer samples than this are too few; 100 to 1,000 are usual.
-        far: a range that the second half widened by more than this share of its final width moved far.
-        most: the share of sites that may have moved far; extremes creep on for ever.
+        far: a range moved far if the second half widened it by more than this share of its final width.
+        most: the share of sites that may have moved far; extremes always grow a little.
         often: the share of samples that may be repetitions.
 
     Raises:
-        CalibrationError: there is no site.
+        CalibrationError: if there is no site.
 
     >>> import torch
     >>> from tersor.observers import observe
@@ -56,12 +56,12 @@ def assess(
     """
     if not sites:
         raise CalibrationError(
-            "no statistics to judge: no site was calibrated; does the recipe quantize anything?"
+            "no statistics to assess: no site was calibrated; check that the recipe quantizes activations"
         )
-    # Most tensors have a row for each sample; a few fold other dimensions into the first or have none.
+    # Most tensors have a row for each sample; a few merge other dimensions into the first or have none.
     samples = mode(s.rows for s in sites.values())
     moved = {name: _moved(s) for name, s in sites.items()}
-    # A repeated sample repeats everywhere; a tensor that is poor in values repeats by itself.
+    # A repeated sample repeats in every tensor; a tensor with few values repeats without it.
     repeated = min(s.fingerprints.repeated for s in sites.values())
     warnings = []
     if samples < few:

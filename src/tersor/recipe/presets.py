@@ -46,7 +46,7 @@ def int16_dynamic() -> Recipe:
 
 
 def _at_run_time(name: str, format: str) -> Recipe:
-    activations = Quantization(format=format, range="runtime")
+    activations = Quantization(format=format, range="dynamic")
     return Recipe(name=name, activations=activations, bias_correction=False)
 
 

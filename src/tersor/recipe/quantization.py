@@ -1,17 +1,19 @@
 """How the weights or the activations of a layer are quantized, as a recipe says it."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-from tersor.errors import TersorError
+from tersor.errors import RecipeError, TersorError
 from tersor.numerics.formats import FORMATS
 from tersor.numerics.spec import Granularity, QuantSpec
+from tersor.observers import OBSERVERS, Observer
+from tersor.solvers.ask import SOLVERS, Choice, is_solver, solver_choice, weight_ranges
+from tersor.tables import Named, checked, made, name_of, nearest, options_of, parsed
 
-# ``awq``: clipped where the layer's outputs suffer least, of language models.
-WEIGHT_RANGES = ("minmax", "mse", "easyquant", "awq")
-# ``runtime``: taken from the tensor itself whenever it is computed.
-ACTIVATION_RANGES = ("minmax", "ema", "percentile", "kl", "mse", "admm", "easyquant", "runtime")
+# The range of activations whose scale is taken from the tensor itself at every call; earlier versions wrote `runtime`.
+DYNAMIC = "dynamic"
+_OLD_NAMES = {"runtime": DYNAMIC}
 
 
 class Strict(BaseModel):
@@ -23,19 +25,24 @@ class Strict(BaseModel):
 class Quantization(Strict):
     """How the weights or the activations are quantized; ``auto`` leaves a field to the engine's policy.
 
-    ``solver`` is for weights: ``rtn`` rounds each to nearest, ``gptq`` against calibrated inputs of its layer. Folders
-    of language models also take ``obq``, ``adaround`` and ``hqq``.
+    ``solver`` is for weights: an entry of ``tersor.solvers.SOLVERS``, alone or with its options. ``rtn`` rounds each
+    weight to nearest; ``gptq`` solves them against calibrated inputs of their layer. ``range`` of weights is an option
+    of the solver (``minmax``, ``mse``), or a solver that is known as a range (``easyquant``, ``awq``); ``range`` of
+    activations is an entry of ``tersor.observers.OBSERVERS``, or ``dynamic``: taken from the tensor itself at every
+    call.
 
     >>> Quantization(format="int8", granularity="channel").spec(QuantSpec("int8")).granularity.kind
     'channel'
+    >>> Quantization(format="int4", solver={"gptq": {"damping": 0.02}}).choice().by.damping
+    0.02
     """
 
     format: str = "auto"
     granularity: str = "auto"
     symmetric: bool | None = None
-    range: str = "minmax"
+    range: Named = "minmax"
     rounding: Literal["nearest", "stochastic"] = "nearest"
-    solver: Literal["rtn", "gptq", "obq", "adaround", "hqq"] = "rtn"
+    solver: Named = "rtn"
 
     @field_validator("format")
     @classmethod
@@ -54,18 +61,86 @@ class Quantization(Strict):
             raise ValueError(str(error)) from error
         return value
 
-    @field_validator("range")
+    @field_validator("range", mode="before")
     @classmethod
-    def _known_range(cls, value: str) -> str:
-        if value not in (*ACTIVATION_RANGES, *WEIGHT_RANGES):
-            known = dict.fromkeys(ACTIVATION_RANGES + WEIGHT_RANGES)
-            raise ValueError(f"unknown range {value!r}; one of {', '.join(known)}")
-        return value
+    def _known_range(cls, value: Any) -> Named:
+        try:
+            named = parsed(value, "range")
+            named = _OLD_NAMES.get(named, named) if isinstance(named, str) else named
+            known = dict.fromkeys([*activation_ranges(), *weight_ranges()])
+            if (name := name_of(named)) not in known:
+                raise RecipeError(f"unknown range {name!r}{nearest(name, known)}; one of {', '.join(known)}")
+            return checked(OBSERVERS if name in OBSERVERS else SOLVERS, named, "range") if options_of(named) else named
+        except TersorError as error:
+            raise ValueError(str(error)) from error
+
+    @field_validator("solver", mode="before")
+    @classmethod
+    def _known_solver(cls, value: Any) -> Named:
+        try:
+            return checked(SOLVERS, parsed(value, "solver"), "solver")
+        except TersorError as error:
+            raise ValueError(str(error)) from error
 
     @property
-    def when(self) -> Literal["static", "runtime", "never"]:
+    def when(self) -> Literal["static", "dynamic", "never"]:
         """When an activation's range is known: before, from calibration; at every call; or it stays float."""
-        return "never" if self.format == "fp32" else "runtime" if self.range == "runtime" else "static"
+        return "never" if self.format == "fp32" else "dynamic" if self.range == DYNAMIC else "static"
+
+    @property
+    def solves_range(self) -> bool:
+        """Whether the range is a solver's own: of a weight, or of an activation together with its reader's weight."""
+        return is_solver(name_of(self.range))
+
+    def choice(self, seed: int = 0) -> Choice:
+        """The solver of a weight, with its options.
+
+        Raises:
+            RecipeError: for a range or rounding that the solver does not take.
+        """
+        return solver_choice(self.solver, self.range, rounding=self.rounding, seed=seed)
+
+    def observer(self) -> Observer:
+        """The estimator of an activation's range; where a solver chooses the range, that of its start.
+
+        Raises:
+            RecipeError: where there is none.
+        """
+        name = name_of(self.range)
+        start = getattr(SOLVERS.get(name), "input_observer", None)
+        return made(OBSERVERS, self.range if start is None else start, "range")
+
+    def without_data(self) -> "Quantization":
+        """The same, rounded to nearest: for a weight that is not multiplied with calibrated inputs."""
+        plain = type(self).model_fields
+        span = plain["range"].default if self.solves_range else self.range
+        return self.model_copy(update={"solver": plain["solver"].default, "range": span})
+
+    def check_weights(self) -> None:
+        """Refuse what weights cannot have.
+
+        Raises:
+            RecipeError: naming the key, the value and what is allowed.
+        """
+        if self.solver == type(self).model_fields["solver"].default and name_of(self.range) not in weight_ranges():
+            raise RecipeError(f"weights.range is {self.range!r}; weights take one of {', '.join(weight_ranges())}")
+        try:
+            self.choice()
+        except RecipeError as error:
+            raise RecipeError(f"weights: {error}") from error
+
+    def check_activations(self) -> None:
+        """Refuse what activations cannot have.
+
+        Raises:
+            RecipeError: naming the key, the value and what is allowed.
+        """
+        if self.solver != type(self).model_fields["solver"].default:
+            raise RecipeError("activations.solver: only weights are solved; leave it out")
+        if name_of(self.range) not in activation_ranges():
+            raise RecipeError(f"activations.range is {self.range!r}; one of {', '.join(activation_ranges())}")
+        if self.solves_range and options_of(self.range):
+            raise RecipeError("activations.range: options of a solver are for `weights`; give its name alone here")
 
     def spec(self, default: QuantSpec) -> QuantSpec:
         """The QuantSpec meant, where ``auto`` means ``default``."""
@@ -77,3 +152,8 @@ class Quantization(Strict):
         if symmetric is None:
             symmetric = default.symmetric if self.format == "auto" else name.signed
         return QuantSpec(name, granularity, symmetric, self.rounding, default.scale_dtype)
+
+
+def activation_ranges() -> list[str]:
+    """All names that ``range`` may have for activations."""
+    return [*OBSERVERS, *(n for n, s in SOLVERS.items() if hasattr(s, "input_observer")), DYNAMIC]

@@ -5,13 +5,15 @@ import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tersor.errors import RecipeError
-from tersor.recipe.quantization import ACTIVATION_RANGES, WEIGHT_RANGES, Quantization, Strict
+from tersor.recipe.quantization import Quantization, Strict
+from tersor.solvers.ask import PRUNERS
+from tersor.tables import Named, checked, parsed
 
 
 class Rule(Strict):
@@ -73,37 +75,35 @@ class Recipe(Strict):
     correction_samples: int = Field(default=64, ge=1)
     fallback: Literal["error", "float"] = "error"
     sparsity: str | None = None
-    pruner: Literal["magnitude", "wanda", "obd", "sparsegpt", "exactobs"] = "sparsegpt"
+    pruner: Named = "sparsegpt"
     awq: bool = False
     rotate: bool = False
     rules: tuple[Rule, ...] = ()
     seed: int = 0
 
+    @field_validator("pruner", mode="before")
+    @classmethod
+    def _known_pruner(cls, value: Any) -> Named:
+        try:
+            return checked(PRUNERS, parsed(value, "pruner"), "pruner")
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+
     @model_validator(mode="after")
-    def _weight_ranges(self) -> "Recipe":
-        for q in [self.weights, *(r.weights for r in self.rules if r.weights)]:
-            if q.range not in WEIGHT_RANGES:
-                raise ValueError(f"weights.range is {q.range!r}; weights take one of {', '.join(WEIGHT_RANGES)}")
-            if q.solver != "rtn" and (q.range in ("easyquant", "awq") or q.rounding == "stochastic"):
-                raise ValueError(f"weights.solver {q.solver} takes the ranges minmax and mse, and rounds to nearest")
+    def _solvers_and_ranges(self) -> "Recipe":
+        try:
+            for q in [self.weights, *(r.weights for r in self.rules if r.weights)]:
+                q.check_weights()
+            for q in [self.activations, *(r.activations for r in self.rules if r.activations)]:
+                q.check_activations()
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
         return self
 
     @model_validator(mode="after")
     def _zeros(self) -> "Recipe":
         if self.sparsity is not None and not re.fullmatch(r"\d+:\d+|\d+(\.\d+)?%( per row)?", self.sparsity):
             raise ValueError(f"sparsity {self.sparsity!r} is none of `50%`, `50% per row`, `2:4`")
-        return self
-
-    @model_validator(mode="after")
-    def _activation_ranges(self) -> "Recipe":
-        if any(q.range == "awq" for q in [self.activations, *(r.activations for r in self.rules if r.activations)]):
-            raise ValueError(f"activations.range: one of {', '.join(ACTIVATION_RANGES)}; awq is for weights")
-        return self
-
-    @model_validator(mode="after")
-    def _weights_alone_are_solved(self) -> "Recipe":
-        if any(q.solver != "rtn" for q in [self.activations, *(r.activations for r in self.rules if r.activations)]):
-            raise ValueError("activations.solver: only weights are solved; leave it out")
         return self
 
     def placed(self, layers: Sequence[str]) -> "Recipe":
@@ -162,13 +162,11 @@ class Recipe(Strict):
         Raises:
             RecipeError: naming the key.
         """
-        weights = [self.weights, *(r.weights for r in self.rules if r.weights)]
         asked = {
             "awq": self.awq,
             "sparsity": self.sparsity is not None,
             "rotate": self.rotate,
             "fallback: float": self.fallback == "float",
-            "weights.range: awq": any(w.range == "awq" for w in weights),
         }
         self._refuse(asked, "is for folders in the Hugging Face layout, which tersor.compress_folder compresses")
 

@@ -16,7 +16,7 @@ _STYLES = {"fine": "", "smooth": "cyan", "token": "cyan", "float": "yellow"}
 _REMEDIES = {
     "fine": "int8 with one scale, as it is",
     "smooth": "`smooth: on` in a static recipe; Transformers get it by themselves",
-    "token": "the recipe int8-dynamic, or `granularity: token, range: runtime`",
+    "token": "the recipe int8-dynamic, or `granularity: token, range: dynamic`",
     "float": "a rule `keep: fp16` or, for linear layers, activations in int16",
 }
 

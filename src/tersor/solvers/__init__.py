@@ -1,51 +1,43 @@
-"""One weight in, its codes out, or its zeros."""
+"""One weight in, its codes or its zeros out.
 
-from typing import Any
+``SOLVERS`` and ``PRUNERS`` are the tables; ``ask`` solves a weight by an entry of them, chosen with its options by
+``solver_choice``, ``pruner_choice`` or ``joint_choice``.
+"""
 
 from tersor.solvers.adaround import AdaRound
+from tersor.solvers.ask import (
+    JOINT,
+    SOLVERS,
+    Answer,
+    Choice,
+    ask,
+    joint_choice,
+    pruner_choice,
+    record,
+    solver_choice,
+    solver_for,
+)
+from tersor.solvers.awq import Awq
 from tersor.solvers.budget import allocate, allocate_bits
 from tersor.solvers.easyquant import EasyQuant
 from tersor.solvers.gptq import Gptq
 from tersor.solvers.hqq import Hqq
 from tersor.solvers.obq import Obq
 from tersor.solvers.output_error import curve
-from tersor.solvers.problem import Geometry, LayerProblem, LayerSolution, Solver
+from tersor.solvers.problem import Geometry, LayerProblem, LayerRecord, LayerSolution, Solver
 from tersor.solvers.prune import PRUNERS
-from tersor.solvers.records import LayerRecord, record
 from tersor.solvers.rtn import Rtn
 from tersor.solvers.sparse_gptq import SparseGptq
-from tersor.solvers.sparsity import PrunedLayer, Sparsity
-
-SOLVERS: dict[str, type[Solver]] = {
-    "rtn": Rtn,
-    "easyquant": EasyQuant,
-    "gptq": Gptq,
-    "obq": Obq,
-    "hqq": Hqq,
-    "adaround": AdaRound,
-}
-"""All solvers by name."""
-
-
-
-def solver_for(name: str, range: str, seed: int = 0) -> Solver:
-    """The solver that a recipe names, with the range that it names.
-
-    >>> solver_for("gptq", "minmax").range
-    'minmax'
-    """
-    span: Any = "minmax" if range == "minmax" else "mse"
-    if name == "rtn":
-        return Rtn(span, seed=seed)
-    if name == "gptq":
-        return Gptq(span)
-    return SOLVERS[name]()
-
+from tersor.solvers.sparsity import PrunedLayer, Pruner, Sparsity
 
 __all__ = [
+    "JOINT",
     "PRUNERS",
     "SOLVERS",
     "AdaRound",
+    "Answer",
+    "Awq",
+    "Choice",
     "EasyQuant",
     "Geometry",
     "Gptq",
@@ -55,13 +47,18 @@ __all__ = [
     "LayerSolution",
     "Obq",
     "PrunedLayer",
+    "Pruner",
     "Rtn",
     "Solver",
     "SparseGptq",
     "Sparsity",
     "allocate",
     "allocate_bits",
+    "ask",
     "curve",
+    "joint_choice",
+    "pruner_choice",
     "record",
+    "solver_choice",
     "solver_for",
 ]

@@ -1,10 +1,11 @@
-"""AdaRound: each weight rounded up or down, as the layer's output wants it (arXiv 2004.10568)."""
+"""AdaRound: each weight is rounded up or down, whichever is better for the layer's output (arXiv 2004.10568)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,21 +21,21 @@ _LOW, _HIGH = -0.1, 1.1
 
 @dataclass(frozen=True)
 class AdaRound:
-    """AdaRound on the Gram matrix of the layer's inputs, which holds all that a sample could tell of its squared error.
+    """AdaRound on the Gram matrix of the layer's inputs, which determines the squared error of its output.
 
-    Every weight may take the level below it or the one above, by a share h in 0 … 1 between them: a rectified sigmoid
+    Every weight takes the level below it or the one above, by a share h in 0 … 1 between them: a rectified sigmoid
     whose logits Adam moves along the gradient of e·H·eᵀ + strength·Σ(1 − |2h − 1|^β). Falling β drives the shares to 0
-    and 1. A row never ends worse than rounded to nearest: where it would, it is. Rows do not see each other, and the
+    and 1. A row whose result is worse than rounding to nearest is rounded to nearest. Rows are independent, and the
     error is in units of the row's step and of mean diag H, so that one strength suits all layers; the paper's 0.01 is
     for an error in other units.
 
     Args:
         range: of each scale, as of ``Gptq``.
-        rounds: steps of Adam; the time is that of as many products of the weight and its Gram matrix.
+        rounds: steps of Adam; each takes the time of one product of the weight and its Gram matrix.
         rate: of Adam.
-        strength: of the pull to 0 and 1, λ in the paper.
-        warmup: the share of rounds without that pull.
-        beta: the exponent at first and at last.
+        strength: of the regularizer that drives shares to 0 and 1, λ in the paper.
+        warmup: the share of rounds without the regularizer.
+        beta: the first and the last exponent.
 
     >>> x = torch.tensor([[1.0, 0.9], [0.0, 0.1], [2.0, 1.9]])
     >>> gram = (2 * x.T @ x / 3)[None]
@@ -44,10 +45,10 @@ class AdaRound:
     """
 
     range: Literal["minmax", "mse"] = "mse"
-    rounds: int = 500
-    rate: float = 0.1
-    strength: float = 0.3
-    warmup: float = 0.2
+    rounds: Annotated[int, Ge(0)] = 500
+    rate: Annotated[float, Gt(0)] = 0.1
+    strength: Annotated[float, Ge(0)] = 0.3
+    warmup: Annotated[float, Interval(ge=0, le=1)] = 0.2
     beta: tuple[float, float] = (20.0, 2.0)
     needs: ClassVar[tuple[str, ...]] = ("gram",)
 
@@ -107,7 +108,7 @@ class AdaRound:
                 side = 2 * h - 1
                 slope -= 2 * self.strength * beta * side.abs().pow(beta - 1) * side.sign()
             slope = torch.where(stretched == h, slope * s * (1 - s), 0.0)
-            # Adam, with its own two means of the slope (importing PyTorch's takes seconds).
+            # Adam written out: importing PyTorch's takes seconds.
             mean.lerp_(slope, 0.1)
             power.lerp_(slope.square(), 0.001)
             even = (power / (1 - 0.999 ** (k + 1))).sqrt_().add_(1e-8)

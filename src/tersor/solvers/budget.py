@@ -10,16 +10,16 @@ Point = tuple[float, float]
 
 
 def allocate(curves: Mapping[str, Sequence[Point]], budget: float) -> dict[str, int]:
-    """Which point of every layer's curve to take so that the errors' sum is least and the costs' sum within budget.
+    """The point of every layer's curve for which the errors' sum is least and the costs' sum within budget.
 
     Every curve is replaced by its lower convex hull, and the steps of all hulls are taken by falling gain per cost,
     which is exact for each budget at which a step ends (Everett's generalized Lagrange multipliers, 1963; arXiv
-    2208.11580 divides its budgets by dynamic programming). What is left buys any single moves, on the hulls or off
-    them, that still fit.
+    2208.11580 divides its budgets by dynamic programming). The rest of the budget is spent on single moves, on the
+    hulls or off them, that still fit.
 
     Args:
-        curves: by layer ``[(cost, error)]`` in any order: bits and distortion, or weights kept and loss. Errors add up,
-            so they must be in one unit across the layers.
+        curves: by layer ``[(cost, error)]`` in any order: bits and distortion, or weights kept and loss. Errors are
+            added, so they must have the same unit in all layers.
         budget: of the costs' sum, in their unit.
 
     Returns:
@@ -35,7 +35,7 @@ def allocate(curves: Mapping[str, Sequence[Point]], budget: float) -> dict[str, 
     hulls = {name: _hull(name, curve) for name, curve in curves.items()}
     chosen = {name: hull[0] for name, hull in hulls.items()}
     left = budget - sum(curves[name][k][0] for name, k in chosen.items())
-    # Sums of shares may miss their total by rounding alone.
+    # Sums of shares may differ from their total by rounding.
     slack = 1e-9 * max(abs(budget), 1.0)
     if left < -slack:
         raise RecipeError(
@@ -79,7 +79,7 @@ def _hull(name: str, curve: Sequence[Point]) -> list[int]:
 
 
 def _best_move(curves: Mapping[str, Sequence[Point]], chosen: dict[str, int], left: float) -> tuple[str, int] | None:
-    """The change of one layer that fits and lowers the error most; None where there is none."""
+    """The change of one layer that fits and lowers the error most, or None."""
     gains = [
         (curve[chosen[name]][1] - error, name, k)
         for name, curve in curves.items()
@@ -98,15 +98,15 @@ def allocate_bits(
     """The level of each layer so that the weighted sum of errors is least and all layers fit into the budget.
 
     Args:
-        curves: by layer ``Solver.curve(problem, levels)``; of all layers from Gram matrices, or of all without.
-        levels: names of number formats, those that the curves were made of.
-        budget: bits of all layers together, scales and zero points counted: 4.5 times the weights for instance.
-        sensitivity: what a layer's relative error costs the network, one number of at least 0 for every layer: the
-            loss that one unit of it brings. Without it each layer counts the same.
+        curves: by layer ``Solver.curve(problem, levels)``, with Gram matrices for all layers or for none.
+        levels: names of the number formats of the curves.
+        budget: bits of all layers together with scales and zero points, for instance 4.5 times the number of weights.
+        sensitivity: for every layer the increase of the network's loss per unit of the layer's relative error, at
+            least 0. Without it all layers count the same.
 
     Raises:
-        RecipeError: for a curve that is not one of these levels, sensitivities that do not fit the layers, and a
-            budget below what the cheapest levels take.
+        RecipeError: for a curve of other levels, sensitivities that do not fit the layers, and a budget below the cost
+            of the cheapest levels.
 
     >>> curves = {"early": [(2, 0.2), (4, 0.01)], "late": [(2, 0.3), (4, 0.01)]}
     >>> allocate_bits(curves, ["int2", "int4"], 6)

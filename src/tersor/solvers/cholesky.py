@@ -1,4 +1,4 @@
-"""The factors of H and of H⁻¹ that second-order solvers walk along, without ever inverting H."""
+"""The factors of H and of H⁻¹ that second-order solvers use, computed without inverting H."""
 
 import torch
 from jaxtyping import Float
@@ -12,13 +12,13 @@ _STRONGEST = 10.0
 def upper_factor(
     hessian: Float[Tensor, "columns columns"], damping: float, name: str, order: Tensor | None = None
 ) -> tuple[Float[Tensor, "columns columns"], float]:
-    """Upper triangular R with R·Rᵀ = H + λ·mean(diag H)·I, and the λ that it took.
+    """Upper triangular R with R·Rᵀ = H + λ·mean(diag H)·I, and the λ used.
 
     It is the Cholesky factor of the flipped matrix, flipped. λ starts at ``damping`` and is raised tenfold until the
-    factor exists. ``order``: of H's rows and columns, as which it is factored.
+    factor exists. ``order``: the order of H's rows and columns in which it is factored.
 
     Raises:
-        CalibrationError: where even λ = 10 gives none.
+        CalibrationError: if there is no factor even with λ = 10.
 
     >>> r, damping = upper_factor(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), 0.0, "fc")
     >>> torch.allclose(r @ r.T, torch.tensor([[2.0, 1.0], [1.0, 2.0]])), damping
@@ -32,7 +32,7 @@ def upper_factor(
     while True:
         damped.diagonal().copy_(diagonal + damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
-        # Whatever is not finite in a row is so on its diagonal too.
+        # A value in a row that is not finite makes the row's diagonal not finite, too.
         if not failed and bool(torch.isfinite(lower.diagonal()).all()):
             return lower.flip(0, 1), damping
         damping = max(10 * damping, 1e-4)
@@ -46,7 +46,7 @@ def upper_factor(
 def inverse_factor(
     hessian: Float[Tensor, "columns columns"], damping: float, name: str
 ) -> tuple[Float[Tensor, "columns columns"], float]:
-    """Upper triangular U with UᵀU = (H + λ·mean(diag H)·I)⁻¹, and the λ that it took: U = R⁻¹ of ``upper_factor``.
+    """Upper triangular U with UᵀU = (H + λ·mean(diag H)·I)⁻¹, and the λ used: U = R⁻¹ of ``upper_factor``.
 
     Raises:
         CalibrationError: as ``upper_factor`` does.

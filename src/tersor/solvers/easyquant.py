@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from tersor.numerics import QTensor, QuantSpec, expand, fake_quantize, qparams, quantize, reduce_range
@@ -13,7 +14,7 @@ from tersor.solvers.patches import patches
 from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 from tersor.solvers.rtn import mse_range
 
-_GAIN = 1e-7  # what the cosine must grow by for a scale to move
+_GAIN = 1e-7  # the least growth of the cosine for which a scale moves
 
 
 @dataclass(frozen=True)
@@ -21,20 +22,20 @@ class EasyQuant:
     """EasyQuant (Wu et al., arXiv 2006.16669): maximise the cosine of the float and the quantized output.
 
     In turn, the scale of each output channel's weights, and the scale of the input, take the best value of
-    a grid of factors of what they started from, until neither moves. The figure of merit is the mean over
+    a grid of factors of their initial values, until neither moves. The figure of merit is the mean over
     output channels of the cosine between a channel's outputs before and after. Both steps maximise this
-    same figure, so it never falls, and the search ends. A channel's scale is judged by that channel alone;
-    channels that share a scale (per tensor, groups of filters) are judged by the sum of theirs. Several
-    scales along one row (groups of inputs) move together. A bias plays no part. Where the input stays
-    float, only the weight moves.
+    figure, so it never falls, and the search ends. A channel's scale is chosen by that channel's cosine alone;
+    of channels that share a scale (per tensor, groups of filters), by the sum of theirs. Several
+    scales along one row (groups of inputs) move together. The bias is ignored. Where the input stays
+    float, only the weight's scales move.
 
     Args:
         candidates: points of the grid; with 100 over (0.5, 2) the 34th is the factor 1.
         span: the smallest and the largest factor.
-        start: where the weight's ranges start, as in Rtn.
-        rows: output positions of the sample that are looked at.
+        start: the weight's initial ranges, as in Rtn.
+        rows: output positions of the sample that are used.
         rounds: the most rounds of both steps.
-        seed: which positions.
+        seed: which positions, and of stochastic rounding.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> weight, x = torch.randn(4, 64, generator=generator) ** 3, torch.randn(256, 64, generator=generator)
@@ -44,18 +45,21 @@ class EasyQuant:
     True
     """
 
-    candidates: int = 100
+    candidates: Annotated[int, Ge(1)] = 100
     span: tuple[float, float] = (0.5, 2.0)
     start: Literal["minmax", "mse"] = "minmax"
-    rows: int = 512
-    rounds: int = 8
+    rows: Annotated[int, Ge(1)] = 512
+    rounds: Annotated[int, Ge(0)] = 8
     seed: int = 0
     needs: ClassVar[tuple[str, ...]] = ("sample",)
+    is_range: ClassVar[bool] = True
+    input_observer: ClassVar[str] = "kl"  # the entry of OBSERVERS that gives the input's initial range
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
-        """Quantize the weight; where ``input_spec`` and ``input_range`` are given, choose that range too.
+        """Quantize the weight; where ``input_spec`` and ``input_range`` are given, choose that range, too.
 
-        Raises CalibrationError without a sample, or where it does not fit the layer.
+        Raises:
+            CalibrationError: without a sample, or with one that does not fit the layer.
         """
         weight, spec = problem.weight.detach().float(), problem.spec.with_(rounding="nearest")
         x = patches(problem, self.rows, self.seed)
@@ -83,7 +87,7 @@ class EasyQuant:
 
 
 class _Search:
-    """What stays the same during the search: patches, float outputs, and where the scales started."""
+    """The constants of the search: patches, float outputs, and the initial ranges."""
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class _Search:
         self.x, self.weight, self.spec, (self.low, self.high) = x, weight, spec, start
         self.input_spec, self.input_range = input_spec, input_range
         self.outputs = self._product(x, weight)
-        # The scale that each output channel obeys.
+        # The number of each output channel's scale.
         count = len(self.low)
         owner = torch.arange(count).reshape(-1, 1)
         self.owner = expand(owner, (len(weight), 1), spec.block).broadcast_to(len(weight), 1).flatten()
@@ -109,7 +113,7 @@ class _Search:
         return QTensor(quantize(self.weight, scale, zero_point, spec, generator), scale, zero_point, spec)
 
     def inputs(self, factor: float) -> Tensor:
-        """The patches as they come back from the codes of the input's range times ``factor``."""
+        """The patches, quantized in the input's range times ``factor`` and dequantized."""
         if self.input_spec is None or self.input_range is None:
             return self.x
         low, high = self.input_range
@@ -122,12 +126,12 @@ class _Search:
         before = self.outputs
         dot = (before * after).sum(1, dtype=torch.float64).flatten()
         norms = [t.square().sum(1, dtype=torch.float64).flatten().sqrt() for t in (before, after)]
-        # A channel that is zero before and after is right, one that became or ceased to be zero is not.
+        # A channel that is zero before and after is right; one that is zero only before or only after is not.
         dead = (norms[0] == 0) & (norms[1] == 0)
         return torch.where(dead, 1.0, dot / (norms[0] * norms[1]).clamp(min=1e-300))
 
     def best_weight_factors(self, factors: Tensor, factor: float, grid: list[float]) -> Tensor:
-        """For every scale of the weight the factor whose channels have the largest cosines."""
+        """For every scale of the weight, the factor that gives its channels the largest cosines."""
         inputs = self.inputs(factor)
 
         def merit(tried: Tensor) -> Tensor:

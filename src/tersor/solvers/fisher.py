@@ -10,12 +10,12 @@ from torch import Tensor
 from tersor.errors import CalibrationError
 from tersor.solvers.obs import Elimination, counts_of_rows
 
-# Blocks whose inverses stay in the cache while their weights leave.
+# Blocks that are processed together: their inverses stay in the cache.
 _TOGETHER = 64
 
 
 def blocks_of(x: Float[Tensor, "samples weights"], size: int) -> Float[Tensor, "blocks samples size"]:
-    """Neighbouring weights side by side; a ragged last block is filled up with zeros.
+    """Neighbouring weights side by side; a ragged last block is padded with zeros.
 
     Of per-sample gradients, ``Gram.of(blocks_of(g, 50)).hessian / 2`` is the block-diagonal empirical Fisher matrix.
 
@@ -33,16 +33,17 @@ def prune_by_fisher(
 ) -> dict[str, Float[Tensor, "..."]]:
     """Weights of a whole network without the share whose removal raises the loss least, the others updated.
 
-    In every block weights leave one by one by w²/(2·[F⁻¹]_qq), each time the block's others making up for it; how many
-    leave which block follows from all curves of all layers together. Blocks of one weight are Optimal Brain Damage by
-    the Fisher diagonal, ½·F_qq·w² (LeCun et al., 1989); blocks of 50 are WoodFisher (arXiv 2004.14340) and oBERT (arXiv
-    2203.07259), which score all weights of a block once, and update for each of them as if it left alone.
+    In every block weights are removed one by one by w²/(2·[F⁻¹]_qq), and the others of the block compensate for each;
+    how many are removed from a block follows from the curves of all layers together. Blocks of one weight are Optimal
+    Brain Damage by the Fisher diagonal, ½·F_qq·w² (LeCun et al., 1989); blocks of 50 are WoodFisher (arXiv 2004.14340)
+    and oBERT (arXiv 2203.07259), which score all weights of a block once, and update for each as if it were removed
+    alone.
 
     Args:
         weights: by layer. Those that are zero already count as removed.
         fishers: by layer, mean(g·gᵀ) of the loss's per-sample gradients: see ``blocks_of``.
         share: of all weights together that becomes zero, 0 … 1.
-        damping: what is added to the diagonal of F. It also stands for what too few samples cannot tell.
+        damping: added to the diagonal of F; it also regularizes an estimate from few samples.
 
     Returns:
         the weights in their shapes; the removed ones are exactly zero.
@@ -60,7 +61,7 @@ def prune_by_fisher(
     parts = {n: blocks_of(w.detach().double().reshape(1, -1), size).squeeze(1) for n, w in weights.items()}
     inverses = {n: _inverse(n, fishers[n], len(parts[n]), damping) for n in parts}
     traced = [_eliminate(parts[n], inverses[n]) for n in parts]
-    # What fills up the last block of a layer is zero, so that it leaves first and for nothing.
+    # The padding of a layer's last block is zero, so that it is removed first and costs nothing.
     total = round(share * sum(w.numel() for w in weights.values()))
     filled = sum(p.numel() for p in parts.values()) - sum(w.numel() for w in weights.values())
     counts = counts_of_rows(torch.cat([t.losses for t in traced]), total + filled)
@@ -106,13 +107,13 @@ def _empty(w: Tensor, inverse: Tensor) -> Elimination:
         w[rows, p] = 0
         inverse -= column[:, :, None] * (column / pivot)[:, None]
         gone[rows, p] = True
-        # Rounding must not revive what has gone, nor make what is left negative.
+        # Rounding must neither revive removed weights nor make the diagonal of the others negative.
         inverse.diagonal(dim1=1, dim2=2).clamp_(min=1e-30)
     return Elimination(order, losses / 2, w)
 
 
 def _without(w: Tensor, inverse: Tensor, gone: Bool[Tensor, "blocks size"]) -> Float[Tensor, "blocks size"]:
-    """Each block without the weights that have gone, the others at their optimum: w − F⁻¹_:Q·(F⁻¹_QQ)⁻¹·w_Q."""
+    """Each block without its removed weights, the others at their optimum: w − F⁻¹_:Q·(F⁻¹_QQ)⁻¹·w_Q."""
     both = gone[:, :, None] & gone[:, None]
     system = torch.where(both, inverse, 0.0)
     system.diagonal(dim1=1, dim2=2)[~gone] = 1

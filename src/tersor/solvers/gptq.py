@@ -1,10 +1,11 @@
-"""GPTQ: column by column, each rounding error made up for by the columns still to come (arXiv 2210.17323)."""
+"""GPTQ: columns are rounded in order, and later ones compensate for each rounding error (arXiv 2210.17323)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Interval
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,25 +15,25 @@ from tersor.solvers.cholesky import upper_factor
 from tersor.solvers.output_error import MEASURED, curve, fitting_cross, fitting_grams, output_errors
 from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 from tersor.solvers.refine import INNER, OUTER, Coded, Rounding, refined
-from tersor.solvers.rtn import Rtn, has_range, mse_range
+from tersor.solvers.rtn import Rtn, columns_per_scale, has_range, mse_range
 
 
 @dataclass(frozen=True)
 class Gptq:
-    """GPTQ with the choices that were seen to help.
+    """GPTQ with the options that helped in measurements.
 
     Args:
         range: of each scale: ``mse`` clips it to the smallest squared error of the weights, each counted as the
             diagonal of H does, ``minmax`` does not.
         order: ``activation`` goes through the columns by falling diag H, ``natural`` as they stand.
         damping: the share of the mean of diag H that is added to it at first.
-        refine: how many sweeps then move codes, scales and zero points to their optimum given all others; 0 leaves
-            what the paper's loop finds. A granularity whose scales rows share keeps its scales.
-        follow: how far the weight that is aimed at goes to make up for the layers before, of which the problem's
-            ``cross`` tells: 0 aims at the weight itself, 1 at the least squared error of the output. The idea is
-            GPTAQ's (arXiv 2504.02692), done before rounding and not along with it.
+        refine: sweeps that then move codes, scales and zero points to their optimum given all others; 0 keeps the
+            result of the paper's loop. Scales that rows share are kept.
+        follow: how far the target weight compensates for the error of earlier layers, which the problem's ``cross``
+            holds: 0 keeps the weight itself, 1 gives the least squared error of the output. The idea is GPTAQ's
+            (arXiv 2504.02692), applied before rounding instead of during it.
 
-    With groups, scales do not depend on the order of the columns: none is needed to read the codes.
+    With groups, scales do not depend on the order of the columns, so that no order is needed to read the codes.
 
     >>> x = torch.tensor([[1.0, 0.9], [0.0, 0.1], [2.0, 1.9]])
     >>> gram = (2 * x.T @ x / 3)[None]
@@ -43,9 +44,9 @@ class Gptq:
 
     range: Literal["minmax", "mse"] = "mse"
     order: Literal["activation", "natural"] = "activation"
-    damping: float = 0.01
-    refine: int = 2
-    follow: float = 0.75
+    damping: Annotated[float, Ge(0)] = 0.01
+    refine: Annotated[int, Ge(0)] = 2
+    follow: Annotated[float, Interval(ge=0, le=1)] = 0.75
     needs: ClassVar[tuple[str, ...]] = ("gram",)
     wants: ClassVar[tuple[str, ...]] = ("cross",)  # the fields of LayerProblem that it uses where they are given
 
@@ -58,7 +59,7 @@ class Gptq:
         spec, parts = problem.spec, self._group_problems(problem)
         target = _joined([p.target for p in parts]).reshape(problem.weight.shape)
         grid = self._grid(replace(problem, weight=target), parts)
-        width, free = _sharing(target.shape, spec)
+        width, free = columns_per_scale(target.shape, spec), _has_own_scales(target.shape, spec)
         # One row of the scale for each group of columns, whatever the granularity.
         scale, zero = (
             expand(t, target.shape, spec.block).expand(target.shape).flatten(1)[:, ::width].t()
@@ -98,14 +99,14 @@ class Gptq:
             factor, damping = upper_factor(hessian, self.damping, problem.name, columns)
             if lost is not None:
                 half = torch.linalg.solve_triangular(factor, lost.t()[columns], upper=True)
-                made_up = torch.empty_like(half)
-                made_up[columns] = torch.linalg.solve_triangular(factor.t(), half, upper=False)
-                weight = (weight + self.follow * made_up.t()).masked_fill_(dead, 0.0)
+                change = torch.empty_like(half)
+                change[columns] = torch.linalg.solve_triangular(factor.t(), half, upper=False)
+                weight = (weight + self.follow * change.t()).masked_fill_(dead, 0.0)
             parts.append(_GroupProblem(weight, hessian, columns, factor, damping))
         return parts
 
     def _grid(self, problem: LayerProblem, parts: list["_GroupProblem"]) -> Sequence[Tensor]:
-        """The scale and the zero point that are begun with; the problem's weight is the target."""
+        """The initial scale and zero point; the problem's weight is the target."""
         weight, spec = problem.weight, problem.spec
         if not has_range(spec):
             rounded = Rtn("minmax")(problem).qtensor
@@ -117,7 +118,7 @@ class Gptq:
 
     def _solution(self, problem: LayerProblem, target: Tensor, qtensor: QTensor, damping: float) -> LayerSolution:
         weight, grams = problem.weight.detach().float(), fitting_grams(problem)
-        # With scales of its own each row can be rounded alone: as many as are measured.
+        # Rows with scales of their own can be rounded alone, so only those that are measured are.
         alone = len(grams) == 1 and qtensor.scale.ndim and len(qtensor.scale) == len(weight)
         rows = slice(None, None, -(-len(weight) // MEASURED) if alone else 1)
         ours = qtensor.rows(rows)
@@ -133,7 +134,7 @@ class Gptq:
 
 @dataclass(frozen=True, eq=False)
 class _GroupProblem:
-    """What one group of a convolution, or the whole of any other layer, is solved from."""
+    """The inputs of solving one group of a convolution, or the whole of any other layer."""
 
     target: Float[Tensor, "rows columns"]
     hessian: Float[Tensor, "columns columns"]
@@ -142,15 +143,11 @@ class _GroupProblem:
     damping: float
 
 
-def _sharing(shape: torch.Size, spec: QuantSpec) -> tuple[int, bool]:
-    """How many neighbouring columns share a row's scale, and whether no other row does."""
-    kind, columns = spec.granularity.kind, shape[1:].numel()
+def _has_own_scales(shape: torch.Size, spec: QuantSpec) -> bool:
+    """Whether every row has scales of its own, which may be refined."""
+    kind, axis = spec.granularity.kind, spec.granularity.axis
     movable = has_range(spec) or spec.format.name == "binary"
-    if kind == "group":
-        return spec.block * columns // shape[1], movable
-    if kind == "channel" and spec.granularity.axis not in (0, -len(shape)):
-        return 1, False
-    return (shape[-1], False) if kind == "token" else (columns, movable and kind == "channel")
+    return movable and (kind == "group" or (kind == "channel" and axis in (0, -len(shape))))
 
 
 def _rounding(spec: QuantSpec, device: torch.device) -> Rounding:
@@ -164,7 +161,7 @@ def _rounding(spec: QuantSpec, device: torch.device) -> Rounding:
 
 
 def _swept(target: Tensor, coded: Coded, part: _GroupProblem, rounded: Rounding) -> Coded:
-    """The codes of ``target [columns, rows]`` in the part's order; errors reach on in blocks of two sizes.
+    """The codes of ``target [columns, rows]`` in the part's order; errors are propagated in blocks of two sizes.
 
     With H = R·Rᵀ, R upper, the error e costs ‖e·R‖²: column k is rounded after adding Σ e_j·R_jk / R_kk over all j
     before it, which is the paper's loop without the inverse that it needs.
@@ -191,5 +188,5 @@ def _swept(target: Tensor, coded: Coded, part: _GroupProblem, rounded: Rounding)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Large tensors are not copied for nothing."""
+    """The parts as one tensor; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,10 +1,11 @@
-"""HQQ: scales that serve most weights well and a few badly, without data (Badri and Shaji 2023, half-quadratic)."""
+"""HQQ: scales that fit most weights well and outliers badly, without data (Badri and Shaji 2023, half-quadratic)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from tersor.numerics import QTensor, QuantSpec, qparams, quantize
@@ -12,26 +13,26 @@ from tersor.solvers.output_error import curve
 from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 from tersor.solvers.rtn import Rtn, granules, has_range
 
-# Weights that are worked on at once: their intermediates stay in the processor's cache.
+# Weights that are processed together: their intermediates stay in the processor's cache.
 _CHUNK = 2**16
 _TINY = 1e-8
 
 
 @dataclass(frozen=True)
 class Hqq:
-    """Half-quadratic quantization: the least sum of |w − ŵ|^norm, whose norm below 1 forgives outliers.
+    """Half-quadratic quantization: the least sum of |w − ŵ|^norm, which tolerates outliers for a norm below 1.
 
     In turn, outlying errors are set aside by the norm's shrinkage (Badri and Shaji, "Half-Quadratic Quantization of
-    Large Machine Learning Models", 2023), and the grid is fitted to what is left by least squares. The original moves
-    the zero point alone, as a fraction; ours are whole numbers, which the mean of rounding errors, less than half a
-    step, never moves, so the scale is what is fitted. Each scale keeps the best of all rounds, as it will be stored:
-    by this norm it is never worse than where it started. Everything is in units of the step: scaling a weight scales
-    its solution. Formats without a range are rounded to nearest.
+    Large Machine Learning Models", 2023), and the grid is fitted to the remaining ones by least squares. The original
+    moves the zero point alone, as a fraction; zero points here are whole numbers, which the mean of rounding errors,
+    less than half a step, never moves, so the scale is fitted instead. Each scale keeps the best of all rounds, as it
+    will be stored: by this norm it is never worse than its start. Everything is in units of the step: scaling a weight
+    scales its solution. Formats without a range are rounded to nearest.
 
     Args:
         norm: the exponent, above 0 and at most 1.
-        start: where the scales start, as ``Rtn(range=start)``.
-        strength: β, how little is set aside at first; ``growth``: its factor from round to round.
+        start: the initial scales, those of ``Rtn(range=start)``.
+        strength: β; the larger, the less is set aside in the first round. ``growth``: its factor from round to round.
         rounds: of both steps.
         seed: of stochastic rounding, where the spec asks for it.
 
@@ -45,13 +46,14 @@ class Hqq:
     0.37 0.16
     """
 
-    norm: float = 0.7
+    norm: Annotated[float, Interval(gt=0, le=1)] = 0.7
     start: Literal["minmax", "mse"] = "mse"
-    strength: float = 1.0
-    growth: float = 1.05
-    rounds: int = 20
+    strength: Annotated[float, Gt(0)] = 1.0
+    growth: Annotated[float, Gt(0)] = 1.05
+    rounds: Annotated[int, Ge(0)] = 20
     seed: int = 0
     needs: ClassVar[tuple[str, ...]] = ()
+    by_row: ClassVar[bool] = True
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
         """Quantize the weight; raises NumericsError for NaN or a scale that cannot be stored."""
@@ -93,6 +95,6 @@ class Hqq:
 
 
 def _stored(scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> Tensor:
-    """The scale as a file holds it."""
+    """The scale as a file stores it."""
     low, high = ((end - zero_point.double()) * scale.double() for end in (spec.low, spec.high))
     return qparams(low, high, spec)[0]

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from tersor.numerics import QTensor, quantize
@@ -17,7 +18,7 @@ from tersor.solvers.rtn import Rtn
 
 @dataclass(frozen=True)
 class Obq:
-    """OBQ: better than GPTQ on small layers, and cubic in the columns for every row.
+    """OBQ: more accurate than GPTQ on small layers, and cubic in the columns for every row.
 
     Args:
         range: of each scale, as of ``Gptq``.
@@ -25,7 +26,7 @@ class Obq:
     """
 
     range: Literal["minmax", "mse"] = "mse"
-    damping: float = 0.01
+    damping: Annotated[float, Ge(0)] = 0.01
     needs: ClassVar[tuple[str, ...]] = ("gram",)
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
@@ -43,11 +44,11 @@ class Obq:
             generator = torch.Generator().manual_seed(0)
 
             def rounded(x: Tensor, own: Tensor, s: Tensor = step, z: Tensor = zero) -> Tensor:
-                # A code for each value, from each one's own scale.
+                # Each value is rounded by a scale of its own.
                 return (quantize(x, s[own], z[own], single, generator).float() - z[own]) * s[own]  # noqa: B023
 
             def outlying(error: Tensor, own: Tensor, s: Tensor = step) -> Tensor:
-                return error.abs() > (0.5 + 1e-4) * s[own]  # beyond the grid's ends: they would only grow
+                return error.abs() > (0.5 + 1e-4) * s[own]  # beyond the grid's ends, where errors only grow
 
             w = w.masked_fill(hessian.diagonal() == 0, 0.0)
             fixed = eliminate(w.contiguous(), found, w.shape[1], rounded, first=outlying).weight

@@ -1,7 +1,8 @@
-"""Optimal Brain Surgeon on a layer: weights leave one by one, and those that stay make up for them.
+"""Optimal Brain Surgeon on a layer: weights are fixed one by one, and the others compensate for them.
 
-ExactOBS and OBQ of arXiv 2208.11580. The inverse Hessian of what is left is not kept: it is the first one less V·Vᵀ,
-with one column of V for every weight gone, so that a step costs what has gone so far and not the whole matrix.
+ExactOBS and OBQ of arXiv 2208.11580. The inverse Hessian of the free weights is not stored: it is the initial one minus
+V·Vᵀ, with one column of V for every fixed weight, so that the cost of a step grows with the number of fixed weights
+instead of the size of the matrix.
 """
 
 from collections.abc import Callable
@@ -15,20 +16,20 @@ from torch import Tensor
 
 from tersor.solvers.cholesky import inverse_factor
 
-# Elements of V of the rows that go together: more leave the cache, fewer cost more calls.
+# Elements of V of the rows that are processed together: more do not fit the cache, fewer cost more calls.
 _TOGETHER = 2**23
 _TINY = 1e-30
-# Steps after which the columns that are gone are dropped from the arithmetic.
+# Steps after which removed columns are dropped from the arithmetic.
 _STAGE = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Elimination:
-    """What happened to each row.
+    """The elimination of each row.
 
     Attributes:
         order: ``[rows, steps]``, the columns in the order in which they were fixed.
-        losses: ``[rows, steps]``, by how much each raised ½·e·H·eᵀ.
+        losses: ``[rows, steps]``, the increase of ½·e·H·eᵀ by each.
         weight: ``[rows, columns]`` after the last step.
     """
 
@@ -38,7 +39,7 @@ class Elimination:
 
 
 def inverse(hessian: Tensor, damping: float, name: str) -> tuple[Float[Tensor, "columns columns"], float]:
-    """(H + λ·mean(diag H)·I)⁻¹ in float64, and the λ that it took; inputs that are always zero count as 1."""
+    """(H + λ·mean(diag H)·I)⁻¹ in float64, and the λ used; inputs that are always zero count as 1."""
     hessian = hessian.double().clone()
     dead = hessian.diagonal() == 0
     hessian.diagonal()[dead] = 1
@@ -54,13 +55,13 @@ def eliminate(
     group: tuple[int, int] | None = None,
     first: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Elimination:
-    """Fix so many weights of every row, each time the one that costs least.
+    """Fix ``steps`` weights of every row, each time the one that costs least.
 
     Args:
         weight, inverse: of one layer; the arithmetic is in the weight's dtype.
-        target: ``(values, whose rows)`` → what each value would be fixed to; zero where there is none.
+        target: ``(values, their rows)`` → the value that each would be fixed to; None: zero.
         group: (n, m): at most m − n of every m neighbours may be fixed.
-        first: ``(errors, whose rows)`` → true where a weight must be fixed before all others.
+        first: ``(errors, their rows)`` → true for weights that must be fixed before all others.
     """
     count = max(1, _TOGETHER // (steps * weight.shape[1] or 1))
     inverse = inverse.to(weight.dtype)
@@ -85,7 +86,7 @@ def _eliminate(
     first: Callable[[Tensor], Tensor] | None,
 ) -> Elimination:
     (rows, columns), w = weight.shape, weight.clone()
-    own = torch.arange(columns).expand(rows, columns)  # the column that each value stands for
+    own = torch.arange(columns).expand(rows, columns)  # the column of each value
     diagonal = inverse.diagonal().expand(rows, columns).clone()
     gone = torch.zeros(rows, columns, dtype=torch.bool)
     v = weight.new_empty(rows, steps, columns)
@@ -125,17 +126,17 @@ def _eliminate(
 
 
 def _narrowed(v: Tensor, left: Tensor, k: int) -> Tensor:
-    """The first ``k`` of ``v`` at the columns that are left, and room for the others."""
+    """The first ``k`` of ``v`` at the columns ``left``, with space for the others."""
     found = v.new_empty(len(v), v.shape[1], left.shape[1])
     torch.gather(v[:, :k], 2, left[:, None].expand(-1, k, -1), out=found[:, :k])
     return found
 
 
 def counts_of_rows(losses: Float[Tensor, "rows steps"], total: int) -> Int[Tensor, " rows"]:
-    """How many weights to take from each row so that ``total`` cost least together.
+    """How many weights to remove from each row so that ``total`` together cost least.
 
-    Single increments do not grow steadily, so each row's curve is replaced by its lower convex hull, whose slopes do;
-    the smallest slopes of all rows are taken.
+    The increments of a row are not monotone, so each row's curve is replaced by its lower convex hull, whose slopes
+    are; the smallest slopes of all rows are taken.
 
     >>> counts_of_rows(torch.tensor([[1.0, 0.0, 5.0], [0.4, 0.7, 0.8]]), 3).tolist()
     [2, 1]

@@ -1,4 +1,4 @@
-"""What an error in a weight does to its layer's output, by the Gram matrix of the layer's inputs."""
+"""How an error in a weight changes its layer's output, by the Gram matrix of the layer's inputs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from tersor.errors import CalibrationError
 from tersor.numerics import FORMATS
 from tersor.solvers.problem import LayerProblem, LayerSolution, Solver
 
-# Rows that an error is measured on: more would tell little that is new, at the price of a product with the Hessian.
+# Rows that an error is measured on: more hardly change it, and each costs a product with the Hessian.
 MEASURED = 512
 
 
@@ -19,7 +19,7 @@ def fitting_grams(problem: LayerProblem) -> Float[Tensor, "groups columns column
     """The problem's Gram matrices.
 
     Raises:
-        CalibrationError: where there are none, or of another size than the weight's columns.
+        CalibrationError: if there are none, or they do not fit the weight's columns.
     """
     problem.require(("gram",))
     grams, columns, groups = problem.gram, problem.weight[0].numel(), problem.geometry.groups
@@ -33,10 +33,10 @@ def fitting_grams(problem: LayerProblem) -> Float[Tensor, "groups columns column
 
 
 def fitting_cross(problem: LayerProblem) -> Float[Tensor, "out columns"] | None:
-    """The problem's ``cross``, if it has one.
+    """The problem's ``cross``, or None.
 
     Raises:
-        CalibrationError: where it has another shape than the weight.
+        CalibrationError: if its shape is not the weight's.
     """
     shape = problem.weight.flatten(1).shape
     if problem.cross is not None and problem.cross.shape != shape:
@@ -48,9 +48,9 @@ def fitting_cross(problem: LayerProblem) -> Float[Tensor, "out columns"] | None:
 
 
 def output_error(weight: Tensor, found: Tensor, grams: Float[Tensor, "groups columns columns"]) -> float:
-    """tr(E·H·Eᵀ) / tr(W·H·Wᵀ): the share of the layer's output that the error is, in power.
+    """tr(E·H·Eᵀ) / tr(W·H·Wᵀ): power of the output's error over that of the output.
 
-    Of a weight with many rows, some evenly spaced ones stand for all.
+    It is measured on at most 512 evenly spaced rows.
 
     >>> weight, found = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
     >>> output_error(weight, found, torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]))
@@ -69,23 +69,23 @@ def output_errors(
         w, *others = (t[:: -(-len(t) // MEASURED)] for t in parts)
         for j, t in enumerate((w, *(f - w for f in others))):
             power[j] += float(((t @ hessian) * t).sum(dtype=torch.float64))
-    # Where H has few directions, sums that are 0 may be rounded to just below.
+    # If H has a low rank, a sum of 0 may be rounded to just below.
     return [max(p, 0.0) / power[0] if power[0] > 0 else 0.0 for p in power[1:]]
 
 
 def measured_error(problem: LayerProblem, solution: LayerSolution) -> float | None:
-    """The solution's output error, by the problem's Gram matrix if the solver looked at none; None without either."""
+    """The solution's output error, measured here if the solver did not; None without a Gram matrix."""
     if solution.output_error is not None or problem.gram is None:
         return solution.output_error
     return output_error(problem.weight.detach().float(), solution.qtensor.dequantize(), fitting_grams(problem))
 
 
 def curve(solver: Solver, problem: LayerProblem, levels: Sequence[str]) -> list[tuple[int, float]]:
-    """What each number format of ``levels`` costs, and the error it leaves.
+    """The cost and the error of each number format of ``levels``, for ``allocate_bits``.
 
-    Returns (bits that a file needs, error), in the order of ``levels``: what an allocation of bits to layers
-    starts from. The error is the power of the output's error over that of the output, where the problem has a Gram
-    matrix; else that of the weight's error over that of the weight. The two do not compare.
+    Returns (bits in a file, error) in the order of ``levels``. The error is the power of the output's error over that
+    of the output if the problem has a Gram matrix, else that of the weight's error over that of the weight; the two
+    cannot be compared.
     """
     points = []
     for level in levels:

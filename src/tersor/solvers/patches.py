@@ -1,4 +1,4 @@
-"""im2col: what each output of a layer is a weighted sum of."""
+"""im2col: the inputs that each output of a layer is a weighted sum of."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from tersor.errors import CalibrationError, TersorError
 from tersor.observers.gram import Gram
 from tersor.solvers.problem import Geometry, LayerProblem
 
-# Positions of one batch that a convolution's matrix is made of; neighbours tell little that is new.
+# Positions of one batch that a convolution's matrix is made of; neighbours are alike.
 _POSITIONS = 2**14
 
 
@@ -22,7 +22,7 @@ def patches(problem: LayerProblem, rows: int, seed: int = 0) -> Float[Tensor, ".
     transposed, they are the layer's outputs without bias.
 
     Raises:
-        CalibrationError: no sample, or one that does not fit the layer.
+        CalibrationError: without a sample, or with one that does not fit the layer.
 
     >>> from tersor.numerics import QuantSpec
     >>> weight, picture = torch.ones(2, 1, 3, 3), torch.ones(1, 1, 3, 3)
@@ -83,4 +83,7 @@ def gram_of(problem: LayerProblem, x: Tensor, token_mask: Tensor | None = None) 
             return Gram.of(x.reshape(1, -1, x.shape[-1]), rows)
         return Gram.of(patches(replace(problem, sample=x), _POSITIONS))
     except TersorError as error:
-        raise type(error)(f"{problem.name}: {error}") from error
+        raise type(error)(
+            f"{problem.name}: {error}; look for bad samples in the calibration data, or for an overflow in an earlier "
+            "layer"
+        ) from error

@@ -1,4 +1,4 @@
-"""One weight to be quantized, and what came of it: the vocabulary that all solvers share."""
+"""One weight to be quantized, and the result: the types that all solvers share."""
 
 import math
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class LayerProblem:
-    """One weight and everything that a solver may ask about its layer.
+    """One weight and everything that a solver may read about its layer.
 
     Args:
         name: the layer's dotted name, for errors and reports.
@@ -40,12 +40,12 @@ class LayerProblem:
         geometry: of a convolution.
         sample: inputs of the layer, [pictures, in, *spatial] or [..., in]; only solvers that name
             ``"sample"`` in ``needs`` read it.
-        input_spec: how the layer's input is quantized; None where it stays float.
-        input_range: (low, high) of that input, the start of whoever searches a better one.
+        input_spec: how the layer's input is quantized; None if it stays float.
+        input_range: (low, high) of that input, from which a solver may search a better one.
         gram: 2·mean(x·xᵀ) of the layer's inputs (of a convolution's patches), one matrix a group.
-        cross: 2·mean((y − W·x)·xᵀ), where y is what the layer ought to give (without its bias) and x what it now
-            gets, behind layers already quantized; columns as the Gram matrices have. None: y = W·x.
-        tokens: how many rows ``gram`` was made of.
+        cross: 2·mean((y − W·x)·xᵀ), where y is the original layer's output (without its bias) and x its present
+            input, after earlier layers were quantized; columns as in the Gram matrices. None: y = W·x.
+        tokens: rows of input behind ``gram``.
     """
 
     name: str
@@ -71,19 +71,18 @@ class LayerProblem:
 
 @dataclass(frozen=True)
 class LayerSolution:
-    """A quantized weight and how good it is.
+    """A quantized weight and its errors.
 
     Args:
         qtensor: codes, scale and zero point.
         method: the solver with its options, as the report prints it.
         sqnr_db: power of the weight over the power of its error, in dB; infinite without error.
-        cosine: of the layer's output before and after on the sample (a mean over channels), where the
-            solver measured it.
-        input_range: the range that the solver chose for the layer's input, where it did.
-        output_error: power of the output's error over that of the output, by the Gram matrix, where there was one.
-        rtn_error: the same of the weight rounded to nearest between its extremes, where the solver compared.
+        cosine: of the layer's output before and after on the sample (a mean over channels), or None.
+        input_range: the range that the solver chose for the layer's input, or None.
+        output_error: power of the output's error over that of the output, by the Gram matrix, or None without one.
+        rtn_error: the same of the weight rounded to nearest between its extremes, or None if not measured.
         damping: the share of the mean of diag H that was added to it, by solvers that factor or invert it.
-        tokens: how many rows the Gram matrix was made of, where that is known.
+        tokens: rows of input behind the Gram matrix, or None if unknown.
     """
 
     qtensor: QTensor
@@ -97,8 +96,44 @@ class LayerSolution:
     tokens: int | None = None
 
 
+@dataclass(frozen=True)
+class LayerRecord:
+    """One line of a report; what was not measured is None, and without a Gram matrix there is no output error.
+
+    Args:
+        name: the layer's.
+        method: the solver that was used, with its options.
+        bits: that the codes, scales and zero points take in a file.
+        sqnr_db: power of the weight over that of its error, in dB.
+        output_error: power of the output's error over that of the output, on the calibration data.
+        rtn_error: the same of rounding to nearest over the whole range, ``Rtn("minmax")``.
+        tokens: rows of input behind the Gram matrix.
+        damping: the share of the mean of diag H that was added to it.
+    """
+
+    name: str
+    method: str
+    bits: int
+    sqnr_db: float
+    output_error: float | None = None
+    rtn_error: float | None = None
+    tokens: int | None = None
+    damping: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """The output error as a share of rounding's: below 1 where the solver was worth its time."""
+        return self.output_error / self.rtn_error if self.output_error is not None and self.rtn_error else None
+
+
 class Solver(Protocol):
-    """A frozen dataclass of options that turns a LayerProblem into a LayerSolution."""
+    """A frozen dataclass of options that turns a LayerProblem into a LayerSolution.
+
+    An entry may also declare, as class attributes: ``wants`` (fields of LayerProblem that it uses if they are given),
+    ``by_row`` (codes of an output with a scale of its own depend on its weights alone), ``is_range`` (its name may be
+    a recipe's ``range``), and ``input_observer`` (it chooses the input's range too, from that observer's). An option
+    ``seed`` gets the recipe's seed, and ``range`` or ``start`` the recipe's range.
+    """
 
     needs: ClassVar[tuple[str, ...]]  # the fields of LayerProblem that must be given
 
@@ -120,9 +155,9 @@ def decibels(signal: float, noise: float) -> float:
 
 def weight_sqnr(weight: Tensor, qtensor: QTensor) -> float:
     """The signal-to-quantization-noise ratio of a weight, in dB."""
-    # Sums of squares in float32 are good to 1e-6 here (PyTorch adds pairwise); float64 would double the time.
+    # Sums of squares in float32 are exact to 1e-6 here (PyTorch adds pairwise); float64 would double the time.
     alone = qtensor.scale.ndim > 1 and len(qtensor.scale) == len(weight)
-    step = max(1, 2**20 // max(1, weight[:1].numel())) if alone else max(1, len(weight))  # what stays in the cache
+    step = max(1, 2**20 // max(1, weight[:1].numel())) if alone else max(1, len(weight))  # fits the cache
     signal = noise = 0.0
     for k in range(0, len(weight), step):
         w = weight[k : k + step].float()

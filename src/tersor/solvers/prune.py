@@ -1,10 +1,11 @@
-"""Solvers that make weights zero: by size, by size and input, and by the second-order family."""
+"""Pruners: by magnitude, by magnitude and input, and by the second-order family."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,23 +13,23 @@ from tersor.solvers.cholesky import inverse_factor
 from tersor.solvers.obs import counts_of_rows, eliminate, inverse, without
 from tersor.solvers.output_error import fitting_grams, output_error
 from tersor.solvers.problem import LayerProblem
-from tersor.solvers.sparsity import PrunedLayer, Sparsity, columns_first
+from tersor.solvers.sparsity import PrunedLayer, Pruner, Sparsity, columns_first
 
 _BLOCK = 128
 
 
 class _Pruner:
-    """Splits a layer into its groups, lays neighbouring inputs side by side, and judges the result."""
+    """Splits a layer into its groups, lays neighbouring inputs side by side, and measures the result."""
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ("gram",)
 
     def __call__(self, problem: LayerProblem, sparsity: Sparsity) -> PrunedLayer:
-        """Make so many weights zero.
+        """Make weights zero until the sparsity is reached.
 
         Raises:
             RecipeError: where n:m does not divide the layer's inputs.
-            CalibrationError: without a Gram matrix, where the solver needs one.
+            CalibrationError: without a Gram matrix, where the pruner needs one.
         """
         weight = problem.weight.detach().float()
         sparsity.check(problem.name, weight.shape[1])
@@ -36,25 +37,25 @@ class _Pruner:
         grams = fitting_grams(problem) if "gram" in self.needs or problem.gram is not None else None
         count = problem.geometry.groups
         hessians: list[Any] = [None] * count if grams is None else [h.float()[order][:, order] for h in grams]
-        told: list[str] = []
+        notes: list[str] = []
         parts = []
         for part, hessian in zip(flat.chunk(count), hessians, strict=True):
             found, note = self._solve(part, hessian, sparsity, problem.name)
             parts.append(found)
-            told.append(note)
+            notes.append(note)
         result = torch.empty_like(flat)
         result[:, order] = torch.cat(parts)
         result = result.reshape(weight.shape)
-        method = ", ".join(dict.fromkeys(filter(None, (self.name, *told))))
+        method = ", ".join(dict.fromkeys(filter(None, (self.name, *notes))))
         return PrunedLayer(result, method, None if grams is None else output_error(weight, result, grams))
 
     def curve(self, problem: LayerProblem, shares: Sequence[float]) -> list[tuple[int, float]]:
         """[(weights that stay, output error)] of each share of zeros, in the order of ``shares``.
 
-        What ``tersor.solvers.allocate`` divides a network's budget over.
+        ``tersor.solvers.allocate`` divides a network's budget over these curves.
 
         Raises:
-            CalibrationError: without a Gram matrix, which judges the output.
+            CalibrationError: without a Gram matrix, which the output error is measured by.
         """
         problem.require(("gram",))
         points = []
@@ -70,7 +71,7 @@ class _Pruner:
 
 @dataclass(frozen=True)
 class Magnitude(_Pruner):
-    """The smallest go."""
+    """Removes the smallest weights."""
 
     name: ClassVar[str] = "magnitude"
     needs: ClassVar[tuple[str, ...]] = ()
@@ -81,7 +82,7 @@ class Magnitude(_Pruner):
 
 @dataclass(frozen=True)
 class Wanda(_Pruner):
-    """The smallest |w|·‖x‖ of every output go (arXiv 2306.11695); nothing is updated."""
+    """Removes the smallest |w|·‖x‖ of every output (arXiv 2306.11695); the other weights are kept."""
 
     name: ClassVar[str] = "wanda"
 
@@ -92,7 +93,7 @@ class Wanda(_Pruner):
 
 @dataclass(frozen=True)
 class Obd(_Pruner):
-    """Optimal Brain Damage: the smallest ½·H_jj·w² go (LeCun et al., 1989); nothing is updated."""
+    """Optimal Brain Damage: removes the smallest ½·H_jj·w² (LeCun et al., 1989); the other weights are kept."""
 
     name: ClassVar[str] = "obd"
 
@@ -102,9 +103,9 @@ class Obd(_Pruner):
 
 @dataclass(frozen=True)
 class SparseGpt(_Pruner):
-    """Blocks of columns choose by w²/U², and the columns behind make up for them (arXiv 2301.00774)."""
+    """Removes the smallest w²/U² of each block of columns; later columns compensate (arXiv 2301.00774)."""
 
-    damping: float = 0.01
+    damping: Annotated[float, Ge(0)] = 0.01
     name: ClassVar[str] = "sparsegpt"
 
     def _solve(self, w: Tensor, hessian: Tensor, sparsity: Sparsity, name: str) -> tuple[Tensor, str]:
@@ -113,12 +114,12 @@ class SparseGpt(_Pruner):
 
 
 def factored(w: Tensor, hessian: Tensor, damping: float, name: str) -> tuple[Tensor, Tensor, float]:
-    """The factor of H⁻¹, a copy of the weight without what always meets zeros, and the damping that it took."""
+    """The factor of H⁻¹, a copy of the weight with zeros for inputs that are always zero, and the damping used."""
     hessian = hessian.clone()
-    dead = hessian.diagonal() == 0
-    hessian.diagonal()[dead] = 1
+    alive = _alive(w, hessian)
+    hessian.diagonal()[hessian.diagonal() == 0] = 1
     factor, used = inverse_factor(hessian, damping, name)
-    return factor, w.masked_fill(dead, 0.0), used
+    return factor, alive, used
 
 
 def prune_columns(
@@ -127,7 +128,7 @@ def prune_columns(
     sparsity: Sparsity,
     target: Callable[[Tensor, int], Tensor],
 ) -> Float[Tensor, "rows columns"]:
-    """SparseGPT's sweep over ``w``, which is used up: what stays becomes ``target(values, column)``, the rest zero."""
+    """SparseGPT's sweep over ``w``, in place: kept weights become ``target(values, column)``, the others zero."""
     span = sparsity.group[1] if sparsity.group else _BLOCK  # columns that are chosen together
     block = max(_BLOCK // span, 1) * span
     for a in range(0, w.shape[1], block):
@@ -147,34 +148,35 @@ def prune_columns(
 
 @dataclass(frozen=True)
 class ExactObs(_Pruner):
-    """One weight at a time, the cheapest of its row, all others updated; rows share the layer's budget.
+    """Removes one weight at a time, the one of its row that costs least, and updates all others of the row.
 
-    arXiv 2208.11580, whose rows are here divided over the lower convex hulls of their loss curves.
+    Rows share the layer's budget. arXiv 2208.11580; here the budget is divided over the lower convex hulls of the rows'
+    loss curves.
     """
 
-    damping: float = 0.01
+    damping: Annotated[float, Ge(0)] = 0.01
     name: ClassVar[str] = "exactobs"
 
     def _solve(self, w: Tensor, hessian: Tensor, sparsity: Sparsity, name: str) -> tuple[Tensor, str]:
         found, used = inverse(hessian, self.damping, name)
         rows, columns = w.shape
         total = round(sparsity.share * columns)
-        # No row is looked at further than half beyond its share.
+        # No row loses more than one and a half times its share.
         steps = min(columns, total + total // 2) if sparsity.pattern == "layer" else total
-        traced = eliminate(w, found, steps, group=sparsity.group)
+        traced = eliminate(_alive(w, hessian), found, steps, group=sparsity.group)
         counts = torch.full((rows,), total)
         if sparsity.pattern == "layer":
             counts = counts_of_rows(traced.losses, round(sparsity.share * w.numel()))
         return without(w, found, traced.order, counts), f"damping {used:g}"
 
     def curve(self, problem: LayerProblem, shares: Sequence[float]) -> list[tuple[int, float]]:
-        """As of every pruner, here from one elimination; the errors are those by the damped Hessian."""
+        """As for every pruner, here from one elimination; errors are measured by the damped Hessian."""
         grams, weight = fitting_grams(problem), problem.weight.detach().float()
         power, errors, staying = 0.0, [0.0] * len(shares), [weight.numel()] * len(shares)
         for w, hessian in zip(weight.flatten(1).chunk(len(grams)), grams, strict=True):
             found, _ = inverse(hessian, self.damping, problem.name)
             power += float(((w @ hessian.float()) * w).sum(dtype=torch.float64))
-            traced = eliminate(w.contiguous(), found, w.shape[1])
+            traced = eliminate(_alive(w, hessian), found, w.shape[1])
             sums = torch.cat([torch.zeros(len(w), 1), traced.losses.cumsum(1)], 1)
             for k, share in enumerate(shares):
                 counts = counts_of_rows(traced.losses, round(share * w.numel()))
@@ -183,5 +185,16 @@ class ExactObs(_Pruner):
         return [(kept, error / power if power else 0.0) for kept, error in zip(staying, errors, strict=True)]
 
 
-PRUNERS: dict[str, type[_Pruner]] = {p.name: p for p in (Magnitude, Wanda, Obd, SparseGpt, ExactObs)}
-"""All solvers of sparsity by name."""
+def _alive(w: Tensor, hessian: Tensor) -> Tensor:
+    """The weights with zeros for inputs that are always zero: these cost nothing, and are removed first."""
+    return w.masked_fill(hessian.diagonal() == 0, 0.0)
+
+
+PRUNERS: dict[str, type[Pruner]] = {
+    "magnitude": Magnitude,
+    "wanda": Wanda,
+    "obd": Obd,
+    "sparsegpt": SparseGpt,
+    "exactobs": ExactObs,
+}
+"""All pruners by name."""

@@ -1,7 +1,7 @@
 """Codes, scales and zero points moved one at a time, each to its optimum under the Hessian given all others.
 
-Cyclic coordinate descent on the codes is QuantEase (arXiv 2309.01885); here the scales take part. Every step is exact,
-so that the output's error only falls.
+Cyclic coordinate descent on the codes is QuantEase (arXiv 2309.01885); here scales are moved, too. Every step is exact,
+so that the output's error never grows.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tersor.numerics import QuantSpec
 
-# Columns whose updates wait for each other: outer blocks leave the cache, inner ones do not.
+# Columns that are updated together, in two block sizes: inner blocks fit the cache.
 OUTER, INNER = 128, 16
 Rounding = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -33,12 +33,12 @@ class Coded:
     width: int
 
     def values(self) -> Float[Tensor, "columns rows"]:
-        """What the codes stand for."""
+        """The values that the codes represent."""
         scale, zero = (self.of_columns(t) for t in (self.scale, self.zero))
         return (self.codes - zero) * scale
 
     def of_columns(self, t: Tensor, columns: Tensor | None = None) -> Float[Tensor, "columns rows"]:
-        """``scale`` or ``zero`` for each column, or for ``columns`` in their order; a view where one serves all."""
+        """``scale`` or ``zero`` for each column, or for ``columns`` in their order; a view if all share one."""
         if len(t) == 1:
             return t.expand(self.codes.shape)
         if columns is None:
@@ -54,15 +54,15 @@ def refined(
     sweeps: int,
     spec: QuantSpec | None,
 ) -> Coded:
-    """``coded`` brought nearer to ``target`` under ``hessian``; no row's (v − t)ᵀ·H·(v − t) grows.
+    """``coded`` moved towards ``target`` under ``hessian``; no row's (v − t)ᵀ·H·(v − t) grows.
 
     Args:
         coded: the start; it is not changed.
-        target: the weight that is wanted.
+        target: the weight to approximate.
         hessian: not damped; its diagonal is positive.
         rounded: ``(values, scale, zero)`` → the nearest code of each.
-        sweeps: how often all are visited. One costs two products of the Hessian and the weight.
-        spec: what scales are stored in and where zero points may lie; None leaves both as they are.
+        sweeps: how often all codes are visited; one costs two products of the Hessian and the weight.
+        spec: the dtype of scales and the bounds of zero points; None keeps both as they are.
 
     >>> start = Coded(torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0]]), torch.zeros(1, 1), 2)
     >>> h, nearest = torch.eye(2), lambda w, s, z: (w / s).round().add(z).clamp(-7, 7)
@@ -92,7 +92,7 @@ def refined(
             steps, zeros = (coded.of_columns(t, columns)[: len(columns)] for t in (scale, zero))
             _recode(square, near, codes[part], value[part], steps, zeros, rounded)
             slope.addmm_(hessian[:, part], value[part] - old)
-    # The steps are exact but for rounding: where that is all there was to win, the start stays.
+    # The steps are exact up to rounding: a row that gains no more than that keeps its start.
     worse = (slope * (value - target)).sum(0) >= before
     for new, start in ((codes, coded.codes), (scale, coded.scale), (zero, coded.zero)):
         new[:, worse] = start[:, worse]
@@ -102,7 +102,7 @@ def refined(
 def _recode(
     hessian: Tensor, slope: Tensor, codes: Tensor, value: Tensor, step: Tensor, zero: Tensor, rounded: Rounding
 ) -> None:
-    """Every column's codes to their optimum given the others', in place; ``slope`` is used up."""
+    """Move every column's codes to their optimum given the others', in place; ``slope`` is overwritten."""
     for c in range(0, len(codes), INNER):
         d = min(c + INNER, len(codes))
         moved = value[c:d].clone()
@@ -125,7 +125,7 @@ def _rescale(
     zero: Float[Tensor, " rows"],
     spec: QuantSpec,
 ) -> None:
-    """One group's scale and zero point to their optimum given the codes: ``scale``, ``zero``, ``slope`` in place.
+    """Move one group's scale and zero point to their optimum given the codes: ``scale``, ``zero``, ``slope`` in place.
 
     The values s·c of the centred codes c = q − z become s'·(c − d): they move by p·c − r with p = s' − s and r = s'·d,
     and the error changes by 2·(p·c·g − r·1·g) + p²·cHc − 2·p·r·cH1 + r²·1H1, with g the slope.

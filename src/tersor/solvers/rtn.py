@@ -28,9 +28,9 @@ class Rtn:
 
     ``range="minmax"`` spans minimum and maximum (Krishnamoorthi, arXiv 1806.08342). ``range="mse"`` shrinks
     this range, for each scale by a factor of its own in 0.1 … 1, to the smallest squared error of the
-    weights: it clips a few large ones so that the many get a finer grid (Banner et al., arXiv 1810.05723,
-    searched instead of assumed a distribution for). It is never worse than minmax in squared error. Formats
-    without a range to choose (binary, whose level is a mean, and the floats of 16 and 32 bits) ignore it.
+    weights: a few large weights are clipped, and all others get a finer grid (Banner et al., arXiv 1810.05723, who
+    assume a distribution where this searches). It is never worse than minmax in squared error. Formats without a
+    range to choose (binary, whose level is a mean, and floats of 16 and 32 bits) ignore it.
 
     Args:
         range: how the range of each scale is found.
@@ -44,6 +44,7 @@ class Rtn:
     range: Literal["minmax", "mse"] = "mse"
     seed: int = 0
     needs: ClassVar[tuple[str, ...]] = ()
+    by_row: ClassVar[bool] = True  # codes of an output with a scale of its own depend on its weights alone
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
         """Quantize the weight; raises NumericsError for NaN or a scale that cannot be stored."""
@@ -85,7 +86,7 @@ def mse_range(
         better = error < least
         best[better], least[better] = ratio[better], error[better]
 
-    # Who counts elements by their importance goes on from here, where the last bit of a search is lost again.
+    # Solvers that weight elements by importance refine the codes further, so a coarse search is enough for them.
     for ratio in _DENSE if rows.shape[1] <= _FEW and counted is None else _COARSE:
         attempt(torch.full_like(best, ratio))
     for step in _STEPS:
@@ -122,7 +123,7 @@ def squared_error(
 
 
 def granules(x: Float[Tensor, "..."], spec: QuantSpec) -> Float[Tensor, "..."]:
-    """``x`` as [scales, members]; a ragged last group is filled up with zeros, which have no error."""
+    """``x`` as [scales, members]; a ragged last group is padded with zeros, which have no error."""
     kind, size = spec.granularity.kind, spec.granularity.size
     if kind == "tensor":
         return x.reshape(1, -1)
@@ -136,6 +137,20 @@ def granules(x: Float[Tensor, "..."], spec: QuantSpec) -> Float[Tensor, "..."]:
         x = torch.cat([x, x.new_zeros([*x.shape[:dim], missing, *x.shape[dim + 1 :]])], dim)
     # Groups of inputs: one row for each output and group. Groups of filters: one for each group.
     return x.unflatten(dim, (-1, size)).flatten(0, dim).flatten(1)
+
+
+def columns_per_scale(shape: torch.Size, spec: QuantSpec) -> int:
+    """How many neighbouring columns of a row of the flattened weight ``[out, columns]`` share a scale.
+
+    >>> columns_per_scale(torch.Size([8, 6, 3, 3]), QuantSpec("int4", "group:3"))
+    27
+    """
+    kind, columns = spec.granularity.kind, shape[1:].numel()
+    if kind == "group":
+        return spec.block * columns // shape[1]
+    if kind == "channel" and spec.granularity.axis not in (0, -len(shape)):
+        return 1
+    return shape[-1] if kind == "token" else columns
 
 
 def has_range(spec: QuantSpec) -> bool:

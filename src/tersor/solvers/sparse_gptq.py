@@ -1,16 +1,17 @@
-"""Sparse and quantized in one sweep: what stays is rounded, what goes is zero, and both are made up for."""
+"""Pruned and quantized in one sweep, in which later columns compensate for both errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from tersor.errors import RecipeError
 from tersor.numerics import QTensor, QuantSpec, quantize
 from tersor.numerics.ranges import expand
-from tersor.solvers.output_error import fitting_grams, output_error
+from tersor.solvers.output_error import curve, fitting_grams, output_error
 from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 from tersor.solvers.prune import factored, prune_columns
 from tersor.solvers.rtn import Rtn
@@ -19,10 +20,10 @@ from tersor.solvers.sparsity import Sparsity, columns_first
 
 @dataclass(frozen=True)
 class SparseGptq:
-    """SparseGPT whose survivors are rounded as they are passed (arXiv 2301.00774, section 3.5).
+    """SparseGPT that rounds the weights it keeps in the same sweep (arXiv 2301.00774, section 3.5).
 
-    The columns behind make up for both errors, as they could not if one step came after the other. Codes of removed
-    weights dequantize to exactly 0.
+    Later columns compensate for both errors, which two sweeps in sequence could not. Codes of removed weights
+    dequantize to exactly 0.
 
     Args:
         sparsity: the share and pattern of zeros, or its text.
@@ -38,14 +39,14 @@ class SparseGptq:
 
     sparsity: Sparsity | str = "50%"
     range: Literal["minmax", "mse"] = "mse"
-    damping: float = 0.01
+    damping: Annotated[float, Ge(0)] = 0.01
     needs: ClassVar[tuple[str, ...]] = ("gram",)
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
         """Prune and quantize the weight.
 
         Raises:
-            RecipeError: for a sparsity that cannot be, or a number format without a zero (binary).
+            RecipeError: for an impossible sparsity, or a number format without a zero (binary).
             CalibrationError: without a Gram matrix, or with one that does not fit or cannot be factored.
         """
         sparsity = Sparsity.parse(self.sparsity) if isinstance(self.sparsity, str) else self.sparsity
@@ -63,7 +64,7 @@ class SparseGptq:
             factor, w, used = factored(w, hessian.float()[order][:, order], self.damping, problem.name)
             parts.append(prune_columns(w, factor, sparsity, _rounding(s, z, spec)))
             damping = max(damping, used)
-        # The values stand on the grid already; to the nearest code is back to the one they came from.
+        # The values are on the grid already, so rounding to nearest gives the codes that they came from.
         nearest = spec.with_(granularity="tensor", rounding="nearest")
         codes = torch.empty_like(flat, dtype=spec.format.dtype)
         codes[:, order] = quantize(torch.cat(parts), step, zero, nearest)
@@ -71,6 +72,10 @@ class SparseGptq:
         error = output_error(weight, qtensor.dequantize(), grams)
         method = f"sparsegptq {sparsity} {self.range}, damping {damping:g}"
         return LayerSolution(qtensor, method, weight_sqnr(weight, qtensor), output_error=error)
+
+    def curve(self, problem: LayerProblem, levels: Sequence[str]) -> list[tuple[int, float]]:
+        """[(bits, relative squared error)] of each number format of ``levels``."""
+        return curve(self, problem, levels)
 
 
 def _rounding(step: Tensor, zero: Tensor, spec: QuantSpec) -> Callable[[Tensor, int], Tensor]:

@@ -1,22 +1,25 @@
-"""Which weights may be removed, how many, and what came of it."""
+"""Which weights may be removed, how many, and the result; and what a pruner is."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tersor.errors import RecipeError
+from tersor.solvers.problem import LayerProblem
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """A share of the weights to be zero, and where.
+    """The share of a layer's weights to make zero, and their pattern.
 
     Args:
         share: of the weights that become zero, 0 … 1.
-        pattern: ``layer`` takes them anywhere in the layer, ``row`` the same number from every output, ``n:m`` leaves
+        pattern: ``layer`` removes them anywhere in the layer, ``row`` the same number from every output, ``n:m`` keeps
             n of every m neighbouring inputs (input channels of a convolution).
         group: (n, m) of that pattern.
 
@@ -58,12 +61,12 @@ class Sparsity:
         """
         if self.group is not None and columns % self.group[1]:
             raise RecipeError(
-                f"layer {name}: {columns} inputs are no multiple of {self.group[1]}, so that {self.group[0]}:"
-                f"{self.group[1]} has no meaning there; leave this layer out by a rule"
+                f"layer {name}: {columns} inputs are no multiple of {self.group[1]}, which {self.group[0]}:"
+                f"{self.group[1]} needs; leave this layer out by a rule"
             )
 
     def kept(self, scores: Float[Tensor, "rows columns"]) -> Bool[Tensor, "rows columns"]:
-        """Where the highest scores are, so many as may stay; of equal ones the first."""
+        """A mask of the highest scores, as many as are kept; of equal scores the first."""
         rows, columns = scores.shape
         if self.group is not None:
             keep, size = self.group
@@ -82,7 +85,7 @@ def _highest(scores: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class PrunedLayer:
-    """A weight with zeros, and how good it is.
+    """A weight with zeros, and its error.
 
     Args:
         weight: in its original shape; the removed ones are exactly zero.
@@ -100,8 +103,20 @@ class PrunedLayer:
         return float((self.weight == 0).float().mean())
 
 
+class Pruner(Protocol):
+    """A frozen dataclass of options that makes weights of a layer zero."""
+
+    needs: ClassVar[tuple[str, ...]]  # the fields of LayerProblem that must be given
+
+    def __call__(self, problem: LayerProblem, sparsity: Sparsity) -> PrunedLayer: ...
+
+    def curve(self, problem: LayerProblem, shares: Sequence[float]) -> list[tuple[int, float]]:
+        """[(weights that stay, output error)] of each share of zeros."""
+        ...
+
+
 def columns_first(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight as ``[out, kernel · in]`` with neighbouring inputs side by side, and where each column was before.
+    """A weight as ``[out, kernel · in]`` with neighbouring inputs side by side, and the former place of each column.
 
     >>> columns_first(torch.zeros(2, 3, 1, 2))[1].tolist()
     [0, 2, 4, 1, 3, 5]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tersor.network.blocks.operators import Call, watch
 from tersor.network.blocks.scale_transfers import ScaledAxis, ScaleTransfer
 from tersor.network.blocks.unchanged import Call as Recorded
-from tersor.numerics import QuantSpec, expand, quantize_tensor, reduce_range
+from tersor.numerics import QuantSpec, quantize_tensor
 from tersor.observers.gram import Gram
 
 GRID = 20
@@ -166,39 +166,6 @@ def smooth_scales(
         scale = torch.where(alive, reach, 1.0) ** alpha / torch.where(alive, columns, 1.0) ** (1 - alpha)
         scales.append(torch.where(alive, scale.clamp(min=1e-5), 1.0))
     return scales
-
-
-def clipped(
-    weight: Float[Tensor, "out columns"], gram: Gram, spec: QuantSpec, steps: int = GRID, least: float = 0.5
-) -> Float[Tensor, "out columns"]:
-    """AWQ's clipping: the weight within the range, of each scale, whose rounding does the outputs least harm.
-
-    Each range is shrunk to 1, …, ``least`` of itself in ``steps``; the error is that of the outputs, each group's
-    alone. AWQ leaves the query and key projections out. ``spec`` is per channel or in groups of inputs.
-
-    >>> weight, x = torch.tensor([[1.0, 1.0, 1.0, 8.0]]), torch.tensor([[[1.0, 1.0, 1.0, 0.01]]])
-    >>> clipped(weight, Gram.of(x), QuantSpec("int4", "channel"))
-    tensor([[1., 1., 1., 7.]])
-    """
-    low, high = reduce_range(weight, spec)
-    columns = weight.shape[1]
-    group = spec.block or columns
-    ratio, least_error = torch.ones_like(low), torch.full_like(low, float("inf"))
-    for k in range(steps):
-        tried = 1 - (1 - least) * k / steps
-        off = weight - quantize_tensor(weight, spec, low * tried, high * tried).dequantize()
-        error = torch.stack(
-            [_quadratic(d, h) for d, h in zip(off.split(group, 1), _diagonal(gram, group), strict=True)], 1
-        )
-        better = error < least_error
-        ratio[better], least_error[better] = tried, error[better]
-    low, high = (expand(bound * ratio, weight.shape, spec.block) for bound in (low, high))
-    return weight.clamp(low, high)
-
-
-def _diagonal(gram: Gram, group: int) -> list[Tensor]:
-    h = gram.hessian[0]
-    return [h[k : k + group, k : k + group] for k in range(0, len(h), group)]
 
 
 def _quadratic(off: Tensor, hessian: Tensor) -> Tensor:

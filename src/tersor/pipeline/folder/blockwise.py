@@ -6,18 +6,19 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 
-import torch
 from torch import Tensor, nn
 
 from tersor.errors import CalibrationError, TersorError
-from tersor.network.blocks.awq import clipped
 from tersor.network.blocks.chain import Halt
 from tersor.network.blocks.reads import Added, See, watching
 from tersor.numerics import QTensor, QuantSpec
 from tersor.pipeline.folder.hessians import Hessians
 from tersor.pipeline.folder.plan import WeightPlan
 from tersor.recipe import Recipe
-from tersor.solvers import PRUNERS, LayerProblem, LayerRecord, Rtn, SparseGptq, record, solver_for
+from tersor.solvers import Choice, LayerProblem, LayerRecord, ask, joint_choice, pruner_choice
+
+# The statistics of a layer's inputs that are gathered here.
+COLLECTED = frozenset({"gram"})
 
 
 @dataclass(frozen=True)
@@ -105,61 +106,46 @@ def solve_block(
     return done
 
 
+def choice_of(plan: WeightPlan, seed: int = 0) -> Choice:
+    """The solver, the pruner, or both in one sweep, that a planned weight is solved by."""
+    assert plan.wanted is not None
+    if plan.sparsity is None:
+        return plan.wanted.choice(seed)
+    if plan.spec is None:
+        return pruner_choice(plan.pruner, plan.sparsity, seed)
+    return joint_choice(plan.pruner, plan.sparsity, plan.wanted.solver, plan.wanted.range, seed)
+
+
 def needs_data(plan: WeightPlan) -> bool:
-    """Whether its solver or its range wants the Hessian."""
-    wanted = plan.wanted
-    if plan.sparsity is not None:  # without data nothing could be said of the harm that zeros do
-        return True
-    return wanted is not None and (wanted.range == "awq" or "gram" in solver_for(wanted.solver, wanted.range).needs)
+    """Whether its solver or pruner needs the Hessian."""
+    return plan.touched and bool(choice_of(plan).needs)
 
 
 def corrects_upstream_error(plan: WeightPlan) -> bool:
-    """Whether its solver makes up for what layers in front of it have lost, where it knows."""
-    wanted = plan.wanted
-    return plan.spec is not None and plan.sparsity is None and not plan.tail and wanted is not None and (
-        "cross" in getattr(solver_for(wanted.solver, wanted.range), "wants", ())
-    )  # fmt: skip
+    """Whether its solver compensates for the error of earlier layers, where that is known."""
+    return plan.touched and not plan.tail and "cross" in choice_of(plan).wants
 
 
 def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, recipe: Recipe) -> SolvedWeight:
     """One weight against its Hessian."""
-    assert plan.wanted is not None
-    start, tokens = time.perf_counter(), 0
+    start, choice = time.perf_counter(), choice_of(plan, recipe.seed)
     weight = oriented(plan, plan.slice.part(parameter.detach())).float().contiguous()
     problem = LayerProblem(plan.name, weight, plan.spec or QuantSpec("fp32"))
     try:
-        if not torch.isfinite(weight).all():
-            bad = int((~torch.isfinite(weight)).sum())
-            raise CalibrationError(f"layer {plan.name}: {bad} of its weights are NaN or infinite; repair it")
-        if needs_data(plan):
+        if choice.needs:
             gram = hessians.of(plan)
-            tokens, problem = gram.rows, replace(problem, gram=gram.hessian, tokens=gram.rows)
-            problem = replace(problem, cross=hessians.cross(plan, weight))
-        if plan.spec is None:
-            return _pruned(plan, problem, tokens, start)
-        if plan.sparsity is not None:
-            span = "minmax" if plan.wanted.range == "minmax" else "mse"
-            solution = SparseGptq(plan.sparsity, span)(problem)
-        elif plan.wanted.range == "awq":
-            bounded = replace(problem, weight=clipped(weight, hessians.of(plan), plan.spec))
-            solution = replace(Rtn("minmax")(bounded), method="rtn, clipped for the outputs")
-        else:
-            solution = solver_for(plan.wanted.solver, plan.wanted.range, recipe.seed)(problem)
-        line = record(problem, solution, tokens)
+            cross = hessians.cross(plan, weight)
+            problem = replace(problem, gram=gram.hessian, tokens=gram.rows, cross=cross)
+        answer = ask(problem, choice)
     except TersorError as error:
         if recipe.fallback == "error":
             text = str(error) if plan.name in str(error) else f"layer {plan.name}: {error}"
             raise CalibrationError(f"{text}; or let it stay float: `fallback: float` in the recipe") from error
         return SolvedWeight(plan, None, note=f"stays float by `fallback: float`: {error}")
-    return SolvedWeight(plan, solution.qtensor, time.perf_counter() - start, line)
-
-
-def _pruned(plan: WeightPlan, problem: LayerProblem, tokens: int, start: float) -> SolvedWeight:
-    assert plan.sparsity is not None
-    found = PRUNERS[plan.pruner]()(problem, plan.sparsity)
-    bits = 32 * problem.weight.numel()
-    line = LayerRecord(problem.name, f"{found.method} {plan.sparsity}", bits, 0.0, found.output_error, tokens=tokens)
-    return SolvedWeight(plan, None, time.perf_counter() - start, line, weight=found.weight)
+    line = answer.record
+    if plan.spec is None:
+        line = replace(line, method=f"{line.method} {plan.sparsity}")
+    return SolvedWeight(plan, answer.qtensor, time.perf_counter() - start, line, weight=answer.weight)
 
 
 def oriented(plan: WeightPlan, weight: Tensor) -> Tensor:

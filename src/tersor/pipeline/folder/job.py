@@ -14,7 +14,7 @@ from tersor.checkpoints.layouts import LAYOUTS
 from tersor.errors import CheckpointError, RecipeError, TaskError
 from tersor.measure.environment import versions
 from tersor.measure.windows import Windows
-from tersor.pipeline.folder.blockwise import needs_data
+from tersor.pipeline.folder.blockwise import COLLECTED, choice_of, needs_data
 from tersor.pipeline.folder.metamodel import MetaModel, import_transformers, quiet
 from tersor.pipeline.folder.plan import LayoutFit, WeightPlan, plan_weights
 from tersor.pipeline.folder.preflight import Preflight, preflight
@@ -77,6 +77,11 @@ def prepare_job(
         raise RecipeError(
             f"{asking[0].name}: the solver of the recipe {recipe.name} asks for calibration text: give --data TEXT, or "
             "a recipe without, such as int4-weight"
+        )
+    if unmet := next((t for t in plans if t.touched and choice_of(t).needs - COLLECTED), None):
+        raise RecipeError(
+            f"{unmet.name}: {choice_of(unmet).name} needs the {', '.join(choice_of(unmet).needs - COLLECTED)} of its "
+            f"layer's inputs, and a folder gives {', '.join(COLLECTED)}: choose another solver or range"
         )
     length = length or min(512, positions(folder.config) or 512)
     calibration = windows(data, folder, length, samples, "data (--data)") if data is not None else None

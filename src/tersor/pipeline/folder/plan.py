@@ -12,7 +12,8 @@ from tersor.network.swap import weighted_modules
 from tersor.numerics import QuantSpec
 from tersor.pipeline.folder.metamodel import MetaModel, TensorSlice
 from tersor.recipe import Quantization, Recipe
-from tersor.solvers import Sparsity
+from tersor.solvers import Sparsity, joint_choice
+from tersor.tables import Named, described
 
 _DEFAULT = QuantSpec("int8", "channel")
 
@@ -22,7 +23,7 @@ class WeightPlan:
     """A weight that products read.
 
     Args:
-        piece: its tensor in the folder, and its place in the model.
+        slice: its tensor in the folder, and its place in the model.
         shape: as [out, in].
         transposed: it is stored [in, out].
         wanted, spec: how it is quantized; None where it stays float.
@@ -39,7 +40,7 @@ class WeightPlan:
     reason: str
     tail: bool = False
     sparsity: Sparsity | None = None
-    pruner: str = ""
+    pruner: Named = ""
 
     @property
     def touched(self) -> bool:
@@ -146,11 +147,13 @@ def _decided(plan: WeightPlan, recipe: Recipe, fits: LayoutFit) -> WeightPlan:
     # A recipe of zeros alone says nothing of the weights.
     silent = sparsity is not None and wanted.format == "auto"
     spec = None if silent or wanted.format == "fp32" else wanted.spec(_DEFAULT)
-    if spec and sparsity and (recipe.pruner != "sparsegpt" or wanted.solver != "gptq"):
-        raise RecipeError(
-            f"{plan.name}: sparse and quantized at once are the pruner sparsegpt and the solver gptq, in one sweep, "
-            f"not {recipe.pruner} and {wanted.solver}; else leave its `weights` out, which then stay float"
-        )
+    if spec and sparsity:
+        try:
+            joint_choice(recipe.pruner, sparsity, wanted.solver, wanted.range)
+        except RecipeError as error:
+            raise RecipeError(
+                f"{plan.name}: {error}; or leave its `weights` out, which then stay float"
+            ) from error
     try:
         if sparsity is not None:
             sparsity.check(plan.name, plan.shape[1])
@@ -163,8 +166,8 @@ def _decided(plan: WeightPlan, recipe: Recipe, fits: LayoutFit) -> WeightPlan:
         return skipped(f"stays float by `fallback: float`: {why.split(': ')[0].split('; ')[0].strip()}")
     if spec is None and sparsity is None:
         return skipped("stays float: the recipe asks for it")
-    how = [] if sparsity is None else [f"{sparsity} zeros, {recipe.pruner}"]
-    how += [f"{spec}, {wanted.solver}"] if spec else ["the rest float"]
+    how = [] if sparsity is None else [f"{sparsity} zeros, {described(recipe.pruner)}"]
+    how += [f"{spec}, {described(wanted.solver)}"] if spec else ["the rest float"]
     return replace(
         plan, wanted=wanted, spec=spec, reason=", ".join(how), sparsity=sparsity, pruner=recipe.pruner
     )  # fmt: skip

@@ -15,6 +15,7 @@ from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.pipeline.folder.plan import WeightPlan
 from tersor.pipeline.folder.token_batches import TOKENS
 from tersor.recipe import Recipe
+from tersor.tables import described
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ def _replaced(plans: list[WeightPlan], recipe: Recipe) -> list[str]:
         unsaid = {"format", "solver"} - t.wanted.model_fields_set
         other = sorted(k for k in unsaid if getattr(t.wanted, k) != getattr(recipe.weights, k))
         if other:
-            now = " and ".join(t.spec.format.name if k == "format" else t.wanted.solver for k in other)
-            own = " and ".join(str(getattr(recipe.weights, k)) for k in other)
+            now = " and ".join(t.spec.format.name if k == "format" else described(t.wanted.solver) for k in other)
+            own = " and ".join(described(getattr(recipe.weights, k)) for k in other)
             found[
                 f"the `weights` of the rule ({recipe.rule_for(t.name, 'linear')}) replace the recipe's as a whole: "
                 f"{now} there, not {own}; name {' and '.join(f'`{k}`' for k in other)} in the rule"

@@ -26,7 +26,7 @@ def fitted_input_ranges(
     nodes = [n.name for n in network.graph.nodes if n.op == "placeholder"]
     values = dict(zip(nodes, (x for x in samples if isinstance(x, Tensor)), strict=False))
     for site in plan.activations():
-        if site.node in values and site.spec.format.kind == "int" and site.range != "easyquant":
+        if site.node in values and site.spec.format.kind == "int" and not site.asked.solves_range:
             low, high = (float(b) for b in ranges[site.group])
             ranges[site.group] = _fitted(values[site.node][:16].float(), low, high, site.spec)
     return ranges

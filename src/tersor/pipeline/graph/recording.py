@@ -149,4 +149,4 @@ def convert(prepared: Recording, *, report: bool = False, progress: bool = True)
 def _needs_data(recipe: Recipe, found: Prepared) -> bool:
     """Whether a value of the data can reach the result."""
     wanted = recipe.bias_correction or wants_equalization(recipe, found.plan) or wants_smoothing(recipe, found)
-    return wanted or bool(found.plan.activations()) or any(s.solver == "gptq" for s in found.plan.weights())
+    return wanted or bool(found.plan.activations()) or any(s.asked.choice().needs for s in found.plan.weights())

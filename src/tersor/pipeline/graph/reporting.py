@@ -138,8 +138,9 @@ def _layer(row: Audited, solved: Solved, noise: dict[str, LayerNoise]) -> Layer:
 def _weight_bytes(node: str, weight_format: str | None, solved: Solved) -> int | None:
     if weight_format is None:
         return 0
-    if node in solved.solutions:
-        return solved.solutions[node].qtensor.nbytes
+    answer = solved.solutions.get(node)
+    if answer is not None and answer.qtensor is not None:
+        return answer.qtensor.nbytes
     network: Network = solved.prepared.network
     weight = weight_node(network.node(node))
     if weight is None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tersor.errors import RecipeError, TersorError
@@ -18,7 +17,6 @@ from tersor.network.rewrites import REWRITES
 from tersor.network.rewrites.smooth import is_transformer, smoothable
 from tersor.network.sites import Plan, Site
 from tersor.network.verify import rewritten
-from tersor.observers import OBSERVERS
 from tersor.observers.gram import Gram
 from tersor.pipeline.graph.batches import Batch, joined, keeping, passing, some
 from tersor.pipeline.graph.grams import grams
@@ -26,7 +24,7 @@ from tersor.pipeline.graph.inputs import fitted_input_ranges
 from tersor.pipeline.graph.prepare import Prepared
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe
-from tersor.solvers import EasyQuant, Geometry, LayerProblem, LayerSolution, solver_for
+from tersor.solvers import Answer, Geometry, LayerProblem, ask
 from tersor.task import Task, batch_size
 
 PROBED = 64
@@ -38,19 +36,18 @@ _KNOWN = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "hardsigmoid
 
 @dataclass(frozen=True)
 class Solved:
-    """A quantized network and how it came about; ``samples`` are the first of the calibration data."""
+    """A quantized network and how it was made; ``samples`` are the first of the calibration data."""
 
     prepared: Prepared
     network: Network
     calibration: Calibration
     ranges: dict[str, Range]
-    solutions: dict[str, LayerSolution]
+    solutions: dict[str, Answer]
     samples: tuple[Any, ...]
 
 
 def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Solved:
     """The quantized network of a plan."""
-    torch.manual_seed(recipe.seed)
     if wants_equalization(recipe, prepared.plan):
         prepared = _equalized(task, recipe, prepared, stages)
     if wants_smoothing(recipe, prepared):
@@ -70,7 +67,7 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
         ranges = fitted_input_ranges(prepared.network, prepared.plan, ranges, one_batch(prepared.network, first, 16))
         solutions = _solve_weights(task, recipe, prepared, ranges, hessians, bar.advance)
         ranges = _with_solved_inputs(prepared, ranges, solutions)
-        weights = {name: s.qtensor for name, s in solutions.items()}
+        weights = {name: a.qtensor for name, a in solutions.items() if a.qtensor is not None}
         network = rewritten(prepared.network, quantize_network, prepared.plan, ranges, weights)
     if recipe.bias_correction and calibration.means:
         with stages.stage("solve", "correcting biases", len(calibration.means)) as bar:
@@ -154,9 +151,8 @@ def activation_ranges(
         if site.group in ranges:
             continue
         known = _KNOWN.get(op_name(nodes[site.node])) if site.source and site.spec.format.bits == 8 else None
-        name = "kl" if site.range == "easyquant" else site.range
         try:
-            ranges[site.group] = known or OBSERVERS[name].range(
+            ranges[site.group] = known or site.asked.observer().range(
                 calibration.of_group(plan, site.group), site.spec
             )
         except TersorError as error:
@@ -166,7 +162,7 @@ def activation_ranges(
 
 def _hessians(task: Task, prepared: Prepared, stages: Stages) -> dict[str, Gram]:
     """By weight, the Gram matrix of all inputs of the layers whose solver asks for it."""
-    sites = [s for s in prepared.plan.weights() if "gram" in solver_for(s.solver, s.range).needs]
+    sites = [s for s in prepared.plan.weights() if "gram" in s.asked.choice().needs]
     if not sites:
         return {}
     problems = {s.node: _problem(prepared.network, s) for s in sites}
@@ -189,9 +185,9 @@ def _solve_weights(
     ranges: dict[str, Range],
     hessians: dict[str, Gram],
     on_site: Callable[[], None],
-) -> dict[str, LayerSolution]:
+) -> dict[str, Answer]:
     samples = _input_samples(task, recipe, prepared)
-    solved: dict[tuple[str, str], LayerSolution] = {}
+    solved: dict[tuple[str, str], Answer] = {}
     solutions = {}
     for site in prepared.plan.weights():
         on_site()
@@ -210,26 +206,16 @@ def _solution(
     ranges: dict[str, Range],
     samples: dict[str, Tensor],
     hessian: Gram | None,
-) -> LayerSolution:
-    node, problem = prepared.network.node(site.node), _problem(prepared.network, site)
-    solver: Any = solver_for(site.solver, site.range, recipe.seed)
-    if hessian is not None:
-        problem = replace(problem, gram=hessian.hessian)
-    if site.range == "easyquant":
-        source = _input_site(prepared.plan, node)
+) -> Answer:
+    problem, choice = _problem(prepared.network, site), site.asked.choice(recipe.seed)
+    problem = replace(problem, gram=None if hessian is None else hessian.hessian, sample=samples.get(site.node))
+    if choice.input_observer is not None:
+        source = _input_site(prepared.plan, prepared.network.node(site.node))
         if source is None:
-            raise RecipeError(
-                f"{site.name}: easyquant chooses weight and input together; this input stays float"
-            )
+            raise RecipeError(f"{site.name}: {choice.name} chooses weight and input together; this input stays float")
         low, high = ranges[source.group]
-        solver = EasyQuant()
-        problem = replace(
-            problem, sample=samples[site.node], input_spec=source.spec, input_range=(float(low), float(high))
-        )
-    try:
-        return solver(problem)
-    except TersorError as error:
-        raise type(error)(f"{site.name}: {error}") from error
+        problem = replace(problem, input_spec=source.spec, input_range=(float(low), float(high)))
+    return ask(problem, choice)
 
 
 def _input_site(plan: Plan, node: Any) -> Site | None:
@@ -249,19 +235,18 @@ def _geometry(node: Any) -> Geometry:
 
 
 def _input_samples(task: Task, recipe: Recipe, prepared: Prepared) -> dict[str, Tensor]:
-    """A few inputs of every layer that EasyQuant solves."""
-    wanted = {
-        prepared.network.node(s.node).all_input_nodes[0].name: s.node
-        for s in prepared.plan.weights()
-        if s.range == "easyquant"
-    }
+    """A few inputs of every layer whose solver needs them."""
+    wanted: dict[str, list[str]] = {}
+    for site in prepared.plan.weights():
+        if "sample" in site.asked.choice().needs:
+            wanted.setdefault(prepared.network.node(site.node).all_input_nodes[0].name, []).append(site.node)
     if not wanted:
         return {}
     kept: dict[str, Tensor] = {}
 
     def keep(node: Any, value: Any) -> None:
-        if node.name in wanted:
-            kept[wanted[node.name]] = value
+        for reader in wanted.get(node.name, ()):
+            kept[reader] = value
 
     batches = some(passing(task, prepared.network), 8)
     walk(prepared.network, one_batch(prepared.network, list(batches), 8), keep)
@@ -269,14 +254,14 @@ def _input_samples(task: Task, recipe: Recipe, prepared: Prepared) -> dict[str, 
 
 
 def _with_solved_inputs(
-    prepared: Prepared, ranges: dict[str, Range], solutions: dict[str, LayerSolution]
+    prepared: Prepared, ranges: dict[str, Range], solutions: dict[str, Answer]
 ) -> dict[str, Range]:
-    """Where a solver chose its layer's input range and nobody else reads that input, its choice holds."""
+    """The ranges, with those that a solver chose for its layer's input, where no other operator reads that input."""
     ranges = dict(ranges)
     for name, solution in solutions.items():
         node = prepared.network.node(name)
         source = _input_site(prepared.plan, node)
-        if solution.input_range is None or source is None or source.range != "easyquant":
+        if solution.input_range is None or source is None or not source.asked.solves_range:
             continue
         members = [s for s in prepared.plan.activations() if s.group == source.group]
         if len(members) == 1 and len(node.args[0].users) == 1:  # type: ignore[union-attr]

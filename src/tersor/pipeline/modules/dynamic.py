@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import RecipeError, TersorError
+from tersor.errors import RecipeError
 from tersor.network.quantized import (
     QuantizedCell,
     QuantizedEmbedding,
@@ -21,7 +21,7 @@ from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, WeightedModule, 
 from tersor.numerics import Granularity, QTensor, QuantSpec
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantization, Recipe, resolve
-from tersor.solvers import LayerProblem, Rtn
+from tersor.solvers import LayerProblem, ask
 
 _WEIGHT = QuantSpec("int8", "channel")
 _ACTIVATION = QuantSpec("int8", "token", symmetric=False)
@@ -107,7 +107,7 @@ def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic")
     if recipe.activations.when == "static":
         raise RecipeError(
             f"the recipe {recipe.name} calibrates its activations: use tersor.compress, or a recipe whose "
-            "activations have `range: runtime` or `format: fp32`"
+            "activations have `range: dynamic` or `format: fp32`"
         )
     found = weighted_modules(model)
     recipe = recipe.placed([h.name for h in found])
@@ -139,10 +139,10 @@ def _planned(weighted: WeightedModule, recipe: Recipe) -> ModulePlan:
         return ModulePlan(weighted, None, None, reason)
     if weighted.op == "embedding":
         activation = None
-    if weights.solver != "rtn":
+    if (solver := weights.choice()).needs:
         raise RecipeError(
-            f"{weighted.name}: {weights.solver} solves a weight against calibrated inputs of its layer, and here are "
-            "none: use tersor.compress, or `solver: rtn`"
+            f"{weighted.name}: {solver.name} solves a weight against calibrated inputs of its layer, and nothing is "
+            "calibrated here: use tersor.compress, or `solver: rtn`"
         )
     spec = weights.spec(_WEIGHT)
     _check(weighted, spec, activation)
@@ -156,7 +156,7 @@ def _activation(weighted: WeightedModule, wanted: Quantization) -> QuantSpec | N
     spec = wanted.spec(_ACTIVATION)
     able = spec.format.name == "int8" or (spec.format.name == "int16" and spec.symmetric)
     able = able and spec.granularity.kind in ("token", "tensor")
-    if wanted.when != "runtime" or not able:
+    if wanted.when != "dynamic" or not able:
         raise RecipeError(
             f"{weighted.name}: PyTorch cannot quantize activations as {spec} with range {wanted.range}; at run time it "
             "takes int8, or int16 symmetric, per token or tensor"
@@ -219,18 +219,10 @@ def _directions(module: Any) -> Iterator[tuple[list[str], list[Tensor]]]:
 
 def _solved(name: str, tensor: Tensor, wanted: Quantization, seed: int, transposed: bool) -> QuantizedWeight:
     weight = tensor.detach().t() if transposed else tensor.detach()
-    spec, solver = wanted.spec(_WEIGHT), Rtn("minmax" if wanted.range == "minmax" else "mse", seed=seed)
-    parts: list[QTensor] = []
-    try:
-        for rows in _chunks(weight, spec):
-            if not torch.isfinite(rows).all():
-                bad = int((~torch.isfinite(weight)).sum())
-                raise RecipeError(
-                    f"{bad} of its values are NaN or infinite: repair the weight, or keep its layer in float by a rule"
-                )
-            parts.append(solver(LayerProblem(name, rows.float().contiguous(), spec)).qtensor)
-    except TersorError as error:
-        raise type(error)(f"{name}: {error}") from error
+    spec, choice = wanted.spec(_WEIGHT), wanted.choice(seed)
+    chunks = _chunks(weight, spec) if choice.by_row else [weight]
+    answers = (ask(LayerProblem(name, rows.float().contiguous(), spec), choice) for rows in chunks)
+    parts = [a.qtensor for a in answers if a.qtensor is not None]
     if len(parts) == 1:
         return QuantizedWeight(parts[0])
     codes, scale, zero_point = (torch.cat([getattr(p, f) for p in parts]) for f in ("codes", "scale", "zero_point"))
@@ -238,6 +230,6 @@ def _solved(name: str, tensor: Tensor, wanted: Quantization, seed: int, transpos
 
 
 def _chunks(weight: Tensor, spec: QuantSpec) -> Sequence[Tensor]:
-    """A few rows at a time where each has scales of its own: what is made on the way is small and in the cache."""
+    """A few rows at a time where each has scales of its own: intermediates are small and stay in the cache."""
     alone = spec.granularity.scale_shape(weight.shape)[0] == len(weight) and spec.rounding == "nearest"
     return weight.split(max(1, _CHUNK * len(weight) // weight.numel())) if alone and weight.numel() else [weight]

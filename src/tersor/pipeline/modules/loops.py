@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from tersor.errors import RecipeError
 from tersor.former_names import takes_former_name
 from tersor.pipeline.modules.eager import Call, Layer, LayerStatistics, fishers, observe, prunable
-from tersor.solvers import PRUNERS, Sparsity, allocate
+from tersor.solvers import PRUNERS, Sparsity, allocate, ask, pruner_choice
 from tersor.solvers.fisher import prune_by_fisher
 from tersor.solvers.output_error import output_error
 
 # Weights of one block of the Fisher matrix, and how many samples it is a mean of (arXiv 2203.07259).
 _BLOCKS = {"obd": 1, "obs": 50}
+# The entry of PRUNERS that a method without a loss is.
+_PRUNERS = {"obs": "exactobs"}
 _SAMPLES = 1024
 _LEVELS = tuple(k / 40 for k in range(40))
 
@@ -160,7 +162,8 @@ def _by_layer(
     layers: Sequence[Layer], seen: LayerStatistics, method: str, asked: Sparsity
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Each layer by its own solver; errors of all count alike, or as the loss says."""
-    solver: Any = PRUNERS["exactobs" if method == "obs" else method]()
+    choice = pruner_choice(_PRUNERS.get(method, method), asked)
+    pruner: Any = choice.by
     problems, roots, powers = {}, {}, {}
     for layer in layers:
         problem, root, power = layer.problem(seen.grams[layer.name]), torch.ones(()), 1.0
@@ -175,13 +178,14 @@ def _by_layer(
     shares = dict.fromkeys(problems, asked)
     if asked.pattern == "layer":
         levels = sorted({*_LEVELS, asked.share})
-        curves = {n: [(c, e * powers[n]) for c, e in solver.curve(p, levels)] for n, p in problems.items()}
+        curves = {n: [(c, e * powers[n]) for c, e in pruner.curve(p, levels)] for n, p in problems.items()}
         wanted = round((1 - asked.share) * sum(p.weight.numel() for p in problems.values()))
         # Layers round for themselves: at the last level they may keep a few weights more.
         chosen = allocate(curves, max(wanted, sum(min(points)[0] for points in curves.values())))
         shares = {name: Sparsity(levels[k]) for name, k in chosen.items()}
-    solved = {name: solver(problem, shares[name]) for name, problem in problems.items()}
-    return {n: s.weight / roots[n] for n, s in solved.items()}, {n: s.method for n, s in solved.items()}
+    solved = {n: ask(problem, replace(choice, sparsity=shares[n])) for n, problem in problems.items()}
+    weights = {n: a.weight / roots[n] for n, a in solved.items() if a.weight is not None}
+    return weights, {n: a.record.method for n, a in solved.items()}
 
 
 def _power(weight: Tensor, grams: Tensor) -> float:

@@ -1,0 +1,139 @@
+"""Tables of techniques by name: how an entry is asked for with its options, checked, and made.
+
+The options of a technique are the fields of its dataclass and stand nowhere else. ``gptq`` asks for the entry with its
+defaults, ``{gptq: {damping: 0.02}}`` with options of its own.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any, get_args, get_type_hints
+
+from tersor.errors import RecipeError, TersorError
+
+Named = str | dict[str, dict[str, Any]]
+"""The name of an entry, alone or as the one key of its options."""
+
+
+def name_of(named: Named) -> str:
+    """The name alone.
+
+    >>> name_of({"gptq": {"damping": 0.02}})
+    'gptq'
+    """
+    return named if isinstance(named, str) else next(iter(named))
+
+
+def options_of(named: Named) -> dict[str, Any]:
+    """The options that are given."""
+    return {} if isinstance(named, str) else dict(named[name_of(named)])
+
+
+def described(named: Named) -> str:
+    """The name and its options in one line, for a plan.
+
+    >>> described({"gptq": {"damping": 0.02}}), described("rtn")
+    ('gptq (damping 0.02)', 'rtn')
+    """
+    options = ", ".join(f"{key} {value}" for key, value in options_of(named).items())
+    return f"{name_of(named)} ({options})" if options else name_of(named)
+
+
+def allowed(entry: Any, option: str) -> tuple[Any, ...]:
+    """The values of an option whose type is a ``Literal``; none for options of other types."""
+    return tuple(a for a in get_args(get_type_hints(_class(entry))[option]) if not isinstance(a, type))
+
+
+def option_names(entry: Any) -> list[str]:
+    """The options of an entry."""
+    return [f.name for f in fields(_class(entry)) if f.init]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an error: the known name that is most alike, or nothing.
+
+    >>> nearest("gtpq", ["rtn", "gptq"])
+    " (did you mean 'gptq'?)"
+    """
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def found(table: Mapping[str, Any], name: str, what: str) -> Any:
+    """The entry of that name.
+
+    Raises:
+        RecipeError: with the nearest name, and all of them.
+    """
+    if name not in table:
+        raise RecipeError(f"unknown {what} {name!r}{nearest(name, table)}; one of {', '.join(table)}")
+    return table[name]
+
+
+def parsed(value: Any, what: str) -> Named:
+    """What a recipe holds under a key, as a name with its options.
+
+    Raises:
+        RecipeError: for any other form.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and len(value) == 1:
+        name, options = next(iter(value.items()))
+        if isinstance(name, str) and (options is None or isinstance(options, Mapping)):
+            return {name: dict(options)} if options else name
+    raise RecipeError(f"{what} {value!r} must be a name, or a name with its options such as {{name: {{option: 1}}}}")
+
+
+def checked(table: Mapping[str, Any], named: Named, what: str) -> Named:
+    """``named`` with the values of its options in their types; a name alone where there are none.
+
+    Raises:
+        RecipeError: for an entry, an option or a value that does not exist, with what is allowed; and for options that
+            do not fit each other.
+    """
+    name, entry = name_of(named), found(table, name_of(named), what)
+    options = _validated(name, entry, options_of(named), what)
+    made(table, {name: options}, what)
+    return {name: options} if options else name
+
+
+def made(table: Mapping[str, Any], named: Named, what: str, **defaults: Any) -> Any:
+    """The entry with its options; ``defaults`` are given to an entry that has such options and leaves them unsaid.
+
+    Entries are frozen dataclasses, or instances of them.
+
+    Raises:
+        RecipeError: as ``checked``.
+    """
+    name, entry = name_of(named), found(table, name_of(named), what)
+    given = {key: value for key, value in defaults.items() if key in option_names(entry)}
+    options = _validated(name, entry, given | options_of(named), what)
+    try:
+        return entry(**options) if isinstance(entry, type) else replace(entry, **options)
+    except (TersorError, ValueError) as error:
+        raise RecipeError(f"{what} {name}: {error}") from error
+
+
+def _class(entry: Any) -> type:
+    return entry if isinstance(entry, type) else type(entry)
+
+
+def _validated(name: str, entry: Any, options: Mapping[str, Any], what: str) -> dict[str, Any]:
+    if not options:
+        return {}
+    from pydantic import TypeAdapter, ValidationError  # takes a while to import, and most entries have no options
+
+    known, hints = option_names(entry), get_type_hints(_class(entry), include_extras=True)
+    values = {}
+    for key, value in options.items():
+        if key not in known:
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise RecipeError(f"{what} {name} has no option {key}={value!r}{nearest(str(key), known)}; {takes}")
+        try:
+            values[key] = TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            why = "; ".join(e["msg"] for e in error.errors())
+            why += nearest(str(value), map(str, allowed(entry, key)))
+            raise RecipeError(f"{what} {name}: option {key!r} is {value!r}: {why[0].lower()}{why[1:]}") from error
+    return values

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from tersor.checkpoints.gguf.blocks import has_grid
+from tersor.checkpoints.gguf.blocks import has_block_type
 from tersor.checkpoints.gguf.write import write_gguf
 from tersor.checkpoints.quantized_folder import QuantizedFolder
 from tersor.errors import SavedFolderError
@@ -47,7 +47,7 @@ def export_gguf(
     """
     folder, path = Path(folder), Path(path)
     if path.exists() and not force:
-        raise SavedFolderError(f"{path} exists and is kept; choose another name, or give --force (force=True)")
+        raise SavedFolderError(f"{path} exists: choose another name, or overwrite it with --force (force=True)")
     check_sums(folder)
     with quiet():
         source = opened(folder)
@@ -72,4 +72,4 @@ def _stored(codes: QTensor) -> QTensor | None:
     scale = codes.scale.half().float()
     # Far from FP16's normal numbers a scale would lose more than its last bits.
     near = ((scale - codes.scale).abs() <= 2**-10 * codes.scale).all()
-    return replace(codes, scale=scale) if has_grid(codes) and near else None
+    return replace(codes, scale=scale) if has_block_type(codes) and near else None

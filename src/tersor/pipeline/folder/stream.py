@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tersor.checkpoints.layouts import Layout
 from tersor.errors import CalibrationError, TaskError
-from tersor.network.blocks.chain import call, calls, empty, held, run_tail
+from tersor.network.blocks.chain import call, calls, empty, get_tensor, run_tail
 from tersor.numerics.hadamard import Rotation
 from tersor.pipeline.folder.activations import Activations
 from tersor.pipeline.folder.blockwise import BatchRun, BlockWeights, SolvedWeight, corrects_upstream_error, solve_block
@@ -133,7 +133,8 @@ class Streaming:
         plans = [t for t in self.plans if not t.tail and t.touched and t.slice.parameter.startswith(name + ".")]
         if calibration is not None:
             self._rewrite(block, name, number, calibration, plans)
-        part = BlockWeights(block, {n: p for n in own if isinstance(p := held(metamodel.model, n), torch.nn.Parameter)})
+        tensors = {n: get_tensor(metamodel.model, n) for n in own}
+        part = BlockWeights(block, {n: p for n, p in tensors.items() if isinstance(p, torch.nn.Parameter)})
         before = self._before(part, name, number)
         run = partial(self._steps, block, number, calibration, before) if calibration else list
         solved = solve_block(part, plans, run, self.recipe, on_weight, before)
@@ -200,7 +201,7 @@ class Streaming:
             if (qtensor := codes.get(tensor_slice.name)) is not None:
                 found.update(self.layout.encode(tensor_slice.name, qtensor, self.stored))
             elif tensor_slice.whole:
-                value = tensor_slice.part(held(self.metamodel.model, tensor_slice.parameter).detach())
+                value = tensor_slice.part(get_tensor(self.metamodel.model, tensor_slice.parameter).detach())
                 stored = self.metamodel.folder.tensor(tensor_slice.name)
                 # Of another dtype than the model computes in, what did not change is not rounded.
                 same = torch.equal(stored.to(value.dtype), value)

@@ -158,9 +158,9 @@ def test_the_place_of_a_nan_is_named():
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (lambda w: perplexity(lambda ids: torch.zeros(*ids.shape, 5), w), "holds token 10, and the model knows 5"),
-        (lambda w: perplexity(lambda ids: torch.zeros(len(ids), 11), w), r"gave \[7, 11\] for ids of shape \[7, 9\]"),
-        (lambda w: perplexity(lambda ids: None, w), "gave NoneType"),
+        (lambda w: perplexity(lambda ids: torch.zeros(*ids.shape, 5), w), "has token 10, but the model knows 5"),
+        (lambda w: perplexity(lambda ids: torch.zeros(len(ids), 11), w), r"returned \[7, 11\] for ids of shape \[7, 9\]"),
+        (lambda w: perplexity(lambda ids: None, w), "returned NoneType"),
         (lambda w: perplexity(model(1), w, batch=0), "batch is 0"),
         (
             lambda w: divergence(lambda ids: torch.zeros(*ids.shape, 12), model(1), w),

@@ -134,7 +134,7 @@ def test_the_page_escapes_and_marks(saved):
     [
         (["a"], "nothing to compare: .*a; give two different folders"),
         (["a", "a"], "two different folders"),
-        (["a", "nowhere"], "nowhere: cannot be read .*give a folder"),
+        (["a", "nowhere"], "nowhere: cannot be read .*pass a folder"),
         (["a", "empty"], r"empty/report.json: cannot be read"),
         (["a", "cut"], r"cut/report.json: not a report"),
     ],

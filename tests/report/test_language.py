@@ -60,7 +60,7 @@ def test_the_texts_are_named_and_a_missing_score_names_the_option():
     measured = shown(report(weight("a", GPTQ), original=score, compressed=score), 200)
     assert "Calibrated on some text" in measured
     assert f"Judged on {PROTOCOL}" in measured
-    assert "(give --valid TEXT, evaluate= in Python)" in report(weight("a", GPTQ)).headline()
+    assert "(pass --valid TEXT, or evaluate= in Python)" in report(weight("a", GPTQ)).headline()
 
 
 def test_without_bits_the_size_stands_alone():

@@ -48,7 +48,7 @@ class Divergence(ReportPart):
     protocol: TextProtocol
 
     def __str__(self) -> str:
-        summary = f"KL {_mean(self.nats, self.standard_error)}, the same first choice in {self.agreement * 100:.2f} %"
+        summary = f"KL {_mean(self.nats, self.standard_error)}, same top prediction in {self.agreement * 100:.2f} %"
         return f"{summary}; {self.protocol}"
 
 
@@ -83,7 +83,7 @@ def perplexity(
     >>> from tersor.measure.windows import Tokens, windows_of
     >>> windows = windows_of(Tokens(torch.arange(100) % 8, bos=None, tokenizer="5b", data="d1"), length=34)
     >>> print(perplexity(lambda ids: torch.zeros(*ids.shape, 8), windows))
-    perplexity 8 (2.0794 ± 0.0000 nats a token); 3 windows of 34 tokens, stride 33, 99 predicted; tokenizer 5b, text d1
+    perplexity 8 (2.0794 ± 0.0000 nats per token); 3 windows of 34 tokens, stride 33, 99 predicted; ...
     """
 
     def figures(ids: Tensor, start: int) -> Iterator[Tensor]:
@@ -284,4 +284,4 @@ def _divergence(sums: Tensor, counts: Tensor, windows: Windows) -> Divergence:
 
 
 def _mean(nats: float, error: float | None) -> str:
-    return f"{nats:.4f} ± {'unknown' if error is None else format(error, '.4f')} nats a token"
+    return f"{nats:.4f} ± {'unknown' if error is None else format(error, '.4f')} nats per token"

@@ -158,7 +158,7 @@ def test_transformers_computes_the_same_logits(case, tmp_path):
     tensors = {k: t for k, t in model.state_dict().items() if case != "q8_0" or k != "lm_head.weight"}
     kind = "f16" if qtensors else case
     write_gguf(tmp_path / "m.gguf", model.config.to_dict(), (tensors | qtensors).items(), None, kind)
-    opened = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    open_folder = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
     if case in TYPES:
         values = {k: decoded(encode(k, t, kind), kind, t.shape) for k, t in tensors.items() if t.ndim == 2}
     else:
@@ -166,7 +166,7 @@ def test_transformers_computes_the_same_logits(case, tmp_path):
     if case == "q8_0":
         values["lm_head.weight"] = values["model.embed_tokens.weight"]
     expected = logits(standing_for(model, values | qtensors))
-    torch.testing.assert_close(logits(opened), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(open_folder), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_only_one_tensor_is_held_at_a_time(tmp_path):

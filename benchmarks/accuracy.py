@@ -9,7 +9,7 @@ from torch import Tensor
 import tersor
 from benchmarks.common import THREADS, Claim, say
 from tersor.engines import engine as find_engine
-from tersor.measure import AgreementRecorder, Judged, agreed, judge, paired_interval
+from tersor.measure import AgreementRecorder, MetricResult, evaluate_metric, paired_interval, prediction_agreement
 from tersor.network.capture import capture
 
 
@@ -17,7 +17,7 @@ from tersor.network.capture import capture
 class Seen:
     """What one network answered: its scores and its predictions."""
 
-    judged: Judged
+    judged: MetricResult
     recorder: AgreementRecorder
 
     @property
@@ -47,7 +47,7 @@ def look(task: tersor.Task, predict: Callable[..., Any], what: str) -> Seen:
     """Ask the task's judge."""
     assert task.evaluate is not None
     recorder = AgreementRecorder(predict)
-    return Seen(judge(task.evaluate, recorder, what), recorder)
+    return Seen(evaluate_metric(task.evaluate, recorder, what), recorder)
 
 
 def in_float(task: tersor.Task, engine: str) -> Seen:
@@ -76,9 +76,9 @@ def pair(before: Seen, after: Seen, simulation: Seen | None = None) -> Pair:
         before.points,
         after.points,
         (100 * low, 100 * high),
-        100 * (agreed(before.recorder, after.recorder).share or 0.0),
+        100 * (prediction_agreement(before.recorder, after.recorder).share or 0.0),
         simulation.points if simulation else None,
-        100 * (agreed(simulation.recorder, after.recorder).share or 0.0) if simulation else None,
+        100 * (prediction_agreement(simulation.recorder, after.recorder).share or 0.0) if simulation else None,
     )
 
 

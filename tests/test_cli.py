@@ -136,7 +136,7 @@ def test_help_prints_the_names_of_every_table():
 
 def test_a_folder_that_exists_stops_before_any_work(task_file, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(SavedFolderError, match=r"exists and is kept.*--force"):
+    with pytest.raises(SavedFolderError, match=r"exists: choose another folder.*--force"):
         _run("compress", task_file, "--out", tmp_path / "out")
 
 

@@ -100,7 +100,9 @@ def test_reports_are_printed(folder):
         assert (data["compressed"] is None) == ("perplexity not measured" in said.output)
         assert data["weights"][0]["name"] in said.output
     else:
-        assert " ".join(data["headline"].split())[:60] in " ".join(said.output.split())
+        # The words are those of this version, the figures those of the file.
+        figures = data["headline"].removeprefix("NOT AS HOPED: ")[:35]
+        assert figures in " ".join(said.output.split())
 
 
 @pytest.mark.parametrize("folder", [p for p in REPORTS if p in NETWORKS], ids=named)

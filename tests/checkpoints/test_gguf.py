@@ -158,7 +158,7 @@ def test_transformers_computes_the_same_logits(case, tmp_path):
     tensors = {k: t for k, t in model.state_dict().items() if case != "q8_0" or k != "lm_head.weight"}
     kind = "f16" if qtensors else case
     write_gguf(tmp_path / "m.gguf", model.config.to_dict(), (tensors | qtensors).items(), None, kind)
-    opened = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    open_folder = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
     if case in TYPES:
         values = {k: decoded(encode(k, t, kind), kind, t.shape) for k, t in tensors.items() if t.ndim == 2}
     else:
@@ -166,7 +166,7 @@ def test_transformers_computes_the_same_logits(case, tmp_path):
     if case == "q8_0":
         values["lm_head.weight"] = values["model.embed_tokens.weight"]
     expected = logits(standing_for(model, values | qtensors))
-    torch.testing.assert_close(logits(opened), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(open_folder), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_only_one_tensor_is_held_at_a_time(tmp_path):
@@ -187,9 +187,9 @@ def test_only_one_tensor_is_held_at_a_time(tmp_path):
 def test_a_width_that_fills_no_block_is_named_or_kept(tmp_path):
     model = tiny_llama(hidden=172)
     arguments = tmp_path / "m.gguf", model.config.to_dict()
-    with pytest.raises(CheckpointError, match=r"layers\.0\.mlp\.down_proj\.weight has 172 inputs, no multiple of 32"):
+    with pytest.raises(CheckpointError, match=r"0\.mlp\.down_proj\.weight has 172 inputs, not a multiple of 32"):
         write_gguf(*arguments, model.state_dict().items(), None, "q4_0")
-    with pytest.raises(CheckpointError, match="64 inputs, no multiple of 256"):
+    with pytest.raises(CheckpointError, match="64 inputs, not a multiple of 256"):
         write_gguf(*arguments, model.state_dict().items(), None, "q4_k")
     kinds = write_gguf(*arguments, model.state_dict().items(), None, "q4_0", ragged="f16")
     assert {name for name, kind in kinds.items() if kind == "f16"} == {
@@ -203,9 +203,9 @@ def test_a_width_that_fills_no_block_is_named_or_kept(tmp_path):
         ({"model_type": "gpt2"}, {}, "model_type 'gpt2'"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, {}, "rope_type 'llama3'"),
         ({"hidden_act": "gelu"}, {}, "hidden_act 'gelu'"),
-        ({"num_hidden_layers": 3}, {}, r"9 tensors are missing, model\.layers\.2\.input_layernorm\.weight first"),
-        ({"num_hidden_layers": 1}, {}, r"model\.layers\.1\..* is no tensor of the Llama"),
-        ({}, {"visual.weight": torch.zeros(2, 32)}, r"visual\.weight is no tensor"),
+        ({"num_hidden_layers": 3}, {}, r"9 tensors are missing, the first is model\.layers\.2\.input_layernorm"),
+        ({"num_hidden_layers": 1}, {}, r"model\.layers\.1\..* is not a tensor of the Llama"),
+        ({}, {"visual.weight": torch.zeros(2, 32)}, r"visual\.weight is not a tensor"),
     ],
 )
 def test_another_network_is_refused_and_leaves_nothing_behind(change, tensors, message, tmp_path):
@@ -220,7 +220,7 @@ def test_another_network_is_refused_and_leaves_nothing_behind(change, tensors, m
 def test_a_tensor_that_comes_twice_and_a_folder_that_is_not_there_are_refused(tmp_path):
     model = tiny_llama()
     twice = [*model.state_dict().items(), ("model.norm.weight", model.model.norm.weight)]
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight came twice"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight was given twice"):
         write_gguf(tmp_path / "m.gguf", model.config.to_dict(), twice, None)
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_gguf(tmp_path / "no/m.gguf", model.config.to_dict(), model.state_dict().items(), None)
@@ -269,12 +269,12 @@ def test_a_vocabulary_that_does_not_fit_is_refused(stories, tmp_path):
     folder, _ = stories
     model = tiny_llama()
     arguments = tmp_path / "m.gguf", model.config.to_dict(), model.state_dict().items()
-    with pytest.raises(CheckpointError, match="has the id 511, the embedding 96 rows"):
+    with pytest.raises(CheckpointError, match="has the id 511, but the embedding has 96 rows"):
         write_gguf(*arguments, folder)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
         write_gguf(*arguments, tmp_path)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["byte_fallback"] = False
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(CheckpointError, match="no BPE with byte fallback"):
+    with pytest.raises(CheckpointError, match="not a BPE with byte fallback"):
         write_gguf(*arguments, folder)

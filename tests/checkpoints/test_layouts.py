@@ -127,12 +127,12 @@ def test_int_quantized_by_others_is_read():
 @pytest.mark.parametrize(
     ("layout", "shape", "spec", "message"),
     [
-        ("gptq", (64, 172), QuantSpec("int4", "channel"), "172 inputs, which fill no whole words"),
-        ("gptq_v2", (12, 64), QuantSpec("int2", "channel"), "12 outputs, which fill no whole words"),
+        ("gptq", (64, 172), QuantSpec("int4", "channel"), "172 inputs, which do not fill whole 32-bit words"),
+        ("gptq_v2", (12, 64), QuantSpec("int2", "channel"), "12 outputs, which do not fill whole 32-bit words"),
         ("gptq", (64, 64), QuantSpec("int4", "channel", symmetric=False), "write gptq_v2 or compressed-tensors"),
-        ("awq", (64, 64), QuantSpec("int3", "channel"), "is to be int3, awq holds int4"),
+        ("awq", (64, 64), QuantSpec("int3", "channel"), "awq stores int4, not int3"),
         ("awq", (12, 64), QuantSpec("int4", "channel"), "12 outputs"),
-        ("compressed-tensors", (64, 172), QuantSpec("int4", "group:32"), "172 inputs, which groups of 32 do not"),
+        ("compressed-tensors", (64, 172), QuantSpec("int4", "group:32"), "172 inputs, not a multiple of the group"),
         ("compressed-tensors", (64, 64), QuantSpec("int4", "tensor"), "scales per tensor"),
         ("compressed-tensors", (64, 64), QuantSpec("int16", "channel"), "int16"),
         ("compressed-tensors", (8, 64, 64), QuantSpec("int4", "channel"), "matrices only"),
@@ -194,7 +194,7 @@ def test_layers_that_differ_stand_in_the_configuration_or_are_refused():
             assert back.spec == wanted, (name, weight)
             assert torch.equal(back.codes, q.codes)
     assert "-:^model\\.layers\\.3\\.down$" in LAYOUTS["gptq"].config(specs, ["model.layers.3.down"])["dynamic"]
-    with pytest.raises(CheckpointError, match="one size of groups for all"):
+    with pytest.raises(CheckpointError, match="one group size for all"):
         LAYOUTS["awq"].config(specs, [])
 
 

@@ -40,6 +40,6 @@ def test_gptqmodel_computes_what_the_dequantized_model_does(layout, choose, tmp_
     for file in write(tmp_path / "stories", shared / "data/stories260k").glob("tokenizer*"):
         (folder / file.name).write_bytes(file.read_bytes())
     kernel = gptqmodel.BACKEND.AWQ_TORCH if layout == "awq" else gptqmodel.BACKEND.GPTQ_TORCH
-    opened = gptqmodel.GPTQModel.load(str(folder), device="cpu", backend=kernel, dtype=torch.float16).model
+    open_folder = gptqmodel.GPTQModel.load(str(folder), device="cpu", backend=kernel, dtype=torch.float16).model
     expected = logits(standing_for(model, qtensors))
-    assert (logits(opened) - expected).abs().max() < 0.02 * (logits(model) - expected).abs().max()
+    assert (logits(open_folder) - expected).abs().max() < 0.02 * (logits(model) - expected).abs().max()

@@ -52,9 +52,9 @@ def test_transformers_opens_compressed_tensors(case, tmp_path):
     assert not torch.allclose(logits(model), logits(expected)), "a reader that ignored the codes would pass"
     folder = write_folder(tmp_path / "out", model, qtensors, "compressed-tensors")
     dense = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if needs_dense(qtensors) else {}
-    opened, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **dense)
+    open_folder, report = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True, **dense)
     assert not any(report.values()), report
-    assert torch.equal(logits(opened), logits(expected))
+    assert torch.equal(logits(open_folder), logits(expected))
 
 
 @pytest.mark.parametrize("case", CASES | MORE)

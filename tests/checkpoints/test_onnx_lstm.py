@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import tersor
-from tersor.checkpoints.onnx.lstm import rolled
+from tersor.checkpoints.onnx.lstm import roll_lstms
 from tersor.network.network import op_name
 from tersor.recipe import PRESETS, Rule
 
@@ -50,7 +50,7 @@ def test_the_engine_computes_what_the_simulation_does(case):
     options, given = CASES[case]
     done, x = compressed(options, given), inputs(options, given, 3)
     exact = Reader(**options).eval()(*x)
-    together, _ = rolled(done.network)
+    together, _ = roll_lstms(done.network)
     for ours, simulated, operator, float_ in zip(done.runner(*x), done.network(*x), together(*x), exact, strict=True):
         assert (ours - simulated).norm() < 1e-5 * float_.norm()
         assert (operator - simulated).norm() < 1e-5 * float_.norm()

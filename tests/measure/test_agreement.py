@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tersor.measure import AgreementRecorder, agreed, same_inputs
+from tersor.measure import AgreementRecorder, prediction_agreement, same_inputs
 
 
 def _recorded(predict, batches, **options):
@@ -29,7 +29,7 @@ def test_share_is_that_of_brute_force_over_ragged_batches(shape, axis):
     noise = torch.randn(1, *shape[1:]) * 0.5
     one, two = _recorded(lambda x: x, batches), _recorded(lambda x: (x + noise,), batches)
     equal = torch.cat([(x.argmax(axis) == (x + noise).argmax(axis)).flatten() for x in batches])
-    found = agreed(one, two)
+    found = prediction_agreement(one, two)
     assert found.share == equal.double().mean().item()
     assert 0 < found.share < 1
     assert found.predictions == equal.numel()
@@ -37,7 +37,8 @@ def test_share_is_that_of_brute_force_over_ragged_batches(shape, axis):
 
 def test_integer_outputs_are_predictions_themselves():
     batches = [torch.tensor([1, 2, 3, 4])]
-    assert agreed(_recorded(lambda x: x, batches), _recorded(lambda x: x.clamp(max=3), batches)).share == 0.75
+    one, two = _recorded(lambda x: x, batches), _recorded(lambda x: x.clamp(max=3), batches)
+    assert prediction_agreement(one, two).share == 0.75
 
 
 def test_memory_is_bounded():
@@ -49,15 +50,15 @@ def test_memory_is_bounded():
 @pytest.mark.parametrize(
     ("output", "reason"),
     [
-        (torch.zeros(4, 1), "no row of scores"),
-        (torch.zeros(4), "no row of scores"),
-        ("text", "holds no tensor"),
+        (torch.zeros(4, 1), "not a row of class scores"),
+        (torch.zeros(4), "not a row of class scores"),
+        ("text", "contains no tensor"),
     ],
     ids=["one column", "one number", "text"],
 )
 def test_no_choice_to_compare_says_why(output, reason):
     recorder = _recorded(lambda x: output, [torch.ones(4)])
-    found = agreed(recorder, recorder)
+    found = prediction_agreement(recorder, recorder)
     assert found.share is None
     assert reason in found.reason
 
@@ -66,7 +67,7 @@ def test_other_inputs_are_not_compared():
     x = torch.randn(4, 3)
     one, two = _recorded(lambda x: x, [x, x + 1]), _recorded(lambda x: x, [x + 1, x])
     assert not same_inputs(one, two)
-    assert "another order" in agreed(one, two).reason
+    assert "another order" in prediction_agreement(one, two).reason
 
 
 def test_nan_in_an_input_is_equal_to_itself():
@@ -75,4 +76,4 @@ def test_nan_in_an_input_is_equal_to_itself():
 
 
 def test_no_call_at_all_says_so():
-    assert "no sample" in agreed(AgreementRecorder(len), AgreementRecorder(len)).reason
+    assert "on any sample" in prediction_agreement(AgreementRecorder(len), AgreementRecorder(len)).reason

@@ -50,7 +50,7 @@ def test_a_loader_that_fails_is_quoted(loader):
 
 
 def test_one_that_hangs_is_ended(loader):
-    with pytest.raises(EngineError, match=r"not done within 0\.2 s"):
+    with pytest.raises(EngineError, match=r"did not finish within 0\.2 s"):
         measure_memory(f"{loader}:slow", [1], (torch.ones(1),), timeout=0.2)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tersor.errors import TaskError
-from tersor.measure import judge, paired_interval
-from tersor.measure.metric import Z95, bootstrap, judged, tango
+from tersor.measure import evaluate_metric, paired_interval
+from tersor.measure.metric import Z95, bootstrap, metric_result, tango
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from tersor.measure.metric import Z95, bootstrap, judged, tango
     ],
 )
 def test_numbers_and_scores(answer, value, samples):
-    found = judged(answer)
+    found = metric_result(answer)
     assert (found.value, found.samples) == (value, samples)
 
 
@@ -43,7 +43,7 @@ def test_numbers_and_scores(answer, value, samples):
 )
 def test_what_is_no_metric_is_named(answer, words):
     with pytest.raises(TaskError, match=words):
-        judged(answer)
+        metric_result(answer)
 
 
 def test_an_evaluate_that_raises_is_named_with_its_cause():
@@ -51,12 +51,12 @@ def test_an_evaluate_that_raises_is_named_with_its_cause():
         raise KeyError("labels")
 
     with pytest.raises(TaskError, match=r"evaluate of the int8 network raised KeyError: 'labels'") as caught:
-        judge(evaluate, predict=None, what="the int8 network")
+        evaluate_metric(evaluate, predict=None, what="the int8 network")
     assert isinstance(caught.value.__cause__, KeyError)
 
 
 def test_predict_reaches_evaluate():
-    assert judge(lambda predict: predict(3), predict=lambda x: x / 4).value == 0.75
+    assert evaluate_metric(lambda predict: predict(3), predict=lambda x: x / 4).value == 0.75
 
 
 def _score_statistic(worse, better, samples, drop):

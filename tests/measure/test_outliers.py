@@ -47,7 +47,7 @@ def test_dead_channels_do_not_lower_the_median():
     assert (found.median, found.worst, found.channel_ratio, found.outlying) == (2.0, 4, 20.0, [4])
     dead = record(min=torch.zeros(3), max=torch.zeros(3))
     assert (dead.median, dead.channel_ratio, dead.outlying) == (0.0, 1.0, [])
-    assert "channel 4 reaches 20 times the median channel; int8 keeps 35.0 dB" in str(found)
+    assert "channel 4 reaches 20 times the median channel; int8 has 35.0 dB" in str(found)
 
 
 @pytest.mark.parametrize(

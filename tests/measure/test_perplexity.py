@@ -78,7 +78,7 @@ def test_a_model_does_not_diverge_from_itself():
     windows = windows_of(text(), 8)
     found = divergence(model(1), model(1), windows)
     assert (found.nats, found.standard_error, found.agreement) == (0, 0, 1)
-    assert "the same first choice in 100.00 %; 8 windows of 8 tokens" in str(found)
+    assert "same top prediction in 100.00 %; 8 windows of 8 tokens" in str(found)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -158,9 +158,9 @@ def test_the_place_of_a_nan_is_named():
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        (lambda w: perplexity(lambda ids: torch.zeros(*ids.shape, 5), w), "holds token 10, and the model knows 5"),
-        (lambda w: perplexity(lambda ids: torch.zeros(len(ids), 11), w), r"gave \[7, 11\] for ids of shape \[7, 9\]"),
-        (lambda w: perplexity(lambda ids: None, w), "gave NoneType"),
+        (lambda w: perplexity(lambda ids: torch.zeros(*ids.shape, 5), w), "has token 10, but the model knows 5"),
+        (lambda w: perplexity(lambda ids: torch.zeros(len(ids), 11), w), r"returned \[7, 11\] for ids of shape"),
+        (lambda w: perplexity(lambda ids: None, w), "returned NoneType"),
         (lambda w: perplexity(model(1), w, batch=0), "batch is 0"),
         (
             lambda w: divergence(lambda ids: torch.zeros(*ids.shape, 12), model(1), w),

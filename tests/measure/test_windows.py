@@ -81,12 +81,12 @@ def test_the_protocol_says_everything():
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (lambda: windows_of(tokens(6), 7), "the text has 6 tokens, and one window of 7 takes 7; give more text"),
-        (lambda: windows_of(tokens(5, bos=1), 7), "has 5 tokens, and one window of 7 takes 6"),
+        (lambda: windows_of(tokens(6), 7), "the text has 6 tokens, and one window of 7 needs 7: pass more text"),
+        (lambda: windows_of(tokens(5, bos=1), 7), "has 5 tokens, and one window of 7 needs 6"),
         (lambda: windows_of(tokens(9), 4, 4), "windows of 4 tokens with stride 4"),
         (lambda: windows_of(tokens(9), 1), "windows of 1 tokens"),
         (lambda: windows_of(tokens(9), 4, limit=0), "limit 0"),
-        (lambda: tokens_of(Letters(), " \n"), "holds 2 characters and no word"),
+        (lambda: tokens_of(Letters(), " \n"), "has 2 characters and no word"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(made, words):

@@ -5,7 +5,7 @@ import torch
 from eager_blocks import blocks, network, recorded
 from torch import nn
 
-from tersor.network.blocks.awq import GRID, awq_scales, read, smooth_scales
+from tersor.network.blocks.awq import GRID, awq_scales, reader_statistics, smooth_scales
 from tersor.network.blocks.scale_transfers import apply, scale_transfers
 from tersor.numerics import QuantSpec, quantize_tensor
 
@@ -65,15 +65,15 @@ def test_a_scaled_block_is_rounded_with_that_error():
     apply(block, found.transfer, found.scale, calls[0])
     for layer in (block.a, block.b):
         layer.weight.data = quantize_tensor(layer.weight.data, INT4).dequantize()
-    rounded = [y for args, _ in calls for y in block(*args)]
-    error = sum(float((x - y).square().sum()) for x, y in zip(exact, rounded, strict=True))
+    round_weight = [y for args, _ in calls for y in block(*args)]
+    error = sum(float((x - y).square().sum()) for x, y in zip(exact, round_weight, strict=True))
     assert error == pytest.approx(found.error, rel=1e-3)
 
 
 def test_another_way_of_rounding_is_searched_for_itself():
     block, calls = outlying()
     chosen = scale_transfers(block, *calls[0]).found
-    [found] = awq_scales(block, chosen, calls, INT4, rounded=lambda w: w)
+    [found] = awq_scales(block, chosen, calls, INT4, round_weight=lambda w: w)
     assert found.alpha == 0
     assert found.error == 0
     assert torch.equal(found.scale, torch.ones(16))
@@ -108,7 +108,7 @@ def test_every_expert_is_read_with_its_own_inputs():
     call = recorded(model, block)
     inputs = []
     hook = block.mlp.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, 1)))
-    shared, own = read(block, scale_transfers(block, *call).found[2:], [call, call])
+    shared, own = reader_statistics(block, scale_transfers(block, *call).found[2:], [call, call])
     hook.remove()
     x, experts = inputs[0], block.mlp.experts
     router, *first = shared

@@ -100,9 +100,9 @@ def test_of_experts_all_turn():
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("gpt2", "only networks with RMSNorm are rotated"),
-        ("opt", "only networks with RMSNorm are rotated"),
-        ("gemma2", r"not the output of linear layers alone \(a norm behind them"),
+        ("gpt2", "only networks with RMSNorm can be rotated"),
+        ("opt", "only networks with RMSNorm can be rotated"),
+        ("gemma2", r"not the output of linear layers alone \(a norm after them"),
     ],
 )
 def test_what_cannot_be_rotated_says_why(name, reason):
@@ -123,9 +123,9 @@ def test_a_final_layer_norm_is_refused_before_anything_changes():
 def test_another_size_is_refused():
     model = network("llama")
     block = blocks(model)[0]
-    with pytest.raises(RewriteError, match="32 wide, the rotation 64"):
+    with pytest.raises(RewriteError, match="width 32, the rotation has size 64"):
         rotate_block(block, rotation_plan(block, *recorded(model, block)), Rotation(64))
-    with pytest.raises(RewriteError, match="32 and 32 wide, the rotation 64"):
+    with pytest.raises(RewriteError, match="widths 32 and 32, the rotation 64"):
         rotate_ends(model.model.embed_tokens, model.lm_head, model.model.norm, Rotation(64))
 
 
@@ -137,7 +137,7 @@ def test_a_wrong_plan_is_taken_back(left_out):
     plan, before = rotation_plan(block, *call), {n: p.clone() for n, p in block.named_parameters()}
     parts = {n: dict(getattr(plan, n)) for n in ("writers", "readers")}
     parts[left_out].popitem()
-    with pytest.raises(RewriteError, match="rotating the residual stream: the block's output changed"):
+    with pytest.raises(RewriteError, match="rotating the residual stream: the relative change of the block's output"):
         rotate_block(block, RotationPlan(plan.size, **parts), Rotation(32), call)
     assert all(torch.equal(p, before[n]) for n, p in block.named_parameters())
 
@@ -187,10 +187,10 @@ def through_a_copy(m, x):
 
 NOT = {
     "not the output of linear layers alone": lambda m, x: x + torch.sigmoid(m.side(m.norm(x))),
-    "silu reads what norm.weight makes of it": lambda m, x: x + m.down(F.silu(m.norm(x)).repeat(1, 2)),
+    "silu reads it after norm.weight": lambda m, x: x + m.down(F.silu(m.norm(x)).repeat(1, 2)),
     "gelu reads it and": lambda m, x: F.gelu(x) + m.mlp(m.norm(x)),
-    "writes the residual stream, and tanh reads what it writes": two_uses,
-    "the block's output is no sum of its input": lambda m, x: m.mlp(m.norm(x)),
+    "writes to the residual stream, and tanh reads its output": two_uses,
+    "the block's output is not the sum of its input": lambda m, x: m.mlp(m.norm(x)),
     "the block's output reads it and": lambda m, x: (x + m.mlp(m.norm(x)), x),
     "slice reads it and": lambda m, x: x + m.down(F.pad(x[:, :4], (0, 12))),
     "up.weight reads the residual stream in two ways": lambda m, x: x + m.mlp(m.norm(x)) + m.mlp(x),

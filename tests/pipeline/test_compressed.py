@@ -37,7 +37,7 @@ def _manifest(folder, change):
 def test_a_manifest_that_names_files_outside_is_not_trusted(folder, name):
     (folder.parent / "outside.txt").write_text("secret")
     _manifest(folder, lambda m: m["files"].update({name: {"sha256": "0", "bytes": 1, "shipped": True}}))
-    with pytest.raises(SavedFolderError, match="outside of its folder; do not trust it"):
+    with pytest.raises(SavedFolderError, match="outside its folder: do not trust it"):
         tersor.load(folder)
 
 
@@ -62,7 +62,7 @@ def test_no_json_and_no_folder(folder, tmp_path):
     (folder / "manifest.json").write_text("{")
     with pytest.raises(SavedFolderError, match="damaged"):
         tersor.load(folder)
-    with pytest.raises(SavedFolderError, match=r"nowhere holds no manifest\.json; give a folder"):
+    with pytest.raises(SavedFolderError, match=r"nowhere has no manifest\.json: pass a folder"):
         tersor.load(tmp_path / "nowhere")
 
 

@@ -81,7 +81,7 @@ def test_an_engine_that_is_named_fails_loudly(folder):
         tersor.load(folder("mixtral"), engine="openvino")
     done, _ = generated(folder("mixtral"), "--engine", "openvino")
     assert isinstance(done.exception, CaptureError)
-    with pytest.raises(EngineError, match="torch or openvino, or auto chooses, not in 'cuda'"):
+    with pytest.raises(EngineError, match="engine 'cuda' does not run language models"):
         tersor.load(folder("gpt2"), engine="cuda")
 
 

@@ -196,25 +196,25 @@ GOOD = '{"text": "a cat"}'
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("x.jsonl", f"{GOOD}\n\n{{'text': 1}}", r"x\.jsonl, line 3: not JSON \(.*column 2\); .*\.json file; a record"),
-        ("x.jsonl", f"[\n{GOOD}\n]", r"line 1: not JSON .*a list of records goes into a \.json file"),
+        ("x.jsonl", f"{GOOD}\n\n{{'text': 1}}", r"x\.jsonl, line 3: not JSON \(.*column 2\).*\.json file .*; a record"),
+        ("x.jsonl", f"[\n{GOOD}\n]", r"line 1: not JSON .*use a \.json file for a list of records"),
         ("x.json", f"[{GOOD},\n{GOOD}", r"x\.json, line 2: not JSON"),
-        ("x.json", f"{GOOD}\n{GOOD}", r"line 2: not JSON .*one record a line goes into a \.jsonl file"),
-        ("x.json", GOOD, r"x\.json holds an object and no list; write a list"),
+        ("x.json", f"{GOOD}\n{GOOD}", r"line 2: not JSON .*use a \.jsonl file for one record per line"),
+        ("x.json", GOOD, r"x\.json holds an object, not a list; write a list"),
         ("x.json", "[]", r"holds an empty list"),
         ("x.jsonl", "\n \n", r'x\.jsonl is empty; a record is \{"text"'),
-        ("x.jsonl", f'{GOOD}\n{{"prompt": "a", "id": 1}}', r"line 2 holds none of text, .* but prompt, id; a record"),
-        ("x.jsonl", '{"text": "a", "messages": []}', r"line 1 holds text and messages at once"),
+        ("x.jsonl", f'{GOOD}\n{{"prompt": "a", "id": 1}}', r"line 2 has none of text, .* but prompt, id; a record"),
+        ("x.jsonl", '{"text": "a", "messages": []}', r"line 1 has text and messages at once"),
         ("x.jsonl", '{"text": ["a"]}', r"line 1: 'text' is a list"),
         ("x.jsonl", '{"messages": "a"}', r"line 1: 'messages' is a string"),
         ("x.jsonl", "3", r"line 1 is a number"),
         ("x.json", f'[{GOOD}, {{"messages": []}}]', r"x\.json, record 2 is a list without a message"),
         ("x.jsonl", '{"messages": [{"role": "user", "content": "a"}, "b"]}', r"line 1, message 2 is a string without"),
-        ("x.jsonl", '{"messages": [{"role": "user", "content": null}]}', r"message 1 says nothing: .* is null"),
-        ("x.jsonl", f'{GOOD}\n{{"text": "a \\ud83d"}}', r"line 2 holds half of a character, '\\ud83d', .*leave it out"),
-        ("x.jsonl", '{"conversations": [{"from": "human"}]}', r"message 1 says nothing"),
+        ("x.jsonl", '{"messages": [{"role": "user", "content": null}]}', r"message 1 has no content but null"),
+        ("x.jsonl", f'{GOOD}\n{{"text": "a \\ud83d"}}', r"line 2 contains half of a character, '\\ud83d', .*remove it"),
+        ("x.jsonl", '{"conversations": [{"from": "human"}]}', r"message 1 has no content"),
         ("x.jsonl", f'{GOOD}\n{{"messages": [{{"role": "cat", "content": "a"}}]}}',
-         r"x\.jsonl, line 2: the chat template of .*model refuses the roles cat \(no such role\); change the messages"),
+         r"x\.jsonl, line 2: the chat template of .*model refuses the roles cat \(no such role\): change the messages"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_with_its_line_and_the_remedy(name, text, words, cut, tmp_path):
@@ -224,7 +224,7 @@ def test_what_is_wrong_is_named_with_its_line_and_the_remedy(name, text, words, 
 
 
 def test_what_is_wrong_with_objects_is_named_by_its_place(cut, tmp_path):
-    with pytest.raises(TaskError, match=r"item 0 of the sequence holds none of .*messages of one conversation are one"):
+    with pytest.raises(TaskError, match=r"item 0 of the sequence has none of .*messages of one conversation are one"):
         cut(ASKED)
     with pytest.raises(TaskError, match="item 1 of the sequence is a number"):
         cut(["a", 3])
@@ -238,7 +238,7 @@ def test_what_is_wrong_with_objects_is_named_by_its_place(cut, tmp_path):
 def test_without_a_chat_template_texts_are_asked_for(template, cut, tmp_path):
     made(tmp_path / "mute", template)
     path = lines(tmp_path / "x.jsonl", {"text": "a cat is a cat"}, {"messages": ASKED})
-    words = r'x\.jsonl, line 2 is a conversation, .*mute has no chat template; give texts instead, \{"text": "\.\.\."\}'
+    words = r'x\.jsonl, line 2 is a conversation, .*mute has no chat template: pass texts instead, \{"text": "\.\.\."\}'
     with pytest.raises(CheckpointError, match=words):
         cut(path, folder=tmp_path / "mute")
     assert len(cut(["a cat is a cat"], folder=tmp_path / "mute")) == 2

@@ -92,11 +92,11 @@ def test_what_one_run_does_not_know_is_a_dash(saved):
 
 
 def test_a_run_that_was_not_judged_is_named_and_the_others_agree():
-    judged = [Figure("judged on", "text b", alike=True)]
-    runs = {"a": judged, "b": [Figure("judged on", None, alike=True)], "c": judged}
-    assert side_by_side(runs).notes == ("judged on: not known of b, whose report has no figures of that kind",)
-    (note,) = side_by_side({**runs, "d": [Figure("judged on", "text d", alike=True)]}).notes
-    assert note.startswith("the runs differ in judged on (a, c: text b; b: –; d: text d)")
+    judged = [Figure("evaluated on", "text b", must_match=True)]
+    runs = {"a": judged, "b": [Figure("evaluated on", None, must_match=True)], "c": judged}
+    assert side_by_side(runs).notes == ("evaluated on: unknown for b, whose report has no such figure",)
+    (note,) = side_by_side({**runs, "d": [Figure("evaluated on", "text d", must_match=True)]}).notes
+    assert note.startswith("the runs differ in evaluated on (a, c: text b; b: –; d: text d)")
 
 
 def test_rows_of_another_kind_of_report_stand_where_they_stood_there():
@@ -132,9 +132,9 @@ def test_the_page_escapes_and_marks(saved):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["a"], "nothing to compare: .*a; give two different folders"),
-        (["a", "a"], "two different folders"),
-        (["a", "nowhere"], "nowhere: cannot be read .*give a folder"),
+        (["a"], "nothing to compare: .*a; pass two or more different folders"),
+        (["a", "a"], "two or more different folders"),
+        (["a", "nowhere"], "nowhere: cannot be read .*pass a folder"),
         (["a", "empty"], r"empty/report.json: cannot be read"),
         (["a", "cut"], r"cut/report.json: not a report"),
     ],

@@ -59,8 +59,8 @@ def test_the_texts_are_named_and_a_missing_score_names_the_option():
     score = TextScore(nats=1.0, standard_error=None, protocol=PROTOCOL)
     measured = shown(report(weight("a", GPTQ), original=score, compressed=score), 200)
     assert "Calibrated on some text" in measured
-    assert f"Judged on {PROTOCOL}" in measured
-    assert "(give --valid TEXT, evaluate= in Python)" in report(weight("a", GPTQ)).headline()
+    assert f"Evaluated on {PROTOCOL}" in measured
+    assert "(pass --valid TEXT, or evaluate= in Python)" in report(weight("a", GPTQ)).headline()
 
 
 def test_without_bits_the_size_stands_alone():

@@ -1,4 +1,4 @@
-"""AWQ's layout, of AutoAWQ, in its version GEMM."""
+"""AutoAWQ's GEMM layout."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from tersor.checkpoints.bit_packing import (
-    assembled,
+    build_qtensor,
     check_weight,
-    field,
+    config_value,
     from_words,
     group_size,
-    lowered,
-    module,
+    layer_name,
     packed_weights,
-    part,
-    raised,
     stored_scale,
+    stored_tensor,
+    to_signed,
+    to_unsigned,
     to_words,
 )
 from tersor.errors import CheckpointError
@@ -26,23 +26,22 @@ from tersor.numerics import QTensor, QuantSpec
 from tersor.numerics.spec import ScaleDtype
 
 _BITS = 4
-# Nibble i of a word, from the lowest, holds this one of its eight columns.
+# Nibble i of a word (lowest first) holds this one of the word's eight columns.
 _ORDER = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
 
 
 @dataclass(frozen=True)
 class Awq:
     """``qweight`` int32 [in, out/8], ``qzeros`` int32 [groups, out/8] and ``scales`` FP16 [groups, out], with
-    unsigned codes of 4 bits: ``x = (q − z)·s``. The columns of a word are shuffled.
+    unsigned codes of 4 bits: ``x = (q − z)·s``. The columns within a word are permuted.
 
-    Zero points are always stored, so symmetric and asymmetric layers may stand side by side; groups of several sizes
-    may not.
+    Zero points are always stored, so symmetric and asymmetric layers can be mixed; group sizes cannot.
 
     Lin et al., arXiv 2306.00978; https://github.com/casper-hansen/AutoAWQ.
 
     >>> Awq().check("lm_head.weight", (512, 64), QuantSpec("int3", "channel"))
     Traceback (most recent call last):
-    tersor.errors.CheckpointError: lm_head.weight is to be int3, awq holds int4: ...
+    tersor.errors.CheckpointError: lm_head.weight: awq stores int4, not int3: ...
     """
 
     def check(self, name: str, shape: Sequence[int], spec: QuantSpec) -> None:
@@ -50,34 +49,34 @@ class Awq:
         check_weight(name, shape, spec, "awq", (_BITS,))
         if shape[0] % 8:
             raise CheckpointError(
-                f"{name} has {shape[0]} outputs, which fill no whole words of 8 codes: "
-                "write compressed-tensors, or leave this layer in float by a rule"
+                f"{name} has {shape[0]} outputs, not a multiple of the 8 codes in a word: "
+                "write compressed-tensors, or keep this layer in float with a rule"
             )
 
     def scale_dtype(self, model_dtype: torch.dtype) -> ScaleDtype:
-        """FP16 always."""
+        """Always FP16."""
         return "float16"
 
     def encode(self, name: str, qtensor: QTensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """``qweight``, ``qzeros`` and ``scales``."""
         self.check(name, qtensor.shape, qtensor.spec)
         scale = stored_scale(name, qtensor, torch.float16)
-        zeros = raised(qtensor.zero_point.expand_as(scale), _BITS)
+        zeros = to_unsigned(qtensor.zero_point.expand_as(scale), _BITS)
         tensors = {
-            "qweight": _shuffled(raised(qtensor.codes, _BITS).t()),
-            "qzeros": _shuffled(zeros.t()),
+            "qweight": _pack_columns(to_unsigned(qtensor.codes, _BITS).t()),
+            "qzeros": _pack_columns(zeros.t()),
             "scales": scale.t().contiguous(),
         }
-        return {f"{module(name)}.{suffix}": t for suffix, t in tensors.items()}
+        return {f"{layer_name(name)}.{suffix}": t for suffix, t in tensors.items()}
 
-    def config(self, specs: Mapping[str, QuantSpec], left: Sequence[str]) -> dict[str, Any]:
-        """The configuration; there is one size of groups for all."""
+    def config(self, specs: Mapping[str, QuantSpec], unquantized: Sequence[str]) -> dict[str, Any]:
+        """The configuration; all layers share one group size."""
         sizes = {group_size(spec): name for name, spec in specs.items()}
         if len(sizes) != 1:
-            found = ", ".join(f"{size} ({name})" for size, name in sizes.items()) or "none"
+            listed = ", ".join(f"{size} ({name})" for size, name in sizes.items()) or "none"
             raise CheckpointError(
-                f"awq has one size of groups for all layers, and these have {found}: "
-                "give them one granularity, or write compressed-tensors"
+                f"awq requires one group size for all layers, and these have {listed}: "
+                "use one granularity, or write compressed-tensors"
             )
         return {
             "quant_method": "awq",
@@ -85,30 +84,32 @@ class Awq:
             "group_size": next(iter(sizes)),
             "zero_point": True,
             "version": "gemm",
-            "modules_to_not_convert": list(left) or None,
+            "modules_to_not_convert": list(unquantized) or None,
         }
 
     def decode(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> QTensor:
-        """The weight; symmetric if every zero point is in the middle."""
-        bits, version = field(config, "bits"), str(config.get("version", "gemm")).lower()
+        """The weight; symmetric if every zero point is the midpoint."""
+        bits, version = config_value(config, "bits"), str(config.get("version", "gemm")).lower()
         if bits != _BITS or version != "gemm":
-            raise CheckpointError(f"{name}: awq of {bits} bits in {version} is not read here, 4 bits in gemm are")
-        qweight, qzeros, scales = (part(name, suffix, tensors) for suffix in ("qweight", "qzeros", "scales"))
-        codes, zeros = (lowered(_unshuffled(name, t), _BITS).t() for t in (qweight, qzeros))
-        size, symmetric = field(config, "group_size"), not zeros.any()
-        return assembled(name, codes, scales.t(), zeros, size, bool(symmetric), _BITS)
+            raise CheckpointError(
+                f"{name}: awq with {bits} bits, version {version}, is not supported; only 4 bits, version gemm, is"
+            )
+        qweight, qzeros, scales = (stored_tensor(name, suffix, tensors) for suffix in ("qweight", "qzeros", "scales"))
+        codes, zeros = (to_signed(_unpack_columns(name, t), _BITS).t() for t in (qweight, qzeros))
+        size, symmetric = config_value(config, "group_size"), not zeros.any()
+        return build_qtensor(name, codes, scales.t(), zeros, size, bool(symmetric), _BITS)
 
     def stored(self, names: Iterable[str], config: Mapping[str, Any]) -> set[str]:
-        """The weights of which there is a ``qweight``."""
+        """The weights that have a ``qweight``."""
         return packed_weights(names)
 
 
-def _shuffled(codes: Tensor) -> Tensor:
-    """Codes [n, out] as words [n, out/8]."""
+def _pack_columns(codes: Tensor) -> Tensor:
+    """Pack codes [n, out] into words [n, out/8]."""
     return to_words(codes.unflatten(1, (-1, 8))[:, :, _ORDER].flatten(1), _BITS)
 
 
-def _unshuffled(name: str, words: Tensor) -> Tensor:
-    """Words [n, out/8] as codes [n, out]."""
+def _unpack_columns(name: str, words: Tensor) -> Tensor:
+    """Unpack words [n, out/8] into codes [n, out]."""
     codes = from_words(name, words, _BITS, words.shape[1] * 8).unflatten(1, (-1, 8))
     return codes[:, :, _ORDER.argsort()].flatten(1)

@@ -1,4 +1,4 @@
-"""A folder in the Hugging Face layout, opened lazily: config.json, safetensors, one tensor at a time."""
+"""A folder in the Hugging Face layout (config.json and safetensors), read lazily, one tensor at a time."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies, its shape and its dtype."""
+    """A tensor's file, shape and dtype."""
 
     file: str
     shape: tuple[int, ...]
@@ -28,29 +28,29 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """Size in bytes."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class HfFolder:
-    """The tensors of a folder, read when asked for and let go at once.
+    """The tensors of a folder, read on demand and not cached.
 
     Attributes:
         path: the folder.
-        config: what config.json holds.
-        entries: every tensor by name.
+        config: the content of config.json.
+        entries: every tensor, by name.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Read the configuration and the headers of the shards; no weight.
+        """Read the configuration and the headers of the shards, but no weights.
 
         Raises:
-            CheckpointError: a file is missing, cut short, or no safetensors; the message says which.
+            CheckpointError: a file is missing, truncated or not safetensors; the message names it.
         """
         self.path = Path(path)
         if not self.path.is_dir():
-            raise CheckpointError(f"{self.path} is no folder; give one with config.json and *.safetensors")
-        self.config = _json(self.path / "config.json", "every folder in the Hugging Face layout has one")
+            raise CheckpointError(f"{self.path} is not a folder: pass one with config.json and *.safetensors")
+        self.config = _json(self.path / "config.json", "a folder in the Hugging Face layout needs it")
         self.entries: dict[str, Entry] = {}
         for file in self._shards():
             with _opened(self.path / file) as shard:
@@ -61,36 +61,36 @@ class HfFolder:
     def _shards(self) -> list[str]:
         index = self.path / INDEX
         if (self.path / SINGLE).is_file():
-            return [SINGLE]  # as transformers does: what stands beside it holds the same in another layout
+            return [SINGLE]  # as transformers does; other files beside it hold the same weights
         if not index.is_file():
-            found = sorted(p.name for p in self.path.glob("*.safetensors"))
-            if found:
-                return found
+            files = sorted(p.name for p in self.path.glob("*.safetensors"))
+            if files:
+                return files
             pickles = sorted(p.name for pattern in _PICKLES for p in self.path.glob(pattern))
             hint = (
-                f"; {pickles[0]} is a pickle, which could run code: save it again with save_pretrained, which writes "
-                "safetensors" if pickles else "; download the *.safetensors too"
+                f": {pickles[0]} is a pickle, which can run code; save it again with save_pretrained, which writes "
+                "safetensors" if pickles else ": download the *.safetensors too"
             )
             raise CheckpointError(f"{self.path} holds no weights{hint}")
         try:
             files = sorted(set(_json(index, "")["weight_map"].values()))
         except (KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} has no `weight_map`; download it again") from error
+            raise CheckpointError(f"{index} has no `weight_map`: download it again") from error
         missing = [f for f in files if not (self.path / f).is_file()]
         if missing:
             raise CheckpointError(
-                f"{self.path} lacks {len(missing)} of its {len(files)} shards: {', '.join(missing[:3])}; download them"
+                f"{self.path} lacks {len(missing)} of its {len(files)} shards ({', '.join(missing[:3])}): download them"
             )
         return files
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Total bytes of all tensors."""
         return sum(e.nbytes for e in self.entries.values())
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that most of the floating-point values have."""
+        """The dtype with the most bytes among the floating-point tensors."""
         bytes_of: dict[torch.dtype, int] = {}
         for e in self.entries.values():
             if e.dtype.is_floating_point:
@@ -98,28 +98,28 @@ class HfFolder:
         return max(bytes_of, key=lambda d: bytes_of[d], default=torch.float32)
 
     def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of those names, each a copy of its own; a shard is open only while it is read.
+        """Yield (name, tensor) for each name, as a copy; a shard is open only while it is read.
 
         Raises:
-            CheckpointError: a name that is not there, or a shard that became unreadable.
+            CheckpointError: a name is unknown, or a shard became unreadable.
         """
         by_file: dict[str, list[str]] = {}
         for name in names:
             if name not in self.entries:
-                raise CheckpointError(f"{self.path} holds no tensor {name!r}; is it the folder of this config.json?")
+                raise CheckpointError(f"{self.path} has no tensor {name!r}: do the weights belong to its config.json?")
             by_file.setdefault(self.entries[name].file, []).append(name)
-        for file, inside in by_file.items():
+        for file, names_in_file in by_file.items():
             with _opened(self.path / file) as shard:
-                for name in inside:
-                    # A copy: the mapped file's pages would stay in memory as long as the tensor.
+                for name in names_in_file:
+                    # Without the copy, the mapped file's pages would stay in memory as long as the tensor.
                     yield name, shard.get_tensor(name).clone()
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, as ``tensors``."""
+        """One tensor; raises as ``tensors`` does."""
         return next(self.tensors([name]))[1]
 
     def others(self) -> list[Path]:
-        """The files that are no weights: tokenizer, generation settings, licence."""
+        """The other files: tokenizer, generation settings, licence."""
         weights = {e.file for e in self.entries.values()} | {INDEX, "config.json"}
         skipped = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
         files = (p for p in sorted(self.path.iterdir()) if p.is_file() and not p.name.startswith("."))
@@ -140,16 +140,18 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(str(path), framework="pt") as shard:
             yield shard
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}): it was cut short or altered; get it again") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): it is truncated or damaged; download it again"
+        ) from error
 
 
 def _json(path: Path, why: str) -> dict[str, Any]:
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {why}")
+        raise CheckpointError(f"{path} is missing: {why}")
     try:
-        found = json.loads(path.read_text(encoding="utf8"))
+        content = json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON ({error}); download it again") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no JSON object; download it again")
-    return found
+        raise CheckpointError(f"{path} is not valid JSON ({error}): download it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} does not hold a JSON object: download it again")
+    return content

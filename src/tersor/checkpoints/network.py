@@ -1,4 +1,4 @@
-"""A Network as two files: the graph as JSON, the tensors as safetensors. Nothing in them is executed or unpickled."""
+"""A Network as two files: the graph as JSON, tensors as safetensors. Loading executes and unpickles nothing."""
 
 import json
 import math
@@ -35,14 +35,14 @@ _PYTHON = {
         operator.neg,
     )
 }
-# Reads a file from a path that stands in the graph.
+# Would read a file from a path given in the graph.
 _REFUSED = {"aten.from_file.default"}
 
 
 def write(network: Network, folder: Path) -> tuple[str, ...]:
-    """Write the network into an existing folder; the names of the files are returned.
+    """Write the network to an existing folder and return the file names.
 
-    Codes of fewer than 8 bits are packed, and what nobody reads is left out.
+    Codes of fewer than 8 bits are packed; unused tensors are omitted.
     """
     packed = {str(n.all_input_nodes[0].target): n.meta["bits"] for n in network.operators() if "bits" in n.meta}
     tensors, layout = {}, {}
@@ -70,10 +70,10 @@ def write(network: Network, folder: Path) -> tuple[str, ...]:
 
 
 def read(folder: Path) -> Network:
-    """The network that ``write`` wrote.
+    """Read a network that ``write`` wrote.
 
     Raises:
-        SavedFolderError: naming the file and what in it is missing, altered, or not allowed.
+        SavedFolderError: content is missing, altered or not allowed; the message names it and the file.
     """
     path = folder / FILES[0]
     try:
@@ -81,7 +81,7 @@ def read(folder: Path) -> Network:
         tensors = load_file(folder / FILES[1])
     except (OSError, ValueError, SafetensorError) as error:
         raise SavedFolderError(
-            f"{path.parent}: the network cannot be read ({error}); save it again"
+            f"{path.parent}: the network cannot be read ({error}): save it again"
         ) from error
     try:
         return _network(data, tensors)
@@ -103,7 +103,7 @@ def _network(data: dict[str, Any], tensors: dict[str, Tensor]) -> Network:
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for item in data["nodes"]:
-        node = _built(graph, item, nodes)
+        node = _create_node(graph, item, nodes)
         node.meta.update(item.get("meta", {}))
         nodes[item["name"]] = node
     example = tuple(torch.zeros(i["shape"], dtype=_dtype(i["dtype"])) for i in data["inputs"])
@@ -121,16 +121,16 @@ def _node(node: fx.Node) -> dict[str, Any]:
     elif node.op != "output":
         item["target"] = str(node.target)
     if node.args:
-        item["args"] = _encoded(node.args)
+        item["args"] = _encode(node.args)
     if node.kwargs:
-        item["kwargs"] = _encoded(node.kwargs)
+        item["kwargs"] = _encode(node.kwargs)
     meta = {k: node.meta[k] for k in ("title", "quantizer", "bits", "half") if k in node.meta}
     return {**item, "meta": meta} if meta else item
 
 
-def _built(graph: fx.Graph, item: dict[str, Any], nodes: dict[str, fx.Node]) -> fx.Node:
+def _create_node(graph: fx.Graph, item: dict[str, Any], nodes: dict[str, fx.Node]) -> fx.Node:
     name, op = _checked_name(item["name"]), item["op"]
-    args, kwargs = _decoded(item.get("args", []), nodes), _decoded(item.get("kwargs", {}), nodes)
+    args, kwargs = _decode(item.get("args", []), nodes), _decode(item.get("kwargs", {}), nodes)
     if op == "call_function":
         return graph.create_node(
             op, _target(item["target"]), tuple(args), {_checked_name(k): v for k, v in kwargs.items()}, name
@@ -139,7 +139,7 @@ def _built(graph: fx.Graph, item: dict[str, Any], nodes: dict[str, fx.Node]) -> 
         return graph.create_node(op, _checked_name(item["target"]), (), {}, name)
     if op == "output":
         return graph.output(tuple(args[0]))
-    raise ValueError(f"node {name} of kind {op!r}")
+    raise ValueError(f"node {name} has the unknown kind {op!r}")
 
 
 def _target_name(target: Any) -> str:
@@ -149,7 +149,7 @@ def _target_name(target: Any) -> str:
 
 
 def _target(text: str) -> Any:
-    """An operator by name: Python's arithmetic, our own, and ATen operators that change nothing they read."""
+    """The operator of that name: Python arithmetic, Tersor's operators, or ATen operators without side effects."""
     if text in _PYTHON:
         return _PYTHON[text]
     namespace, name, overload = text.split(".")
@@ -157,11 +157,11 @@ def _target(text: str) -> Any:
         raise ValueError(f"operator {text} is not allowed")
     found = getattr(getattr(getattr(torch.ops, namespace), name), overload)
     if not isinstance(found, torch._ops.OpOverload) or found._schema.is_mutable:
-        raise ValueError(f"operator {text} is not allowed: it changes what it reads")
+        raise ValueError(f"operator {text} is not allowed: it modifies its inputs")
     return found
 
 
-def _encoded(value: Any) -> Any:
+def _encode(value: Any) -> Any:
     if isinstance(value, fx.Node):
         return {"node": value.name}
     if isinstance(value, torch.dtype):
@@ -173,30 +173,30 @@ def _encoded(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}
     if isinstance(value, (list, tuple)):
-        return [_encoded(v) for v in value]
+        return [_encode(v) for v in value]
     if isinstance(value, dict):
-        return {"dict": {k: _encoded(v) for k, v in value.items()}}
+        return {"dict": {k: _encode(v) for k, v in value.items()}}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise SavedFolderError(
-        f"the graph holds a {type(value).__name__} ({value!r}), which cannot be saved; please report it"
+        f"the graph holds a {type(value).__name__} ({value!r}), which cannot be saved: please report it"
     )
 
 
-def _decoded(value: Any, nodes: dict[str, fx.Node]) -> Any:
+def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
     if isinstance(value, list):
-        return [_decoded(v, nodes) for v in value]
+        return [_decode(v, nodes) for v in value]
     if not isinstance(value, dict):
         return value
     if not value:
         return {}
     (kind, inner), *rest = value.items()
     if rest:
-        raise ValueError(f"an argument with the keys {list(value)}")
+        raise ValueError(f"an argument has the unexpected keys {list(value)}")
     if kind == "node":
         return nodes[inner]
     if kind == "dict":
-        return {k: _decoded(v, nodes) for k, v in inner.items()}
+        return {k: _decode(v, nodes) for k, v in inner.items()}
     if kind == "dtype":
         return _dtype(inner)
     if kind == "device":
@@ -207,13 +207,13 @@ def _decoded(value: Any, nodes: dict[str, fx.Node]) -> Any:
         found := getattr(torch, _checked_name(inner)), (torch.layout, torch.memory_format)
     ):
         return found
-    raise ValueError(f"an argument of kind {kind!r}")
+    raise ValueError(f"an argument has the unknown kind {kind!r}")
 
 
 def _checked_name(text: str) -> str:
-    # Names go into generated code, so nothing but names may pass.
+    # Names are inserted into generated code, so nothing but identifiers may pass.
     if not isinstance(text, str) or not _NAME.fullmatch(text):
-        raise ValueError(f"the name {text!r}")
+        raise ValueError(f"invalid name {text!r}")
     return text
 
 
@@ -224,5 +224,5 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, name)
     if not isinstance(found, torch.dtype):
-        raise ValueError(f"dtype {name!r}")
+        raise ValueError(f"unknown dtype {name!r}")
     return found

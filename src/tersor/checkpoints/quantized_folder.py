@@ -1,4 +1,4 @@
-"""A folder whose linear weights are codes, read as if they were float: what any of the layouts wrote."""
+"""A folder with quantized linear weights, in any of the layouts, read as if it were float."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,51 +13,51 @@ from tersor.numerics import QTensor
 
 
 class QuantizedFolder(HfFolder):
-    """Entries are those of the float model; a quantized one is decoded when asked for.
+    """The entries are those of the float model; quantized weights are decoded on demand.
 
     Attributes:
-        quantized: the names of the weights that are codes.
-        transposed: those of them that the model holds as [in, out].
+        quantized: the names of the quantized weights.
+        transposed: the quantized weights that the model stores as [in, out].
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Read configuration and headers.
+        """Read the configuration and headers.
 
         Raises:
-            CheckpointError: not quantized, in a layout that is not known, or incomplete.
+            CheckpointError: the folder is not quantized, has an unknown layout, or is incomplete.
         """
         super().__init__(path)
         if "quantization_config" not in self.config:
-            raise CheckpointError(f"{self.path} has no quantization_config in its config.json; it is not quantized")
+            raise CheckpointError(f"{self.path} is not quantized: its config.json has no quantization_config")
         self._config = self.config.pop("quantization_config")
         self._layout = layout_of(self._config)
         self._files = dict(self.entries)
         self.quantized = self._layout.stored(self._files, self._config)
         self.transposed = {f"{n}.weight" for n in self._config.get("tersor_transposed", ())}
         parts = {n: [p for p in self._files if p.startswith(n.removesuffix("weight"))] for n in self.quantized}
-        self._parts = {n: [p for p in found if not p.endswith(".bias")] for n, found in parts.items()}
+        self._parts = {n: [p for p in stored if not p.endswith(".bias")] for n, stored in parts.items()}
         dtype = _dtype(self.config)
-        for name, found in self._parts.items():
-            # The shape only; the codes are decoded again when they are asked for, and not kept.
+        for name, stored in self._parts.items():
+            # Decoded for the shape only; the codes are decoded again on demand.
             shape = tuple(self.qtensor(name).shape)
             shape = shape[::-1] if name in self.transposed else shape
-            file = self._files[found[0]].file
-            for part in found:
+            file = self._files[stored[0]].file
+            for part in stored:
                 self.entries.pop(part, None)
             self.entries[name] = Entry(file, shape, dtype or self.dtype)
 
     def qtensor(self, name: str) -> QTensor:
-        """The codes of a weight, [out, in].
+        """The quantized weight, [out, in].
 
         Raises:
-            CheckpointError: a part is missing or damaged.
+            CheckpointError: one of its tensors is missing or damaged.
         """
         reader = HfFolder.__new__(HfFolder)
         reader.path, reader.entries = self.path, self._files
         return self._layout.decode(name, dict(reader.tensors(self._parts[name])), self._config)
 
     def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
-        """As of any folder; codes are multiplied out."""
+        """As in any folder, with quantized weights dequantized."""
         for name in names:
             if name in self.quantized:
                 value = self.qtensor(name).dequantize().to(self.entries[name].dtype)

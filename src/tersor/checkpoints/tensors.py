@@ -1,4 +1,4 @@
-"""A file of safetensors that those may read who may read other new files."""
+"""Write safetensors files with the permissions of any new file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write contiguous tensors; safetensors itself leaves a file that only its owner may read.
+    """Write contiguous tensors; safetensors itself makes the file readable by its owner only.
 
     Raises:
-        SafetensorError: a disk that is full, tensors that share memory.
+        SafetensorError: the disk is full, or tensors share memory.
     """
     path.touch()
     mode = path.stat().st_mode

@@ -1,13 +1,13 @@
-"""What the result is worth: latency, memory, size, metric, error per layer, energy, as one Report."""
+"""Measure the result (latency, memory, size, metric, error per layer, energy) as one Report."""
 
-from tersor.measure.agreement import Agreement, AgreementRecorder, agreed, same_inputs
+from tersor.measure.agreement import Agreement, AgreementRecorder, prediction_agreement, same_inputs
 from tersor.measure.energy import joules_per_call
 from tersor.measure.environment import describe_environment, exact_int8
 from tersor.measure.fidelity import SignalNoise, compare, sqnr_db
 from tersor.measure.headline import Diagnosis, Problem, diagnose, with_headline
 from tersor.measure.latency import Ratio, interleave, ratio
 from tersor.measure.memory import Memory, measure_memory, peak_bytes, resident_bytes
-from tersor.measure.metric import Judged, judge, paired_interval
+from tersor.measure.metric import MetricResult, evaluate_metric, paired_interval
 from tersor.measure.perplexity import Comparison, Divergence, TextScore, comparison, divergence, perplexity
 from tersor.measure.schema import Latency, Report, json_schema, missing_explanations, read_report, unknown
 from tersor.measure.size import shipped_bytes, shipped_files
@@ -19,9 +19,9 @@ __all__ = [
     "Comparison",
     "Diagnosis",
     "Divergence",
-    "Judged",
     "Latency",
     "Memory",
+    "MetricResult",
     "Problem",
     "Ratio",
     "Report",
@@ -30,22 +30,22 @@ __all__ = [
     "TextScore",
     "Tokens",
     "Windows",
-    "agreed",
     "compare",
     "comparison",
     "describe_environment",
     "diagnose",
     "divergence",
+    "evaluate_metric",
     "exact_int8",
     "interleave",
     "joules_per_call",
     "json_schema",
-    "judge",
     "measure_memory",
     "missing_explanations",
     "paired_interval",
     "peak_bytes",
     "perplexity",
+    "prediction_agreement",
     "ratio",
     "read_report",
     "resident_bytes",

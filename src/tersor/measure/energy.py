@@ -1,4 +1,4 @@
-"""Energy per call from Linux powercap (RAPL), where the machine lets it be read; nothing otherwise."""
+"""Energy per call from Linux powercap (RAPL), if the machine allows reading it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,31 +16,31 @@ class Zone:
     span: int
 
     def read(self) -> int:
-        """The counter now, in microjoules."""
+        """The current counter, in microjoules."""
         return int((self.path / "energy_uj").read_text())
 
 
 def zones(root: Path = POWERCAP) -> list[Zone]:
-    """The packages whose counter may be read here: none in most virtual machines and for most users."""
-    found = []
-    # intel-rapl:0 is a package (AMD's too); intel-rapl:0:1 is a part of it and would be counted twice.
+    """The packages with a readable counter; none in most virtual machines and for most users."""
+    readable = []
+    # intel-rapl:0 is a package (on AMD too); intel-rapl:0:1 is a part of it and would count twice.
     for path in sorted(root.glob("intel-rapl:*")):
         try:
             if path.name.count(":") == 1 and (path / "name").read_text().startswith("package"):
                 zone = Zone(path, int((path / "max_energy_range_uj").read_text()))
                 zone.read()
-                found.append(zone)
+                readable.append(zone)
         except (OSError, ValueError):
             continue
-    return found
+    return readable
 
 
 def joules_per_call(
     call: Callable[[], object], *, min_time: float = 1.0, root: Path = POWERCAP
 ) -> float | None:
-    """Joules that the whole package drew for one call, over at least `min_time` seconds; None if unreadable.
+    """Joules that the whole package consumed per call, over at least `min_time` seconds; None if unreadable.
 
-    The package's idle draw is part of it: on a machine that does other work, so is that.
+    This includes the package's idle consumption and other work on the machine.
     """
     packages = zones(root)
     if not packages:

@@ -1,4 +1,4 @@
-"""Where it ran: processor, the instructions that matter to integers, versions."""
+"""The environment of a run: processor, instruction sets for low precision, versions."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from tersor.measure.schema import Environment
 
 CPUINFO = Path("/proc/cpuinfo")
 
-# What decides how fast and how exactly low precision is computed, x86 first, then Arm (by Linux's names).
+# Instruction sets that determine speed and exactness of low precision: x86, then Arm, by their Linux names.
 ISA = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
@@ -20,7 +20,7 @@ PACKAGES = ("tersor", "torch", "openvino", "onnxruntime", "numpy")
 
 
 def isa_flags(cpuinfo: str) -> tuple[str, ...]:
-    """The instruction sets of `ISA` that the text of /proc/cpuinfo names.
+    """The instruction sets of `ISA` listed in the text of /proc/cpuinfo.
 
     >>> isa_flags("flags\\t\\t: fpu sse2 avx2 avx512_vnni")
     ('avx2', 'avx512_vnni')
@@ -32,7 +32,7 @@ def isa_flags(cpuinfo: str) -> tuple[str, ...]:
 
 
 def exact_int8(isa: Iterable[str]) -> bool:
-    """Whether uint8 × int8 products are summed in 32 bits: without it AVX2 adds pairs in 16 and saturates.
+    """Whether uint8 × int8 products are summed in 32 bits; plain AVX2 adds pairs in 16 bits and saturates.
 
     >>> exact_int8(["avx2"]), exact_int8(["avx2", "avx_vnni"])
     (False, True)
@@ -41,7 +41,7 @@ def exact_int8(isa: Iterable[str]) -> bool:
 
 
 def cpu_name(cpuinfo: str) -> str | None:
-    """The processor's name; None when neither /proc/cpuinfo nor Python knows it.
+    """The processor's name, or None if neither /proc/cpuinfo nor Python knows it.
 
     >>> cpu_name("processor : 0\\nmodel name\\t: Example CPU @ 3 GHz")
     'Example CPU @ 3 GHz'
@@ -51,18 +51,18 @@ def cpu_name(cpuinfo: str) -> str | None:
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
-    """The versions of Python and of those packages that are installed."""
-    found = {"python": platform.python_version()}
+    """The versions of Python and of the installed packages among ``packages``."""
+    installed = {"python": platform.python_version()}
     for name in packages:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def describe_environment(*, threads: int, precision: str, packages: Iterable[str] = PACKAGES) -> Environment:
-    """This machine; `threads` and `precision` are what the engine was pinned to."""
+    """Describe this machine; `threads` and `precision` are the engine's settings."""
     cpuinfo = CPUINFO.read_text() if CPUINFO.is_file() else ""
     return Environment(
         cpu=cpu_name(cpuinfo),

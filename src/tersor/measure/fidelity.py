@@ -1,7 +1,7 @@
-"""How much signal is left beside the noise that quantization added: SQNR in dB, streamed over batches.
+"""The signal-to-quantization-noise ratio (SQNR) in dB, accumulated over batches.
 
-The local figure of a layer compares its output with only that layer quantized and exact inputs; the
-accumulated figure compares the outputs of two whole networks. Both are the same arithmetic on other tensors.
+A layer's local SQNR compares its output with only that layer quantized and exact inputs; the accumulated SQNR
+compares the layer's output in the two whole networks. The arithmetic is the same.
 """
 
 import math
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-CEILING = 150.0  # dB; float32's own rounding is at 150: what is better than that counts as exact
+CEILING = 150.0  # dB; the rounding of float32 is at 150, so anything better counts as exact
 
 
 @dataclass(frozen=True)
 class SignalNoise:
-    """Sums of squares of a signal and of its error over any number of batches; a value that adds up.
+    """Sums of squares of a signal and its error over any number of batches; instances can be added.
 
     >>> round((SignalNoise(100.0, 1.0) + SignalNoise(100.0, 1.0)).db, 2)
     20.0
@@ -28,14 +28,14 @@ class SignalNoise:
 
     @property
     def db(self) -> float | None:
-        """10·log10(signal / noise) within ±150; an exact copy has 150; None where NaN or infinity came in."""
+        """10·log10(signal / noise), clamped to ±150; 150 for an exact copy; None with NaN or infinity."""
         if not (math.isfinite(self.signal) and math.isfinite(self.noise)):
             return None
         if self.noise == 0:
             return CEILING
         if self.signal == 0:
             return -CEILING
-        # Two logarithms: the quotient of extreme sums would overflow.
+        # Two logarithms, since the quotient of extreme sums could overflow.
         return max(-CEILING, min(CEILING, 10 * (math.log10(self.signal) - math.log10(self.noise))))
 
 
@@ -48,7 +48,7 @@ def compare(reference: Tensor, approximate: Tensor) -> SignalNoise:
     """
     if reference.shape != approximate.shape:
         raise ValueError(
-            f"signal of shape {list(reference.shape)} against {list(approximate.shape)}; "
+            f"reference has shape {list(reference.shape)}, approximate {list(approximate.shape)}: "
             "compare the same output of both networks"
         )
     exact = reference.detach().double()
@@ -58,7 +58,7 @@ def compare(reference: Tensor, approximate: Tensor) -> SignalNoise:
 
 
 def sqnr_db(reference: Tensor, approximate: Tensor) -> float | None:
-    """The signal-to-quantization-noise ratio in dB: 20 dB = an error of a tenth; 6.02 dB are one bit.
+    """The SQNR in dB: 20 dB is an error of 10 %, 6.02 dB are one bit.
 
     >>> import torch
     >>> round(sqnr_db(torch.tensor([10.0, 0.0]), torch.tensor([10.0, 1.0])), 6)

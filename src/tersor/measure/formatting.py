@@ -1,4 +1,4 @@
-"""Numbers as people read them, and foreign text made harmless to look at."""
+"""Format numbers for people, and strip control characters from untrusted text."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ _FRACTION = re.compile(r"accura|top-?\d|\bf1\b|recall|precision|agree|\biou\b|\b
 
 
 def size_text(count: float | None) -> str:
-    """Bytes with three digits, decimal units.
+    """Format bytes with three digits and decimal units.
 
     >>> size_text(1_093_000), size_text(987), size_text(None)
     ('1.09 MB', '987 B', 'unknown')
@@ -23,7 +23,7 @@ def size_text(count: float | None) -> str:
 
 
 def time_text(milliseconds: float | None) -> str:
-    """Milliseconds in the unit that fits.
+    """Format milliseconds in a suitable unit.
 
     >>> time_text(0.0421), time_text(3.2), time_text(4200.0), time_text(None)
     ('42.1 µs', '3.20 ms', '4.20 s', 'unknown')
@@ -38,7 +38,7 @@ def time_text(milliseconds: float | None) -> str:
 
 
 def ratio_text(value: float | None) -> str:
-    """A ratio with as many digits as it deserves.
+    """Format a ratio with one or two significant decimals.
 
     >>> ratio_text(3.94), ratio_text(0.81), ratio_text(12.34), ratio_text(None)
     ('3.9x', '0.81x', '12x', 'unknown')
@@ -49,7 +49,7 @@ def ratio_text(value: float | None) -> str:
 
 
 def change_text(value: float | None, better: str, worse: str) -> str:
-    """A ratio as a comparison: above 1 is better.
+    """Format a ratio as a comparison: above 1 is better.
 
     >>> change_text(3.94, "smaller", "larger"), change_text(0.5, "faster", "slower")
     ('3.9x smaller', '2.0x slower')
@@ -61,12 +61,12 @@ def change_text(value: float | None, better: str, worse: str) -> str:
     if value == 1:
         return {"smaller": "as large", "faster": "as fast"}.get(better, "the same")
     factor, word = (value, better) if value > 1 else (1 / value, worse)
-    # 1.0x would hide on which side of 1 it is.
+    # 1.0x would hide which side of 1 it is on.
     return f"{factor:.2f}x {word}" if factor < 1.05 else f"{ratio_text(factor)} {word}"
 
 
 def is_fraction(name: str, *values: float | None) -> bool:
-    """Whether a metric reads best in percent: an accuracy by its name, and all values within 0 and 1.
+    """Whether to format a metric in percent: its name is an accuracy's and all values are within 0 and 1.
 
     >>> is_fraction("top-1 accuracy", 0.917), is_fraction("perplexity", 0.5), is_fraction("accuracy", 91.7)
     (True, False, False)
@@ -75,7 +75,7 @@ def is_fraction(name: str, *values: float | None) -> bool:
 
 
 def metric_text(value: float | None, fraction: bool, *, signed: bool = False) -> str:
-    """A metric's value, or a difference of two (signed; in points where it is a fraction).
+    """Format a metric's value, or a difference of two (signed; in points for a fraction).
 
     >>> metric_text(0.9168, True), metric_text(12.3456, False), metric_text(-0.0002, True, signed=True)
     ('91.68 %', '12.35', '-0.02 points')
@@ -88,7 +88,7 @@ def metric_text(value: float | None, fraction: bool, *, signed: bool = False) ->
 
 
 def interval_text(low: float, high: float, fraction: bool) -> str:
-    """The interval of a difference.
+    """Format the interval of a difference.
 
     >>> interval_text(-0.0011, 0.0015, True)
     '-0.11 to +0.15 points'
@@ -98,7 +98,7 @@ def interval_text(low: float, high: float, fraction: bool) -> str:
 
 
 def db_text(value: float | None) -> str:
-    """Decibels; 150 is what an exact copy has.
+    """Format decibels; 150 means an exact copy.
 
     >>> db_text(31.26), db_text(150.0), db_text(None)
     ('31.3', 'exact', 'unknown')
@@ -107,7 +107,7 @@ def db_text(value: float | None) -> str:
 
 
 def plain(text: str) -> str:
-    """Text without control, direction and surrogate characters: a file cannot steer a terminal or a page.
+    """Replace control, direction and surrogate characters, so that text cannot affect a terminal or page.
 
     >>> plain("conv\\x1b[31m\\n1")
     'conv [31m 1'

@@ -1,4 +1,4 @@
-"""The diagnosis: did it work, and if not, why, and what to try."""
+"""The diagnosis of a report: whether compression worked, and if not, why and what to try."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from tersor.measure.formatting import (
 from tersor.measure.schema import Layer, Report
 
 WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16, "fp16": 16, "bf16": 16, "fp32": 32}
-TOLERATED = 0.01  # of the metric, where no interval tells what is chance
-TINY = 0.1  # ms; below it, calling costs more than computing
+TOLERATED = 0.01  # of the metric, if there is no interval
+TINY = 0.1  # ms; below it, call overhead dominates
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, why, and what to try."""
+    """A problem, its cause and a remedy."""
 
     what: str
     why: str
@@ -34,14 +34,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`gain` is the result in figures; `problems` is empty when it worked."""
+    """`gain` is the result in figures; `problems` is empty if compression worked."""
 
     gain: str
     problems: tuple[Problem, ...]
 
     @property
     def worked(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
     @property
@@ -49,29 +49,29 @@ class Diagnosis:
         """The first line of every form of the report."""
         if self.worked:
             return self.gain
-        return " | ".join(["NOT AS HOPED: " + str(self.problems[0]), *map(str, self.problems[1:]), self.gain])
+        return " | ".join(["BELOW TARGET: " + str(self.problems[0]), *map(str, self.problems[1:]), self.gain])
 
 
 def diagnose(report: Report) -> Diagnosis:
-    """Judges a report: slower than FP32, fallen back, not shrunk, worse beyond chance?"""
-    found = (_slower(report), _fell_back(report), _below_plan(report), _not_shrunk(report), _worse(report))
-    return Diagnosis(_gain(report), tuple(problem for problem in found if problem is not None))
+    """Check a report: slower than FP32, float fallbacks, below plan, not smaller, worse beyond chance."""
+    problems = (_slower(report), _fell_back(report), _below_plan(report), _not_shrunk(report), _worse(report))
+    return Diagnosis(_gain(report), tuple(problem for problem in problems if problem is not None))
 
 
 def with_headline(report: Report) -> Report:
-    """The report with its first line filled in."""
+    """The report with its headline filled in."""
     return report.model_copy(update={"headline": diagnose(report).first_line})
 
 
 def fallbacks(report: Report) -> tuple[Layer, ...]:
-    """The layers that ran in something wider than planned."""
+    """The layers that ran at a higher precision than planned."""
     return tuple(layer for layer in report.layers if is_fallback(layer.planned, layer.executed))
 
 
 def below_plan(report: Report) -> tuple[Layer, ...]:
-    """The layers with weights that ran in something narrower than planned.
+    """The layers with weights that ran at a lower precision than planned.
 
-    Operators without weights are left out: inside an integer kernel they still compute in float.
+    Operators without weights are excluded: inside an integer kernel they still compute in float.
     """
     return tuple(
         layer
@@ -81,7 +81,7 @@ def below_plan(report: Report) -> tuple[Layer, ...]:
 
 
 def is_fallback(planned: str | None, executed: str | None) -> bool:
-    """Whether something ran wider than planned; `fused` runs inside its neighbour and is none.
+    """Whether a layer ran at a higher precision than planned; `fused`, part of another operator, does not count.
 
     >>> is_fallback("int8", "fp32"), is_fallback("int8", "fused"), is_fallback("fp16", "fp16")
     (True, False, False)
@@ -115,19 +115,19 @@ def _slower(report: Report) -> Problem | None:
         return Problem(what, "the torch engine only simulates integers", "--engine openvino or onnxruntime")
     if wide := fallbacks(report):
         return Problem(
-            what, f"{len(wide)} layers fell back to float", "what may bring these layers back to int8"
+            what, f"{len(wide)} layers fell back to float", "the remedies for these layers that run in float"
         )
     if report.environment.isa and not exact_int8(report.environment.isa):
         return Problem(
-            what, "this CPU multiplies no 8-bit integers (no VNNI)", "a newer CPU; here only the size gains"
+            what, "this CPU has no 8-bit integer products (no VNNI)", "a newer CPU; on this one only the size improves"
         )
     if latency is not None and latency.median < TINY:
         return Problem(
-            what, f"one call takes {time_text(latency.median)}: calling it dominates", "a larger batch"
+            what, f"one call takes {time_text(latency.median)}: call overhead dominates", "a larger batch"
         )
     return Problem(
         what,
-        "converting between float and int8 costs more than int8 saves",
+        "conversions between float and int8 cost more than int8 saves",
         "another engine, or larger layers only",
     )
 
@@ -141,7 +141,7 @@ def _fell_back(report: Report) -> Problem | None:
     return Problem(
         f"{len(wide)} of {len(report.layers)} layers fell back to float ({names})",
         "; ".join(reasons[:2]) or f"{plain(report.engine)} has no kernel for them as planned",
-        "another granularity or engine for these layers, or a rule that leaves them in float on purpose",
+        "another granularity or engine for these layers, or a rule that keeps them in float",
     )
 
 
@@ -164,10 +164,10 @@ def _not_shrunk(report: Report) -> Problem | None:
     weights = sum(layer.weight_bytes or 0 for layer in report.layers)
     what = f"the file did not shrink ({size_text(before)} -> {size_text(after)})"
     if after is not None and weights < after / 2:
-        why = f"the weights are only {size_text(weights)} of it, the rest is the graph"
-        return Problem(what, why, "nothing: a network this small is not worth compressing for size")
+        why = f"only {size_text(weights)} of it are weights, the rest is the graph"
+        return Problem(what, why, "nothing: a network this small does not benefit in size")
     return Problem(
-        what, "the weights were stored as wide as before", "`tersor inspect` on which layers are int8"
+        what, "the weights are stored at the same width", "`tersor inspect` to see which layers are int8"
     )
 
 
@@ -199,7 +199,7 @@ def _why_worse(report: Report, drop: float) -> tuple[str, str]:
         why = f"the simulation keeps it and {plain(report.engine)} does not"
         return why, "another engine, or 7-bit activations if this CPU has no VNNI"
     if report.calibration is not None and not report.calibration.adequate:
-        notes = plain("; ".join(report.calibration.notes[:1])) or "its ranges still moved"
+        notes = plain("; ".join(report.calibration.notes[:1])) or "ranges still changed in its second half"
         return f"the calibration data is inadequate ({notes})", "more, and more varied, calibration samples"
     known = sorted(
         (layer for layer in report.layers if layer.sqnr_db is not None), key=lambda x: x.sqnr_db or 0.0
@@ -210,8 +210,8 @@ def _why_worse(report: Report, drop: float) -> tuple[str, str]:
             "`tersor calibrate --compare`, or a rule that keeps layers in fp16",
         )
     worst = ", ".join(f"{plain(layer.name)} {layer.sqnr_db:.1f} dB" for layer in known[:3])
-    return f"these layers lose most: {worst}", (
-        "`tersor outliers` on what their inputs are like, a recipe rule that keeps them in fp16, or weights per channel"
+    return f"these layers have the largest errors: {worst}", (
+        "`tersor outliers` to analyse their inputs, a recipe rule that keeps them in fp16, or per-channel weights"
     )
 
 

@@ -1,4 +1,4 @@
-"""What compressing a language model gained and cost, as it is written to report.json."""
+"""The report of compressing a language model, as stored in report.json."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,10 @@ Error = Annotated[float, Field(ge=0)]
 
 
 class WeightRecord(ReportPart):
-    """One weight: how it is stored, and how much of its layer's output is error, in power.
+    """One weight: how it is stored, and the relative error of its layer's output, in power.
 
-    `error` and `rtn_error` (rounding to nearest over the full range) are None without calibration. `format` is None
-    where the weight stays float; `note` says why. `damping`: the share of the mean of diag H that was added to it.
+    `error` and `rtn_error` (round to nearest over the full range) are None without calibration. `format` is None for a
+    weight that stays in float; `note` says why. `damping` is the share of the mean of diag H that was added to it.
     """
 
     name: str
@@ -34,7 +34,7 @@ class WeightRecord(ReportPart):
 
 
 class Decoding(ReportPart):
-    """Tokens a second at batch 1 in an engine."""
+    """Tokens per second at batch 1 in an engine."""
 
     engine: str
     tokens_per_second: float
@@ -42,9 +42,9 @@ class Decoding(ReportPart):
 
 
 class LanguageReport(ReportPart):
-    """All that was measured; a score that was not asked for is None.
+    """All measurements; a score that was not requested is None.
 
-    `bits_per_weight` counts scales and zero points of what was quantized. `peak_bytes` is the process's peak of
+    `bits_per_weight` includes the scales and zero points of the quantized weights. `peak_bytes` is the process's peak
     resident memory, imports included.
     """
 
@@ -70,15 +70,15 @@ class LanguageReport(ReportPart):
 
     @property
     def compression(self) -> float:
-        """Bytes before over bytes after."""
+        """Original bytes over compressed bytes."""
         return self.original_bytes / self.compressed_bytes
 
     def headline(self) -> str:
-        """One line: size, then loss."""
+        """One line with size and perplexity."""
         before, after = self.original_bytes / 1e6, self.compressed_bytes / 1e6
         size = f"{self.compression:.2f}x smaller ({before:.3g} → {after:.3g} MB)"
         if self.original is None or self.compressed is None:
-            return f"{size}; perplexity not measured (give --valid TEXT, evaluate= in Python)"
+            return f"{size}; perplexity not measured (pass --valid TEXT, or evaluate= in Python)"
         before, after = self.original.perplexity, self.compressed.perplexity
         return f"{size}; perplexity {before:.4g} → {after:.4g} ({(after / before - 1) * 100:+.2f} %)"
 
@@ -88,7 +88,7 @@ class LanguageReport(ReportPart):
 
 
 def read_language_report(path: Path | str) -> LanguageReport:
-    """The report of a folder or a report.json.
+    """Read the report of a folder or a report.json.
 
     Raises:
         TersorError: it is missing or malformed.
@@ -98,13 +98,13 @@ def read_language_report(path: Path | str) -> LanguageReport:
     try:
         return LanguageReport.model_validate_json(path.read_text(encoding="utf8"))
     except OSError as error:
-        raise TersorError(f"{path}: cannot be read ({error.strerror}); give a folder that `compress` wrote") from error
+        raise TersorError(f"{path}: cannot be read ({error.strerror}): pass a folder that `compress` wrote") from error
     except (ValidationError, UnicodeDecodeError) as error:
-        raise TersorError(f"{path}: no report of a language model ({error}); compress again") from error
+        raise TersorError(f"{path}: not the report of a language model ({error}): compress again") from error
 
 
 def is_language_report(path: Path | str) -> bool:
-    """Whether the report of a folder is of this kind."""
+    """Whether a folder's report is that of a language model."""
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path
     try:

@@ -1,4 +1,4 @@
-"""Latency, measured so that two things can be compared: interleaved, warmed up, medians and spread."""
+"""Latency for comparisons: interleaved rounds after warm-up, with medians and spread."""
 
 import gc
 import statistics
@@ -14,7 +14,7 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster: the ratio of the medians, and p10 and p90 of the ratio round by round."""
+    """A speed-up: the ratio of the medians, and p10 and p90 of the ratios round by round."""
 
     value: float
     low: float
@@ -30,20 +30,20 @@ def interleave(
     settle: float = 0.005,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Latency]:
-    """Times every callable in every round, so that a machine that slows down slows all of them alike.
+    """Time every callable in every round, so that a slowdown of the machine affects all alike.
 
-    Each round goes through all callables in another order. A callable first runs `settle` seconds untimed
-    (at least one call), so that the caches are its own and the threads that its predecessor left spinning
-    have gone to sleep; then at least `min_time` seconds (at least one call), each call timed by itself.
-    `progress` is told (rounds done, rounds). Latencies are in ms. What a callable raises passes through.
+    Each round runs the callables in another order. A callable first runs `settle` seconds untimed (at least one call),
+    to fill the caches and let its predecessor's spinning threads go to sleep, then at least `min_time` seconds (at
+    least one call), with each call timed. `progress` is called with (rounds done, rounds). Latencies are in ms.
+    Exceptions of a callable propagate.
 
-    >>> found = interleave({"a": lambda: sum(range(100))}, rounds=2, warmup=1, min_time=0.0, settle=0.0)
-    >>> found["a"].runs, len(found["a"].rounds), found["a"].p10 <= found["a"].median <= found["a"].p90
+    >>> timed = interleave({"a": lambda: sum(range(100))}, rounds=2, warmup=1, min_time=0.0, settle=0.0)
+    >>> timed["a"].runs, len(timed["a"].rounds), timed["a"].p10 <= timed["a"].median <= timed["a"].p90
     (2, 2, True)
     """
     if not callables or rounds < 1:
         raise TersorError(
-            f"nothing to time: {len(callables)} callables, {rounds} rounds; give at least one of each"
+            f"nothing to time: {len(callables)} callables, {rounds} rounds: pass at least one of each"
         )
     for call in callables.values():
         for _ in range(warmup):
@@ -51,12 +51,12 @@ def interleave(
     samples: dict[str, list[list[float]]] = {name: [] for name in callables}
     collecting = gc.isenabled()
     gc.collect()
-    gc.disable()  # a collection inside a call would be charged to whoever happens to run
+    gc.disable()  # a collection during a call would distort its time
     try:
         for done in range(rounds):
             for name in order(tuple(callables), done):
-                _timed(callables[name], settle)
-                samples[name].append(_timed(callables[name], min_time))
+                _time_calls(callables[name], settle)
+                samples[name].append(_time_calls(callables[name], min_time))
             if progress is not None:
                 progress(done + 1, rounds)
     finally:
@@ -65,19 +65,19 @@ def interleave(
     return {name: summarize(blocks) for name, blocks in samples.items()}
 
 
-def order(names: tuple[str, ...], turn: int) -> tuple[str, ...]:
-    """Who runs after whom in this round: reversed every other round, rotated every second.
+def order(names: tuple[str, ...], number: int) -> tuple[str, ...]:
+    """The order of a round: rotated every second round and reversed in every other.
 
-    >>> [order(("a", "b", "c"), turn) for turn in range(3)]
+    >>> [order(("a", "b", "c"), number) for number in range(3)]
     [('a', 'b', 'c'), ('c', 'b', 'a'), ('b', 'c', 'a')]
     """
-    shift = turn // 2 % len(names)
+    shift = number // 2 % len(names)
     rotated = names[shift:] + names[:shift]
-    return rotated[::-1] if turn % 2 else rotated
+    return rotated[::-1] if number % 2 else rotated
 
 
 def summarize(blocks: list[list[float]]) -> Latency:
-    """Latency from the milliseconds of every call, one list a round.
+    """Latency from the milliseconds of every call, one list per round.
 
     >>> summarize([[1.0, 3.0], [2.0]])
     Latency(median=2.0, p10=1.2, p90=2.8, runs=3, rounds=(2.0, 2.0))
@@ -93,19 +93,19 @@ def summarize(blocks: list[list[float]]) -> Latency:
 
 
 def quantile(ordered: list[float], share: float) -> float:
-    """The quantile of sorted values, linear between neighbours.
+    """The quantile of sorted values, with linear interpolation.
 
     >>> quantile([0.0, 10.0], 0.25)
     2.5
     """
-    place = share * (len(ordered) - 1)
-    left = int(place)
+    position = share * (len(ordered) - 1)
+    left = int(position)
     right = min(left + 1, len(ordered) - 1)
-    return ordered[left] + (ordered[right] - ordered[left]) * (place - left)
+    return ordered[left] + (ordered[right] - ordered[left]) * (position - left)
 
 
 def ratio(baseline: Latency, other: Latency) -> Ratio:
-    """How many times faster `other` is than `baseline`, both from one `interleave`.
+    """The speed-up of `other` over `baseline`, both from one `interleave`.
 
     >>> slow, fast = summarize([[4.0], [6.0]]), summarize([[2.0], [2.0]])
     >>> ratio(slow, fast)
@@ -113,16 +113,16 @@ def ratio(baseline: Latency, other: Latency) -> Ratio:
     """
     if len(baseline.rounds) != len(other.rounds) or not baseline.rounds:
         raise TersorError(
-            f"latencies of {len(baseline.rounds)} and {len(other.rounds)} rounds cannot be paired; "
+            f"latencies of {len(baseline.rounds)} and {len(other.rounds)} rounds cannot be paired: "
             "time both in one call of interleave"
         )
     paired = sorted(a / b for a, b in zip(baseline.rounds, other.rounds, strict=True))
     return Ratio(baseline.median / other.median, quantile(paired, 0.1), quantile(paired, 0.9))
 
 
-def _timed(call: Call, at_least: float) -> list[float]:
+def _time_calls(call: Call, min_time: float) -> list[float]:
     calls = []
-    end = perf_counter_ns() + int(at_least * 1e9)
+    end = perf_counter_ns() + int(min_time * 1e9)
     while True:
         start = perf_counter_ns()
         call()

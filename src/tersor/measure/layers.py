@@ -1,4 +1,4 @@
-"""The error of every layer, on its own and grown through the network, in dB."""
+"""The error of every layer in dB, local and accumulated through the network."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,14 +28,14 @@ def layer_noise(
 ) -> dict[str, LayerNoise]:
     """Signal and noise of the operators ``names`` (graph names) over the samples ``inputs``.
 
-    Both networks must have the same function in float. Memory is bounded by ``chunk`` samples at a time.
+    Both networks must compute the same function in float. Memory is bounded by processing ``chunk`` samples at a time.
     """
     total: dict[str, LayerNoise] = {}
     count = next(len(x) for x in inputs if isinstance(x, Tensor) and x.ndim)
     step = chunk if original.dynamic_batch else count
     for start in range(0, count, step):
-        part = tuple(x[start : start + step] if isinstance(x, Tensor) and x.ndim else x for x in inputs)
-        for name, noise in _chunk_noise(original, quantized, part, names).items():
+        samples = tuple(x[start : start + step] if isinstance(x, Tensor) and x.ndim else x for x in inputs)
+        for name, noise in _chunk_noise(original, quantized, samples, names).items():
             total[name] = total[name] + noise if name in total else noise
     return total
 
@@ -45,19 +45,19 @@ def _chunk_noise(
 ) -> dict[str, LayerNoise]:
     exact: dict[str, Any] = {}
     walk(original, inputs, lambda node, value: exact.__setitem__(node.name, value))
-    found: dict[str, LayerNoise] = {}
+    noise_of: dict[str, LayerNoise] = {}
 
     def visit(node: fx.Node, value: Any) -> None:
         if node.name in names and isinstance(exact.get(node.name), Tensor):
             local = _local(node, exact, quantized)
-            found[node.name] = LayerNoise(compare(exact[node.name], local), compare(exact[node.name], value))
+            noise_of[node.name] = LayerNoise(compare(exact[node.name], local), compare(exact[node.name], value))
 
     walk(quantized, inputs, visit)
-    return found
+    return noise_of
 
 
 def _local(node: fx.Node, exact: dict[str, Any], quantized: Network) -> Any:
-    """The node's value when what it reads is exact but for its own quantizers."""
+    """The node's value with exact inputs and its own quantizers."""
 
     def value(source: fx.Node) -> Any:
         if source.op == "get_attr":
@@ -73,6 +73,6 @@ def _local(node: fx.Node, exact: dict[str, Any], quantized: Network) -> Any:
 
 
 def _moves_codes(node: fx.Node) -> bool:
-    """Whether the operator only moves what a quantizer made, as padding does between quantizer and layer."""
+    """Whether the operator only moves quantized values, such as padding between quantizer and layer."""
     sources = [n for n in node.all_input_nodes if n.op != "get_attr"]
     return op_name(node) in TRANSPARENT and len(sources) == 1 and is_quantizer(sources[0])

@@ -1,4 +1,4 @@
-"""Resident memory of a deployed model, measured in a process of its own."""
+"""Resident memory of a deployed model, measured in a separate process."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from tersor.errors import EngineError
 
 @dataclass(frozen=True)
 class Memory:
-    """Resident bytes of a fresh process: imports done, model loaded, model called. Mapped files count."""
+    """Resident bytes of a fresh process after imports, after loading and after calls. Mapped files count."""
 
     before_load: int
     after_load: int
@@ -26,7 +26,7 @@ class Memory:
 
     @property
     def model_bytes(self) -> int:
-        """What loading and calling the model added: the model's own memory."""
+        """The model's memory: what loading and calling it added."""
         return max(0, self.after_calls - self.before_load)
 
 
@@ -40,15 +40,15 @@ def measure_memory(
     threads: int | None = None,
     timeout: float = 300.0,
 ) -> Memory:
-    """Loads a saved model in a fresh process, calls it and reads the resident memory.
+    """Load a saved model in a fresh process, call it and read the resident memory.
 
     Args:
-        loader: "module:function"; given `arguments` (JSON values) it returns what is called with `inputs`.
-        imports: modules imported before the first reading: a library is not charged to the model.
-        threads: sets torch's threads there; the loader's own are among its arguments.
+        loader: "module:function"; called with `arguments` (JSON values), it returns the callable for `inputs`.
+        imports: modules imported before the first reading, so that libraries are not counted.
+        threads: torch's threads in that process; the loader takes its own threads in `arguments`.
 
     Raises:
-        EngineError: when the process fails or takes longer than `timeout` seconds; its last words are quoted.
+        EngineError: the process fails or takes longer than `timeout` seconds; the message quotes its last output.
     """
     with tempfile.TemporaryDirectory(prefix="tersor-memory-") as folder:
         path = Path(folder) / "inputs.safetensors"
@@ -59,22 +59,22 @@ def measure_memory(
         }  # fmt: skip
         command = [sys.executable, "-m", "tersor.measure.memory_probe", json.dumps(job)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+            result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
         except subprocess.TimeoutExpired as error:
             raise EngineError(
-                f"{loader} was not done within {timeout:g} s while its memory was measured; give it more time"
+                f"{loader} did not finish within {timeout:g} s while its memory was measured: increase the timeout"
             ) from error
-    if done.returncode:
-        words = " | ".join(done.stderr.strip().splitlines()[-3:])
+    if result.returncode:
+        message = " | ".join(result.stderr.strip().splitlines()[-3:])
         raise EngineError(
-            f"{loader} failed in the process that measures memory: {words}; load the model by hand"
+            f"{loader} failed in the process that measures memory: {message}; load the model directly to debug it"
         )
-    # Engines print too: ours is the last line.
-    return Memory(**json.loads(done.stdout.strip().splitlines()[-1]))
+    # Engines may print too; the result is the last line.
+    return Memory(**json.loads(result.stdout.strip().splitlines()[-1]))
 
 
 def resident_bytes() -> int:
-    """What this process keeps in memory now.
+    """The current resident memory of this process.
 
     >>> resident_bytes() > 1_000_000
     True
@@ -83,7 +83,7 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int | None:
-    """The most this process ever kept in memory; None where the system does not tell."""
+    """The peak resident memory of this process, or None if the system does not report it."""
     try:
         import resource  # not on Windows
     except ImportError:

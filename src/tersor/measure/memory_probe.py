@@ -1,4 +1,4 @@
-"""The process that `measure_memory` starts: loads a model, calls it, prints three readings as JSON."""
+"""The process that `measure_memory` starts: load a model, call it, print three readings as JSON."""
 
 import gc
 import importlib
@@ -13,7 +13,7 @@ from tersor.measure.memory import Memory, resident_bytes
 
 
 def probe(job: dict) -> Memory:
-    """Does one job (the keys of `measure_memory`) in this process."""
+    """Run one job (with the keys that `measure_memory` writes) in this process."""
     module, _, function = job["loader"].partition(":")
     load = getattr(importlib.import_module(module), function)
     for name in job["imports"]:
@@ -22,16 +22,16 @@ def probe(job: dict) -> Memory:
         torch.set_num_threads(job["threads"])
     named = load_file(job["inputs"])
     inputs = [named[str(k)] for k in range(len(named))]
-    before = _settled()
+    before = _resident_after_gc()
     model = load(*job["arguments"])
-    loaded = _settled()
+    loaded = _resident_after_gc()
     with torch.no_grad():
         for _ in range(job["calls"]):
             model(*inputs)
-    return Memory(before, loaded, _settled())
+    return Memory(before, loaded, _resident_after_gc())
 
 
-def _settled() -> int:
+def _resident_after_gc() -> int:
     gc.collect()
     return resident_bytes()
 

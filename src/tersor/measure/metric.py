@@ -1,4 +1,4 @@
-"""The user's judge, asked safely; the paired interval of a difference; the share of equal predictions."""
+"""Run the user's evaluation with checks, and compute the paired interval of a difference."""
 
 import math
 from collections.abc import Callable
@@ -11,80 +11,80 @@ from torch import Tensor
 from tersor.errors import TaskError
 
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
-DRAWS = 2000  # of the bootstrap
-CHUNK = 4_000_000  # indices drawn at a time: bounds the bootstrap's memory
+DRAWS = 2000  # bootstrap resamples
+CHUNK = 4_000_000  # indices drawn at a time, which bounds the bootstrap's memory
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What `evaluate` said: the value, and the scores of all samples where it gave them (float64, 1-D)."""
+class MetricResult:
+    """The result of `evaluate`: the value, and the score of each sample (float64, 1-D) or None."""
 
     value: float
     scores: Tensor | None = None
 
     @property
     def samples(self) -> int | None:
-        """How many samples were scored; None when evaluate gave one number."""
+        """The number of scored samples, or None if evaluate returned one number."""
         return None if self.scores is None else self.scores.numel()
 
 
-def judge(evaluate: Callable[[Callable], object], predict: Callable, what: str = "the model") -> Judged:
-    """Calls `evaluate(predict)`; the mean of the scores is the value.
+def evaluate_metric(evaluate: Callable[[Callable], object], predict: Callable, what: str = "the model") -> MetricResult:
+    """Call `evaluate(predict)`; the value is the mean of the scores.
 
-    Raises TaskError when evaluate raises, or returns NaN, an infinity, nothing, or what is no number.
+    Raises TaskError if evaluate raises, or returns NaN, infinity, nothing or a non-number.
 
-    >>> judge(lambda predict: [1, 0, 1, 1], predict=None).value
+    >>> evaluate_metric(lambda predict: [1, 0, 1, 1], predict=None).value
     0.75
-    >>> judge(lambda predict: float("nan"), predict=None, what="FP32")
+    >>> evaluate_metric(lambda predict: float("nan"), predict=None, what="FP32")
     Traceback (most recent call last):
-    tersor.errors.TaskError: evaluate of FP32 returned nan; return a finite number (mind empty data)
+    tersor.errors.TaskError: evaluate of FP32 returned nan: return a finite number (is the data empty?)
     """
     try:
         result = evaluate(predict)
     except Exception as error:
         raise TaskError(
             f"evaluate of {what} raised {type(error).__name__}: {error}; "
-            "run evaluate(predict) by itself to debug it"
+            "run evaluate(predict) on its own to debug it"
         ) from error
-    return judged(result, what)
+    return metric_result(result, what)
 
 
-def judged(result: object, what: str = "the model") -> Judged:
-    """The checked form of what an `evaluate` returned: a number, or a 1-D list, array or tensor of scores."""
+def metric_result(result: object, what: str = "the model") -> MetricResult:
+    """Check what `evaluate` returned: a number, or a 1-D list, array or tensor of scores."""
     try:
         values = torch.as_tensor(result).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError) as error:
         raise TaskError(
-            f"evaluate of {what} returned {type(result).__name__}; "
+            f"evaluate of {what} returned {type(result).__name__}: "
             "return a float or the scores of all samples"
         ) from error
     if values.dim() > 1 or not values.numel():
         raise TaskError(
-            f"evaluate of {what} returned an array of shape {list(values.shape)}; "
+            f"evaluate of {what} returned an array of shape {list(values.shape)}: "
             "return a float or a 1-D array with the score of every sample"
         )
     bad = ~torch.isfinite(values)
     if bad.any() and values.dim() == 0:
         raise TaskError(
-            f"evaluate of {what} returned {values.item()}; return a finite number (mind empty data)"
+            f"evaluate of {what} returned {values.item()}: return a finite number (is the data empty?)"
         )
     if bad.any():
         first = int(bad.nonzero()[0])
         raise TaskError(
             f"evaluate of {what} returned {values[first].item()} for sample {first} "
-            f"({int(bad.sum())} of {values.numel()} are not finite); return finite scores"
+            f"({int(bad.sum())} of {values.numel()} are not finite): return finite scores"
         )
-    return Judged(values.mean().item(), values if values.dim() else None)
+    return MetricResult(values.mean().item(), values if values.dim() else None)
 
 
 def paired_interval(
     original: Tensor, compressed: Tensor, *, higher_is_better: bool, seed: int = 0
 ) -> tuple[float, float]:
-    """The 95 % interval of the drop (positive = the compressed one is worse), from paired scores.
+    """The 95 % interval of the drop (positive if the compressed network is worse), from paired scores.
 
-    Scores of 0 and 1 get Tango's score interval for paired proportions (Statistics in Medicine 17, 1998),
-    which stays honest when few or no samples differ; all others the percentile bootstrap over samples.
-    Raises TaskError when the two do not score the same number of samples.
+    Scores of 0 and 1 get Tango's score interval for paired proportions (Statistics in Medicine 17, 1998), which remains
+    valid when few or no samples differ; others get the percentile bootstrap over samples. Raises TaskError if the
+    numbers of samples differ.
 
     >>> same = torch.ones(1000)
     >>> low, high = paired_interval(same, same, higher_is_better=True)
@@ -93,7 +93,7 @@ def paired_interval(
     """
     if original.shape != compressed.shape or original.dim() != 1:
         raise TaskError(
-            f"evaluate scored {list(original.shape)} samples before and {list(compressed.shape)} after; "
+            f"evaluate scored {list(original.shape)} samples before and {list(compressed.shape)} after: "
             "score the same samples in the same order every time"
         )
     sign = 1.0 if higher_is_better else -1.0
@@ -104,7 +104,7 @@ def paired_interval(
 
 
 def tango(worse: int, better: int, samples: int) -> tuple[float, float]:
-    """Tango's 95 % score interval of (worse − better) / samples, from the counts of samples that changed.
+    """Tango's 95 % score interval of (worse − better) / samples, from the counts of changed samples.
 
     >>> [round(bound, 3) for bound in tango(worse=12, better=2, samples=50)]
     [0.061, 0.345]
@@ -129,7 +129,7 @@ def tango(worse: int, better: int, samples: int) -> tuple[float, float]:
 
 
 def bootstrap(drops: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> tuple[float, float]:
-    """The percentile bootstrap's 95 % interval of the mean: resampled with replacement, seeded."""
+    """The seeded percentile bootstrap's 95 % interval of the mean, resampling with replacement."""
     random = np.random.default_rng(seed)
     step = max(1, CHUNK // drops.size)
     means = np.concatenate(

@@ -1,4 +1,4 @@
-"""Outliers in the input of a layer: where they are, what they cost in int8, and the cheapest way around them."""
+"""Outliers in a layer's input: where they are, what they cost in int8, and the cheapest remedy."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,12 +11,12 @@ from tersor.network.network import LINEARS, TRANSPOSED, Network, groups_of, op_n
 from tersor.numerics import QuantSpec, fake_quantize, qparams, quantize_tensor, reduce_range
 from tersor.observers import Statistics
 
-ENOUGH = 30.0  # dB: an error of 3 %; a Gaussian has about 40 in int8
-LEAST = 20.0  # dB: an error of a tenth, below which 8 bits are given up
-NEAR = 3.0  # dB, half a bit: what a dearer way must gain
-OUTLYING = 8.0  # times the median: where this sets the step, an ordinary channel has lost 3 of its 8 bits
-ROWS = 256  # kept of every input, for the estimates
-_WEIGHTS = 2**22  # of a layer's weight that are looked at
+ENOUGH = 30.0  # dB: an error of 3 %; a Gaussian has about 40 dB in int8
+LEAST = 20.0  # dB: an error of 10 %, below which 8 bits are not advised
+MIN_GAIN = 3.0  # dB, half a bit: what a more expensive remedy must gain
+OUTLYING = 8.0  # times the median: a scale for such a channel costs a median channel 3 of its 8 bits
+ROWS = 256  # sampled per input, for the estimates
+_WEIGHTS = 2**22  # sampled per layer
 
 Advice = Literal["fine", "smooth", "token", "float"]
 ADVICE: dict[Advice, str] = {
@@ -29,22 +29,24 @@ ADVICE: dict[Advice, str] = {
 
 @dataclass(frozen=True, eq=False)
 class LayerOutliers:
-    """What the input of one weighted layer is like, and what would become of it in 8 bits.
+    """Statistics of the input of one layer with a weight, and estimates of its error in 8 bits.
 
-    A row is what a scale of its own can be given to: the vector of channels of one token or position. The dB are
-    those of the median row, so that neither a few rows nor a constant part, which carries nothing, hide the
-    error of all others: the power of what varies in the layer's output over the power of its error, every
-    channel weighted by the square of its weights.
+    A row is the vector of channels of one token or position, which can have its own scale. The dB are those of the
+    median row, so that neither a few rows nor a constant component hide the error of the others: the variance of the
+    layer's output over the power of its error, with each channel weighted by the square of its weights.
 
     Attributes:
-        name, op: of the layer.
-        min, max: float32 ``[channels]``, exact over all that was seen.
-        kurtosis: over all values, 3 for a Gaussian; None of a constant.
+        name: the layer's name.
+        op: the layer's operator.
+        min: float32 ``[channels]``, exact over all inputs.
+        max: float32 ``[channels]``, exact over all inputs.
+        kurtosis: over all values; 3 for a Gaussian, None for a constant.
         row_ratio: max|x| of the largest row over that of the median row.
-        tensor_db: int8 with one scale. int16_db: int16 with one scale.
-        smoothed_db: int8 with one scale after SmoothQuant (α = 0.5), what its weight loses by that included; None
-            where the layer cannot be smoothed.
-        token_db: int8 with a scale for each row; None where the layer is not linear.
+        tensor_db: int8 with one scale.
+        smoothed_db: int8 with one scale after SmoothQuant (α = 0.5), with the added error of the weight; None if the
+            layer cannot be smoothed.
+        token_db: int8 with a scale per row; None if the layer is not linear.
+        int16_db: int16 with one scale.
     """
 
     name: str
@@ -65,7 +67,7 @@ class LayerOutliers:
 
     @property
     def median(self) -> float:
-        """The magnitude of the median channel; channels that are always 0 do not count."""
+        """The magnitude of the median channel, ignoring channels that are always 0."""
         return _median(self.magnitude)
 
     @property
@@ -80,15 +82,15 @@ class LayerOutliers:
 
     @property
     def outlying(self) -> list[int]:
-        """The channels that reach 8 times the median one, the largest first."""
+        """The channels with at least 8 times the median magnitude, largest first."""
         order = self.magnitude.argsort(descending=True)
         return [int(k) for k in order[self.magnitude[order] >= OUTLYING * self.median] if self.median > 0]
 
     @property
     def advice(self) -> Advice:
-        """The cheapest of nothing, smoothing and a scale for each token that keeps 30 dB or comes within 3 of the best.
+        """The cheapest of no change, smoothing and a scale per token that has 30 dB or is within 3 dB of the best.
 
-        More than 8 bits where even the best keeps less than 20 dB.
+        More than 8 bits if the best has less than 20 dB.
         """
         ways: tuple[tuple[Advice, float | None], ...] = (
             ("fine", self.tensor_db),
@@ -98,24 +100,24 @@ class LayerOutliers:
         best = max(db for _, db in ways if db is not None)
         if best < LEAST:
             return "float"
-        return next(way for way, db in ways if db is not None and db >= min(ENOUGH, best - NEAR))
+        return next(way for way, db in ways if db is not None and db >= min(ENOUGH, best - MIN_GAIN))
 
     @property
     def reason(self) -> str:
-        """The numbers behind the advice, in words."""
+        """The figures that the advice is based on, as text."""
         parts = []
         if self.channel_ratio >= OUTLYING:
             parts.append(f"channel {self.worst} reaches {self.channel_ratio:.3g} times the median channel")
         if self.row_ratio >= OUTLYING:
             parts.append(f"the largest row {self.row_ratio:.3g} times the median row")
-        kept = f"int8 keeps {self.tensor_db:.1f} dB"
+        figures = f"int8 has {self.tensor_db:.1f} dB"
         if self.advice != "fine":
             ways = (("smoothed", self.smoothed_db), ("per token", self.token_db), ("int16", self.int16_db))
-            kept += "".join(f", {way} {db:.1f}" for way, db in ways if db is not None)
-        return "; ".join([*parts, kept])
+            figures += "".join(f", {way} {db:.1f}" for way, db in ways if db is not None)
+        return "; ".join([*parts, figures])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """As plain values, for JSON."""
         return {
             "name": self.name,
             "op": self.op,
@@ -137,21 +139,21 @@ class LayerOutliers:
         return f"{self.name} ({self.op}): {ADVICE[self.advice]}: {self.reason}"
 
 
-def layer_outliers(network: Network, layer: fx.Node, seen: Statistics, smoothing: Tensor | None) -> LayerOutliers:
-    """The record of one layer.
+def layer_outliers(network: Network, layer: fx.Node, statistics: Statistics, smoothing: Tensor | None) -> LayerOutliers:
+    """Analyse one layer.
 
     Args:
-        seen: of the layer's input, with channels and a sample of rows ``[channels]``.
-        smoothing: what the input's channels would be divided by, float64 ``[channels]``; None if by nothing.
+        statistics: of the layer's input, with channels and a sample of rows ``[channels]``.
+        smoothing: the divisors that smoothing would apply to the input's channels, float64 ``[channels]``, or None.
     """
-    assert seen.channels is not None and seen.sample is not None
-    rows, channels = seen.sample.stacked().double(), seen.channels
+    assert statistics.channels is not None and statistics.sample is not None
+    rows, channels = statistics.sample.stacked().double(), statistics.channels
     weight = columns(network, layer)
     power = torch.ones(rows.shape[1]).double() if weight is None else weight.square().sum(0)
     signal = (rows - (channels.mean if channels.count > 1 else 0.0)).square() @ power
-    alive = signal > 1e-10 * (rows.square() @ power)  # less is the rounding of the mean in float32
+    alive = signal > 1e-10 * (rows.square() @ power)  # anything less is the float32 rounding of the mean
 
-    def kept(noise: Tensor) -> float:
+    def median_db(noise: Tensor) -> float:
         ratio = signal[alive] / noise[alive].clamp(min=1e-300)
         return min(CEILING, float(10 * ratio.log10().median())) if alive.any() else CEILING
 
@@ -165,26 +167,26 @@ def layer_outliers(network: Network, layer: fx.Node, seen: Statistics, smoothing
     smoothed = None
     if smoothing is not None and weight is not None:
         ends = (float((channels.min / smoothing).min()), float((channels.max / smoothing).max()))
-        lost = rows.square() @ (_rounding(weight, smoothing) - _rounding(weight, 1.0))
-        smoothed = kept(noise(int8, *ends, smoothing) + lost.clamp(min=0.0))
+        added = rows.square() @ (_rounding(weight, smoothing) - _rounding(weight, 1.0))
+        smoothed = median_db(noise(int8, *ends, smoothing) + added.clamp(min=0.0))
     return LayerOutliers(
         name=title(layer),
         op=op_name(layer),
         min=channels.min,
         max=channels.max,
-        kurtosis=seen.kurtosis,
+        kurtosis=statistics.kurtosis,
         row_ratio=_ratio(float(channels.magnitude.max()), _median(rows.abs().amax(1))),
-        tensor_db=kept(noise(int8, seen.min, seen.max)),
+        tensor_db=median_db(noise(int8, statistics.min, statistics.max)),
         smoothed_db=smoothed,
-        token_db=kept(noise(token, *reduce_range(rows, token))) if layer.target in LINEARS else None,
-        int16_db=kept(noise(int16, seen.min, seen.max)),
+        token_db=median_db(noise(token, *reduce_range(rows, token))) if layer.target in LINEARS else None,
+        int16_db=median_db(noise(int16, statistics.min, statistics.max)),
     )
 
 
 def columns(network: Network, layer: fx.Node) -> Tensor | None:
-    """A layer's weight by input channel, float64 ``[n, in]``; None where it is computed at run time.
+    """A layer's weight by input channel, float64 ``[n, in]``, or None if it is computed at run time.
 
-    Of a large weight it is a part, the same of every channel.
+    A large weight is subsampled, in the same way for every channel.
     """
     node = weight_node(layer)
     if node is None:
@@ -192,16 +194,16 @@ def columns(network: Network, layer: fx.Node) -> Tensor | None:
     weight, groups = network.tensor(node).detach(), groups_of(layer)
     if layer.target in TRANSPOSED:
         weight = weight.flatten(1).T
-    else:  # each group of filters reads inputs of its own
+    else:  # each group of filters reads its own inputs
         weight = weight.unflatten(0, (groups, -1)).movedim(2, 1).flatten(2).flatten(0, 1).T
     return weight[:: -(-weight.numel() // _WEIGHTS)].double()
 
 
 def _rounding(weight: Tensor, scale: Tensor | float) -> Tensor:
-    """What int8 per filter loses of each column of ``weight · scale``, in the unit of the weight, squared."""
+    """The squared int8 per-filter error of each column of ``weight · scale``, in the units of the weight."""
     scaled = weight * scale
-    lost = (quantize_tensor(scaled, QuantSpec("int8", "channel")).dequantize() - scaled) / scale
-    return lost.square().sum(0)
+    added = (quantize_tensor(scaled, QuantSpec("int8", "channel")).dequantize() - scaled) / scale
+    return added.square().sum(0)
 
 
 def _median(values: Tensor) -> float:

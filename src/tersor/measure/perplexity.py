@@ -1,4 +1,4 @@
-"""How well a language model predicts a text, and how far it went from another: streamed, with all that was pinned."""
+"""Perplexity of a language model, and its divergence from a reference, streamed and with the full protocol."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -13,14 +13,14 @@ from tersor.measure.windows import TextProtocol, Windows
 
 Logits = Callable[[Tensor], Any]
 Progress = Callable[[int, int], None]
-# Logits in float32 at a time: of large vocabularies one window would hold gigabytes of them.
+# Float32 logits processed at a time; with large vocabularies a window's logits take gigabytes.
 _CHUNK = 2**24
 
 
 class TextScore(ReportPart):
-    """The mean negative log likelihood of a token in nats, its standard error over windows, and the protocol.
+    """The mean negative log-likelihood per token in nats, its standard error over windows, and the protocol.
 
-    The standard error is None where there is but one window.
+    The standard error is None with only one window.
     """
 
     nats: float
@@ -29,7 +29,7 @@ class TextScore(ReportPart):
 
     @property
     def perplexity(self) -> float:
-        """e to the nats: how many equally likely tokens the model is as unsure as."""
+        """exp(nats): the number of equally likely tokens with the same uncertainty."""
         return math.exp(self.nats)
 
     def __str__(self) -> str:
@@ -37,9 +37,9 @@ class TextScore(ReportPart):
 
 
 class Divergence(ReportPart):
-    """The mean KL(reference ‖ model) of a token in nats, its standard error over windows, and the protocol.
+    """The mean KL(reference ‖ model) per token in nats, its standard error over windows, and the protocol.
 
-    ``agreement`` is the share of positions where both hold the same token for the likeliest.
+    ``agreement`` is the share of positions where both predict the same token.
     """
 
     nats: float
@@ -48,12 +48,12 @@ class Divergence(ReportPart):
     protocol: TextProtocol
 
     def __str__(self) -> str:
-        told = f"KL {_mean(self.nats, self.standard_error)}, the same first choice in {self.agreement * 100:.2f} %"
-        return f"{told}; {self.protocol}"
+        summary = f"KL {_mean(self.nats, self.standard_error)}, same top prediction in {self.agreement * 100:.2f} %"
+        return f"{summary}; {self.protocol}"
 
 
 class Comparison(NamedTuple):
-    """How well a reference and a model predict the same text, and how far the model is from the reference."""
+    """The scores of a reference and a model on the same text, and the model's divergence from the reference."""
 
     reference: TextScore
     model: TextScore
@@ -68,28 +68,29 @@ def perplexity(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> TextScore:
-    """How well a model predicts every token of the windows from those before it; no logits are kept.
+    """Score a model's prediction of every token in the windows from the tokens before it; no logits are kept.
 
     Args:
-        logits: int64 ``[B, T]`` → float ``[B, T, vocabulary]``, or an object with such ``logits``: a model of
-            transformers itself.
-        batch: windows at a time; device: where they are put, that of the model.
-        progress: told (windows done, windows).
+        logits: int64 ``[B, T]`` → float ``[B, T, vocabulary]``, or to an object with such ``logits``, as a transformers
+            model returns.
+        batch: windows per call.
+        device: the model's device.
+        progress: called with (windows done, windows).
 
     Raises:
-        MetricError: tokens that the model does not know, logits of another shape, or that give no finite likelihood.
+        MetricError: the model does not know a token, or its logits have a wrong shape or no finite likelihood.
 
     >>> from tersor.measure.windows import Tokens, windows_of
     >>> windows = windows_of(Tokens(torch.arange(100) % 8, bos=None, tokenizer="5b", data="d1"), length=34)
     >>> print(perplexity(lambda ids: torch.zeros(*ids.shape, 8), windows))
-    perplexity 8 (2.0794 ± 0.0000 nats a token); 3 windows of 34 tokens, stride 33, 99 predicted; tokenizer 5b, text d1
+    perplexity 8 (2.0794 ± 0.0000 nats per token); 3 windows of 34 tokens, stride 33, 99 predicted; ...
     """
 
     def figures(ids: Tensor, start: int) -> Iterator[Tensor]:
-        for rows in _parts(_logits(logits, ids), ids):
+        for rows in _row_chunks(_logits(logits, ids), ids):
             yield _losses(rows, start)
 
-    sums, counts = _gathered(figures, 1, windows, batch, device, progress)
+    sums, counts = _accumulate(figures, 1, windows, batch, device, progress)
     return _score(sums, counts, windows)
 
 
@@ -102,17 +103,17 @@ def divergence(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Divergence:
-    """How far a model's predictions are from a reference's, in every position of the windows.
+    """The divergence of a model's predictions from a reference's, over every position of the windows.
 
-    KL(reference ‖ model) = Σ p_ref · (log p_ref − log p_model), 0 where both predict alike. Unlike perplexity it sees
-    errors that happen to favour the text. Arguments and errors as ``perplexity``; also a MetricError where the two
-    vocabularies differ.
+    KL(reference ‖ model) = Σ p_ref · (log p_ref − log p_model), 0 for equal predictions. Unlike perplexity it also
+    counts errors that happen to favour the text. Arguments and errors are those of ``perplexity``; MetricError also if
+    the vocabularies differ.
 
     >>> from tersor.measure.windows import Tokens, windows_of
     >>> windows = windows_of(Tokens(torch.zeros(9, dtype=torch.int64), bos=None, tokenizer="", data=""), length=9)
     >>> sure = torch.tensor([3.0, 1.0]).log()
-    >>> found = divergence(lambda ids: torch.zeros(*ids.shape, 2), lambda ids: sure.expand(*ids.shape, 2), windows)
-    >>> round(found.nats, 6), round(0.75 * math.log(1.5) + 0.25 * math.log(0.5), 6), found.agreement
+    >>> result = divergence(lambda ids: torch.zeros(*ids.shape, 2), lambda ids: sure.expand(*ids.shape, 2), windows)
+    >>> round(result.nats, 6), round(0.75 * math.log(1.5) + 0.25 * math.log(0.5), 6), result.agreement
     (0.130812, 0.130812, 1.0)
     """
 
@@ -120,7 +121,7 @@ def divergence(
         for ours, theirs in _pairs(logits, reference, ids):
             yield _distances(ours, theirs, start)
 
-    sums, counts = _gathered(figures, 2, windows, batch, device, progress)
+    sums, counts = _accumulate(figures, 2, windows, batch, device, progress)
     return _divergence(sums, counts, windows)
 
 
@@ -133,15 +134,15 @@ def comparison(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Comparison:
-    """The perplexity of a model and of its reference, and how far the one is from the other, each run once.
+    """The perplexities of a model and its reference, and their divergence, with one run of each.
 
-    The figures are those of ``perplexity`` and ``divergence``; arguments and errors as ``divergence``.
+    The results equal those of ``perplexity`` and ``divergence``; arguments and errors are those of ``divergence``.
 
     >>> from tersor.measure.windows import Tokens, windows_of
     >>> windows = windows_of(Tokens(torch.zeros(9, dtype=torch.int64), bos=None, tokenizer="", data=""), length=9)
     >>> sure = torch.tensor([3.0, 1.0]).log()
-    >>> found = comparison(lambda ids: torch.zeros(*ids.shape, 2), lambda ids: sure.expand(*ids.shape, 2), windows)
-    >>> round(found.reference.perplexity, 6), round(found.model.perplexity, 6), round(found.divergence.nats, 6)
+    >>> result = comparison(lambda ids: torch.zeros(*ids.shape, 2), lambda ids: sure.expand(*ids.shape, 2), windows)
+    >>> round(result.reference.perplexity, 6), round(result.model.perplexity, 6), round(result.divergence.nats, 6)
     (1.333333, 2.0, 0.130812)
     """
 
@@ -149,7 +150,7 @@ def comparison(
         for ours, theirs in _pairs(logits, reference, ids):
             yield torch.cat([_losses(theirs, start), _losses(ours, start), _distances(ours, theirs, start)])
 
-    sums, counts = _gathered(figures, 4, windows, batch, device, progress)
+    sums, counts = _accumulate(figures, 4, windows, batch, device, progress)
     return Comparison(
         reference=_score(sums[:1], counts, windows),
         model=_score(sums[1:2], counts, windows),
@@ -157,7 +158,7 @@ def comparison(
     )
 
 
-def _gathered(
+def _accumulate(
     figures: Callable[[Tensor, int], Iterator[Tensor]],
     kinds: int,
     windows: Windows,
@@ -165,55 +166,57 @@ def _gathered(
     device: torch.device | str,
     progress: Progress | None,
 ) -> tuple[Tensor, Tensor]:
-    """Sums of what ``figures`` gives at the scored positions, float64 ``[kinds, windows]``, and how many these are."""
+    """Sums of ``figures`` over the scored positions, float64 ``[kinds, windows]``, and the number of positions."""
     if batch < 1:
-        raise MetricError(f"batch is {batch}; give how many windows the model takes at a time, at least 1")
+        raise MetricError(f"batch is {batch}: it must be at least 1")
     predictions = windows.protocol.length - 1
     sums = torch.zeros(kinds, len(windows), dtype=torch.float64)
     counts = torch.tensor([predictions - windows.skipped(k) for k in range(len(windows))], dtype=torch.float64)
     with torch.inference_mode():
         for start in range(0, len(windows), batch):
             ids = windows.ids[start : start + batch].to(device)
-            found = torch.cat(list(figures(ids, start)), 1).unflatten(1, (len(ids), predictions))
+            values = torch.cat(list(figures(ids, start)), 1).unflatten(1, (len(ids), predictions))
             for k in range(len(ids)):
-                sums[:, start + k] = found[:, k, windows.skipped(start + k) :].sum(1)
+                sums[:, start + k] = values[:, k, windows.skipped(start + k) :].sum(1)
             if progress is not None:
                 progress(start + len(ids), len(windows))
     return sums, counts
 
 
 def _logits(model: Logits, ids: Tensor) -> Tensor:
-    given = model(ids)
-    logits = getattr(given, "logits", given)
+    output = model(ids)
+    logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != ids.shape:
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise MetricError(f"the model gave {shape} for ids of shape {list(ids.shape)}; return logits [B, T, tokens]")
+        raise MetricError(
+            f"the model returned {shape} for ids of shape {list(ids.shape)}: return logits [B, T, tokens]"
+        )
     largest = int(ids.max())
     if largest >= logits.shape[-1]:
         raise MetricError(
-            f"the text holds token {largest}, and the model knows {logits.shape[-1]}; use the tokenizer that the model "
-            "was trained with"
+            f"the text has token {largest}, but the model knows {logits.shape[-1]} tokens: use the tokenizer that the "
+            "model was trained with"
         )
     return logits
 
 
 class _Rows(NamedTuple):
-    """Some rows of logits, the tokens that came, and where they stand: the first row's number, rows of a window."""
+    """Rows of logits, their target tokens, and their place: the number of the first row, and the rows per window."""
 
     place: tuple[int, int]
     logits: Tensor
     targets: Tensor
 
 
-def _parts(logits: Tensor, ids: Tensor) -> Iterator[_Rows]:
-    """All predictions, window by window, in parts of bounded size."""
+def _row_chunks(logits: Tensor, ids: Tensor) -> Iterator[_Rows]:
+    """All predictions, window by window, in chunks of bounded size."""
     predictions = ids.shape[1] - 1
     for k in range(len(ids)):
         rows, targets = logits[k, :-1], ids[k, 1:].to(logits.device)
         size = max(1, _CHUNK // rows.shape[-1])
         for first in range(0, predictions, size):
-            some = slice(first, first + size)
-            yield _Rows((k * predictions + first, predictions), rows[some], targets[some])
+            chunk = slice(first, first + size)
+            yield _Rows((k * predictions + first, predictions), rows[chunk], targets[chunk])
 
 
 def _pairs(logits: Logits, reference: Logits, ids: Tensor) -> Iterator[tuple[_Rows, _Rows]]:
@@ -221,28 +224,28 @@ def _pairs(logits: Logits, reference: Logits, ids: Tensor) -> Iterator[tuple[_Ro
     ours, theirs = _logits(logits, ids), _logits(reference, ids)
     if ours.shape != theirs.shape:
         raise MetricError(
-            f"the model knows {ours.shape[-1]} tokens and the reference {theirs.shape[-1]}; compare models of one "
-            "vocabulary, or cut the padding off the larger one's logits"
+            f"the model knows {ours.shape[-1]} tokens and the reference {theirs.shape[-1]}: compare models with the "
+            "same vocabulary, or remove the padding from the larger logits"
         )
-    yield from zip(_parts(ours, ids), _parts(theirs, ids), strict=True)
+    yield from zip(_row_chunks(ours, ids), _row_chunks(theirs, ids), strict=True)
 
 
 def _losses(rows: _Rows, start: int) -> Tensor:
-    """The negative log likelihood of every token, float64 ``[1, rows]``."""
+    """The negative log-likelihood of every token, float64 ``[1, rows]``."""
     loss = torch.nn.functional.cross_entropy(rows.logits.float(), rows.targets, reduction="none")
     _check_finite(loss, start, rows.place)
     return loss.cpu().double()[None]
 
 
 def _distances(ours: _Rows, theirs: _Rows, start: int) -> Tensor:
-    """KL(theirs ‖ ours) of every row and whether both choose the same token, float64 ``[2, rows]``."""
+    """KL(theirs ‖ ours) of every row, and whether both predict the same token, float64 ``[2, rows]``."""
     p = theirs.logits.float().log_softmax(-1)
     q = ours.logits.float().log_softmax(-1).to(p.device)
-    # What the reference excludes adds nothing, though its logarithm is −∞.
+    # Tokens with probability 0 in the reference contribute 0, though their logarithm is −∞.
     distance = torch.where(p == -math.inf, 0.0, p.exp() * (p - q)).sum(-1)
     _check_finite(distance, start, ours.place)
-    alike = ours.logits.argmax(-1).cpu() == theirs.logits.argmax(-1).cpu()
-    return torch.stack([distance.cpu().double(), alike.double()])
+    same = ours.logits.argmax(-1).cpu() == theirs.logits.argmax(-1).cpu()
+    return torch.stack([distance.cpu().double(), same.double()])
 
 
 def _check_finite(values: Tensor, start: int, place: tuple[int, int]) -> None:
@@ -253,12 +256,12 @@ def _check_finite(values: Tensor, start: int, place: tuple[int, int]) -> None:
         window, position = divmod(first + row, predictions)
         raise MetricError(
             f"window {start + window}, token {position + 1}: the logits give {values[row].item()} nats; a layer "
-            "overflows or excludes this token: compute in float32 or bfloat16, and look at the model's weights for NaN"
+            "overflows or excludes this token: compute in float32 or bfloat16, and check the model's weights for NaN"
         )
 
 
 def _estimate(sums: Tensor, counts: Tensor) -> tuple[float, float | None]:
-    """The mean over all tokens, and the standard error of this ratio, windows being drawn at random."""
+    """The mean over all tokens, and the standard error of this ratio over randomly drawn windows."""
     mean, n = float(sums.sum() / counts.sum()), len(sums)
     if n < 2:
         return mean, None
@@ -267,18 +270,18 @@ def _estimate(sums: Tensor, counts: Tensor) -> tuple[float, float | None]:
 
 
 def _score(sums: Tensor, counts: Tensor, windows: Windows) -> TextScore:
-    """Of the sums of ``_losses``."""
+    """From the sums of ``_losses``."""
     nats, error = _estimate(sums[0], counts)
     return TextScore(nats=nats, standard_error=error, protocol=windows.protocol)
 
 
 def _divergence(sums: Tensor, counts: Tensor, windows: Windows) -> Divergence:
-    """Of the sums of ``_distances``."""
+    """From the sums of ``_distances``."""
     nats, error = _estimate(sums[0], counts)
     agreement = float(sums[1].sum() / counts.sum())
-    # Rounding may leave a mean just below 0, which no divergence is.
+    # Rounding can make the mean slightly negative.
     return Divergence(nats=max(nats, 0.0), standard_error=error, agreement=agreement, protocol=windows.protocol)
 
 
 def _mean(nats: float, error: float | None) -> str:
-    return f"{nats:.4f} ± {'unknown' if error is None else format(error, '.4f')} nats a token"
+    return f"{nats:.4f} ± {'unknown' if error is None else format(error, '.4f')} nats per token"

@@ -1,4 +1,4 @@
-"""The report as a value: what `report.json` holds, checked by pydantic on the way in and on the way out."""
+"""The report as a value: the content of `report.json`, validated by pydantic when read and written."""
 
 import json
 import re
@@ -20,13 +20,13 @@ Interval = tuple[float, float]
 
 
 class ReportPart(BaseModel):
-    """A piece of the report: immutable, no unknown keys, no NaN and no infinity (JSON has neither)."""
+    """A part of the report: immutable, without unknown keys, NaN or infinity (which JSON lacks)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Latency(ReportPart):
-    """Milliseconds of one call. `rounds` are the medians of the interleaved rounds, in the order they ran."""
+    """Milliseconds per call. `rounds` are the medians of the interleaved rounds, in execution order."""
 
     median: Milliseconds
     p10: Milliseconds
@@ -36,7 +36,7 @@ class Latency(ReportPart):
 
 
 class Environment(ReportPart):
-    """Where it was measured. `precision` is what the engine was pinned to for its float operators."""
+    """The environment of the measurement. `precision` is the engine's setting for float operators."""
 
     cpu: str | None
     isa: tuple[str, ...]
@@ -47,21 +47,21 @@ class Environment(ReportPart):
 
 
 class Samples(ReportPart):
-    """How many samples calibration saw and how many the metric was taken over."""
+    """The number of samples used for calibration and for the metric."""
 
     calibration: int | None
     evaluation: int | None
 
 
 class Metric(ReportPart):
-    """The judge. Accuracies are fractions: 0.917, not 91.7."""
+    """The metric. Accuracies are fractions: 0.917, not 91.7."""
 
     name: str
     higher_is_better: bool
 
 
 class Original(ReportPart):
-    """FP32 in the same engine. `memory_bytes`: the resident bytes that loading and calling it adds."""
+    """FP32 in the same engine. `memory_bytes` are the resident bytes that loading and calling it adds."""
 
     bytes: Bytes | None
     metric: float | None
@@ -71,19 +71,19 @@ class Original(ReportPart):
 
 
 class Eager(ReportPart):
-    """The FP32 network as the user has it: eager PyTorch, same threads."""
+    """The user's FP32 network: eager PyTorch, same threads."""
 
     latency_ms: Latency | None
 
 
 class Compressed(ReportPart):
-    """The deployed network, in the engine. `metric_simulated` is the simulation's, for comparison only."""
+    """The deployed network in the engine. `metric_simulated` is the simulation's metric, for comparison only."""
 
     bytes: Annotated[Bytes | None, Field(description="every file that must be shipped")]
     metric: float | None
     metric_interval: Annotated[
         Interval | None,
-        Field(description="paired 95 % interval of ratios.metric_drop: above 0 as a whole = truly worse"),
+        Field(description="paired 95 % interval of ratios.metric_drop: entirely above 0 means significantly worse"),
     ]
     metric_simulated: float | None
     agreement: Annotated[Share | None, Field(description="share of predictions equal to FP32's")]
@@ -93,7 +93,7 @@ class Compressed(ReportPart):
 
 
 class Ratios(ReportPart):
-    """Original over compressed: above 1 is better. `metric_drop` is positive when the compressed is worse."""
+    """Original over compressed: above 1 is better. `metric_drop` is positive if the compressed network is worse."""
 
     compression: float | None
     speedup: float | None
@@ -103,11 +103,10 @@ class Ratios(ReportPart):
 
 
 class Layer(ReportPart):
-    """One layer: what was planned, what ran, and the signal-to-quantization-noise of its output in dB.
+    """One layer: its planned and executed precision, and the SQNR of its output in dB.
 
-    `sqnr_db` is local (only this layer quantized, exact inputs), `accumulated_sqnr_db` that of the whole
-    network up to here. `weight_format` and `weight_bytes` are None where there is no weight. `note` names the
-    rule of a fallback.
+    `sqnr_db` is local (only this layer quantized, exact inputs), `accumulated_sqnr_db` that of the whole network up to
+    this layer. `weight_format` and `weight_bytes` are None without a weight. `note` names the rule of a fallback.
     """
 
     name: str
@@ -122,7 +121,7 @@ class Layer(ReportPart):
 
 
 class Audit(ReportPart):
-    """One operator of the compiled model, by the engine's own account, in the engine's own words."""
+    """One operator of the compiled model, as the engine reports it."""
 
     name: str
     op: str
@@ -132,7 +131,7 @@ class Audit(ReportPart):
 
 
 class Histogram(ReportPart):
-    """What one site saw: `bins` are the edges, one more than `counts`; `thresholds` by estimator."""
+    """The values of one site: `bins` are the edges, one more than `counts`; `thresholds` by estimator."""
 
     site: str
     bins: tuple[float, ...]
@@ -144,14 +143,14 @@ class Histogram(ReportPart):
         rising = all(a < b for a, b in zip(self.bins, self.bins[1:], strict=False))
         if len(self.bins) != len(self.counts) + 1 or not self.counts or not rising:
             raise ValueError(
-                f"histogram of {self.site!r}: {len(self.bins)} edges for {len(self.counts)} counts; "
-                "give rising edges, one more than counts"
+                f"histogram of {self.site!r}: {len(self.bins)} edges for {len(self.counts)} counts: "
+                "edges must rise and be one more than counts"
             )
         return self
 
 
-class Verdict(ReportPart):
-    """Is the calibration data adequate? `drift`: how far ranges still moved in its second half."""
+class CalibrationSummary(ReportPart):
+    """Whether the calibration data is adequate. `drift`: how much ranges still changed in its second half."""
 
     adequate: bool
     drift: float | None = None
@@ -159,7 +158,7 @@ class Verdict(ReportPart):
 
 
 class Timings(ReportPart):
-    """Seconds each step took; a step that was not needed took 0."""
+    """Seconds per step; 0 for a step that was not needed."""
 
     capture: Seconds | None
     calibrate: Seconds | None
@@ -168,7 +167,7 @@ class Timings(ReportPart):
     measure: Seconds | None
 
 
-# Null here means "there is none", not "unknown": no warning is owed.
+# Null means "absent" for these, not "unknown", and needs no warning.
 _MAY_BE_ABSENT = re.compile(
     r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline)$"
     r"|^calibration(\.|$)"
@@ -176,7 +175,7 @@ _MAY_BE_ABSENT = re.compile(
 
 
 class Report(ReportPart):
-    """Everything that was measured. A null must be explained: some warning names its dotted path.
+    """All measurements. Every null must be explained by a warning that names its dotted path.
 
     >>> missing_explanations({"original": {"metric": None}, "warnings": []})
     ['original.metric']
@@ -201,7 +200,7 @@ class Report(ReportPart):
     layers: tuple[Layer, ...]
     audit: tuple[Audit, ...] = ()
     histograms: tuple[Histogram, ...] = ()
-    calibration: Verdict | None = None
+    calibration: CalibrationSummary | None = None
     timings_s: Timings
     peak_memory_bytes: Bytes | None
     warnings: tuple[str, ...]
@@ -211,13 +210,13 @@ class Report(ReportPart):
         missing = missing_explanations(self.model_dump())
         if missing:
             raise ValueError(
-                f"null without a warning that says why: {', '.join(missing)}; "
+                f"null without a warning that explains it: {', '.join(missing)}: "
                 "add tersor.measure.unknown(path, reason) to warnings"
             )
         return self
 
     def to_json(self) -> str:
-        """The text of `report.json`; energy is left out where it could not be read."""
+        """The text of `report.json`; energy is omitted if it could not be read."""
         data = self.model_dump(mode="json")
         for part in ("original", "compressed"):
             if data[part]["energy_joules"] is None:
@@ -226,7 +225,7 @@ class Report(ReportPart):
 
 
 def unknown(paths: str | tuple[str, ...], reason: str) -> str:
-    """The warning that a null owes its reader.
+    """The warning that explains a null.
 
     >>> unknown("compressed.agreement", "the output is not a row of scores")
     'compressed.agreement: unknown, because the output is not a row of scores'
@@ -243,24 +242,24 @@ def _nulls(value: Any, path: str) -> list[_Null]:
     if value is None:
         return [_Null(path)]
     if isinstance(value, dict):
-        return [found for key, item in value.items() for found in _nulls(item, f"{path}.{key}".lstrip("."))]
+        return [null for key, item in value.items() for null in _nulls(item, f"{path}.{key}".lstrip("."))]
     if isinstance(value, list | tuple):
-        return [found for item in value for found in _nulls(item, path)]
+        return [null for item in value for null in _nulls(item, path)]
     return []
 
 
 def missing_explanations(data: dict[str, Any]) -> list[str]:
-    """The dotted paths (list positions left out) that are null and that no warning names."""
+    """The dotted paths (without list positions) that are null and that no warning names."""
     text = "\n".join(str(warning) for warning in data.get("warnings", ()))
     paths = dict.fromkeys(null.path for null in _nulls(data, ""))
-    owed = [path for path in paths if not _MAY_BE_ABSENT.search(path)]
-    return [path for path in owed if not re.search(rf"(?<![\w.]){re.escape(path)}(?!\w|\.\w)", text)]
+    unexplained = [path for path in paths if not _MAY_BE_ABSENT.search(path)]
+    return [path for path in unexplained if not re.search(rf"(?<![\w.]){re.escape(path)}(?!\w|\.\w)", text)]
 
 
 def read_report(path: Path | str) -> Report:
-    """The report of a `report.json`, or of the folder that holds one.
+    """Read a `report.json`, or the one in a folder.
 
-    Raises TersorError when it is missing, no JSON, of another schema version or malformed.
+    Raises TersorError if it is missing, not JSON, of another schema version or malformed.
     """
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path
@@ -268,10 +267,10 @@ def read_report(path: Path | str) -> Report:
         return Report.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise TersorError(
-            f"{path}: cannot be read ({error.strerror}); give a folder that `compress` wrote"
+            f"{path}: cannot be read ({error.strerror}): pass a folder that `compress` wrote"
         ) from error
     except UnicodeDecodeError as error:
-        raise TersorError(f"{path}: not UTF-8 text; compress again to get a fresh report") from error
+        raise TersorError(f"{path}: not UTF-8 text: compress again to get a new report") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(step) for step in first["loc"]) or "the file"

@@ -1,17 +1,17 @@
-"""What has to be shipped, in bytes."""
+"""The bytes of the files that must be shipped."""
 
 from pathlib import Path
 
 from tersor.errors import SavedFolderError
 
-# They tell about the model and are not needed to run it.
+# Not needed to run the model.
 NOT_SHIPPED = frozenset({"report.json", "report.html"})
 
 
 def shipped_files(folder: Path | str) -> dict[str, int]:
-    """Every file that must be shipped, by its path within the folder, with its bytes.
+    """The bytes of every file that must be shipped, by its path within the folder.
 
-    Raises SavedFolderError when there is none.
+    Raises SavedFolderError if there is none.
     """
     folder = Path(folder)
     files = {
@@ -20,12 +20,12 @@ def shipped_files(folder: Path | str) -> dict[str, int]:
         if path.is_file() and path.relative_to(folder).as_posix() not in NOT_SHIPPED
     }
     if not files:
-        raise SavedFolderError(f"{folder}: no file to ship; save the model there first")
+        raise SavedFolderError(f"{folder}: no file to ship: save the model there first")
     return files
 
 
 def shipped_bytes(folder: Path | str) -> int:
-    """The bytes of every file that must be shipped.
+    """The total bytes of the files that must be shipped.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

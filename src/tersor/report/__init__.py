@@ -1,4 +1,4 @@
-"""The Report for people: in a terminal and as one page."""
+"""Render the Report for people, in a terminal and as one HTML page."""
 
 from tersor.report.html import html
 from tersor.report.text import print_report, render, text

@@ -1,4 +1,4 @@
-"""Calibration as tables and as a drawing of one site."""
+"""Calibration as tables and as a histogram of one site."""
 
 import difflib
 from fnmatch import fnmatchcase
@@ -14,11 +14,11 @@ from tersor.observers import OBSERVERS
 _WIDTH, _ROWS = 48, 24
 
 
-def ranges(found: Calibrated) -> RenderableType:
-    """The range that the recipe's estimator chose for each site."""
+def ranges(calibrated: Calibrated) -> RenderableType:
+    """A table of the range that the recipe's estimator chose for each site."""
     table = _table("site", "estimator", "low", "high", "SQNR dB", "clipped")
-    for site, estimates in found.estimates.items():
-        name = found.chosen[site]
+    for site, estimates in calibrated.estimates.items():
+        name = calibrated.chosen[site]
         row = next((e for e in estimates if e.observer == name), estimates[0])
         table.add_row(
             site, row.observer, _number(row.low), _number(row.high), _number(row.sqnr_db), _share(row.clipped)
@@ -26,10 +26,10 @@ def ranges(found: Calibrated) -> RenderableType:
     return table
 
 
-def comparison(found: Calibrated) -> RenderableType:
-    """Every estimator side by side: its range, and under it the error in dB that the range costs."""
+def comparison(calibrated: Calibrated) -> RenderableType:
+    """A table that compares every estimator: its range, and the SQNR in dB with that range."""
     table = _table("site", *OBSERVERS)
-    for site, estimates in found.estimates.items():
+    for site, estimates in calibrated.estimates.items():
         best = max((e.sqnr_db for e in estimates if e.sqnr_db is not None), default=None)
         cells = []
         for estimate in estimates:
@@ -41,39 +41,39 @@ def comparison(found: Calibrated) -> RenderableType:
         table.add_row(site, *cells)
     return Group(
         table,
-        Text("dB: power of the values over power of the rounding error; more is better, the best is bold"),
+        Text("dB: power of the values over power of the rounding error; higher is better, best in bold"),
     )
 
 
-def drawing(found: Calibrated, pattern: str) -> RenderableType:
-    """The histogram of each matching site, with the thresholds of the estimators.
+def drawing(calibrated: Calibrated, pattern: str) -> RenderableType:
+    """The histogram of each matching site, with the estimators' thresholds.
 
     Raises:
-        CalibrationError: no site matches; it names the nearest.
+        CalibrationError: no site matches; the message names the nearest.
     """
-    sites = [s for s in found.estimates if fnmatchcase(s, pattern)]
+    sites = [s for s in calibrated.estimates if fnmatchcase(s, pattern)]
     if not sites:
-        near = difflib.get_close_matches(pattern, found.estimates, 3, 0.3)
+        nearest = difflib.get_close_matches(pattern, calibrated.estimates, 3, 0.3)
         raise CalibrationError(
-            f"no site matches {pattern!r}; nearest: {', '.join(near) or ', '.join(list(found.estimates)[:5])}"
+            f"no site matches {pattern!r}; nearest: {', '.join(nearest) or ', '.join(list(calibrated.estimates)[:5])}"
         )
-    return Group(*(_drawn(found, site) for site in sites))
+    return Group(*(_histogram(calibrated, site) for site in sites))
 
 
-def _drawn(found: Calibrated, site: str) -> RenderableType:
-    node = next(s.node for s in found.plan.activations() if s.name == site)
-    data = found.calibration.statistics[node].to_dict(_ROWS)["histogram"]
+def _histogram(calibrated: Calibrated, site: str) -> RenderableType:
+    node = next(s.node for s in calibrated.plan.activations() if s.name == site)
+    data = calibrated.calibration.statistics[node].to_dict(_ROWS)["histogram"]
     most = max(data["counts"], default=1) or 1
     lines = Text(f"\n{site}\n", style="bold")
     for k, count in enumerate(data["counts"]):
         low = data["low"] + k * data["width"]
         marks = [
             f"{e.observer} {end}"
-            for e in found.estimates[site]
+            for e in calibrated.estimates[site]
             for end, value in (("low", e.low), ("high", e.high))
             if value is not None and (end == "high" or value < 0) and low < value <= low + data["width"]
         ]
-        # The square root keeps the tails visible beside the peak.
+        # The square root keeps the tails visible next to the peak.
         bar = "█" * round(_WIDTH * (count / most) ** 0.5) or ("▏" if count else "")
         lines.append(f"{low:>10.4g} ", style="dim")
         lines.append(f"{bar:<{_WIDTH}} ", style="cyan")
@@ -81,13 +81,13 @@ def _drawn(found: Calibrated, site: str) -> RenderableType:
     return lines
 
 
-def verdict(found: Calibrated) -> RenderableType:
-    """Is the calibration data adequate, in words."""
-    judged = found.verdict
-    if not judged.warnings:
-        return Text(f"\ncalibration data: {judged.samples} samples, adequate", style="green")
-    head = f"\ncalibration data: {judged.samples} samples"
-    return Group(Text(head), *(Text(f"warning: {w}", style="yellow") for w in judged.warnings))
+def verdict(calibrated: Calibrated) -> RenderableType:
+    """Text on whether the calibration data is adequate."""
+    quality = calibrated.verdict
+    if not quality.warnings:
+        return Text(f"\ncalibration data: {quality.samples} samples, adequate", style="green")
+    head = f"\ncalibration data: {quality.samples} samples"
+    return Group(Text(head), *(Text(f"warning: {w}", style="yellow") for w in quality.warnings))
 
 
 def _table(*columns: str) -> Table:

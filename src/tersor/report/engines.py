@@ -1,4 +1,4 @@
-"""Which engines are here, and what this CPU can do with integers."""
+"""Installed engines, and the integer features of this CPU."""
 
 import importlib
 
@@ -11,7 +11,7 @@ from tersor.measure.environment import describe_environment, exact_int8
 
 
 def engines_table() -> RenderableType:
-    """The engines with their versions or the command that installs them, and the CPU in words."""
+    """A table of engines with versions or install commands, and a description of the CPU."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("engine", "version", "what it is"):
         table.add_column(column)
@@ -28,14 +28,14 @@ def engines_table() -> RenderableType:
 
 _WHAT = {
     "openvino": "int8 on x86 and ARM CPUs; the default",
-    "onnxruntime": "int8 on x86 and ARM CPUs; a QDQ ONNX file that travels",
+    "onnxruntime": "int8 on x86 and ARM CPUs; a portable QDQ ONNX file",
     "torch": "simulation: every format, no speed-up",
     "tensorrt": "explicit QDQ ONNX for NVIDIA's TensorRT; checked here, built there",
 }
 
 
 def meaning(isa: tuple[str, ...]) -> str:
-    """What the instruction set means for int8.
+    """Describe what the instruction sets mean for int8.
 
     >>> meaning(("avx2",)).split(":")[0]
     'No VNNI'
@@ -44,11 +44,11 @@ def meaning(isa: tuple[str, ...]) -> str:
         return "AMX and VNNI: int8 products are exact, and matrix units compute them several times faster than FP32."
     if exact_int8(isa):
         return (
-            "VNNI: int8 products are exact and about four times as many fit into one instruction as in FP32."
+            "VNNI: int8 products are exact, and an instruction computes about four times as many as in FP32."
         )
     if isa:
         return (
-            "No VNNI: u8·s8 kernels add pairs of products in 16 bits, which saturate without a word. Tersor keeps "
-            "weights to 7 bits here; expect little speed-up over FP32."
+            "No VNNI: u8·s8 kernels add pairs of products in 16 bits, which saturate silently. Tersor limits "
+            "weights to 7 bits on such CPUs; expect little speed-up over FP32."
         )
-    return "The instruction set is not known (not Linux?), so weights keep to 7 bits, which is right on every CPU."
+    return "The instruction set is unknown (not Linux?), so weights are limited to 7 bits, which is safe on every CPU."

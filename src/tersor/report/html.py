@@ -1,4 +1,4 @@
-"""The report as one self-contained page: no network, no library; everything foreign is escaped."""
+"""The report as one self-contained HTML page, without external resources and with all foreign text escaped."""
 
 import base64
 import hashlib
@@ -25,14 +25,14 @@ from tersor.measure.headline import diagnose, is_fallback
 from tersor.measure.schema import Histogram, Latency, Layer, Report
 from tersor.report import svg
 
-WORST = 24  # layers drawn as bars; all of them stand in the table
-SITES = 12  # histograms shown at once; the others unfold
+WORST = 24  # layers drawn as bars; the table lists all of them
+SITES = 12  # histograms shown at once; the others are collapsed
 EXACT = 150.0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a chart: what it is, its value in words, its drawing."""
+    """One row of a chart: label, formatted value, drawing."""
 
     label: str
     value: str
@@ -45,22 +45,22 @@ def html(report: Report) -> str:
 
 
 def rendered(template: str, **view: object) -> str:
-    """A template of this room with the style and the script of all pages; every text of ``view`` is escaped."""
-    room = files("tersor.report")
+    """Render a template of this package with the common style and script; every text in ``view`` is escaped."""
+    package = files("tersor.report")
     style, script, text = (
-        room.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js", template)
+        package.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js", template)
     )
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_harmless, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=StrictUndefined, finalize=_strip_control, trim_blocks=True, lstrip_blocks=True
     )
-    # With the hash nothing but this very script runs, whatever a name in the report may hold.
+    # The hash allows only this script to run, whatever a name in the report contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.from_string(text).render(
         style=Markup(style), script=Markup(script), digest=digest, **view
     )
 
 
-def _harmless(value: object) -> object:
+def _strip_control(value: object) -> object:
     return plain(value) if type(value) is str else value
 
 
@@ -76,7 +76,7 @@ def _view(report: Report) -> dict[str, object]:
         "worst": _worst(report.layers),
         "fell": fell,
         "ran": ran.most_common(),
-        "histograms": [_histogram(found) for found in report.histograms],
+        "histograms": [_histogram(site) for site in report.histograms],
         "shown": SITES,
         "facts": _facts(report),
         "timings": _timings(report),
@@ -87,7 +87,7 @@ def _view(report: Report) -> dict[str, object]:
 
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
-    """Name, figure and remark of the four figures that matter."""
+    """Name, value and remark of the four main figures."""
     after, ratios = report.compressed, report.ratios
     fraction = is_fraction(report.metric.name, report.original.metric, after.metric)
     remark = f"from {metric_text(report.original.metric, fraction)}"
@@ -135,13 +135,13 @@ def _latencies(report: Report) -> list[Row]:
         ("FP32", report.original.latency_ms),
         (report.recipe, report.compressed.latency_ms),
     ]
-    known = [(name, found) for name, found in pairs if found is not None]
-    top = max((found.p90 for _, found in known), default=0.0)
+    known = [(name, latency) for name, latency in pairs if latency is not None]
+    top = max((latency.p90 for _, latency in known), default=0.0)
     rows = []
-    for name, found in known:
-        low, middle, high = time_text(found.p10), time_text(found.median), time_text(found.p90)
+    for name, latency in known:
+        low, middle, high = time_text(latency.p10), time_text(latency.median), time_text(latency.p90)
         words = f"{name}: median {middle}, p10 {low}, p90 {high}"
-        drawing = svg.bar(found.median, top, words, kind=_kind(name), spread=(found.p10, found.p90))
+        drawing = svg.bar(latency.median, top, words, kind=_kind(name), spread=(latency.p10, latency.p90))
         rows.append(Row(name, middle, drawing))
     return rows
 
@@ -151,14 +151,14 @@ def _kind(name: str) -> str:
 
 
 def _top(layers: Sequence[Layer]) -> float:
-    """The end of the dB axis: a multiple of 10 over all that is not exact."""
+    """The end of the dB axis: the multiple of 10 above all inexact values."""
     both = [value for layer in layers for value in (layer.sqnr_db, layer.accumulated_sqnr_db)]
     known = [value for value in both if value is not None and value < EXACT]
     return max(10.0, 10.0 * -(-max(known, default=10.0) // 10))
 
 
 def _profile(layers: Sequence[Layer]) -> tuple[Markup, int] | None:
-    # A layer that adds no noise (a ReLU inside its convolution) would only make the line jump to the top.
+    # Skip layers that add no noise (a ReLU fused into a convolution), where the line would jump to the top.
     noisy = [x for x in layers if x.sqnr_db != EXACT or is_fallback(x.planned, x.executed)]
     if not any(layer.sqnr_db is not None or layer.accumulated_sqnr_db is not None for layer in noisy):
         return None
@@ -182,40 +182,40 @@ def _worst(layers: Sequence[Layer]) -> list[Row]:
     return rows
 
 
-def _histogram(found: Histogram) -> dict[str, object]:
-    ends = [found.bins[0], found.bins[-1], *(bound for pair in found.thresholds.values() for bound in pair)]
+def _histogram(site: Histogram) -> dict[str, object]:
+    ends = [site.bins[0], site.bins[-1], *(bound for pair in site.thresholds.values() for bound in pair)]
     low, high = min(ends), max(ends)
-    first, last = found.bins[0], found.bins[-1]
-    words = f"histogram of {found.site}: {sum(found.counts)} values from {first:.4g} to {last:.4g}"
+    first, last = site.bins[0], site.bins[-1]
+    words = f"histogram of {site.site}: {sum(site.counts)} values from {first:.4g} to {last:.4g}"
     rows = [
         Row(
             name,
             f"{first:.4g} … {last:.4g}",
             svg.bracket(
-                first, last, low, high, f"{name}: {first:.4g} to {last:.4g}", kind=_rank(name, found)
+                first, last, low, high, f"{name}: {first:.4g} to {last:.4g}", kind=_rank(name, site)
             ),
         )
-        for name, (first, last) in found.thresholds.items()
+        for name, (first, last) in site.thresholds.items()
     ]
-    drawing = svg.histogram(found.bins, found.counts, low, high, words)
-    return {"site": found.site, "low": f"{low:.4g}", "high": f"{high:.4g}", "drawing": drawing, "rows": rows}
+    drawing = svg.histogram(site.bins, site.counts, low, high, words)
+    return {"site": site.site, "low": f"{low:.4g}", "high": f"{high:.4g}", "drawing": drawing, "rows": rows}
 
 
-def _rank(name: str, found: Histogram) -> str:
-    """The range in force stands out among those that were only considered."""
-    return "base" if "chosen" in found.thresholds and name != "chosen" else ""
+def _rank(name: str, site: Histogram) -> str:
+    """Style ranges that were not chosen as secondary."""
+    return "base" if "chosen" in site.thresholds and name != "chosen" else ""
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
-    place, after = report.environment, report.compressed
+    environment, after = report.environment, report.compressed
     fraction = is_fraction(report.metric.name, after.metric)
     return [
-        ("Processor", place.cpu or "unknown"),
-        ("Instructions", ", ".join(place.isa) or "unknown"),
-        ("System", place.system or "unknown"),
-        ("Threads", str(place.threads)),
-        ("Float precision", place.precision),
-        ("Versions", ", ".join(f"{name} {number}" for name, number in place.versions.items())),
+        ("Processor", environment.cpu or "unknown"),
+        ("Instructions", ", ".join(environment.isa) or "unknown"),
+        ("System", environment.system or "unknown"),
+        ("Threads", str(environment.threads)),
+        ("Float precision", environment.precision),
+        ("Versions", ", ".join(f"{name} {number}" for name, number in environment.versions.items())),
         ("Calibrated on", _samples(report.samples.calibration)),
         ("Evaluated on", _samples(report.samples.evaluation)),
         ("Metric in the simulation", metric_text(after.metric_simulated, fraction)),

@@ -1,4 +1,4 @@
-"""The report of a compressed language model: in a terminal, and as a page."""
+"""The report of a compressed language model, in a terminal and as an HTML page."""
 
 import math
 from collections import Counter
@@ -14,17 +14,17 @@ from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.report import svg
 from tersor.report.html import rendered
 
-# Errors are drawn on a logarithmic axis that begins here.
+# The start of the logarithmic axis of errors.
 _LEAST = 1e-6
 
 
 def print_language_report(report: LanguageReport, console: Console | None = None, *, top: int = 10) -> None:
-    """Print it: what was gained, what it cost, the weights with the largest error, every warning."""
+    """Print the headline, the figures, the weights with the largest errors, and every warning."""
     (console or Console()).print(Group(*_body(report, top)))
 
 
 def language_html(report: LanguageReport) -> str:
-    """The page as text: self-contained, every weight in a table, the errors drawn."""
+    """The self-contained page as text, with a table of every weight and a chart of errors."""
     quantized = [w for w in report.weights if w.error is not None]
     methods = _methods(report.weights)
     worst = sorted(quantized, key=lambda w: -(w.error or 0))[:24]
@@ -36,12 +36,12 @@ def language_html(report: LanguageReport) -> str:
         worst=[(w.name, _share(w.error), _share(w.rtn_error), _drawing(w)) for w in worst],
         weights=[_row(w, methods) for w in report.weights],
         floats=any(w.format is None for w in report.weights),
-        facts=_facts(report) + _explained(methods),
+        facts=_facts(report) + _method_details(methods),
     )
 
 
 def plan_of_folder(plans: Sequence[Any], preflight: Any) -> RenderableType:
-    """What would become of every weight, and what the run would need."""
+    """A table of what is planned for every weight, and what the run needs."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("weight", "shape", "becomes"):
         table.add_column(name, overflow="fold")
@@ -57,7 +57,7 @@ def plan_of_folder(plans: Sequence[Any], preflight: Any) -> RenderableType:
 
 
 def _body(report: LanguageReport, top: int) -> list[RenderableType]:
-    found: list[RenderableType] = [
+    lines: list[RenderableType] = [
         Text(plain(report.headline()), style="bold green"),
         Text(plain(f"{report.model} · {report.recipe} · {report.layout}"), style="dim"),
         "",
@@ -65,15 +65,15 @@ def _body(report: LanguageReport, top: int) -> list[RenderableType]:
     figures = Table(box=None, pad_edge=False, show_header=False)
     for name, figure, remark in _tiles(report):
         figures.add_row(Text(name, style="dim"), Text(figure, style="bold"), Text(plain(remark), style="dim"))
-    found += [figures, *(Text(plain(f"{name} {value}"), style="dim") for name, value in _texts(report)), ""]
-    found.append(_layers(report.weights, top))
-    skipped = [w for w in report.weights if w.format is None]
-    for note in dict.fromkeys(w.note or "" for w in skipped):
-        names = [w.name for w in skipped if (w.note or "") == note]
+    lines += [figures, *(Text(plain(f"{name} {value}"), style="dim") for name, value in _texts(report)), ""]
+    lines.append(_layers(report.weights, top))
+    in_float = [w for w in report.weights if w.format is None]
+    for note in dict.fromkeys(w.note or "" for w in in_float):
+        names = [w.name for w in in_float if (w.note or "") == note]
         more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        found.append(Text(plain(f"{', '.join(names[:2])}{more}: {note}"), style="yellow"))
-    found += [Text(plain(warning), style="yellow") for warning in report.warnings]
-    return found
+        lines.append(Text(plain(f"{', '.join(names[:2])}{more}: {note}"), style="yellow"))
+    lines += [Text(plain(warning), style="yellow") for warning in report.warnings]
+    return lines
 
 
 def _layers(weights: Sequence[WeightRecord], top: int) -> RenderableType:
@@ -87,49 +87,49 @@ def _layers(weights: Sequence[WeightRecord], top: int) -> RenderableType:
         tokens = f"{w.tokens:,}" if w.tokens else "–"
         table.add_row(plain(w.name), w.format, _share(w.error), _share(w.rtn_error), tokens, methods[w.method])
     rest = Text(f"and {len(worst) - top} weights with less error", style="dim") if len(worst) > top else ""
-    said = [Text(plain(f"{name}: {value}"), style="dim") for name, value in _explained(methods)]
-    return Group(table, rest, *said)
+    details = [Text(plain(f"{name}: {value}"), style="dim") for name, value in _method_details(methods)]
+    return Group(table, rest, *details)
 
 
 def _methods(weights: Sequence[WeightRecord]) -> dict[str, str]:
-    """What each method is called in a table: its first words, unless another one begins with them too."""
+    """The short name of each method: the part before the first comma, if that is unique."""
     methods = dict.fromkeys(w.method for w in weights if w.format)
-    begun = Counter(m.split(", ")[0] for m in methods)
-    return {m: short if begun[short := m.split(", ")[0]] == 1 else m for m in methods}
+    counts = Counter(m.split(", ")[0] for m in methods)
+    return {m: short if counts[short := m.split(", ")[0]] == 1 else m for m in methods}
 
 
-def _explained(methods: dict[str, str]) -> list[tuple[str, str]]:
-    """The rest of the methods that a table calls by their first words."""
+def _method_details(methods: dict[str, str]) -> list[tuple[str, str]]:
+    """The short name and the rest of each method that a table shortens."""
     return [(short, method.removeprefix(short + ", ")) for method, short in methods.items() if short != method]
 
 
 def _tiles(report: LanguageReport) -> list[tuple[str, str, str]]:
-    """Name, figure and remark of what matters."""
-    bits = "" if report.bits_per_weight is None else f"; {report.bits_per_weight:.2f} bits a quantized weight"
+    """Name, value and remark of the main figures."""
+    bits = "" if report.bits_per_weight is None else f"; {report.bits_per_weight:.2f} bits per quantized weight"
     sizes = f"{size_text(report.original_bytes)} → {size_text(report.compressed_bytes)}"
-    found = [("Size", f"{report.compression:.2f}x", f"{sizes}{bits}")]
+    tiles = [("Size", f"{report.compression:.2f}x", f"{sizes}{bits}")]
     if report.original is not None and report.compressed is not None:
         a, b = report.original, report.compressed
         error = "" if b.standard_error is None else f" ± {b.standard_error:.4f}"
-        remark = f"{a.nats:.4f} → {b.nats:.4f}{error} nats a token"
-        found.append(("Perplexity", f"{a.perplexity:.4g} → {b.perplexity:.4g}", remark))
+        remark = f"{a.nats:.4f} → {b.nats:.4f}{error} nats per token"
+        tiles.append(("Perplexity", f"{a.perplexity:.4g} → {b.perplexity:.4g}", remark))
     if report.divergence is not None:
-        remark = f"nats a token; the same first choice in {report.divergence.agreement * 100:.1f} %"
-        found.append(("Divergence", f"{report.divergence.nats:.4f}", remark))
+        remark = f"nats per token; same top prediction in {report.divergence.agreement * 100:.1f} %"
+        tiles.append(("Divergence", f"{report.divergence.nats:.4f}", remark))
     for d in report.decoding:
         over = f"; FP {d.original_tokens_per_second:.1f}" if d.original_tokens_per_second else ""
-        found.append(("Decoding", f"{d.tokens_per_second:.1f} tokens/s", f"{d.engine}, batch 1{over}"))
+        tiles.append(("Decoding", f"{d.tokens_per_second:.1f} tokens/s", f"{d.engine}, batch 1{over}"))
     shares = [w.error / w.rtn_error for w in report.weights if w.error is not None and w.rtn_error]
     if shares:
         middle = sorted(shares)[len(shares) // 2]
-        found.append(("Error of layers", f"{middle:.2f}", "of rounding to nearest, the median layer"))
-    return found
+        tiles.append(("Error of layers", f"{middle:.2f}", "relative to round to nearest, median layer"))
+    return tiles
 
 
 def _texts(report: LanguageReport) -> list[tuple[str, str]]:
-    """The texts that it was calibrated and judged on."""
-    found = [("Calibrated on", report.calibration or "nothing: the recipe needs no data")]
-    return found if report.compressed is None else [*found, ("Judged on", str(report.compressed.protocol))]
+    """The texts used for calibration and evaluation."""
+    rows = [("Calibrated on", report.calibration or "no data: the recipe needs none")]
+    return rows if report.compressed is None else [*rows, ("Evaluated on", str(report.compressed.protocol))]
 
 
 def _share(error: float | None) -> str:
@@ -137,7 +137,7 @@ def _share(error: float | None) -> str:
 
 
 def _drawing(weight: WeightRecord) -> object:
-    label = f"{weight.name}: error {_share(weight.error)}, rounding to nearest {_share(weight.rtn_error)}"
+    label = f"{weight.name}: error {_share(weight.error)}, round to nearest {_share(weight.rtn_error)}"
     return svg.twin_bar(_decades(weight.rtn_error), _decades(weight.error), 6.0, label)
 
 

@@ -1,4 +1,4 @@
-"""Outliers as a table in a terminal and as a page of pictures; what has the most to say comes first."""
+"""Outliers as a table in a terminal and as an HTML page of charts, worst layers first."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,20 +14,20 @@ from tersor.report.html import rendered
 
 _STYLES = {"fine": "", "smooth": "cyan", "token": "cyan", "float": "yellow"}
 _REMEDIES = {
-    "fine": "int8 with one scale, as it is",
-    "smooth": "`smooth: on` in a static recipe; Transformers get it by themselves",
+    "fine": "int8 with one scale",
+    "smooth": "`smooth: on` in a static recipe; automatic for Transformers",
     "token": "the recipe int8-dynamic, or `granularity: token, range: dynamic`",
     "float": "a rule `keep: fp16` or, for linear layers, activations in int16",
 }
 
 
 def table(layers: Sequence[LayerOutliers]) -> RenderableType:
-    """One line for each layer, the one that int8 harms most first, and how often each advice is given."""
-    found = Table(box=None, pad_edge=False, header_style="bold")
+    """A table of the layers, largest int8 error first, and the number of layers for each advice."""
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("layer", "advice", "channel", "x median", "row", "kurtosis", "int8", "smoothed", "token"):
-        found.add_column(name, overflow="fold", justify="left" if name in ("layer", "advice") else "right")
+        grid.add_column(name, overflow="fold", justify="left" if name in ("layer", "advice") else "right")
     for layer in _worst_first(layers):
-        found.add_row(
+        grid.add_row(
             Text(plain(layer.name)),
             ADVICE[layer.advice],
             str(layer.worst),
@@ -39,19 +39,19 @@ def table(layers: Sequence[LayerOutliers]) -> RenderableType:
         )
     words = Text(
         "\nchannel: the one with the largest |x|, over the median channel; row: the largest token or position over "
-        f"the median one; dB: what int8 keeps of the median row; {ENOUGH:.0f} are enough, {LEAST:.0f} the least"
+        f"the median one; dB: SQNR of the median row in int8; {ENOUGH:.0f} is enough, {LEAST:.0f} the minimum"
     )
     counts = [Text(f"{count} of {len(layers)}: {what}: {how}") for what, count, how in _summary(layers)]
-    return Group(found, words, *counts)
+    return Group(grid, words, *counts)
 
 
 def page(task: str, samples: int, layers: Sequence[LayerOutliers]) -> str:
-    """The page as text: self-contained, one picture for each layer."""
+    """The self-contained page as text, with one chart per layer."""
     return rendered(
         "outliers.html.j2",
         task=task,
         samples=samples,
-        layers=[_picture(layer) for layer in _worst_first(layers)],
+        layers=[_chart(layer) for layer in _worst_first(layers)],
         summary=_summary(layers),
         alarms=any(layer.advice == "float" for layer in layers),
         enough=f"{ENOUGH:.0f}",
@@ -60,12 +60,12 @@ def page(task: str, samples: int, layers: Sequence[LayerOutliers]) -> str:
     )
 
 
-def _picture(layer: LayerOutliers) -> dict[str, object]:
-    reach = layer.magnitude.tolist()
-    low, high = svg.decades(reach)
+def _chart(layer: LayerOutliers) -> dict[str, object]:
+    magnitudes = layer.magnitude.tolist()
+    low, high = svg.decades(magnitudes)
     words = (
-        f"{layer.name}: max|x| of {len(reach)} channels, the median {layer.median:.4g}, the largest "
-        f"{max(reach):.4g} in channel {layer.worst}"
+        f"{layer.name}: max|x| of {len(magnitudes)} channels, the median {layer.median:.4g}, the largest "
+        f"{max(magnitudes):.4g} in channel {layer.worst}"
     )
     marked = ", ".join(map(str, layer.outlying[:8])) + (" …" if len(layer.outlying) > 8 else "")
     return {
@@ -75,13 +75,13 @@ def _picture(layer: LayerOutliers) -> dict[str, object]:
         "open": layer.advice != "fine",
         "alarm": layer.advice == "float",
         "reason": layer.reason[:1].upper() + layer.reason[1:],
-        "drawing": svg.channels(reach, layer.median, layer.outlying, words),
+        "drawing": svg.channels(magnitudes, layer.median, layer.outlying, words),
         "low": f"{10.0**low:g}",
         "high": f"{10.0**high:g}",
-        "last": len(reach) - 1,
+        "last": len(magnitudes) - 1,
         "marked": marked,
         "facts": [
-            ("largest channel", f"{layer.worst}, {max(reach):.4g}"),
+            ("largest channel", f"{layer.worst}, {max(magnitudes):.4g}"),
             ("median channel", f"{layer.median:.4g}"),
             ("largest row over median", _number(layer.row_ratio)),
             ("kurtosis", _number(layer.kurtosis) or "constant"),
@@ -102,7 +102,7 @@ def _worst_first(layers: Sequence[LayerOutliers]) -> list[LayerOutliers]:
 
 
 def _summary(layers: Sequence[LayerOutliers]) -> list[tuple[str, int, str]]:
-    """Each advice that is given, how often, and how it is followed."""
+    """Each given advice, its number of layers, and its remedy."""
     counts = Counter(layer.advice for layer in layers)
     return [(words, counts[way], _REMEDIES[way]) for way, words in ADVICE.items() if counts[way]]
 

@@ -1,4 +1,4 @@
-"""The plan as a table, before any data."""
+"""The plan as a table."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ from tersor.network.sites import Plan
 
 
 def plan_table(plan: Plan, before: int, after: int, notes: tuple[str, ...] = ()) -> RenderableType:
-    """Every operator with its planned precision and the reason, and the predicted size."""
+    """A table of every operator with its planned precision and the reason, and the predicted size."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("layer", "op", "planned", "weight", "why"):
         table.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""The report in a terminal: the verdict, the figures, the layers that lose most, and every warning."""
+"""The report in a terminal: headline, figures, the layers with the largest error, and every warning."""
 
 import io
 
@@ -23,8 +23,8 @@ from tersor.measure.schema import Latency, Layer, Report
 
 
 def render(report: Report, *, top: int = 10) -> Group:
-    """The report for a rich console: the `top` worst layers in full, the others in one line."""
-    return Group(_verdict(diagnose(report)), *_body(report, top))
+    """The report for a rich console, with the `top` worst layers and a summary of the others."""
+    return Group(_headline(diagnose(report)), *_body(report, top))
 
 
 def text(report: Report, *, width: int = 100, top: int = 10) -> str:
@@ -40,22 +40,22 @@ def text(report: Report, *, width: int = 100, top: int = 10) -> str:
 
 
 def print_report(report: Report, console: Console | None = None, *, top: int = 10) -> None:
-    """Prints the report."""
+    """Print the report."""
     (console or Console()).print(render(report, top=top))
 
 
-def _say(words: str, style: str = "") -> Text:
-    # Text, never markup: names come from files that others may have made.
+def _styled(words: str, style: str = "") -> Text:
+    # Text, never markup: names come from untrusted files.
     return Text(plain(words), style=style)
 
 
-def _verdict(diagnosis: Diagnosis) -> Text:
-    return _say(diagnosis.first_line, "bold green" if diagnosis.worked else "bold yellow")
+def _headline(diagnosis: Diagnosis) -> Text:
+    return _styled(diagnosis.first_line, "bold green" if diagnosis.worked else "bold yellow")
 
 
 def _body(report: Report, top: int) -> list[RenderableType]:
     return [
-        _say(f"{report.task} · {report.recipe} · {report.engine}", "dim"),
+        _styled(f"{report.task} · {report.recipe} · {report.engine}", "dim"),
         "",
         _figures(report),
         _ratios(report),
@@ -69,15 +69,15 @@ def _body(report: Report, top: int) -> list[RenderableType]:
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, header_style="dim")
-    for place, name in enumerate(columns):
-        table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
+    for k, name in enumerate(columns):
+        table.add_column(name, justify="left" if k == 0 else "right", overflow="fold")
     return table
 
 
 def _figures(report: Report) -> Table:
     before, after, ratios = report.original, report.compressed, report.ratios
     fraction = is_fraction(report.metric.name, before.metric, after.metric)
-    drop = None if ratios.metric_drop is None else metric_text(-_gained(report), fraction, signed=True)
+    drop = None if ratios.metric_drop is None else metric_text(-_metric_decrease(report), fraction, signed=True)
     table = _table("", "FP32", plain(report.recipe), "")
     rows = [
         ("on disk", size_text(before.bytes), size_text(after.bytes),
@@ -98,43 +98,43 @@ def _figures(report: Report) -> Table:
     return table
 
 
-def _gained(report: Report) -> float:
-    """How far the metric's own value went down."""
+def _metric_decrease(report: Report) -> float:
+    """How much the metric's value decreased."""
     drop = report.ratios.metric_drop or 0.0
     return drop if report.metric.higher_is_better else -drop
 
 
 def _ratios(report: Report) -> Text:
     after, fraction = report.compressed, is_fraction(report.metric.name, report.compressed.metric)
-    said = []
+    parts = []
     if after.metric_interval is not None:
-        said.append(f"drop, paired 95 %: {interval_text(*after.metric_interval, fraction)}")
+        parts.append(f"drop, paired 95 %: {interval_text(*after.metric_interval, fraction)}")
     if after.agreement is not None:
-        said.append(f"{after.agreement:.1%} of predictions agree with FP32")
+        parts.append(f"{after.agreement:.1%} of predictions agree with FP32")
     if after.metric_simulated is not None:
-        said.append(f"simulated {metric_text(after.metric_simulated, fraction)}")
+        parts.append(f"simulated {metric_text(after.metric_simulated, fraction)}")
     if report.ratios.speedup_spread is not None:
         low, high = report.ratios.speedup_spread
-        said.append(f"speed-up {ratio_text(low)} to {ratio_text(high)} over the rounds")
-    return _say("; ".join(said), "dim")
+        parts.append(f"speed-up {ratio_text(low)} to {ratio_text(high)} over the rounds")
+    return _styled("; ".join(parts), "dim")
 
 
 def _layers(report: Report, top: int) -> list[RenderableType]:
     if not report.layers:
-        return [_say("no layers")]
+        return [_styled("no layers")]
     worst = sorted(report.layers, key=_worst_first)
     table = _table("layer, worst first", "op", "ran in", "SQNR dB", "accumulated")
     for layer in worst[:top]:
         fell = is_fallback(layer.planned, layer.executed)
         ran = f"{layer.executed}, not {layer.planned}" if fell else layer.executed or "unknown"
         cells = (layer.name, layer.op, ran, db_text(layer.sqnr_db), db_text(layer.accumulated_sqnr_db))
-        table.add_row(*(_say(cell, "bold yellow" if fell else "") for cell in cells))
+        table.add_row(*(_styled(cell, "bold yellow" if fell else "") for cell in cells))
     rest = worst[top:]
-    return [table, _say(_rest(rest), "dim")] if rest else [table]
+    return [table, _styled(_rest(rest), "dim")] if rest else [table]
 
 
 def _worst_first(layer: Layer) -> tuple[bool, float]:
-    # A fallback is worse than any noise; what is not known comes last.
+    # Fallbacks first, then by SQNR, unknown last.
     fell = is_fallback(layer.planned, layer.executed)
     return not fell, float("inf") if layer.sqnr_db is None else layer.sqnr_db
 
@@ -151,21 +151,22 @@ def _rest(layers: list[Layer]) -> str:
 
 
 def _environment(report: Report) -> Text:
-    place, steps = report.environment, report.timings_s.model_dump()
-    versions = " ".join(f"{name} {number}" for name, number in place.versions.items())
+    environment, steps = report.environment, report.timings_s.model_dump()
+    versions = " ".join(f"{name} {number}" for name, number in environment.versions.items())
     took = ", ".join(f"{name} {value:.1f} s" for name, value in steps.items() if value is not None)
-    calibrated, judged = report.samples.calibration or "no", report.samples.evaluation or "no"
-    seen = f"{calibrated} samples calibrated, {judged} judged"
+    calibrated, evaluated = report.samples.calibration or "no", report.samples.evaluation or "no"
+    samples = f"calibrated on {calibrated} samples, evaluated on {evaluated}"
     lines = (
-        f"{place.cpu or 'unknown CPU'} ({' '.join(place.isa)}), {place.threads} threads, {place.precision}",
-        f"{versions}; seed {report.seed}; {seen}",
+        f"{environment.cpu or 'unknown CPU'} ({' '.join(environment.isa)}), {environment.threads} threads, "
+        f"{environment.precision}",
+        f"{versions}; seed {report.seed}; {samples}",
         f"{took}; peak memory {size_text(report.peak_memory_bytes)}",
     )
-    return Text("\n").join(_say(line, "dim") for line in lines)
+    return Text("\n").join(_styled(line, "dim") for line in lines)
 
 
 def _warnings(report: Report) -> list[Text]:
-    return [Text("warning: ", style="yellow") + _say(words) for words in report.warnings]
+    return [Text("warning: ", style="yellow") + _styled(words) for words in report.warnings]
 
 
 def _median(latency: Latency | None) -> float | None:
@@ -176,5 +177,5 @@ def _spread(latency: Latency | None) -> str:
     if latency is None:
         return ""
     low, high = time_text(latency.p10), time_text(latency.p90)
-    # One unit is enough where both have the same.
+    # Omit the first unit if both are the same.
     return f"{low.removesuffix(high[high.index(' ') :])} to {high}"

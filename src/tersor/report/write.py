@@ -1,4 +1,4 @@
-"""The report in a folder: `report.json` for programs, `report.html` for people."""
+"""Write the report to a folder: `report.json` for programs, `report.html` for people."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tersor.report.html import html
 
 
 def write_report(report: Report, folder: Path | str) -> tuple[Path, Path]:
-    """Writes both files, with the headline filled in, and returns their paths."""
+    """Write both files, with the headline filled in, and return their paths."""
     report, folder = with_headline(report), Path(folder)
     data, page = folder / "report.json", folder / "report.html"
     data.write_text(report.to_json(), encoding="utf-8")

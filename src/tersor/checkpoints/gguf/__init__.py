@@ -1,1 +1,1 @@
-"""Language models as one GGUF file, for llama.cpp."""
+"""Language models as single GGUF files for llama.cpp."""

@@ -1,4 +1,4 @@
-"""GGUF, the single file that llama.cpp runs, of networks of the Llama architecture."""
+"""Write networks of the Llama architecture as GGUF, the single file that llama.cpp runs."""
 
 import os
 import re
@@ -46,33 +46,35 @@ def write_gguf(
     ragged: Literal["raise", "f16"] = "raise",
     keep: Collection[str] = (),
 ) -> dict[str, str]:
-    """Write a network into one GGUF file (version 3), tensor by tensor.
+    """Write a network to one GGUF file (version 3), tensor by tensor.
 
-    A QTensor keeps its codes and scales bit by bit, in Q4_0 or Q8_0, whatever ``kind`` is: with ``kind="f16"`` the
-    file holds exactly what was solved, and the rest in FP16. A matrix in float is rounded to ``kind``: to Q4_0
-    and Q8_0 as llama.cpp does but on the scale as stored, to Q4_K by least squares in each block. Vectors are FP32.
+    A QTensor keeps its codes and scales bit for bit, in Q4_0 or Q8_0, whatever ``kind`` is: with ``kind="f16"`` the
+    file holds the quantized weights exactly, and all other matrices in FP16. A float matrix is rounded to ``kind``: to
+    Q4_0 and Q8_0 as llama.cpp does but with the scale as stored, to Q4_K by least squares in each block. Vectors are
+    FP32.
 
     Args:
-        path: the file; it is there when it is complete, not before.
-        config: what config.json of the Llama says.
-        tensors: the parameters by their names in transformers, in any order, each once.
-        tokenizer: the folder of tokenizer.json, a BPE with byte fallback; None leaves a file without a vocabulary.
-        kind: what matrices in float are rounded to.
-        ragged: whether a matrix whose rows are no multiple of the block (32, or 256 for Q4_K) is an error or FP16.
+        path: the file; it appears only when it is complete.
+        config: the content of the model's config.json.
+        tensors: the parameters by their names in transformers, each once, in any order.
+        tokenizer: the folder of tokenizer.json, a BPE with byte fallback; None writes no vocabulary.
+        kind: the block type that float matrices are rounded to.
+        ragged: whether to raise, or store FP16, for a matrix whose row length is not a multiple of the block (32, or
+            256 for Q4_K).
         keep: names of matrices that stay FP16.
 
     Returns:
-        The kind that each tensor was written in.
+        The block type of each tensor.
 
     Raises:
-        CheckpointError: the architecture, a tensor, its width or its grid cannot be held, a tensor is missing or
-            comes twice, or the disk is full; the message names it.
+        CheckpointError: GGUF cannot store the architecture or a tensor (its width, format or groups), a tensor is
+            missing or duplicated, or the disk is full; the message names it.
 
     https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
     path, folder = Path(path), None if tokenizer is None else Path(tokenizer)
     if kind not in KINDS or kind == "f32":
-        raise CheckpointError(f"kind {kind!r} is unknown: q4_0, q8_0, q4_k or f16")
+        raise CheckpointError(f"unknown kind {kind!r}: choose q4_0, q8_0, q4_k or f16")
     model = _Llama.of(config)
     metadata = model.metadata() | vocabulary(folder, config["vocab_size"])
     data, whole = (path.with_name(f"{path.name}.{part}") for part in ("data", "part"))
@@ -82,7 +84,7 @@ def write_gguf(
             for name, tensor in tensors:
                 if not model.skips(name):
                     infos.append(_append(out, model, name, tensor, kind, ragged, keep))
-                # Or it would be held until the next one is there.
+                # Free it before the next one is loaded.
                 del tensor
         model.check_complete([info.source for info in infos])
         matrices = Counter(info.kind for info in infos if len(info.shape) == 2)
@@ -101,7 +103,7 @@ def write_gguf(
 
 @dataclass(frozen=True)
 class _Info:
-    """Where a tensor lies."""
+    """A tensor's entry in the header."""
 
     source: str
     name: str
@@ -112,23 +114,25 @@ class _Info:
 
 @dataclass(frozen=True)
 class _Llama:
-    """What the architecture says of names, shapes and the order of rows."""
+    """Names, shapes and row order of the Llama architecture."""
 
     config: Mapping[str, Any]
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "_Llama":
-        """Refuses what llama.cpp would compute otherwise."""
+        """Raise CheckpointError for a configuration that llama.cpp would compute differently."""
         if config.get("model_type") != "llama":
-            raise CheckpointError(f"model_type {config.get('model_type')!r} is not written to GGUF here, llama is")
+            raise CheckpointError(f"model_type {config.get('model_type')!r} cannot be written to GGUF, only llama can")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if rope.get("rope_type", rope.get("type", "default")) != "default":
             raise CheckpointError(
-                f"rope_type {rope.get('rope_type', rope.get('type'))!r} is not written to GGUF here, default is: "
+                f"rope_type {rope.get('rope_type', rope.get('type'))!r} cannot be written to GGUF, only default can: "
                 "convert the folder with llama.cpp"
             )
         if config.get("hidden_act", "silu") != "silu":
-            raise CheckpointError(f"hidden_act {config['hidden_act']!r}: GGUF's llama computes silu")
+            raise CheckpointError(
+                f"hidden_act {config['hidden_act']!r} cannot be written to GGUF, whose llama uses silu"
+            )
         return cls(config)
 
     def metadata(self) -> dict[str, Any]:
@@ -156,21 +160,23 @@ class _Llama:
         }
 
     def skips(self, name: str) -> bool:
-        """Whether the reader computes it itself, or takes it from the embedding."""
+        """Whether the file omits the tensor: llama.cpp computes it, or takes it from the embedding."""
         tied = name == "lm_head.weight" and self.config.get("tie_word_embeddings", False)
         return tied or name.endswith("rotary_emb.inv_freq")
 
-    def renamed(self, name: str) -> str:
-        """The name in GGUF."""
+    def gguf_name(self, name: str) -> str:
+        """The tensor's name in GGUF."""
         if name in _WHOLE:
             return _WHOLE[name]
         match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
         if match is None or match[2] not in _IN_BLOCK or int(match[1]) >= self.config["num_hidden_layers"]:
-            raise CheckpointError(f"{name} is no tensor of the Llama of config.json: is it of another one?")
+            raise CheckpointError(
+                f"{name} is not a tensor of the Llama that config.json describes: does it belong to another model?"
+            )
         return f"blk.{match[1]}.{_IN_BLOCK[match[2]]}.{match[3]}"
 
-    def order(self, name: str, rows: int) -> Tensor | None:
-        """The order of rows: what rotates together is half a head apart in transformers, side by side in GGUF."""
+    def row_order(self, name: str, rows: int) -> Tensor | None:
+        """The row permutation: RoPE pairs are half a head apart in transformers and adjacent in GGUF."""
         match = re.search(r"self_attn\.([qk])_proj\.", name)
         if match is None:
             return None
@@ -180,15 +186,15 @@ class _Llama:
         return torch.arange(rows).unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten()
 
     def check_complete(self, names: list[str]) -> None:
-        """Raise CheckpointError for a tensor that is missing or came twice."""
+        """Raise CheckpointError for a missing or duplicate tensor."""
         expected = {"model.embed_tokens.weight", "model.norm.weight"}
         expected |= set() if self.skips("lm_head.weight") else {"lm_head.weight"}
         for k in range(self.config["num_hidden_layers"]):
             expected |= {f"model.layers.{k}.{layer}.weight" for layer in _IN_BLOCK}
         if missing := sorted(expected - set(names)):
-            raise CheckpointError(f"{len(missing)} tensors are missing, {missing[0]} first: is a shard absent?")
+            raise CheckpointError(f"{len(missing)} tensors are missing, the first is {missing[0]}: is a shard absent?")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise CheckpointError(f"{twice[0]} came twice: give each tensor once")
+            raise CheckpointError(f"{twice[0]} was given twice: pass each tensor once")
 
 
 def _append(
@@ -200,8 +206,8 @@ def _append(
     ragged: str,
     keep: Collection[str],
 ) -> _Info:
-    """Write one tensor behind the others."""
-    renamed, order = model.renamed(name), model.order(name, tensor.shape[0])
+    """Append one tensor to the data."""
+    gguf_name, order = model.gguf_name(name), model.row_order(name, tensor.shape[0])
     if isinstance(tensor, QTensor):
         if order is not None:
             parts = {part: getattr(tensor, part)[order] for part in ("codes", "scale", "zero_point")}
@@ -211,7 +217,7 @@ def _append(
         tensor = tensor.detach() if order is None else tensor.detach()[order]
         kind = _kind_of(name, tensor, kind, ragged, keep)
         content = encode(name, tensor.reshape(-1, tensor.shape[-1]), kind)
-    info = _Info(name, renamed, tuple(tensor.shape), kind, out.tell())
+    info = _Info(name, gguf_name, tuple(tensor.shape), kind, out.tell())
     out.write(content.numpy().data)
     out.write(bytes(-out.tell() % _ALIGNMENT))
     return info
@@ -228,13 +234,13 @@ def _kind_of(name: str, tensor: Tensor, kind: str, ragged: str, keep: Collection
     if ragged == "f16":
         return "f16"
     raise CheckpointError(
-        f"{name} has {tensor.shape[-1]} inputs, no multiple of {size}, the block of {kind}: "
-        "keep it in FP16 (--ragged-f16, ragged='f16'), or take another kind"
+        f"{name} has {tensor.shape[-1]} inputs, not a multiple of {size}, the block size of {kind}: "
+        "store it in FP16 (--ragged-f16, ragged='f16'), or choose another kind"
     )
 
 
 def _header(metadata: Mapping[str, Any], infos: list[_Info]) -> bytes:
-    """Everything before the data, which begins aligned."""
+    """Everything before the data, padded to the alignment."""
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(infos), len(metadata))]
     for key, value in metadata.items():
         parts += [_string(key), *_value(value)]
@@ -252,11 +258,11 @@ def _string(text: str) -> bytes:
 
 
 def _value(value: Any) -> list[bytes]:
-    """A value behind the number of its type."""
+    """A value, preceded by its type code."""
     code, content = _typed(value)
     if code != 9:
         return [struct.pack("<I", code), content]
-    # Of numbers in lists, token types are signed, and nothing else is an integer.
+    # The only integers in lists are token types, which are signed.
     kinds = {str: 8, float: 6, int: 5}
     return [struct.pack("<IIQ", 9, kinds[type(value[0])], len(value)), *(_typed(one)[1] for one in value)]
 

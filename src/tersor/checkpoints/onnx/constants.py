@@ -1,4 +1,4 @@
-"""Constants of an ONNX graph: equal ones are stored once, scales stand in ONNX's shapes."""
+"""Constants of an ONNX graph: equal tensors are stored once, scales have ONNX's shapes."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,24 +10,24 @@ import onnx_ir as ir
 
 @dataclass(frozen=True)
 class Constants:
-    """The initializers that a rewritten graph holds.
+    """The initializers of a graph that is being rewritten.
 
     Args:
-        graph: where they are registered.
-        stored: by type, shape and bytes, what is there already.
+        graph: the graph in which they are registered.
+        stored: the values so far, by dtype, shape and content.
     """
 
     graph: ir.Graph
     stored: dict[Any, ir.Value] = field(default_factory=dict)
 
     def value(self, array: np.ndarray, name: str) -> ir.Value:
-        """The value that holds ``array``, under ``name`` or a name near it if it is new."""
+        """The value that holds ``array``; a new one is called ``name``, with underscores appended if that is taken."""
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self.stored:
             taken = {v.name for v in self.stored.values()}
             while name in taken:
                 name += "_"
-            # The tensor of that name as the exporter left it, which its reader is about to give up.
+            # Drop the exporter's tensor of that name, whose reader is being replaced.
             self.graph.initializers.pop(name, None)
             tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=name)
             kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
@@ -47,31 +47,31 @@ class Constants:
         """Scale and zero point (of dtype ``kind``) for a tensor of ``shape``, and ONNX's attributes for them.
 
         Raises:
-            ValueError: where ONNX has no way to say it.
+            ValueError: ONNX cannot express the granularity.
         """
-        steps, place = laid_out(scale, shape, block)
+        steps, attributes = to_onnx_layout(scale, shape, block)
         zeros = zero_point if zero_point.size > 1 else np.broadcast_to(zero_point.reshape(()), scale.shape)
-        zeros, _ = laid_out(np.ascontiguousarray(zeros), shape, block)
+        zeros, _ = to_onnx_layout(np.ascontiguousarray(zeros), shape, block)
         zeros = np.broadcast_to(zeros, steps.shape).astype(kind)
         values = [
             self.value(steps.astype(np.float32), f"{name}.scale"),
             self.value(zeros, f"{name}.zero_point"),
         ]
-        return values, place
+        return values, attributes
 
 
-def laid_out(t: np.ndarray, shape: tuple[int, ...], block: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """A scale in the shape convention of ``numerics`` as ONNX wants it, and ONNX's attributes for it.
+def to_onnx_layout(t: np.ndarray, shape: tuple[int, ...], block: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Convert a scale from the shape convention of ``numerics`` to ONNX's; returns it with the node attributes.
 
-    One value for all; a vector along an axis, where one for each block is repeated; or, with two axes in
-    play, one for each block of the second. ONNX has no ragged last block: smaller ones that divide repeat the value.
+    The result is a scalar, a vector along one axis (block scales are repeated), or, with two varying axes, one scale
+    for each block of the second. ONNX has no partial last block: smaller blocks that divide the axis repeat the scale.
 
     Raises:
-        ValueError: for anything else, or where nothing divides.
+        ValueError: any other shape, or no block size divides the axis.
 
-    >>> laid_out(np.array([[1.0, 2.0], [3.0, 4.0]]), (2, 6), block=4)
+    >>> to_onnx_layout(np.array([[1.0, 2.0], [3.0, 4.0]]), (2, 6), block=4)
     (array([[1., 1., 2.], [3., 3., 4.]]), {'axis': 1, 'block_size': 2})
-    >>> laid_out(np.array([[1.0], [2.0]]), (4, 5), block=2)
+    >>> to_onnx_layout(np.array([[1.0], [2.0]]), (4, 5), block=2)
     (array([1., 1., 2., 2.]), {'axis': 0})
     """
     many = [k for k, n in enumerate(t.shape) if n > 1]

@@ -1,7 +1,7 @@
-"""Network → ONNX graph with our quantizers still one node each, and every node named as in the Network.
+"""Export a Network to an ONNX graph with each quantizer still one node, and every node named as in the Network.
 
-PyTorch's own exporter translates the operators; our three are carried through it as operators of a domain
-``tersor``, which ``onnx_qdq`` then writes as QuantizeLinear and DequantizeLinear.
+PyTorch's exporter translates the operators; Tersor's operators pass through it in the domain ``tersor``, and
+``quantizers`` then rewrites them as QuantizeLinear and DequantizeLinear.
 """
 
 import ast
@@ -21,22 +21,21 @@ from tersor.process import quiet
 
 DOMAIN = "tersor"
 OPSET = 21
-# Of the nodes that one operator becomes, the one that does its work bears its name.
+# When an operator becomes several nodes, the one of these types gets its name.
 _WORK = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-# The exporter's chatter (torchvision is absent, a deprecated call of its own) is nobody's concern.
-_CHATTER = ("torch.onnx", "onnxscript", "onnx_ir")
+# Irrelevant warnings of the exporter: torchvision is missing, it calls a deprecated function.
+_NOISY_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 _INTEGER, _STRING = OpSchema.AttrType.INT, OpSchema.AttrType.STRING
 
 
 def export_graph(network: Network) -> ir.Model:
-    """The Network as an ONNX IR model (opset 21, dynamic batch where the Network has one).
+    """Export the Network to an ONNX IR model (opset 21, with a dynamic batch if the Network has one).
 
-    Of the ONNX nodes that a Network node becomes, the one that does the work bears its name, and so does the
-    last value; the others are called ``name/Type``. Quantizers are nodes ``tersor::fake_quantize``,
-    ``dequantize``, ``cast`` and ``quantize_whole``.
+    When a Network node becomes several ONNX nodes, the main one and the last value get its name; the others are called
+    ``name/Type``. Quantizers are nodes ``tersor::fake_quantize``, ``dequantize``, ``cast`` and ``quantize_whole``.
 
     Raises:
-        EngineError: naming the operator that ONNX does not know.
+        EngineError: ONNX does not support an operator; the message names it.
     """
     program = _program(network)
     table = {
@@ -48,7 +47,7 @@ def export_graph(network: Network) -> ir.Model:
     if any(op_name(n) == "dynamic_lstm" for n in network.operators()):
         table[torch.ops.tersor.dynamic_lstm.default] = _dynamic_lstm()
     try:
-        with quiet(*_CHATTER):
+        with quiet(*_NOISY_LOGGERS):
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -59,12 +58,12 @@ def export_graph(network: Network) -> ir.Model:
             )
     except torch.onnx.OnnxExporterError as error:
         raise EngineError(
-            f"ONNX: an operator of this network cannot be exported ({_innermost(error)}); keep that part "
-            "out of the network, or use an engine that takes the graph itself: openvino or torch"
+            f"an operator of this network cannot be exported to ONNX ({_innermost(error)}): keep that part "
+            "out of the network, or use an engine that does not need ONNX: openvino or torch"
         ) from error
     assert exported is not None
     model = exported.model
-    with quiet(*_CHATTER):
+    with quiet(*_NOISY_LOGGERS):
         fold_constants(model, should_fold=_fold)
         remove_unused_nodes(model)
     _name(model, network)
@@ -72,7 +71,7 @@ def export_graph(network: Network) -> ir.Model:
 
 
 def _fold(node: ir.Node) -> bool | None:
-    """Not the widening of a weight that is stored in half precision; the default rules for all else."""
+    """False for the cast of a weight stored in half precision, which must stay; None, the default rules, otherwise."""
     source = node.inputs[0] if node.op_type == "Cast" else None
     return (
         False if source is not None and source.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else None
@@ -80,7 +79,7 @@ def _fold(node: ir.Node) -> bool | None:
 
 
 def _program(network: Network) -> Any:
-    """The graph exported again, each node bearing the name that it has in the Network."""
+    """Export the graph again, with each node named as in the Network."""
     batch = torch.export.Dim("batch", min=1)
     shapes = tuple({0: batch} if network.dynamic_batch and x.ndim else None for x in network.example)
     with quiet(), torch.no_grad():
@@ -88,13 +87,13 @@ def _program(network: Network) -> Any:
     for node in program.graph.nodes:
         origin = node.meta.get("from_node")
         if node.op == "call_function":
-            # The one thing that the exporter carries from here to the ONNX nodes is the module's name.
+            # The module stack is the only metadata that the exporter copies to the ONNX nodes.
             node.meta["nn_module_stack"] = {"": (origin[-1].name if origin else node.name, "")}
     return program
 
 
 def _operator(name: str, inputs: tuple[str, ...], attributes: dict[str, Any], outputs: int = 1) -> Op:
-    """An operator of our domain; its types are free, since it never reaches a file."""
+    """An operator in the domain ``tersor``; its types are unrestricted, since it is never written to a file."""
     types = [(t, ["tensor(float)", "tensor(float16)", "tensor(int8)"], "") for t in (*inputs, "out")]
     schema = OpSchema(
         name,
@@ -164,11 +163,11 @@ def _dynamic_lstm() -> Callable[..., Any]:
 
 def _name(model: ir.Model, network: Network) -> None:
     graph = model.graph
-    owned: dict[str, list[ir.Node]] = {}
+    by_owner: dict[str, list[ir.Node]] = {}
     for node in graph:
-        # A name with a slash belongs to no operator of the Network.
-        owned.setdefault(_owner(node) or f"/{node.name}", []).append(node)
-    for owner, nodes in owned.items():
+        # No operator of the Network has a slash in its name.
+        by_owner.setdefault(_owner(node) or f"/{node.name}", []).append(node)
+    for owner, nodes in by_owner.items():
         main = next((n for n in nodes if n.op_type in _WORK), nodes[-1])
         for k, node in enumerate(nodes):
             node.name = owner if node is main else f"{owner}/{node.op_type}_{k}"
@@ -179,7 +178,7 @@ def _name(model: ir.Model, network: Network) -> None:
     graph.metadata_props.clear()
     for value in (*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
         value.metadata_props.clear()
-    _name_ends(graph, network)
+    _name_inputs_and_outputs(graph, network)
     graph.name = "network"
 
 
@@ -188,8 +187,8 @@ def _owner(node: ir.Node) -> str | None:
     return str(ast.literal_eval(scopes)[0]) if scopes else None
 
 
-def _name_ends(graph: ir.Graph, network: Network) -> None:
-    """Inputs and outputs bear the Network's names; an output that is an input, or comes twice, is copied."""
+def _name_inputs_and_outputs(graph: ir.Graph, network: Network) -> None:
+    """Give inputs and outputs the Network's names; an output that is an input or a duplicate is copied."""
     for value, name in zip(graph.inputs, network.input_names, strict=True):
         value.name = name
     taken = {v.name for v in graph.inputs} | {v.name for n in graph for v in n.outputs}
@@ -215,5 +214,5 @@ def _innermost(error: BaseException) -> str:
 
 
 def proto(model: ir.Model) -> onnx.ModelProto:
-    """The model as ONNX's own protobuf message."""
+    """The model as an ONNX protobuf message."""
     return ir.to_proto(model)

@@ -1,4 +1,4 @@
-"""LSTMs that were written out in steps, as one DynamicQuantizeLSTM of ONNX Runtime each."""
+"""Turn each unrolled LSTM into one DynamicQuantizeLSTM of ONNX Runtime."""
 
 import operator
 from collections import defaultdict
@@ -17,7 +17,7 @@ from tersor.network.rewrites.unroll import MARK, Mark
 from tersor.numerics.fakequant import quantize_whole_op
 
 MICROSOFT = "com.microsoft"
-# ONNX's order of the gates in PyTorch's.
+# The index in PyTorch's gate order of each gate in ONNX's order.
 _ORDER = (0, 3, 1, 2)
 
 
@@ -28,15 +28,15 @@ _ORDER = (0, 3, 1, 2)
     "Tensor? bias_hh, Tensor? h, Tensor? c, int time, bool reverse) -> (Tensor, Tensor, Tensor)",
 )
 def dynamic_lstm(x, codes_ih, scale_ih, codes_hh, scale_hh, bias_ih, bias_hh, h, c, time, reverse):
-    """One layer of an LSTM in one direction whose products are integers: output, last state, last cell."""
+    """One LSTM layer in one direction with integer products; returns the output, last state and last cell."""
     gates = torch.nn.functional.linear(quantize_whole_op(x, 255), codes_ih.float() * scale_ih, bias_ih)
     weight, width = codes_hh.float() * scale_hh, codes_hh.shape[1]
     batch = x.shape[1 - time]
     h, c = (x.new_zeros(batch, width) if s is None else s for s in (h, c))
     outputs = {}
     for t in range(x.shape[time])[:: -1 if reverse else 1]:
-        now = gates.select(time, t) + torch.nn.functional.linear(quantize_whole_op(h, 255), weight, bias_hh)
-        i, f, g, o = now.chunk(4, -1)
+        step = gates.select(time, t) + torch.nn.functional.linear(quantize_whole_op(h, 255), weight, bias_hh)
+        i, f, g, o = step.chunk(4, -1)
         c = f.sigmoid() * c + i.sigmoid() * g.tanh()
         outputs[t] = h = o.sigmoid() * c.tanh()
     return torch.stack([outputs[t] for t in sorted(outputs)], time), h.clone(), c.clone()
@@ -49,27 +49,27 @@ def _(x, codes_ih, scale_ih, codes_hh, scale_hh, bias_ih, bias_hh, h, c, time, r
     return x.new_empty(*x.shape[:2], width), state, torch.empty_like(state)
 
 
-def rolled(network: Network) -> tuple[Network, dict[str, str]]:
-    """The network with one ``dynamic_lstm`` in the place of every LSTM whose products are all quantized at run time.
+def roll_lstms(network: Network) -> tuple[Network, dict[str, str]]:
+    """Replace every unrolled LSTM whose products are all quantized at run time by one ``dynamic_lstm``.
 
     Returns:
-        The network, and by the name of each such node the names of the linear layers in it.
+        The network, and for each ``dynamic_lstm`` node the names of the linear layers it replaces.
     """
     layers: dict[str, dict[str, list[fx.Node]]] = defaultdict(lambda: defaultdict(list))
     network = network.edit()
     for node in network.operators():
         if isinstance(mark := node.meta.get(MARK), Mark) and mark.kind == "lstm":
             layers[mark.layer][mark.role].append(node)
-    done: dict[str, str] = {}
+    replaced: dict[str, str] = {}
     for roles in layers.values():
         products = [*roles["input"], *roles["state"]]
-        if roles["state"] and all(_is_whole(n) for n in products):
+        if roles["state"] and all(_is_dynamic(n) for n in products):
             node = _roll(network, roles)
-            done[node.name] = " ".join(n.name for n in products)
-    return finish(network), done
+            replaced[node.name] = " ".join(n.name for n in products)
+    return finish(network), replaced
 
 
-def _is_whole(product: fx.Node) -> bool:
+def _is_dynamic(product: fx.Node) -> bool:
     x, weight = product.args[:2]
     return op_name(x) == "quantize_whole" and op_name(weight) == "dequantize"  # type: ignore[arg-type]
 
@@ -82,7 +82,7 @@ def _roll(network: Network, roles: dict[str, list[fx.Node]]) -> fx.Node:
     first = [next(iter(roles[r]), None) for r in ("first_h", "first_c")]
     graph = network.graph
     nodes = list(graph.nodes)
-    later = set(nodes[nodes.index(output) + 1 :])  # the steps themselves read the last state too
+    later = set(nodes[nodes.index(output) + 1 :])  # the time steps read the last state too
     with graph.inserting_before(output):
         x = by_input.args[0].args[0]  # type: ignore[union-attr]
         call = torch.ops.tersor.dynamic_lstm.default
@@ -96,10 +96,10 @@ def _roll(network: Network, roles: dict[str, list[fx.Node]]) -> fx.Node:
 
 
 def write_lstms(graph: ir.Graph, constants: Constants, layers: dict[str, str]) -> None:
-    """Replace every ``dynamic_lstm`` of the graph.
+    """Replace every ``dynamic_lstm`` node by a DynamicQuantizeLSTM.
 
     Args:
-        layers: what ``rolled`` told of them, in order; of such nodes the exporter forgets the name.
+        layers: the names that ``roll_lstms`` returned, in order; the exporter loses the names of these nodes.
     """
     nodes = [n for n in graph if n.domain == DOMAIN and n.op_type == "dynamic_lstm"]
     for node, (name, parts) in zip(nodes, layers.items(), strict=True):
@@ -109,11 +109,11 @@ def write_lstms(graph: ir.Graph, constants: Constants, layers: dict[str, str]) -
 
 def _write(graph: ir.Graph, constants: Constants, node: ir.Node) -> ir.Node:
     name, time = str(node.name), node.attributes["time"].as_int()
-    x, *held = (*node.inputs, *[None] * 8)[:9]  # absent ones at the end are cut off
-    weights = [t for k in (0, 2) for t in _weight(constants, f"{name}.{'WR'[k // 2]}", held[k], held[k + 1])]
-    biases = [constant(b) for b in held[4:6]]
+    x, *inputs = (*node.inputs, *[None] * 8)[:9]  # absent trailing inputs are not stored
+    weights = [t for k in (0, 2) for t in _weight(constants, f"{name}.{'WR'[k // 2]}", inputs[k], inputs[k + 1])]
+    biases = [constant(b) for b in inputs[4:6]]
     width = int(weights[3].shape[1])  # type: ignore[index]
-    both = np.concatenate([np.zeros(4 * width, np.float32) if b is None else _ordered(b) for b in biases])
+    joined = np.concatenate([np.zeros(4 * width, np.float32) if b is None else _reorder_gates(b) for b in biases])
     chain: list[ir.Node] = []
 
     def add(op: str, inputs: list[ir.Value | None], outputs: int = 1, domain: str = "", **attributes: Any) -> ir.Node:
@@ -125,12 +125,12 @@ def _write(graph: ir.Graph, constants: Constants, node: ir.Node) -> ir.Node:
 
     axis = [constants.value(np.array([k]), f"{name}/axis{k}") for k in (0, 1)]
     source = add("Transpose", [x], perm=[1, 0, 2]).outputs[0] if time == 1 else x
-    first = [add("Unsqueeze", [s, axis[0]]).outputs[0] if s is not None else None for s in held[6:8]]
+    first = [add("Unsqueeze", [s, axis[0]]).outputs[0] if s is not None else None for s in inputs[6:8]]
     (w, w_scale, w_zero), (r, r_scale, r_zero) = weights[:3], weights[3:]
-    bias = constants.value(both[None], f"{name}.bias")
-    inputs = [source, w, r, bias, None, *first, None, w_scale, w_zero, r_scale, r_zero]
+    bias = constants.value(joined[None], f"{name}.bias")
+    operands = [source, w, r, bias, None, *first, None, w_scale, w_zero, r_scale, r_zero]
     direction = "reverse" if node.attributes["reverse"].as_int() else "forward"
-    lstm = add("DynamicQuantizeLSTM", inputs, 3, MICROSOFT, direction=direction, hidden_size=width)
+    lstm = add("DynamicQuantizeLSTM", operands, 3, MICROSOFT, direction=direction, hidden_size=width)
     lstm.name = name
     results = [add("Squeeze", [lstm.outputs[0], axis[1]])]
     if time == 1:
@@ -150,16 +150,16 @@ def _weight(constants: Constants, name: str, codes: Any, scale: Any) -> list[ir.
     array, steps = constant(codes), constant(scale)
     assert array is not None and steps is not None
     steps = np.broadcast_to(steps.reshape(-1), array.shape[0])
-    turned = np.ascontiguousarray(_ordered(array).T)[None]
+    transposed = np.ascontiguousarray(_reorder_gates(array).T)[None]
     return [
-        constants.value(turned, f"{name}.codes"),
-        constants.value(_ordered(steps).astype(np.float32)[None], f"{name}.scale"),
+        constants.value(transposed, f"{name}.codes"),
+        constants.value(_reorder_gates(steps).astype(np.float32)[None], f"{name}.scale"),
         constants.value(np.zeros((1, len(steps)), np.int8), f"{name}.zero_point"),
     ]
 
 
-def _ordered(rows: np.ndarray) -> np.ndarray:
-    """Rows of the gates i, f, g, o in ONNX's order i, o, f, g."""
+def _reorder_gates(rows: np.ndarray) -> np.ndarray:
+    """Reorder rows from PyTorch's gate order i, f, g, o to ONNX's i, o, f, g."""
     parts = np.split(rows, 4)
     return np.concatenate([parts[k] for k in _ORDER])
 

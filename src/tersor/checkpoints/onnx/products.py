@@ -1,4 +1,4 @@
-"""Matrix products of inputs quantized at run time: DynamicQuantizeLinear and MatMulInteger, which runtimes fuse."""
+"""Write products of inputs quantized at run time as DynamicQuantizeLinear and MatMulInteger, which runtimes fuse."""
 
 import numpy as np
 import onnx_ir as ir
@@ -12,16 +12,16 @@ _PRODUCTS = ("Gemm", "MatMul")
 
 
 def write_products(graph: ir.Graph, constants: Constants) -> None:
-    """Replace every ``quantize_whole`` and the products that read it; weights and biases go along.
+    """Replace every ``quantize_whole`` and the products that read it, weights and biases included.
 
     Raises:
-        EngineError: naming the layer whose product ONNX has no integers for.
+        EngineError: ONNX has no integer operator for a product; the message names its layer.
     """
     for node in list(graph):
         if node.domain != DOMAIN or node.op_type != "quantize_whole":
             continue
         if node.attributes["high"].as_int() != 255:
-            raise EngineError(f"{node.name}: ONNX quantizes at run time to uint8 only")
+            raise EngineError(f"{node.name}: ONNX supports only uint8 for inputs quantized at run time")
         name = str(node.name)
         codes = ir.node("DynamicQuantizeLinear", [node.inputs[0]], num_outputs=3, name=f"{name}/DynamicQuantizeLinear")
         for k, value in enumerate(codes.outputs):
@@ -34,15 +34,15 @@ def write_products(graph: ir.Graph, constants: Constants) -> None:
 
 def _write(graph: ir.Graph, constants: Constants, product: ir.Node, quantized: ir.Node) -> None:
     name = str(product.name)
-    held = _weight(product) if product.op_type in _PRODUCTS else None
-    if held is None:
-        raise EngineError(f"{name}: ONNX has no integer {product.op_type} of an input quantized at run time")
-    codes, scale = held
+    weight = _weight(product) if product.op_type in _PRODUCTS else None
+    if weight is None:
+        raise EngineError(f"{name}: ONNX has no integer {product.op_type} for inputs quantized at run time")
+    codes, scale = weight
     title = name.removesuffix("/MatMul")
-    weight = constants.value(np.ascontiguousarray(codes.T), f"{title}.weight_codes")
+    weight_codes = constants.value(np.ascontiguousarray(codes.T), f"{title}.weight_codes")
     steps = constants.value(scale.reshape(-1).astype(np.float32), f"{title}.weight_scale")
     values, step, zero_point = quantized.outputs
-    chain = [ir.node("MatMulInteger", [values, weight, zero_point], name=name)]
+    chain = [ir.node("MatMulInteger", [values, weight_codes, zero_point], name=name)]
     chain.append(ir.node("Cast", [chain[0].outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}/Cast"))
     chain.append(ir.node("Mul", [step, steps], name=f"{name}/Mul_0"))
     chain.append(ir.node("Mul", [chain[1].outputs[0], chain[2].outputs[0]], name=f"{name}/Mul_1"))
@@ -59,15 +59,16 @@ def _write(graph: ir.Graph, constants: Constants, product: ir.Node, quantized: i
 
 
 def _weight(product: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
-    """The int8 codes ``[out, in]`` and the scales of the weight that a product multiplies by."""
+    """The int8 codes ``[out, in]`` and the scales of a product's weight, or None if ONNX cannot compute it in
+    integers."""
     source = product.inputs[1].producer() if product.inputs[1] is not None else None
-    turned = product.op_type == "Gemm" and "transB" in product.attributes and product.attributes["transB"].as_int() == 1
+    transposed = "transB" in product.attributes and product.attributes["transB"].as_int() == 1
     if source is not None and source.op_type == "Transpose":
-        source, turned = source.inputs[0].producer() if source.inputs[0] is not None else None, True
-    if source is None or source.domain != DOMAIN or source.op_type != "dequantize" or not turned:
+        source, transposed = source.inputs[0].producer() if source.inputs[0] is not None else None, True
+    if source is None or source.domain != DOMAIN or source.op_type != "dequantize" or not transposed:
         return None
     codes, scale, zero_point = (constant(v) for v in source.inputs[:3])
     if codes is None or scale is None or codes.ndim != 2 or codes.dtype != np.int8:
         return None
-    whole = scale.size in (1, codes.shape[0]) and (zero_point is None or not zero_point.any())
-    return (codes, np.broadcast_to(scale.reshape(-1), codes.shape[0])) if whole else None
+    per_channel = scale.size in (1, codes.shape[0]) and (zero_point is None or not zero_point.any())
+    return (codes, np.broadcast_to(scale.reshape(-1), codes.shape[0])) if per_channel else None

@@ -1,4 +1,4 @@
-"""A quantized Network as an explicit QDQ ONNX file: integer initializers, every weight stored once."""
+"""Export a quantized Network as an explicit QDQ ONNX file with integer initializers and each weight stored once."""
 
 from pathlib import Path
 
@@ -7,44 +7,44 @@ import onnx_ir as ir
 
 from tersor.checkpoints.onnx.constants import Constants
 from tersor.checkpoints.onnx.graph import OPSET, export_graph
-from tersor.checkpoints.onnx.lstm import MICROSOFT, rolled, write_lstms
+from tersor.checkpoints.onnx.lstm import MICROSOFT, roll_lstms, write_lstms
 from tersor.checkpoints.onnx.nbits import FLOAT, INT8, write_packed
 from tersor.checkpoints.onnx.products import write_products
 from tersor.checkpoints.onnx.quantizers import Style, Writer
 from tersor.checkpoints.onnx.rewrites import (
     drop_dead,
-    drop_idle_nodes,
+    drop_no_ops,
     fold_pads,
     is_output,
-    pool_globally,
-    quantize_moves,
+    propagate_quantizers,
+    use_global_pooling,
 )
 from tersor.network.corrections.int32_bias import fit_biases
 from tersor.network.network import Network
 
 FILE = "model.onnx"
-# Protobuf's own limit is 2 GiB for a message.
+# Protobuf limits a message to 2 GiB.
 LIMIT = 2**31 - 2**20
 
 
 def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noqa: B008  (frozen)
-    """The quantized Network as an ONNX model of opset 21.
+    """Export the quantized Network to an ONNX model of opset 21.
 
-    Quantizers become QuantizeLinear and DequantizeLinear with uint8, int8, int16 or int4 initializers and
-    zero points always written; biases stay float. Padding, means and clamps take the form that runtimes have
-    in integers. But for ``Style.narrow_codes`` the model computes what the Network does.
+    Quantizers become QuantizeLinear and DequantizeLinear with uint8, int8, int16 or int4 initializers and explicit
+    zero points; biases stay float. Padding, means and clamps are rewritten to the operators that runtimes implement in
+    integers. The model computes what the Network does, except for ``Style.narrow_codes``.
 
     Raises:
-        EngineError: where ONNX cannot express an operator or a quantizer, naming it.
+        EngineError: ONNX cannot express an operator or a quantizer; the message names it.
     """
-    network, lstms = rolled(network)
+    network, lstms = roll_lstms(network)
     model = export_graph(fit_biases(network) if style.integer_biases else network)
     graph = model.graph
-    drop_idle_nodes(graph)
+    drop_no_ops(graph)
     fold_pads(graph)
-    pool_globally(graph)
+    use_global_pooling(graph)
     if style.on_codes:
-        quantize_moves(graph)
+        propagate_quantizers(graph)
     bits = {n.name: int(n.meta["bits"]) for n in network.operators() if "bits" in n.meta}
     constants = Constants(graph)
     write_lstms(graph, constants, lstms)
@@ -61,17 +61,17 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
     for node in graph:
         for value in node.outputs:
             if not is_output(value):
-                # Runtimes infer them; in small networks they would be a tenth of the file.
+                # Runtimes infer types and shapes, which would be a tenth of a small network's file.
                 value.type, value.shape = None, None
     return ir.to_proto(model)
 
 
 def write_onnx(model: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
-    """Write ``model.onnx`` into an existing folder, and ``model.onnx.data`` beside it beyond 2 GB."""
+    """Write ``model.onnx`` to an existing folder; beyond 2 GB the tensors go to ``model.onnx.data``."""
     if model.ByteSize() < LIMIT:
         (folder / FILE).write_bytes(model.SerializeToString())
         return (FILE,)
     onnx.save_model(model, str(folder / FILE), save_as_external_data=True, location=f"{FILE}.data")
-    # Saving so took the tensors out of the model; a copy of it would have taken as much memory again.
+    # Saving moved the tensors out of the model; load them back, since a copy would have doubled the memory.
     onnx.load_external_data_for_model(model, str(folder))
     return FILE, f"{FILE}.data"

@@ -1,4 +1,4 @@
-"""What an ONNX graph needs so that its runtime computes in integers; no rewrite changes an output code."""
+"""Rewrites of an ONNX graph that let its runtime compute in integers, without changing an output code."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ _MOVES = frozenset(
 
 @dataclass(frozen=True)
 class Quantizer:
-    """A fake_quantize node read back: scale and zero point as arrays, and the code range."""
+    """The parameters of a fake_quantize node: scale and zero point as arrays, and the code range."""
 
     scale: np.ndarray
     zero_point: np.ndarray
@@ -26,24 +26,24 @@ class Quantizer:
     block: int
 
     def same(self, other: "Quantizer") -> bool:
-        """Whether both quantize alike."""
+        """Whether both have the same parameters."""
         pairs = ((self.scale, other.scale), (self.zero_point, other.zero_point))
         ends = (self.low, self.high, self.block) == (other.low, other.high, other.block)
         return ends and all(a.shape == b.shape and bool((a == b).all()) for a, b in pairs)
 
     def code(self, x: float) -> float:
-        """The code of one value (per tensor only), before the range's ends cut it."""
+        """The code of one value (per-tensor only), before clipping."""
         return float(np.round(np.float32(x) / np.float32(self.scale.item())) + self.zero_point.item())
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array behind a value that is known beforehand, or None."""
+    """The array of a constant value, or None."""
     tensor = ir.convenience.get_const_tensor(value) if value is not None else None
     return None if tensor is None else tensor.numpy()
 
 
 def quantizer(node: ir.Node | None) -> Quantizer | None:
-    """What a node quantizes to, if it is one of our fake_quantize nodes."""
+    """The parameters of a fake_quantize node, or None for any other node."""
     if node is None or (node.domain, node.op_type) != (DOMAIN, "fake_quantize"):
         return None
     scale, zero_point = (constant(v) for v in node.inputs[1:3])
@@ -52,22 +52,22 @@ def quantizer(node: ir.Node | None) -> Quantizer | None:
 
 
 def absorb(node: ir.Node | None, name: str | None) -> None:
-    """Note on a node that it does the work of another one too, for whoever reads back what was executed."""
+    """Record on a node that it also does the work of another, for the audit of executed operators."""
     if node is not None and name:
         known = node.metadata_props.get(ABSORBED)
         node.metadata_props[ABSORBED] = f"{known} {name}" if known else name
 
 
 def bypass(graph: ir.Graph, node: ir.Node) -> None:
-    """Take a node out: who read its output reads its first input."""
+    """Remove a node; the readers of its output read its first input instead."""
     source = node.inputs[0]
     assert source is not None
     ir.convenience.replace_all_uses_with(node.outputs[0], source)
     graph.remove(node, safe=True)
 
 
-def exchange(graph: ir.Graph, node: ir.Node, chain: list[ir.Node]) -> None:
-    """Put nodes in the place of one; the last one's value takes over its name and its readers."""
+def replace_node(graph: ir.Graph, node: ir.Node, chain: list[ir.Node]) -> None:
+    """Replace a node by a chain of nodes, whose last value takes over its output's name and readers."""
     last, value = chain[-1].outputs[0], node.outputs[0]
     for new in chain[:-1]:
         new.outputs[0].name = str(new.name)
@@ -78,21 +78,21 @@ def exchange(graph: ir.Graph, node: ir.Node, chain: list[ir.Node]) -> None:
 
 
 def is_output(value: ir.Value) -> bool:
-    """Whether the graph gives this value back."""
+    """Whether the value is an output of the graph."""
     return value.is_graph_output()
 
 
-def drop_idle_nodes(graph: ir.Graph) -> None:
-    """Remove slices that take everything, and quantizers behind one that quantizes alike."""
+def drop_no_ops(graph: ir.Graph) -> None:
+    """Remove slices of everything, and quantizers that repeat the one before them."""
     for node in list(graph):
         if is_output(node.outputs[0]):
             continue
         source = node.inputs[0] if node.inputs else None
         if node.op_type == "Slice" and _takes_all(node):
             bypass(graph, node)
-        elif (own := quantizer(node)) is not None and source is not None:
+        elif (target := quantizer(node)) is not None and source is not None:
             before = quantizer(source.producer())
-            if before is not None and own.same(before):
+            if before is not None and target.same(before):
                 bypass(graph, node)
 
 
@@ -105,20 +105,19 @@ def _takes_all(node: ir.Node) -> bool:
 
 
 def fold_pads(graph: ir.Graph) -> None:
-    """Constant-0 padding, also uneven, becomes the padding of the convolutions that read it.
+    """Fold zero padding, also asymmetric, into the convolutions that read it.
 
-    A quantizer between the two is dropped: the quantizer before the padding has the same parameters, and 0 is
-    exact in it.
+    A quantizer between the two is dropped if the one before the padding has the same parameters, in which 0 is exact.
     """
     for conv in [n for n in graph if n.op_type == "Conv"]:
         source = conv.inputs[0]
         between = source.producer() if source is not None else None
         pad = between
-        if (own := quantizer(between)) is not None:
+        if (target := quantizer(between)) is not None:
             assert between is not None and between.inputs[0] is not None
             pad = between.inputs[0].producer()
             before = quantizer(_producer(pad)) if pad is not None and pad.op_type == "Pad" else None
-            if before is None or not own.same(before):
+            if before is None or not target.same(before):
                 continue
         if pad is None or pad.op_type != "Pad" or (pads := _zero_padding(pad)) is None:
             continue
@@ -152,10 +151,10 @@ def _zero_padding(pad: ir.Node) -> list[int] | None:
     return [int(w) for w in widths]
 
 
-def pool_globally(graph: ir.Graph) -> None:
-    """A mean over all dimensions behind the channels becomes GlobalAveragePool, which runtimes have in int8.
+def use_global_pooling(graph: ir.Graph) -> None:
+    """Replace a mean over all spatial dimensions by GlobalAveragePool, which runtimes implement in int8.
 
-    Where the mean drops those dimensions a Flatten does so now, between two of the quantizer behind.
+    If the mean drops those dimensions, a Flatten follows, between two copies of the quantizer that reads the mean.
     """
     for node in [n for n in graph if n.op_type == "ReduceMean"]:
         source, axes = node.inputs[0], constant(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -167,7 +166,7 @@ def pool_globally(graph: ir.Graph) -> None:
         keep = "keepdims" not in node.attributes or bool(node.attributes["keepdims"].as_int())
         chain = [ir.node("GlobalAveragePool", [source], name=node.name)]
         if not keep:
-            chain += _flattened(node, chain[0].outputs[0])
+            chain += _flatten(node, chain[0].outputs[0])
         value, last = node.outputs[0], chain[-1].outputs[0]
         last.name, last.type, last.shape = value.name, value.type, value.shape
         graph.insert_before(node, chain)
@@ -177,33 +176,33 @@ def pool_globally(graph: ir.Graph) -> None:
             new.outputs[0].name, new.outputs[0].type = f"{node.name}/pooled{k or ''}", value.type
 
 
-def _flattened(mean: ir.Node, pooled: ir.Value) -> list[ir.Node]:
+def _flatten(mean: ir.Node, pooled: ir.Value) -> list[ir.Node]:
     readers = mean.outputs[0].consumers()
-    behind = next((r for r in readers if quantizer(r) is not None), None)
-    if behind is None or len(readers) > 1:
+    following = next((r for r in readers if quantizer(r) is not None), None)
+    if following is None or len(readers) > 1:
         return [ir.node("Flatten", [pooled], {"axis": 1}, name=f"{mean.name}/Flatten")]
-    name = f"{behind.name}/pooled"
-    inputs = [pooled, *behind.inputs[1:]]
-    first = ir.Node(DOMAIN, behind.op_type, inputs, list(behind.attributes.values()), name=name)
+    name = f"{following.name}/pooled"
+    inputs = [pooled, *following.inputs[1:]]
+    first = ir.Node(DOMAIN, following.op_type, inputs, list(following.attributes.values()), name=name)
     return [first, ir.node("Flatten", [first.outputs[0]], {"axis": 1}, name=f"{mean.name}/Flatten")]
 
 
-def quantize_moves(graph: ir.Graph) -> None:
-    """Put behind an operator that only moves or chooses values the quantizer that stands before it.
+def propagate_quantizers(graph: ir.Graph) -> None:
+    """Repeat the quantizer of an operator's input after the operator if it only moves or selects values.
 
-    Its values are already on that grid, so nothing changes; the operator can now run on the codes.
+    The values are already on that grid, so nothing changes; the operator can then run on the codes.
     """
     for node in list(graph):
-        own = _moved(node)
-        if own is None:
+        target = _shared_quantizer(node)
+        if target is None:
             continue
         for value in node.outputs:
             readers = value.consumers()
-            behind = [q for q in map(quantizer, readers) if q is not None]
+            following = [q for q in map(quantizer, readers) if q is not None]
             if (
                 is_output(value)
                 or not readers
-                or (len(behind) == len(readers) and all(own.same(q) for q in behind))
+                or (len(following) == len(readers) and all(target.same(q) for q in following))
             ):
                 continue
             source = _producer(node)
@@ -218,8 +217,8 @@ def quantize_moves(graph: ir.Graph) -> None:
                     reader.replace_input_with(index, copied.outputs[0])
 
 
-def moving_inputs(node: ir.Node) -> list[ir.Value]:
-    """The inputs whose values a moving operator passes on; none for any other operator."""
+def moved_inputs(node: ir.Node) -> list[ir.Value]:
+    """The inputs whose values an operator only moves; empty for any other operator."""
     if node.op_type == "Concat":
         return [v for v in node.inputs if v is not None]
     mode = node.attributes["mode"].as_string() if "mode" in node.attributes else ""
@@ -232,16 +231,17 @@ def moving_inputs(node: ir.Node) -> list[ir.Value]:
     return [v for v in node.inputs[:1] if v is not None] if moves and not node.domain else []
 
 
-def _moved(node: ir.Node) -> Quantizer | None:
-    """The quantizer that all the moved inputs share, if it has 8 bits and one scale."""
-    found = [quantizer(v.producer()) for v in moving_inputs(node)]
-    if not found or found[0] is None or found[0].scale.size != 1 or found[0].high - found[0].low > 255:
+def _shared_quantizer(node: ir.Node) -> Quantizer | None:
+    """The quantizer that all moved inputs share, if it has 8 bits and one scale, or None."""
+    quantizers = [quantizer(v.producer()) for v in moved_inputs(node)]
+    first = next(iter(quantizers), None)
+    if first is None or first.scale.size != 1 or first.high - first.low > 255:
         return None
-    return found[0] if all(q is not None and q.same(found[0]) for q in found) else None
+    return first if all(q is not None and q.same(first) for q in quantizers) else None
 
 
 def drop_dead(graph: ir.Graph) -> None:
-    """Remove nodes whose values nobody reads, and tensors that no node reads."""
+    """Remove nodes and initializers that nothing reads."""
     for node in reversed(list(graph)):
         if all(not v.uses() and not is_output(v) for v in node.outputs):
             graph.remove(node, safe=True)

@@ -1,1 +1,1 @@
-"""What one call of a block of a large model shows, and what can be changed in it."""
+"""Analysis of one recorded call of a large model's block, and rewrites of its weights."""

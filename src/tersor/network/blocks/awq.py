@@ -1,4 +1,4 @@
-"""Scales for the folds of a block: AWQ's, searched on the rounded products, and SmoothQuant's, from the ranges."""
+"""Scales for a block's scale transfers: AWQ's, searched on the quantized products, and SmoothQuant's, from ranges."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,19 @@ from tersor.numerics import QuantSpec, quantize_tensor
 from tersor.observers.gram import Gram
 
 GRID = 20
-Rounded = Callable[[Tensor], Tensor]
+RoundWeight = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
-    """One matrix that reads through a fold: a linear layer's, or one expert's, and what its inputs were.
+class ReaderStatistics:
+    """A matrix that reads through a scale transfer (a linear layer's, or one expert's), with statistics of its inputs.
 
     Args:
         weight: ``[out, in]``, float32.
-        channels: ``[in]``, the element of the fold's scale that belongs to each column; -1 for none.
-        gram: of its inputs; mean, peak: their mean and largest magnitude, ``[in]``.
+        channels: ``[in]``, the element of the scale that applies to each column; -1 for none.
+        gram: the Gram matrix of its inputs.
+        mean: the mean magnitude of its inputs, ``[in]``.
+        peak: the largest magnitude of its inputs, ``[in]``.
     """
 
     weight: Float[Tensor, "out columns"]
@@ -36,9 +38,9 @@ class Read:
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """The scale found for a fold, to be given to ``apply``.
+    """The scale chosen for a scale transfer, to pass to ``apply``.
 
-    ``error`` and ``unscaled``: the squared error of the readers' outputs, summed over the rows, with and without it.
+    ``error`` and ``unscaled`` are the squared errors of the readers' outputs with and without it, summed over the rows.
     """
 
     transfer: ScaleTransfer
@@ -48,46 +50,51 @@ class Scaling:
     unscaled: float
 
 
-def read(block: nn.Module, scale_transfers: Sequence[ScaleTransfer], calls: Iterable[Recorded]) -> list[list[Read]]:
-    """What each fold's readers read in these calls; one list for each fold, a Gram matrix for each input.
+def reader_statistics(
+    block: nn.Module, scale_transfers: Sequence[ScaleTransfer], calls: Iterable[Recorded]
+) -> list[list[ReaderStatistics]]:
+    """Statistics of the readers' inputs over the calls, one list for each scale transfer.
 
-    Layers that read one value in one call share its Gram matrix.
+    Layers that read the same value in a call share its Gram matrix.
     """
-    wanted = {t.name for transfer in scale_transfers for t in transfer.readers}
-    seen: dict[tuple[str, int], tuple[Gram, Tensor, Tensor]] = {}
+    names = {t.name for transfer in scale_transfers for t in transfer.readers}
+    stats: dict[tuple[str, int], tuple[Gram, Tensor, Tensor]] = {}
     axes: dict[tuple[str, int], tuple[int, int]] = {}
     for args, kwargs in calls:
         inputs: dict[object, tuple[Tensor, tuple[Gram, Tensor, Tensor]]] = {}
 
-        def see(call: Call, inputs: dict = inputs) -> None:
+        def observe(call: Call, inputs: dict = inputs) -> None:
             for product in call.products():
                 view = product.weight
-                if view.name not in wanted or len(view.fixed) > 1:
+                if view.name not in names or len(view.fixed) > 1:
                     continue
                 x = product.x[product.index]
                 x = x.reshape(-1, x.shape[-1])
                 if not len(x):
                     continue
                 key = view.name, next(iter(view.fixed.values()), -1)
-                # The inputs are kept until the call's end, so that no other one can take their place in memory.
-                place = x.data_ptr(), x.shape, x.stride()
-                if place not in inputs:
-                    size = x.float().abs()
-                    inputs[place] = x, (Gram.of(x[None]), size.mean(0), size.amax(0))
-                seen[key] = _merged(seen[key], inputs[place][1]) if key in seen else inputs[place][1]
+                # Keep the inputs alive until the call ends, so that no other tensor reuses their address.
+                address = x.data_ptr(), x.shape, x.stride()
+                if address not in inputs:
+                    magnitude = x.float().abs()
+                    inputs[address] = x, (Gram.of(x[None]), magnitude.mean(0), magnitude.amax(0))
+                stats[key] = _merge(stats[key], inputs[address][1]) if key in stats else inputs[address][1]
                 axes[key] = view.axes[0][0], view.axes[1][0]
 
-        watch(block, args, kwargs, see)
-    return [[r for t in f.readers for r in _of(block.get_parameter(t.name), t, seen, axes)] for f in scale_transfers]
+        watch(block, args, kwargs, observe)
+    return [
+        [r for axis in t.readers for r in _of_axis(block.get_parameter(axis.name), axis, stats, axes)]
+        for t in scale_transfers
+    ]
 
 
-def _merged(a: tuple[Gram, Tensor, Tensor], b: tuple[Gram, Tensor, Tensor]) -> tuple[Gram, Tensor, Tensor]:
-    part = b[0].rows / (a[0].rows + b[0].rows)
-    return a[0].merged(b[0]), torch.lerp(a[1], b[1], part), torch.maximum(a[2], b[2])
+def _merge(a: tuple[Gram, Tensor, Tensor], b: tuple[Gram, Tensor, Tensor]) -> tuple[Gram, Tensor, Tensor]:
+    share = b[0].rows / (a[0].rows + b[0].rows)
+    return a[0].merged(b[0]), torch.lerp(a[1], b[1], share), torch.maximum(a[2], b[2])
 
 
-def _of(parameter: Tensor, axis: ScaledAxis, seen: dict, axes: dict) -> Iterable[Read]:
-    for (name, expert), (gram, mean, peak) in seen.items():
+def _of_axis(parameter: Tensor, axis: ScaledAxis, stats: dict, axes: dict) -> Iterable[ReaderStatistics]:
+    for (name, expert), (gram, mean, peak) in stats.items():
         if name != axis.name:
             continue
         into, out = axes[name, expert]
@@ -95,7 +102,7 @@ def _of(parameter: Tensor, axis: ScaledAxis, seen: dict, axes: dict) -> Iterable
         channels = axis.channels.movedim((out, into), (-2, -1))[..., 0, :]
         if expert >= 0:
             weight, channels = weight[expert], channels[min(expert, len(channels) - 1)]
-        yield Read(weight.float(), channels.to(weight.device), gram, mean, peak)
+        yield ReaderStatistics(weight.float(), channels.to(weight.device), gram, mean, peak)
 
 
 def awq_scales(
@@ -103,53 +110,52 @@ def awq_scales(
     scale_transfers: Sequence[ScaleTransfer],
     calls: Iterable[Recorded],
     spec: QuantSpec,
-    rounded: Rounded | None = None,
+    round_weight: RoundWeight | None = None,
 ) -> list[Scaling]:
-    """AWQ's scale of each fold: s = mean|X|^α, with the α of 20 whose rounded products come nearest.
+    """AWQ's scale for each scale transfer: s = mean|X|^α, with the best of 20 values of α.
 
-    Lin et al., arXiv 2306.00978: input channels that carry much are multiplied before their weights are rounded, and
-    the weights' error with them divided. s is divided by √(max·min); α = 0, which changes nothing, is tried first, so
-    that the error never grows. The error is that of the readers' outputs (the paper's of the enclosing module), from
-    the Gram matrix of their inputs.
+    Lin et al., arXiv 2306.00978: the weights of salient input channels are multiplied before rounding, which divides
+    their error. s is divided by √(max·min); α = 0, no change, is tried first, so the error never grows. The error is
+    that of the readers' outputs (in the paper, the enclosing module's), from the Gram matrix of their inputs.
 
     Args:
-        calls: args and kwargs of the block, as recorded.
-        spec: how the readers' weights ``[out, in]`` will be rounded.
-        rounded: what a weight becomes, where it is not plain rounding to nearest by ``spec``.
+        calls: recorded args and kwargs of the block.
+        spec: the spec that the readers' weights ``[out, in]`` will be quantized to.
+        round_weight: how a weight is quantized and dequantized; default: round to nearest with ``spec``.
 
     >>> from tersor.network.blocks.scale_transfers import apply, scale_transfers
     >>> block = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3))
     >>> block[0].weight.data = torch.tensor([20.0, 1.0, 1.0, 1.0])
     >>> call = (torch.randn(50, 4),), {}
-    >>> for found in awq_scales(block, scale_transfers(block, *call).found, [call], QuantSpec("int4", "channel")):
-    ...     assert found.error <= found.unscaled
-    ...     apply(block, found.transfer, found.scale, call)
+    >>> for scaling in awq_scales(block, scale_transfers(block, *call).found, [call], QuantSpec("int4", "channel")):
+    ...     assert scaling.error <= scaling.unscaled
+    ...     apply(block, scaling.transfer, scaling.scale, call)
     """
-    rounded = rounded or (lambda weight: quantize_tensor(weight, spec).dequantize())
-    reads = read(block, scale_transfers, calls)
-    return [searched(transfer, r, rounded) for transfer, r in zip(scale_transfers, reads, strict=True)]
+    round_weight = round_weight or (lambda weight: quantize_tensor(weight, spec).dequantize())
+    reads = reader_statistics(block, scale_transfers, calls)
+    return [search_scale(transfer, r, round_weight) for transfer, r in zip(scale_transfers, reads, strict=True)]
 
 
-def searched(transfer: ScaleTransfer, reads: Sequence[Read], rounded: Rounded) -> Scaling:
-    """AWQ's search for one fold."""
-    size = _pooled(transfer, [r.mean for r in reads], reads, "mean")
-    scale, best, unscaled = torch.ones_like(size), (float("inf"), 0.0), 0.0
+def search_scale(transfer: ScaleTransfer, reads: Sequence[ReaderStatistics], round_weight: RoundWeight) -> Scaling:
+    """AWQ's search for one scale transfer."""
+    magnitude = _pool(transfer, [r.mean for r in reads], reads, "mean")
+    scale, best, unscaled = torch.ones_like(magnitude), (float("inf"), 0.0), 0.0
     for k in range(GRID):
-        tried = _balanced(size, k / GRID)
-        error = sum(_error(r, rounded, tried) for r in reads)
+        trial = _normalized_power(magnitude, k / GRID)
+        error = sum(_error(r, round_weight, trial) for r in reads)
         unscaled = error if k == 0 else unscaled
         if error < best[0]:
-            scale, best = tried, (error, k / GRID)
+            scale, best = trial, (error, k / GRID)
     return Scaling(transfer, scale, best[1], best[0], unscaled)
 
 
 def smooth_scales(
     block: nn.Module, scale_transfers: Sequence[ScaleTransfer], calls: Iterable[Recorded], alpha: float = 0.5
 ) -> list[Float[Tensor, " channels"]]:
-    """SmoothQuant's scale of each fold: max|X|^α / max|W|^(1−α).
+    """SmoothQuant's scale for each scale transfer: max|X|^α / max|W|^(1−α).
 
-    Xiao et al., arXiv 2211.10438, for 8-bit activations: outlying channels of the readers' inputs are divided, their
-    weights multiplied. A channel without input or weight keeps its 1.
+    Xiao et al., arXiv 2211.10438, for 8-bit activations: outlier channels of the readers' inputs are divided, their
+    weights multiplied. A channel whose inputs or weights are all zero keeps a scale of 1.
 
     >>> from tersor.network.blocks.scale_transfers import scale_transfers
     >>> block = nn.Sequential(nn.LayerNorm(2, elementwise_affine=True), nn.Linear(2, 1, bias=False))
@@ -159,11 +165,11 @@ def smooth_scales(
     tensor([4.0000, 1.0000])
     """
     scales = []
-    for transfer, reads in zip(scale_transfers, read(block, scale_transfers, calls), strict=True):
-        reach = _pooled(transfer, [r.peak for r in reads], reads, "amax")
-        columns = _pooled(transfer, [r.weight.abs().amax(0) for r in reads], reads, "amax")
-        alive = (reach > 0) & (columns > 0)
-        scale = torch.where(alive, reach, 1.0) ** alpha / torch.where(alive, columns, 1.0) ** (1 - alpha)
+    for transfer, reads in zip(scale_transfers, reader_statistics(block, scale_transfers, calls), strict=True):
+        peak = _pool(transfer, [r.peak for r in reads], reads, "amax")
+        columns = _pool(transfer, [r.weight.abs().amax(0) for r in reads], reads, "amax")
+        alive = (peak > 0) & (columns > 0)
+        scale = torch.where(alive, peak, 1.0) ** alpha / torch.where(alive, columns, 1.0) ** (1 - alpha)
         scales.append(torch.where(alive, scale.clamp(min=1e-5), 1.0))
     return scales
 
@@ -173,33 +179,33 @@ def _quadratic(off: Tensor, hessian: Tensor) -> Tensor:
     return ((off @ hessian) * off).sum(1)
 
 
-def _balanced(size: Tensor, alpha: float) -> Tensor:
-    """Magnitudes to the power of α, around 1; a channel without any keeps its 1."""
-    alive = size > 0
-    scale = torch.where(alive, size, 1.0).clamp(min=1e-4) ** alpha
+def _normalized_power(magnitude: Tensor, alpha: float) -> Tensor:
+    """Magnitudes to the power of α, normalized around 1; a channel of magnitude 0 gets 1."""
+    alive = magnitude > 0
+    scale = torch.where(alive, magnitude, 1.0).clamp(min=1e-4) ** alpha
     if alive.any():
         scale = scale / (scale[alive].max() * scale[alive].min()).sqrt()
     return torch.where(alive, scale, 1.0)
 
 
-def _pooled(transfer: ScaleTransfer, values: Sequence[Tensor], reads: Sequence[Read], how: str) -> Tensor:
+def _pool(transfer: ScaleTransfer, values: Sequence[Tensor], reads: Sequence[ReaderStatistics], how: str) -> Tensor:
     """One value for each element of the scale from those of the columns that it scales; 0 where none was seen."""
     device = reads[0].weight.device if reads else None
     total = torch.zeros(transfer.size, device=device)
     for value, r in zip(values, reads, strict=True):
-        seen = r.channels >= 0
-        total.scatter_reduce_(0, r.channels[seen].long(), value[seen], "sum" if how == "mean" else how)
+        stats = r.channels >= 0
+        total.scatter_reduce_(0, r.channels[stats].long(), value[stats], "sum" if how == "mean" else how)
     if how == "mean":
         count = torch.zeros_like(total)
         for r in reads:
-            seen = r.channels >= 0
-            count.scatter_add_(0, r.channels[seen].long(), torch.ones_like(r.mean[seen]))
+            stats = r.channels >= 0
+            count.scatter_add_(0, r.channels[stats].long(), torch.ones_like(r.mean[stats]))
         total /= count.clamp(min=1)
     return total
 
 
-def _error(r: Read, rounded: Rounded, scale: Tensor) -> float:
+def _error(r: ReaderStatistics, round_weight: RoundWeight, scale: Tensor) -> float:
     factor = torch.where(r.channels >= 0, scale[r.channels.clamp(min=0).long()], 1.0)
-    off = rounded(r.weight * factor) / factor - r.weight
+    error_of_weight = round_weight(r.weight * factor) / factor - r.weight
     # The Gram matrix is twice the mean over the rows.
-    return float(_quadratic(off, r.gram.hessian[0]).sum(dtype=torch.float64)) * r.gram.rows / 2
+    return float(_quadratic(error_of_weight, r.gram.hessian[0]).sum(dtype=torch.float64)) * r.gram.rows / 2

@@ -1,4 +1,4 @@
-"""A large model as a list of blocks: found, not looked up in a table, and filled one at a time."""
+"""A large model as a list of blocks, detected by structure and loaded one at a time."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -15,11 +15,11 @@ from tersor.errors import CaptureError
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """The repeated part of a model.
+    """The repeated blocks of a model.
 
     Args:
-        path: the dotted name of the list.
-        modules: its members, in the order in which they run.
+        path: the dotted name of the module list.
+        modules: the blocks, in execution order.
     """
 
     path: str
@@ -34,42 +34,42 @@ class Blocks:
 
 
 def find_blocks(model: nn.Module) -> Blocks:
-    """The longest list of alike modules that lies in no other list.
+    """Find the longest top-level list of modules of one class.
 
     Raises:
-        CaptureError: there is no list, or two of the same length, or an encoder beside a decoder.
+        CaptureError: there is no list, there are two of the same length, or an encoder and a decoder.
 
     >>> model = nn.Sequential(nn.Embedding(4, 2), nn.ModuleList([nn.Linear(2, 2) for _ in range(3)]))
-    >>> found = find_blocks(model)
-    >>> found.path, len(found)
+    >>> blocks = find_blocks(model)
+    >>> blocks.path, len(blocks)
     ('1', 3)
     """
     lists: list[tuple[str, nn.ModuleList]] = []
     for name, module in model.named_modules():
-        inside = any(name.startswith(outer + ".") for outer, _ in lists)
-        alike = isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1
-        if alike and not inside and any(p.ndim > 1 for p in module.parameters()):
+        nested = any(name.startswith(outer + ".") for outer, _ in lists)
+        uniform = isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1
+        if uniform and not nested and any(p.ndim > 1 for p in module.parameters()):
             lists.append((name, module))  # type: ignore[arg-type]
     if not lists:
         raise CaptureError(
-            f"{type(model).__name__} has no nn.ModuleList of alike modules, so that there are no blocks to stream; "
-            "compress it whole: tersor.compress with a Task"
+            f"{type(model).__name__} has no nn.ModuleList of modules of one class, so there are no blocks to stream: "
+            "compress the whole model, with tersor.compress and a Task"
         )
-    lists.sort(key=lambda one: -len(one[1]))
-    two = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    if len(lists) > 1 and (two or len(lists[0][1]) == len(lists[1][1])):
-        (first, own), (second, others) = lists[:2]
-        counts = f"{len(own)} blocks" if len(own) == len(others) else f"{len(own)} and {len(others)} blocks"
+    lists.sort(key=lambda stand_in: -len(stand_in[1]))
+    encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if len(lists) > 1 and (encoder_decoder or len(lists[0][1]) == len(lists[1][1])):
+        (first, chain), (second, other) = lists[:2]
+        counts = f"{len(chain)} blocks" if len(chain) == len(other) else f"{len(chain)} and {len(other)} blocks"
         raise CaptureError(
             f"{type(model).__name__} has two lists of {counts}, {first} and {second} (an encoder and a decoder?); only "
-            "one chain of blocks can be streamed: compress it whole with a Task"
+            "one chain of blocks can be streamed: compress the whole model, with tersor.compress and a Task"
         )
     return Blocks(*lists[0])
 
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """While inside, modules that this thread builds have parameters without storage; their buffers are real.
+    """Modules that this thread constructs inside have parameters on the meta device; their buffers are real.
 
     >>> with parameters_on_meta():
     ...     layer = nn.BatchNorm1d(10**6)
@@ -91,17 +91,17 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Give parameters (and buffers) their values; every use of a tied one gets the same."""
+    """Set parameters and buffers; all uses of a tied one get the same tensor."""
     for name, value in tensors.items():
-        old = held(model, name)
-        # One object for all uses: by that they are known to be tied.
+        old = get_tensor(model, name)
+        # One object for all uses, so that they remain tied.
         new = nn.Parameter(value, requires_grad=False) if isinstance(old, nn.Parameter) else value
         for store, key in list(_uses(model, old)):
             store[key] = new
 
 
 def empty(model: nn.Module) -> None:
-    """Let the storage of all parameters go."""
+    """Move all parameters to the meta device, which frees their storage."""
     memo: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, old in module._parameters.items():
@@ -110,19 +110,19 @@ def empty(model: nn.Module) -> None:
                 module._parameters[name] = new
 
 
-def held(model: nn.Module, name: str) -> Tensor:
-    """A parameter or a buffer.
+def get_tensor(model: nn.Module, name: str) -> Tensor:
+    """A parameter or buffer, by its dotted name.
 
     Raises:
-        CaptureError: there is none of that name.
+        CaptureError: the model has no parameter or buffer of that name.
     """
     owner, _, key = name.rpartition(".")
     module = model.get_submodule(owner)
-    found = module._parameters.get(key)
-    found = module._buffers.get(key) if found is None else found
-    if found is None:
-        raise CaptureError(f"the model has no parameter {name!r}")
-    return found
+    tensor = module._parameters.get(key)
+    tensor = module._buffers.get(key) if tensor is None else tensor
+    if tensor is None:
+        raise CaptureError(f"the model has no parameter or buffer {name!r}")
+    return tensor
 
 
 def _uses(model: nn.Module, tensor: Tensor) -> Iterator[tuple[dict[str, Any], str]]:
@@ -134,15 +134,15 @@ def _uses(model: nn.Module, tensor: Tensor) -> Iterator[tuple[dict[str, Any], st
 
 
 class Halt(Exception):
-    """Raised by a stand-in: what was wanted has been seen."""
+    """Raised by a stand-in to stop the forward pass once the needed calls are recorded."""
 
 
 class _StandIn(nn.Module):
-    """In a block's place: remembers what it is called with and hands its input on, or what it is told to."""
+    """Replaces a block: records its arguments, and returns its input or a given output."""
 
     def __init__(self, block: nn.Module, tupled: bool) -> None:
         super().__init__()
-        # What the model reads of its blocks besides calling them, such as the kind of attention.
+        # Attributes that the model may read from its blocks, such as the kind of attention.
         self.__dict__.update({n: v for n, v in vars(block).items() if not n.startswith("_")})
         self.tupled = tupled
         self.called: tuple[tuple, dict] | None = None
@@ -158,7 +158,7 @@ class _StandIn(nn.Module):
 
 
 @contextmanager
-def _stood_in(blocks: Blocks, tupled: bool) -> Iterator[list[_StandIn]]:
+def _replace_blocks(blocks: Blocks, tupled: bool) -> Iterator[list[_StandIn]]:
     originals = list(blocks.modules)
     for k, block in enumerate(originals):
         blocks.modules[k] = _StandIn(block, tupled)
@@ -171,27 +171,29 @@ def _stood_in(blocks: Blocks, tupled: bool) -> Iterator[list[_StandIn]]:
 
 @torch.no_grad()
 def calls(model: nn.Module, blocks: Blocks, inputs: Mapping[str, Any], tupled: bool = False, count: int = 0) -> list:
-    """[(positional, keyword arguments)] of each block when the model is called; no block is computed.
+    """The (positional, keyword) arguments that the model calls each block with; no block is computed.
 
-    Each block gets what the first does for its hidden states; the other arguments are its own.
+    Every block is recorded with the first block's hidden states and its own other arguments.
 
     Args:
         tupled: blocks return their output in a tuple.
-        count: only so many blocks; 0: all.
+        count: record only the first ``count`` blocks; 0 means all.
     """
-    with _stood_in(blocks, tupled) as stand_ins:
+    with _replace_blocks(blocks, tupled) as stand_ins:
         stand_ins[(count or len(stand_ins)) - 1].halts = True
         try:
             model(**inputs)
         except Halt:
-            return [one.called for one in stand_ins[: count or len(stand_ins)]]
-    raise CaptureError(f"{type(model).__name__} does not call its blocks {blocks.path} in order; it cannot be streamed")
+            return [stand_in.called for stand_in in stand_ins[: count or len(stand_ins)]]
+    raise CaptureError(
+        f"{type(model).__name__} does not call its blocks {blocks.path} in order, so it cannot be streamed"
+    )
 
 
 @torch.no_grad()
 def run_tail(model: nn.Module, blocks: Blocks, inputs: Mapping[str, Any], hidden: Tensor, tupled: bool) -> Any:
-    """What the model makes of ``hidden``, the last block's output."""
-    with _stood_in(blocks, tupled) as stand_ins:
+    """The model's output, given ``hidden`` as the last block's output."""
+    with _replace_blocks(blocks, tupled) as stand_ins:
         stand_ins[-1].output = hidden
         return model(**inputs)
 

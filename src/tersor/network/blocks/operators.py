@@ -1,9 +1,8 @@
-"""The operators that one call of an eager block really runs, and which weights its matrix products read.
+"""The operators that one call of an eager block executes, and which weights its matrix products read.
 
-Nothing is traced symbolically: the block runs on the recorded call, so that routing between experts, caches and
-whatever else Python decides is as it is, and no class of layer needs to be known. A weight is addressed by its name
-and by which part of it a product reads, so that ``nn.Linear``, GPT-2's ``Conv1D`` and experts in one 3-D parameter
-are alike.
+The block runs on the recorded call and is not traced symbolically, so routing between experts, caches and other
+Python control flow are real, and no layer class needs to be known. A weight is addressed by its name and the part of
+it that a product reads, so ``nn.Linear``, GPT-2's ``Conv1D`` and experts in one 3-D parameter are handled alike.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-# Operators that read the shape of their argument only.
+# Operators that read only the shape of their argument.
 SHAPES = set("zeros_like ones_like empty_like full_like new_zeros new_ones new_empty new_full".split())
 _SAME = {"alias", "detach", "clone", "_to_copy"}
 Index = Tensor | slice
@@ -24,14 +23,14 @@ Index = Tensor | slice
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A part of a parameter, its dimensions in any order.
+    """A part of a parameter, with its dimensions in any order.
 
     Args:
-        name: the parameter's.
-        shape: the parameter's.
-        axes: for each dimension of the view the parameter's dimension and which of its indices are seen.
-        fixed: the index that each of the parameter's other dimensions stands at: which expert.
-        offset: a constant that was added (Gemma's norms multiply by 1 + weight).
+        name: the parameter's name.
+        shape: the parameter's shape.
+        axes: for each dimension of the view, the parameter's dimension and the indices that the view covers.
+        fixed: the index into each of the parameter's other dimensions, such as the expert.
+        offset: an added constant (Gemma's norms multiply by 1 + weight).
     """
 
     name: str
@@ -42,33 +41,32 @@ class View:
 
     @classmethod
     def whole(cls, name: str, parameter: Tensor) -> "View":
-        """All of a parameter."""
+        """The whole parameter."""
         return cls(name, parameter.shape, tuple((d, slice(None)) for d in range(parameter.ndim)))
 
     def at(self, table: Tensor, *axes: int) -> tuple[Any, ...]:
-        """Where a table, as large as the parameter or 1 wide in some dimensions, holds what the view's axes see."""
+        """The index of the view's axes into a table of the parameter's shape, or of size 1 in some dimensions."""
         index: list[Any] = [0] * table.ndim
         for dim, k in self.fixed.items():
             index[dim] = k if table.shape[dim] > 1 else 0
         for axis in axes:
-            dim, seen = self.axes[axis]
-            index[dim] = seen
+            dim, covered = self.axes[axis]
+            index[dim] = covered
         return tuple(index)
 
     def select(self, axis: int, k: int) -> "View":
-        """The view at one index of an axis, which is gone."""
-        dim, seen = self.axes[axis]
-        at = range(self.shape[dim])[seen] if isinstance(seen, slice) else seen.tolist()
+        """The view at one index of an axis, without that axis."""
+        dim, covered = self.axes[axis]
+        at = range(self.shape[dim])[covered] if isinstance(covered, slice) else covered.tolist()
         axes = tuple(a for i, a in enumerate(self.axes) if i != axis % len(self.axes))
         return replace(self, axes=axes, fixed={**self.fixed, dim: int(at[k])})
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """``x[index] @ weight (+ bias)``: a linear layer, or one expert of many.
+    """``x[index] @ weight (+ bias)``: a linear layer or one of several experts.
 
-    ``weight`` has the inputs on its axis 0 and the outputs on its axis 1; ``index`` says which rows of the operator's
-    input and output are meant.
+    ``weight`` has inputs on axis 0 and outputs on axis 1; ``index`` selects rows of the operator's input and output.
     """
 
     x: Tensor
@@ -79,7 +77,7 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One operator as it ran: its ATen name, arguments and result, and the weights among its arguments."""
+    """One executed operator: its ATen name, arguments, result, and the weights among its arguments."""
 
     name: str
     function: Any
@@ -94,12 +92,12 @@ class Call:
         return tensors((self.args, self.kwargs))
 
     def view(self, position: int) -> View | None:
-        """The weight that stands at a position, if one does."""
+        """The weight at an argument position, or None."""
         value = self.args[position] if len(self.args) > position else None
         return self.views(value) if isinstance(value, Tensor) else None
 
     def products(self) -> list[Product]:
-        """The products with weights that the operator computes; empty where it is none."""
+        """The products with weights that the operator computes, or an empty list."""
         if self.name == "addmm" and not self.kwargs and (weight := self.view(2)) is not None:
             return [Product(self.args[1], slice(None), weight, self.args[0])]
         if self.name not in ("mm", "bmm", "_grouped_mm") or (weight := self.view(1)) is None or self.view(0):
@@ -111,19 +109,19 @@ class Call:
             return [Product(x, k, weight.select(0, k)) for k in range(len(x))]
         if len(self.args) < 3 or x.ndim != 2 or len(weight.axes) != 3:
             return []
-        # Rows are sorted by expert; each one's end is given.
+        # Rows are sorted by expert; args[2] holds the end of each expert's rows.
         bounds = pairwise([0, *self.args[2].tolist()])
         return [Product(x, slice(a, b), weight.select(0, k)) for k, (a, b) in enumerate(bounds) if a < b]
 
 
 def watch(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], visit: Callable[[Call], None]) -> Any:
-    """Run the block on one call; ``visit`` sees each operator behind its run. Returns the block's output.
+    """Run the block on one call and pass each operator, after it ran, to ``visit``. Returns the block's output.
 
-    What only moves a weight is not shown: it makes a view of it.
+    Operators that only move a weight are not visited: their result is a view of it.
 
-    >>> block, seen = nn.Sequential(nn.Linear(2, 3), nn.ReLU()), []
-    >>> _ = watch(block, (torch.ones(1, 2),), {}, lambda call: seen.append((call.name, len(call.products()))))
-    >>> seen
+    >>> block, operators = nn.Sequential(nn.Linear(2, 3), nn.ReLU()), []
+    >>> _ = watch(block, (torch.ones(1, 2),), {}, lambda call: operators.append((call.name, len(call.products()))))
+    >>> operators
     [('addmm', 1), ('relu', 0)]
     """
     with torch.no_grad(), _Watch(block, visit):
@@ -131,7 +129,7 @@ def watch(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], visi
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists and mappings (a model's output among them), in order."""
+    """All tensors in nested tuples, lists and mappings, such as a model's output, in order."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
@@ -148,7 +146,7 @@ class _Watch(TorchDispatchMode):
             self.views[parameter] = View.whole(name, parameter)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Of tensors made in inference mode, operators that consist of others come whole.
+        # For inference-mode tensors, composite operators arrive undecomposed.
         with self:
             result = func.decompose(*args, **(kwargs or {}))
         if result is not NotImplemented:
@@ -157,7 +155,7 @@ class _Watch(TorchDispatchMode):
         name = func.__name__.split(".")[0]
         call = Call(name, func, tuple(args), kwargs or {}, result, self.views.get)
         view = call.view(0)
-        moved = None if view is None else _moved(view, call)
+        moved = None if view is None else _view_after(view, call)
         if moved is not None:
             self.views[result] = moved
         else:
@@ -165,8 +163,8 @@ class _Watch(TorchDispatchMode):
         return result
 
 
-def _moved(view: View, call: Call) -> View | None:
-    """The view behind an operator that only moves values, or adds a constant; None for any other."""
+def _view_after(view: View, call: Call) -> View | None:
+    """The view that results from an operator that only moves values or adds a constant, or None for any other."""
     name, rest, axes = call.name, call.args[1:], view.axes
     if name in _SAME:
         return view
@@ -184,17 +182,17 @@ def _moved(view: View, call: Call) -> View | None:
     if name == "index" and len(rest[0]) == 1 and rest[0][0].numel() == 1 and rest[0][0].ndim == 0:
         return view.select(0, int(rest[0][0]))
     if name == "slice":
-        return _sliced(view, call)
+        return _slice(view, call)
     if name == "add" and len(axes) == 1 and not isinstance(rest[0], Tensor) and not call.kwargs:
         return replace(view, offset=view.offset + rest[0])
     return None
 
 
-def _sliced(view: View, call: Call) -> View:
+def _slice(view: View, call: Call) -> View:
     defaults: list[Any] = [0, None, None, 1]
     dim, start, end, step = (*call.args[1:], *defaults[len(call.args) - 1 :])
     axes = list(view.axes)
-    of, seen = axes[dim]
-    indices = torch.arange(view.shape[of])[seen] if isinstance(seen, slice) else seen
-    axes[dim] = of, indices[start:end:step]
+    parameter_dim, covered = axes[dim]
+    indices = torch.arange(view.shape[parameter_dim])[covered] if isinstance(covered, slice) else covered
+    axes[dim] = parameter_dim, indices[start:end:step]
     return replace(view, axes=tuple(axes))

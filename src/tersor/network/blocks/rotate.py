@@ -1,4 +1,4 @@
-"""QuaRot's rotation of the residual stream, folded into the weights of one block after the other."""
+"""QuaRot's rotation of the residual stream, folded into the weights block by block."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from tersor.numerics.hadamard import Rotation
 
 @dataclass(frozen=True, eq=False)
 class RotationPlan:
-    """What of a block turns with its residual stream; alike blocks share one.
+    """The weights of a block that rotate with its residual stream; blocks of the same structure share one.
 
     Args:
         size: the width of the stream.
-        readers: the weights that read it, through which norm.
-        writers: the weights and biases that write it, and their dimension of outputs.
+        readers: the weights that read the stream, and through which norm.
+        writers: the weights and biases that write to the stream, and their output dimension.
     """
 
     size: int
@@ -30,23 +30,23 @@ class RotationPlan:
 
     @property
     def norms(self) -> dict[str, View]:
-        """The norms' weights, which go into the readers."""
+        """The norms' weights, which are folded into the readers."""
         return {r.norm.name: r.norm for r in self.readers.values() if r.norm is not None}
 
 
 def rotation_plan(block: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> RotationPlan:
-    """Find in one call what reads the residual stream (the block's first tensor) and what writes it.
+    """Find, from one call, what reads the residual stream (the block's first tensor) and what writes to it.
 
     Raises:
-        RewriteError: where a rotation would change the function: a LayerNorm, a norm behind what is added to the
-            stream, an operator that reads the stream itself.
+        RewriteError: a rotation would change the function: there is a LayerNorm, a norm after what is added to the
+            stream, or another operator that reads the stream.
     """
     start = next((t for t in tensors((tuple(args), kwargs or {})) if t.is_floating_point() and t.ndim > 1), None)
     if start is None:
-        raise RewriteError("the call holds no tensor that could be a residual stream: give the block's own inputs")
-    found = Stream(start)
-    found.finish(watch(block, args, kwargs or {}, found.see))
-    return RotationPlan(found.size, found.readers, {n: d for n, d in found.writers.items() if n in found.added})
+        raise RewriteError("the call has no tensor that could be a residual stream: pass the block's own inputs")
+    stream = Stream(start)
+    stream.finish(watch(block, args, kwargs or {}, stream.see))
+    return RotationPlan(stream.size, stream.readers, {n: d for n, d in stream.writers.items() if n in stream.added})
 
 
 def rotate_block(
@@ -54,12 +54,12 @@ def rotate_block(
 ) -> None:
     """Rotate a block in place, so that ``block(x·R) = block(x)·R``.
 
-    The norms' weights are multiplied into the readers and become 1; the readers' columns and the writers' rows turn
-    (Ashkboos et al., QuaRot, arXiv 2404.00456, section 4, stage 1; the rotations at run time are not done). With
-    ``call`` the outputs are compared as by ``apply``.
+    The norms' weights are multiplied into the readers and become 1; the readers' columns and the writers' rows are
+    rotated (Ashkboos et al., QuaRot, arXiv 2404.00456, section 4, stage 1, without its run-time rotations). With
+    ``call`` the outputs are compared as in ``apply``.
 
     Raises:
-        RewriteError: a rotation of another size, or an output that is not the rotated one; the block is then as it was.
+        RewriteError: the rotation has another size, or the output is not the rotated one; the block is then restored.
 
     >>> from torch.nn import functional as F
     >>> class Block(nn.Module):
@@ -75,10 +75,12 @@ def rotate_block(
     True
     """
     if rotation.size != plan.size:
-        raise RewriteError(f"the residual stream is {plan.size} wide, the rotation {rotation.size}: give it that size")
+        raise RewriteError(
+            f"the residual stream has width {plan.size}, the rotation has size {rotation.size}: they must be equal"
+        )
     names = dict.fromkeys((*plan.readers, *plan.writers, *plan.norms))
     parameters = {n: block.get_parameter(n) for n in names}
-    after = None if call is None else _turned(call, rotation)
+    after = None if call is None else _rotated_call(call, rotation)
     with unchanged(block, parameters, "rotating the residual stream", call, tolerance, after, rotation):
         for name, reader in plan.readers.items():
             _rotate_reader(parameters[name], reader, block, rotation)
@@ -89,13 +91,13 @@ def rotate_block(
 
 
 def rotate_ends(embedding: nn.Module, head: nn.Module, norm: nn.Module, rotation: Rotation) -> tuple[str, ...]:
-    """Rotate what stands before the first and behind the last block, in place: embedding, final norm and head.
+    """Rotate the layers outside the blocks in place: embedding, final norm and head.
 
-    Head and embedding that share their weight get one each; set ``tie_word_embeddings`` of the model's config to
-    False. Returns what the report should say.
+    A head and embedding that share their weight get one each: set ``tie_word_embeddings`` of the model's config to
+    False. Returns notes for the report.
 
     Raises:
-        RewriteError: for a norm that is no RMSNorm, or another width.
+        RewriteError: the norm is not an RMSNorm, or the width differs from the rotation's.
 
     >>> embedding, head, norm = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False), nn.RMSNorm(4)
     >>> head.weight, ids = embedding.weight, torch.arange(5)
@@ -108,16 +110,16 @@ def rotate_ends(embedding: nn.Module, head: nn.Module, norm: nn.Module, rotation
     table, last = embedding.get_parameter("weight"), head.get_parameter("weight")
     if {table.shape[-1], last.shape[-1]} != {rotation.size}:
         raise RewriteError(
-            f"embedding and head are {table.shape[-1]} and {last.shape[-1]} wide, the rotation {rotation.size}: "
-            "give it their size"
+            f"embedding and head have widths {table.shape[-1]} and {last.shape[-1]}, the rotation {rotation.size}: "
+            "use a rotation of their width"
         )
     ends = nn.Sequential(norm, head)
     x = torch.ones(2, rotation.size, dtype=table.dtype, device=table.device)
-    found = Stream(x)
-    watch(ends, (x,), {}, found.see)
-    reader = found.readers.get("1.weight")
+    stream = Stream(x)
+    watch(ends, (x,), {}, stream.see)
+    reader = stream.readers.get("1.weight")
     if reader is None:
-        raise RewriteError("the head does not read the final norm with a weight of its own: not rotated")
+        raise RewriteError("the head's own weight does not read the final norm: not rotated")
     notes = ()
     with torch.no_grad():
         if last is table:
@@ -131,18 +133,18 @@ def rotate_ends(embedding: nn.Module, head: nn.Module, norm: nn.Module, rotation
 
 
 def _rotate_reader(weight: Tensor, reader: Reader, block: nn.Module, rotation: Rotation) -> None:
-    wide = weight.double().movedim(reader.axis, -1)
+    columns = weight.double().movedim(reader.axis, -1)
     if reader.norm is not None:
-        wide = wide * (block.get_parameter(reader.norm.name).double() + reader.norm.offset)
-    weight.copy_(rotation(wide).movedim(-1, reader.axis))
+        columns = columns * (block.get_parameter(reader.norm.name).double() + reader.norm.offset)
+    weight.copy_(rotation(columns).movedim(-1, reader.axis))
 
 
-def _turned(call: Call, rotation: Rotation) -> Call:
-    """The call with its residual stream, the first tensor of that width, rotated."""
+def _rotated_call(call: Call, rotation: Rotation) -> Call:
+    """The call with its residual stream, the first floating-point tensor, rotated."""
     args, kwargs = list(call[0]), dict(call[1])
     for place, values in ((args, enumerate(args)), (kwargs, kwargs.items())):
         for key, value in values:
             if isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 1:
                 place[key] = rotation(value)  # type: ignore[index, call-overload]
                 return args, kwargs
-    raise RewriteError("the call holds no tensor that could be a residual stream: give the block's own inputs")
+    raise RewriteError("the call has no tensor that could be a residual stream: pass the block's own inputs")

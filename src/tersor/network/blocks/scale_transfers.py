@@ -1,4 +1,4 @@
-"""Which weights of a block can pass a scale to which: found in what one call of it runs, and applied."""
+"""Find which weights of a block can transfer a scale to which others, from one call, and apply such scales."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from tersor.network.blocks.unchanged import Call, unchanged
 
 @dataclass(frozen=True, eq=False)
 class ScaledAxis:
-    """A parameter that a fold scales.
+    """A parameter that a scale transfer scales.
 
     Args:
-        name: the parameter's, in the block.
-        channels: int32, as many dimensions as the parameter and each whole or 1: which element of the scale belongs
-            to each of its elements; -1 where none does.
-        offset: a constant that the block adds to the parameter before it uses it (1 in Gemma's norms).
+        name: the parameter's name in the block.
+        channels: int32, broadcastable to the parameter's shape: the element of the scale that applies to each of its
+            elements; -1 for none.
+        offset: a constant that the block adds to the parameter before use (1 in Gemma's norms).
     """
 
     name: str
@@ -31,10 +31,10 @@ class ScaledAxis:
 
 @dataclass(frozen=True, eq=False)
 class ScaleTransfer:
-    """Weights (and biases) that can be divided by a positive scale, and those whose columns take it up.
+    """Weights and biases that can be divided by a positive scale, and the weights whose columns are multiplied by it.
 
-    ``size`` is how many elements the scale has: as many as channels can be scaled, fewer than the readers have columns
-    where heads are repeated.
+    ``size`` is the number of elements of the scale: one per scalable channel, fewer than the readers' columns if heads
+    are repeated.
     """
 
     sources: tuple[ScaledAxis, ...]
@@ -47,7 +47,7 @@ class ScaleTransfer:
 
 @dataclass(frozen=True)
 class ScaleTransfers:
-    """The folds of a block, in the order of its run; ``refused``: why each other weight can pass no scale on."""
+    """The scale transfers of a block in execution order; ``refused``: why each other weight cannot transfer a scale."""
 
     found: tuple[ScaleTransfer, ...]
     refused: Mapping[str, str]
@@ -56,26 +56,26 @@ class ScaleTransfers:
 def scale_transfers(
     block: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> ScaleTransfers:
-    """What can be folded in a block, from one call as it was recorded.
+    """Find the scale transfers of a block, from one recorded call.
 
-    A norm's weight into the linear layers behind it, the value projection into the output projection (through
-    attention and repeated heads), the linear half of a gated unit into what follows, a layer into the next through
+    A norm's weight into the linear layers that read it, the value projection into the output projection (through
+    attention and repeated heads), the linear half of a gated unit into the next layer, a layer into the next through
     ReLU: whatever the operators allow, channel by channel, without a table of architectures. Fused projections and
-    experts in 3-D parameters are found likewise; an expert that no token of the call reached takes part in what all
-    experts share, and keeps its own scale of 1 otherwise.
+    experts in 3-D parameters are covered; an expert that no token of the call reached takes part in scales that all
+    experts share, and keeps a scale of 1 otherwise.
 
-    The call is run once, with labels beside the values: 4 bytes an element. A short one is enough; it must hold no
-    cache of keys and values, which each run would make longer.
+    The call runs once, with labels of 4 bytes per element. A short one is enough; it must not contain a key-value
+    cache, which each run would extend.
 
     >>> block = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> [str(fold) for fold in scale_transfers(block, (torch.randn(3, 4),)).found]
+    >>> [str(transfer) for transfer in scale_transfers(block, (torch.randn(3, 4),)).found]
     ['0.weight -> 1.weight', '1.weight -> 3.weight']
     >>> scale_transfers(block, (torch.randn(3, 4),)).refused
     {'3.weight': 'it leaves the block'}
     """
     labels = Labels()
     labels.leave(watch(block, args, kwargs or {}, labels.see))
-    readers = {n: _filled(t, labels) for n, t in labels.readers.items()}
+    readers = {n: _fill_unreached(t, labels) for n, t in labels.readers.items()}
     for name, reason in labels.untouchable.items():
         for table in (labels.sources, readers):
             labels.kill(table.get(name), f"{name}: {reason}")
@@ -83,7 +83,7 @@ def scale_transfers(
     for table in readers.values():
         read[table[table >= 0].long()] = True
     alive = read & (labels.dead == 0)
-    found: list[ScaleTransfer] = []
+    transfers: list[ScaleTransfer] = []
     refused = {n: reason for n, reason in labels.untouchable.items() if n not in labels.owners}
     for name, (first, end) in labels.owners.items():
         chosen = alive[first:end]
@@ -93,34 +93,34 @@ def scale_transfers(
         number = torch.full_like(labels.dead, NONE, dtype=torch.int32)
         number[first:end][chosen] = torch.arange(int(chosen.sum()), dtype=torch.int32)
         sources, into = (_axes(t, number, labels.offsets) for t in (labels.sources, readers))
-        found.append(ScaleTransfer(tuple(sorted(sources, key=lambda t: t.name != name)), into, int(chosen.sum())))
-    return ScaleTransfers(tuple(found), refused)
+        transfers.append(ScaleTransfer(tuple(sorted(sources, key=lambda t: t.name != name)), into, int(chosen.sum())))
+    return ScaleTransfers(tuple(transfers), refused)
 
 
-def _filled(table: Tensor, labels: Labels) -> Tensor:
-    """Experts that nobody reached read what all others read, if that is one value for all."""
+def _fill_unreached(table: Tensor, labels: Labels) -> Tensor:
+    """Give unreached experts the labels of the others, if those all read the same value."""
     unseen = table == UNSEEN
     if not unseen.any() or table.ndim < 3:
         return torch.where(unseen, NONE, table)
     known = table.amax(0, keepdim=True)
     shared = ((table == known) | unseen).all(0, keepdim=True)
     for name, (first, end) in labels.owners.items():
-        if sum(n > 1 for n in labels.sources[name].shape) > 1:  # experts' own
+        if sum(n > 1 for n in labels.sources[name].shape) > 1:  # one channel per expert
             shared &= (known < first) | (known >= end)
     return torch.where(unseen, torch.where(shared, known, NONE), table)
 
 
 def _axes(tables: Mapping[str, Tensor], number: Tensor, offsets: Mapping[str, float]) -> tuple[ScaledAxis, ...]:
-    found = []
+    axes = []
     for name, table in tables.items():
         channels = torch.where(table >= 0, number[table.clamp(min=0).long()], NONE)
         if (channels >= 0).any():
-            found.append(ScaledAxis(name, channels, offsets.get(name, 0.0)))
-    return tuple(found)
+            axes.append(ScaledAxis(name, channels, offsets.get(name, 0.0)))
+    return tuple(axes)
 
 
 def factor(axis: ScaledAxis, scale: Tensor) -> Tensor:
-    """The scale laid over a parameter: float64, to be broadcast, 1 where no channel is scaled."""
+    """The scale broadcastable to a parameter, in float64, with 1 where no channel is scaled."""
     channels = axis.channels.to(scale.device)
     return torch.where(channels >= 0, scale.double()[channels.clamp(min=0).long()], 1.0)
 
@@ -128,15 +128,14 @@ def factor(axis: ScaledAxis, scale: Tensor) -> Tensor:
 def apply(
     block: nn.Module, transfer: ScaleTransfer, scale: Tensor, call: Call | None = None, tolerance: float | None = None
 ) -> None:
-    """Divide a fold's sources by ``scale`` and multiply its readers by it, in the block itself.
+    """Divide a transfer's sources by ``scale`` and multiply its readers by it, in place.
 
-    With ``call`` (args and kwargs), the block's output is compared before and after: the difference of each channel
-    over the tokens, as a share of it (or of the median channel, where that is larger), may be up to ``tolerance``:
-    by default 1e-4 in float32, and 16 units in the last place of parameters of 16 bits.
+    With ``call`` (args and kwargs), the block's output is compared before and after: the relative difference of each
+    channel over the tokens (relative to the median channel, where that is larger) may be at most ``tolerance``, by
+    default 1e-4 in float32 and 16 units in the last place for 16-bit parameters.
 
     Raises:
-        RewriteError: a scale of another size or not positive, or an output that has changed; the block is then as it
-            was.
+        RewriteError: the scale has another size or is not positive, or the output changed; the block is then restored.
 
     >>> block = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 1, bias=False))
     >>> call = (torch.randn(3, 2),), {}
@@ -145,7 +144,7 @@ def apply(
     [0.5, 0.25]
     """
     if scale.shape != (transfer.size,) or not bool(((scale > 0) & scale.isfinite()).all()):
-        raise RewriteError(f"{transfer}: a scale needs {transfer.size} positive numbers, this one is {_shown(scale)}")
+        raise RewriteError(f"{transfer}: the scale must have {transfer.size} positive elements, not {_describe(scale)}")
     parameters = {t.name: block.get_parameter(t.name) for t in (*transfer.sources, *transfer.readers)}
     with unchanged(block, parameters, str(transfer), call, tolerance):
         for axis in transfer.sources:
@@ -157,7 +156,7 @@ def apply(
             old.copy_(old.double() * factor(axis, scale.to(old.device)))
 
 
-def _shown(scale: Tensor) -> str:
+def _describe(scale: Tensor) -> str:
     if scale.ndim != 1:
         return f"of shape {tuple(scale.shape)}"
     return f"{len(scale)} from {scale.min():.3g} to {scale.max():.3g}" if len(scale) else "empty"

@@ -1,4 +1,4 @@
-"""The residual stream of a block: which products read it, through which norm, and which write it."""
+"""The residual stream of a block: which products read it, through which norm, and which write to it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from tersor.errors import RewriteError
 from tersor.network.blocks.operators import SHAPES, Call, Product, View, tensors
 
-# Operators that move rows and leave the last dimension whole, where its size stays.
+# Operators that move rows and keep the last dimension intact if its size stays the same.
 _MOVES = set("view _unsafe_view expand select slice unsqueeze squeeze index index_select split repeat unbind".split())
 _SAME = {"alias", "detach", "clone", "_to_copy"}
 _SUMS = {"add", "sub", "index_add"}
@@ -18,35 +18,36 @@ _ZEROS = {"zeros", "zeros_like", "new_zeros"}
 
 @dataclass(frozen=True)
 class Rotated:
-    """A value whose last dimension turns with the stream; ``norm``: the weights that it was multiplied with."""
+    """A value whose last dimension rotates with the stream; ``norm``: the weight it was multiplied by, or None."""
 
     norm: View | None = None
 
 
 @dataclass(frozen=True)
 class Written:
-    """A sum of outputs of these weights (and biases), which may be added to the stream; the empty one is zero."""
+    """A sum of outputs of these weights and biases, which may be added to the stream; empty means zero."""
 
     by: frozenset[str] = frozenset()
 
 
 class _Square:
-    """The squares of a rotated value: only their sum over the last dimension is of any use."""
+    """The squares of a rotated value: only their sum over the last dimension is invariant."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A weight that reads the stream: its dimension of inputs, and the norm's weight in front of it, if any."""
+    """A weight that reads the stream: its input dimension, and the weight of the norm before it, or None."""
 
     axis: int
     norm: View | None
 
 
 class Stream:
-    """What was found in one call; ``see`` is the visitor of ``watch``.
+    """The readers and writers of the stream in one call; ``see`` is the visitor for ``watch``.
 
     Attributes:
-        readers: by weight. writers: the dimension of its outputs, by weight or bias.
+        readers: the weights that read the stream, by name.
+        writers: the output dimension of each weight and bias that produces a value, by name.
     """
 
     def __init__(self, start: Tensor) -> None:
@@ -56,10 +57,10 @@ class Stream:
         self.readers: dict[str, Reader] = {}
         self.writers: dict[str, int] = {}
         self.added: set[str] = set()
-        self.inside: dict[str, str] = {}
+        self.read_by: dict[str, str] = {}
 
     def see(self, call: Call) -> None:
-        """Follow the stream through one operator; raises RewriteError where it cannot turn."""
+        """Propagate the stream through one operator; raises RewriteError if it cannot be rotated there."""
         name = call.name.rstrip("_")
         if products := call.products():
             self._products(call, products)
@@ -73,30 +74,32 @@ class Stream:
             self._overwritten(call, kept=call.args[0] if name in _SUMS else None)
         states = [self.of.get(t) for t in call.tensors]
         if any(s is not None for s in states):
-            found = self._followed(call, name, states)
+            state = self._propagate(call, name, states)
             for value in tensors(call.result):
-                if found is None:
+                if state is None:
                     self.of.pop(value, None)
                 elif value.shape[-1:] == (self.size,):
-                    self.of[value] = found
+                    self.of[value] = state
 
     def finish(self, output: Any) -> None:
-        """The block's first output must be the stream; raises RewriteError where it is not."""
+        """Check that the block's first output is the stream; raises RewriteError if not."""
         out = tensors(output)
         if not out or self.of.get(out[0]) != Rotated():
-            raise RewriteError("the block's output is no sum of its input and of what linear layers write: not rotated")
-        for value in out[1:]:
-            self._ends(value, "the block's output")
-        for name in sorted(self.added & self.inside.keys()):
             raise RewriteError(
-                f"{name} writes the residual stream, and {self.inside[name]} reads what it writes: not rotated"
+                "the block's output is not the sum of its input and outputs of linear layers: not rotated"
+            )
+        for value in out[1:]:
+            self._require_unrotated(value, "the block's output")
+        for name in sorted(self.added & self.read_by.keys()):
+            raise RewriteError(
+                f"{name} writes to the residual stream, and {self.read_by[name]} reads its output: not rotated"
             )
 
     def _overwritten(self, call: Call, kept: Tensor | None) -> None:
-        """Whatever shares the memory that was written to, but the one that is followed, is not what it was."""
+        """Forget the values that an in-place operator overwrote, other than ``kept``."""
         changed = {t.untyped_storage().data_ptr() for t in tensors(call.result)}
         for value in [v for v in self.of if v is not kept and v.untyped_storage().data_ptr() in changed]:
-            self._ends(value, call.name)
+            self._require_unrotated(value, call.name)
             self.of.pop(value)
 
     def _products(self, call: Call, products: list[Product]) -> None:
@@ -110,7 +113,7 @@ class Stream:
                     raise RewriteError(f"{weight.name} reads the residual stream in two ways: not rotated")
                 self.readers[weight.name] = Reader(read, state.norm)
             else:
-                self._ends(product.x, weight.name)
+                self._require_unrotated(product.x, weight.name)
             names.add(weight.name)
             self.writers[weight.name] = out
             bias = None if product.bias is None else call.views(product.bias)
@@ -120,15 +123,16 @@ class Stream:
         if call.result.shape[-1] == self.size:
             self.of[call.result] = Written(frozenset(names))
 
-    def _ends(self, value: Tensor, where: str) -> None:
-        """Somebody reads a value as it is: it may not be the stream, and what wrote it may write nothing else."""
+    def _require_unrotated(self, value: Tensor, where: str) -> None:
+        """A reader needs the value unrotated: it must not be the stream, and its writers must not write to the
+        stream."""
         state = self.of.get(value)
         if isinstance(state, Rotated | _Square):
             raise RewriteError(_refusal(where, state))
         if isinstance(state, Written):
-            self.inside |= dict.fromkeys(state.by, where)
+            self.read_by |= dict.fromkeys(state.by, where)
 
-    def _followed(self, call: Call, name: str, states: list[Any]) -> Any:
+    def _propagate(self, call: Call, name: str, states: list[Any]) -> Any:
         first, state, rest = call.tensors[0], states[0], call.tensors[1:]
         kept = call.result.shape[-1:] == first.shape[-1:] if isinstance(call.result, Tensor) else True
         if name in _SAME and not rest:
@@ -145,22 +149,22 @@ class Stream:
                 return None
             if isinstance(state, Written) and first.ndim - 1 not in [d % first.ndim for d in call.args[1]]:
                 return state
-        if name in ("mul", "div") and (found := self._multiplied(call, name, states)) is not None:
-            return found
-        if name in _SUMS and (found := self._added(call, states)) is not None:
-            return found
+        if name in ("mul", "div") and (product := self._multiply(call, name, states)) is not None:
+            return product
+        if name in _SUMS and (total := self._add(call, states)) is not None:
+            return total
         if name == "_fused_rms_norm" and isinstance(state, Rotated) and state.norm is None:
             return Rotated(call.view(2))
         if name in ("add", "sub") and any(s == Rotated() for s in states):
             raise RewriteError(
-                "what is added to the residual stream is not the output of linear layers alone (a norm behind them?): "
+                "a value added to the residual stream is not the output of linear layers alone (a norm after them?): "
                 "it cannot be rotated"
             )
         for value in call.tensors:
-            self._ends(value, call.name)
+            self._require_unrotated(value, call.name)
         return None
 
-    def _multiplied(self, call: Call, name: str, states: list[Any]) -> Any:
+    def _multiply(self, call: Call, name: str, states: list[Any]) -> Any:
         if len(call.tensors) == 1:
             return None if isinstance(states[0], _Square) or call.args[0] is not call.tensors[0] else states[0]
         (a, b), (of_a, of_b) = call.tensors, states
@@ -176,14 +180,14 @@ class Stream:
                 return Rotated(view)
         return None
 
-    def _added(self, call: Call, states: list[Any]) -> Any:
-        found = [s for t, s in zip(call.tensors, states, strict=True) if t.is_floating_point()]
-        if len(found) != 2 or not all(isinstance(s, Rotated | Written) for s in found):
+    def _add(self, call: Call, states: list[Any]) -> Any:
+        terms = [s for t, s in zip(call.tensors, states, strict=True) if t.is_floating_point()]
+        if len(terms) != 2 or not all(isinstance(s, Rotated | Written) for s in terms):
             return None
-        if any(isinstance(s, Rotated) and s.norm is not None for s in found):
+        if any(isinstance(s, Rotated) and s.norm is not None for s in terms):
             return None
-        by = frozenset().union(*(s.by for s in found if isinstance(s, Written)))
-        if not any(isinstance(s, Rotated) for s in found):
+        by = frozenset().union(*(s.by for s in terms if isinstance(s, Written)))
+        if not any(isinstance(s, Rotated) for s in terms):
             return Written(by)
         self.added |= by
         return Rotated()
@@ -194,7 +198,7 @@ def _name(view: View | None) -> str | None:
 
 
 def _picks(call: Call, first: Tensor) -> bool:
-    """Whether an operator takes columns, and not rows, out of a value."""
+    """Whether an operator selects columns of a value, not rows."""
     if call.name == "index":
         return len(call.args[1]) >= first.ndim
     if call.name in ("view", "_unsafe_view", "expand"):
@@ -217,8 +221,8 @@ def _refusal(where: str, state: Rotated | _Square) -> str:
     if where == "native_layer_norm":
         return (
             "a LayerNorm reads the residual stream; it subtracts the mean of the channels, which a rotation changes: "
-            "only networks with RMSNorm are rotated"
+            "only networks with RMSNorm can be rotated"
         )
     norm = state.norm.name if isinstance(state, Rotated) and state.norm is not None else None
-    value = f"what {norm} makes of it" if norm else "it"
-    return f"the residual stream cannot be rotated: {where} reads {value} and is no linear layer or RMSNorm"
+    value = f"it after {norm}" if norm else "it"
+    return f"the residual stream cannot be rotated: {where} reads {value} and is not a linear layer or RMSNorm"

@@ -1,4 +1,4 @@
-"""A change of a block's parameters that must not change what it computes: proved, or taken back."""
+"""Verify that a change of a block's parameters keeps its output, or revert it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ from tersor.errors import RewriteError
 from tersor.network.blocks.operators import tensors
 
 Call = tuple[Sequence[Any], Mapping[str, Any]]
-# What rounding may do: in float32, and in formats of 16 bits, there in units of the last place.
-_LEAST, _PLACES = 1e-4, 16
+# Tolerance for rounding: in float32, and for 16-bit formats in units of the last place.
+_FLOAT32_TOLERANCE, _HALF_ULPS = 1e-4, 16
 
 
 @contextmanager
@@ -25,10 +25,10 @@ def unchanged(
     after: Call | None = None,
     expected: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Iterator[None]:
-    """Let the body change ``parameters`` in place; where that changes the block's output, or it raises, restore them.
+    """Restore ``parameters``, which the body changes in place, if the block's output changes or the body raises.
 
-    ``after`` is the call to compare with where the input must be another one too, ``expected`` what then becomes of the
-    output. Raises RewriteError that begins with ``title``.
+    ``after`` is the call to compare with if the input changes too, ``expected`` maps the old output to the new one.
+    Raises RewriteError that begins with ``title``.
     """
     with torch.no_grad():
         saved = {n: p.clone() for n, p in parameters.items()}
@@ -38,14 +38,14 @@ def unchanged(
             if call is None or before is None:
                 return
             args, kwargs = after or call
-            now = _floats(block(*args, **kwargs))
-            rounding = [_PLACES * torch.finfo(p.dtype).eps for p in parameters.values()]
-            limit = max([_LEAST, *rounding]) if tolerance is None else tolerance
-            error = max((difference(expected(a), b) for a, b in zip(before, now, strict=True)), default=0.0)
+            result = _floats(block(*args, **kwargs))
+            rounding = [_HALF_ULPS * torch.finfo(p.dtype).eps for p in parameters.values()]
+            limit = max([_FLOAT32_TOLERANCE, *rounding]) if tolerance is None else tolerance
+            error = max((difference(expected(a), b) for a, b in zip(before, result, strict=True)), default=0.0)
             if not error <= limit:
                 raise RewriteError(
-                    f"{title}: the block's output changed by {error:.2g} of itself, more than {limit:.2g}; it was left "
-                    "as it was: leave this rewrite out"
+                    f"{title}: the relative change of the block's output is {error:.2g}, more than {limit:.2g}; the "
+                    "block was restored: disable this rewrite"
                 )
         except BaseException:
             for name, parameter in parameters.items():
@@ -53,18 +53,19 @@ def unchanged(
             raise
 
 
-def difference(wanted: Tensor, found: Tensor) -> float:
-    """The largest relative difference of a channel (the last dimension), in norms over the rest.
+def difference(expected: Tensor, actual: Tensor) -> float:
+    """The largest relative difference of a channel (last dimension), in norms over the other dimensions.
 
-    A channel smaller than the median one is measured by that: huge channels hide no other, and dead ones tell nothing.
+    Channels smaller than the median are compared relative to the median, so huge channels hide no other and dead ones
+    do not count.
 
     >>> difference(torch.tensor([[1.0, 100.0, 1.0]]), torch.tensor([[1.5, 100.0, 1.0]]))
     0.5
     """
-    wanted, found = (x.detach().double().reshape(-1, x.shape[-1] if x.ndim else 1) for x in (wanted, found))
-    size = wanted.norm(dim=0)
+    expected, actual = (x.detach().double().reshape(-1, x.shape[-1] if x.ndim else 1) for x in (expected, actual))
+    size = expected.norm(dim=0)
     size = torch.maximum(size, size.median()).clamp(min=1e-30)
-    return float(((found - wanted).norm(dim=0) / size).max()) if wanted.numel() else 0.0
+    return float(((actual - expected).norm(dim=0) / size).max()) if expected.numel() else 0.0
 
 
 def _floats(output: Any) -> list[Tensor]:

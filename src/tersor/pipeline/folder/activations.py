@@ -1,4 +1,4 @@
-"""The inputs of a block for all windows, on disk: read a batch at a time, replaced by the outputs at the end."""
+"""The inputs of a block for all windows, stored on disk and read in batches."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -11,12 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Activations:
-    """A sequence of ``[windows, length, width]`` for each block.
+    """The inputs of each block, ``[windows, length, width]``, one file per block.
 
     Args:
-        folder: where the files are.
-        name: of this sequence: two of them may go through the same blocks.
-        batch: windows that are read at once.
+        folder: the folder of the files.
+        name: the name in the file names, since several sequences may go through the same blocks.
+        batch: windows per read.
     """
 
     folder: Path
@@ -28,21 +28,21 @@ class Activations:
     batch: int
 
     def at(self, number: int) -> Path:
-        """The file of a block's inputs."""
+        """The path of a block's inputs."""
         return self.folder / f"{self.name}-{number}.bin"
 
     def ready(self, number: int) -> bool:
-        """Whether the inputs of a block are there, whole."""
+        """Whether the inputs of a block are stored completely."""
         path = self.at(number)
         return path.is_file() and path.stat().st_size == self.nbytes
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one file; two are there while a block is computed."""
+        """Bytes of one file; two exist while a block is computed."""
         return self.windows * self.length * self.width * self.dtype.itemsize
 
     def read(self, number: int) -> Iterator[Tensor]:
-        """The inputs of a block, ``[batch, length, width]`` each."""
+        """Yield the inputs of a block in batches, ``[batch, length, width]``."""
         with self.at(number).open("rb") as file:
             for start in range(0, self.windows, self.batch):
                 shape = (min(self.batch, self.windows - start), self.length, self.width)
@@ -51,14 +51,14 @@ class Activations:
                 yield torch.frombuffer(raw, dtype=self.dtype).reshape(shape)
 
     def write(self, number: int, batches: Iterable[Tensor]) -> None:
-        """The inputs of a block, whole or not at all."""
-        part = self.at(number).with_suffix(".part")
-        with part.open("wb") as file:
+        """Write the inputs of a block atomically."""
+        partial = self.at(number).with_suffix(".part")
+        with partial.open("wb") as file:
             for x in batches:
                 x = x.detach().to(self.dtype).contiguous()
                 file.write(x.view(torch.uint8).numpy().data)
-        os.replace(part, self.at(number))
+        os.replace(partial, self.at(number))
 
     def drop(self, number: int) -> None:
-        """Delete the inputs of a block, if they are there."""
+        """Delete the inputs of a block, if stored."""
         self.at(number).unlink(missing_ok=True)

@@ -204,5 +204,5 @@ def _watch(
     for step in steps:
         hessians.next_batch(step.token_mask)
         if original is not None and step.original is not None:
-            watch(original, hessians.see_original, hessians.see_original_sum, step.original)
-        watch(part, hessians.see, hessians.see_sum, step.compute)
+            watch(original, hessians.on_original_product, hessians.on_original_sum, step.original)
+        watch(part, hessians.on_product, hessians.on_sum, step.compute)

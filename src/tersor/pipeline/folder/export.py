@@ -1,4 +1,4 @@
-"""A folder of a language model as one file for llama.cpp."""
+"""Export a language model's folder as one file for llama.cpp."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,12 +7,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from tersor.checkpoints.gguf.blocks import has_grid
+from tersor.checkpoints.gguf.blocks import has_block_type
 from tersor.checkpoints.gguf.write import write_gguf
 from tersor.checkpoints.quantized_folder import QuantizedFolder
 from tersor.errors import SavedFolderError
 from tersor.numerics import QTensor
-from tersor.pipeline.folder.load import check_sums, opened
+from tersor.pipeline.folder.load import check_sums, open_folder
 from tersor.pipeline.folder.metamodel import quiet
 
 Kind = Literal["q4_0", "q8_0", "q4_k", "f16"]
@@ -28,48 +28,48 @@ def export_gguf(
 ) -> dict[str, str]:
     """Write a Llama as a GGUF file.
 
-    What ``compress_folder`` solved on a grid that GGUF has (symmetric, 2 to 4 or 8 bits, per channel or in groups of a
-    multiple of 32) keeps its codes; scales become FP16, as they are stored there. Other matrices are rounded to
-    ``kind``, also those that were quantized before.
+    Weights that ``compress_folder`` quantized in a form that GGUF can store (symmetric, 2 to 4 or 8 bits, per channel
+    or in groups of a multiple of 32) keep their codes, with scales in FP16. All other matrices are rounded to ``kind``,
+    including other quantized ones.
 
     Args:
-        folder: in the Hugging Face layout, quantized or not.
+        folder: a folder in the Hugging Face layout, quantized or not.
         path: the file to write.
-        kind: of float matrices, and of those whose grid GGUF lacks.
-        ragged: whether a matrix that the blocks do not divide is an error or stays FP16.
+        kind: the block type for float matrices and for codes that GGUF cannot store.
+        ragged: whether a matrix whose rows are not whole blocks raises, or is stored in FP16.
 
     Returns:
-        The kind of each tensor in the file, with ", rounded again" where one was quantized on another grid.
+        The block type of each tensor, with ", rounded again" for codes that GGUF cannot store.
 
     Raises:
         SavedFolderError: the file exists.
-        CheckpointError: a weight that GGUF cannot hold, by name, or an architecture other than Llama's.
+        CheckpointError: GGUF cannot store a weight, which the message names, or the architecture is not Llama.
     """
     folder, path = Path(folder), Path(path)
     if path.exists() and not force:
-        raise SavedFolderError(f"{path} exists and is kept; choose another name, or give --force (force=True)")
+        raise SavedFolderError(f"{path} exists: choose another name, or overwrite it with --force (force=True)")
     check_sums(folder)
     with quiet():
-        source = opened(folder)
+        source = open_folder(folder)
 
-        again: set[str] = set()
+        rounded_again: set[str] = set()
 
         def tensors() -> Iterator[tuple[str, Tensor | QTensor]]:
             for name in source.entries:
-                kept = None
+                codes = None
                 if isinstance(source, QuantizedFolder) and name in source.quantized:
-                    kept = _stored(source.qtensor(name))
-                    again.update({name} if kept is None else ())
-                yield name, source.tensor(name) if kept is None else kept
+                    codes = _stored(source.qtensor(name))
+                    rounded_again.update({name} if codes is None else ())
+                yield name, source.tensor(name) if codes is None else codes
 
         tokenizer = folder if (folder / "tokenizer.json").is_file() else None
-        found = write_gguf(path, source.config, tensors(), tokenizer, kind, ragged)
-    return {name: f"{kind}, rounded again" if name in again else kind for name, kind in found.items()}
+        kinds = write_gguf(path, source.config, tensors(), tokenizer, kind, ragged)
+    return {name: f"{kind}, rounded again" if name in rounded_again else kind for name, kind in kinds.items()}
 
 
-def _stored(codes: QTensor) -> QTensor | None:
-    """The same codes with the scales that GGUF stores; None where it has no such grid."""
-    scale = codes.scale.half().float()
-    # Far from FP16's normal numbers a scale would lose more than its last bits.
-    near = ((scale - codes.scale).abs() <= 2**-10 * codes.scale).all()
-    return replace(codes, scale=scale) if has_grid(codes) and near else None
+def _stored(weight: QTensor) -> QTensor | None:
+    """The weight with scales rounded to FP16, or None if GGUF cannot store its codes."""
+    scale = weight.scale.half().float()
+    # Subnormal or overflowing FP16 scales would lose more than the last bits.
+    precise = ((scale - weight.scale).abs() <= 2**-10 * weight.scale).all()
+    return replace(weight, scale=scale) if has_block_type(weight) and precise else None

@@ -1,4 +1,4 @@
-"""What the weights of a block read, gathered batch by batch: Hessians, and what layers in front have lost."""
+"""Hessians of a block's weights, accumulated in batches, and the error of the layers before them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,75 +13,77 @@ Key = tuple[str, int | None]
 
 
 class Hessians:
-    """Gram matrices of what weights read; those that read the same tensor share one.
+    """Gram matrices of the inputs of weights; weights that read the same tensor share one.
 
-    Where the original model's inputs x₀ are known too, also what the outputs lack of the original's, for layers in
-    front have lost it. A layer whose output is added to the residual stream answers for the sum: each token counts by
-    the inverse size of the sum, since a norm behind it divides by that.
+    If the original model's inputs x₀ are known too, the error that earlier layers introduced is accumulated as well.
+    For a layer whose output is added to the residual stream, the error of the sum counts, with each token weighted by
+    the inverse magnitude of the sum, since the next norm divides by it.
 
     Args:
-        added: the names of such layers.
+        added: the names of layers whose output is added to the residual stream.
     """
 
     def __init__(self, added: Iterable[str] = ()) -> None:
         self.added = set(added)
         self._owner: dict[Key, Key] = {}
-        self._found: dict[Key, Gram] = {}
+        self._grams: dict[Key, Gram] = {}
         self._input_error: dict[Key, Gram] = {}
         self._residual_error: dict[str, Gram] = {}
         self.next_batch(None)
 
     def next_batch(self, token_mask: Tensor | None) -> None:
-        """Begin a new batch; ``token_mask`` is bool [windows, length], True for real positions."""
+        """Start a new batch; ``token_mask`` is bool [windows, length], True for real positions."""
         self._token_mask = token_mask
         self._batch: dict[int, tuple[Tensor, Key]] = {}
         self._inputs: dict[str, Tensor] = {}
         self._original: dict[str, Tensor] = {}
         self._stream: dict[str, Tensor] = {}
 
-    def see_original(self, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
-        """What the weight reads in the original model; of experts, who may get other tokens there, nothing is kept."""
+    def on_original_product(self, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
+        """Record a weight's input in the original model, except for experts, which may receive other tokens there."""
         if index is None:
             self._original[name] = x
 
-    def see_original_sum(self, name: str, product: Tensor, stream: Tensor) -> None:
-        """What the layer's output is added to in the original model."""
+    def on_original_sum(self, name: str, product: Tensor, stream: Tensor) -> None:
+        """Record what the layer's output is added to in the original model."""
         self._stream[name] = stream.clone()
 
-    def see(self, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
-        """A product of the weight with ``x [..., in]``."""
+    def on_product(self, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
+        """Accumulate a product of the weight with ``x [..., in]``."""
         key = (name, index)
         self._inputs[name] = x
         _, first = self._batch.setdefault(id(x), (x, key))
         if self._owner.setdefault(key, first) != first:
-            raise CaptureError(f"{name} reads now the input of {first[0]}, now another: it cannot be calibrated")
+            raise CaptureError(
+                f"{name} sometimes shares the input of {first[0]} and sometimes not: it cannot be calibrated"
+            )
         if first == key and name not in self.added:
-            self._count(key, x, None)
+            self._accumulate(key, x, None)
 
-    def see_sum(self, name: str, product: Tensor, stream: Tensor) -> None:
-        """What the layer's output is added to."""
-        if name not in self.added:  # the first time that it is seen
+    def on_sum(self, name: str, product: Tensor, stream: Tensor) -> None:
+        """Accumulate a sum of the layer's output with the residual stream."""
+        if name not in self.added:  # first occurrence
             self.added.add(name)
             return
         x = self._inputs[name]
         if x.shape[:-1] != stream.shape[:-1]:
-            self._count((name, None), x, None)
+            self._accumulate((name, None), x, None)
             return
         size = (stream.float() + product.reshape(stream.shape).float()).square().mean(-1, keepdim=True)
         scale = size.clamp(min=1e-12).rsqrt()
-        self._count((name, None), x, scale)
+        self._accumulate((name, None), x, scale)
         if name in self._stream:
             residual_error, scaled = ((t.float() * scale).to(x.dtype) for t in (self._stream[name] - stream, x))
             self._merge(self._residual_error, name, Gram.between(_rows(residual_error), _rows(scaled), self._mask(x)))
 
-    def _count(self, key: Key, x: Tensor, scale: Tensor | None) -> None:
+    def _accumulate(self, key: Key, x: Tensor, scale: Tensor | None) -> None:
         scaled = x if scale is None else (x.float() * scale).to(x.dtype)
         try:
-            self._merge(self._found, key, Gram.of(_rows(scaled)[None], self._mask(x)))
+            self._merge(self._grams, key, Gram.of(_rows(scaled)[None], self._mask(x)))
         except CalibrationError as error:
             raise CalibrationError(
-                f"layer {key[0]}: {error}; a layer in front of it overflows: is the checkpoint whole? Else keep this "
-                "one in float by a rule"
+                f"layer {key[0]}: {error}; an earlier layer overflows: is the checkpoint complete? If so, keep this "
+                "layer in float with a rule"
             ) from error
         if key[1] is None and (original := self._original.get(key[0])) is not None:
             input_error = original - x if scale is None else ((original - x).float() * scale).to(x.dtype)
@@ -92,7 +94,7 @@ class Hessians:
         into[key] = into[key].merged(gram) if key in into else gram
 
     def cross(self, plan: WeightPlan, weight: Tensor) -> Tensor | None:
-        """2·mean((y₀ − y)·xᵀ), [out, in]: what the output, with the stream it is added to, lacks of the original's."""
+        """2·mean((y₀ − y)·xᵀ), [out, in]: the error of the output (or its sum with the stream) against the original."""
         owner = self._owner.get(plan.read_as)
         if owner not in self._input_error:
             return None
@@ -105,20 +107,20 @@ class Hessians:
         return self._token_mask.reshape(-1) if fits and self._token_mask is not None else None
 
     def of(self, plan: WeightPlan) -> Gram:
-        """The matrix of a weight.
+        """The Gram matrix of a weight's inputs.
 
         Raises:
-            CalibrationError: no token came by.
+            CalibrationError: the weight received no token.
         """
         owner = self._owner.get(plan.read_as)
-        if owner is None or self._found[owner].rows == 0:
+        if owner is None or self._grams[owner].rows == 0:
             raise CalibrationError(
-                f"layer {plan.name}: no token of the calibration text came to it; give more text (--samples)"
+                f"layer {plan.name}: no token of the calibration text reached it: use more text (--samples)"
             )
-        return self._found[owner]
+        return self._grams[owner]
 
     def order(self) -> list[list[str]]:
-        """The parameters in the order in which they are first read, those of one input together."""
+        """The parameters grouped by input, in the order of their first read."""
         groups: dict[str, list[str]] = {}
         for (name, _), (owner, _) in self._owner.items():
             members = groups.setdefault(owner, [])

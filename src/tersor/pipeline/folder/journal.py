@@ -1,4 +1,4 @@
-"""The folder that a long run works in: locked, and taken up again after a kill."""
+"""The working folder of a long run: locked, and resumed after an interruption."""
 
 import errno
 import fcntl
@@ -20,47 +20,47 @@ _JOB = "job.json"
 
 
 class Journal:
-    """What of a run is done, in ``.NAME.partial`` beside the folder to come.
+    """The finished blocks of a run, in ``.NAME.partial`` beside the output folder.
 
     Attributes:
-        folder: where the parts lie.
+        folder: the working folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def shard(self, number: int) -> Path:
-        """The tensors of a block."""
+        """The path of a block's tensors."""
         return self.folder / f"block-{number:05d}.safetensors"
 
     def done(self, number: int) -> bool:
-        """Whether a block is written whole."""
-        return self.shard(number).is_file() and self._record(number).is_file()
+        """Whether a block is stored completely."""
+        return self.shard(number).is_file() and self._record_path(number).is_file()
 
     def write(self, number: int, tensors: Mapping[str, Tensor], record: Any) -> None:
-        """Keep a block: its tensors, then what is to be told of it."""
-        part = self.shard(number).with_suffix(".part")
-        save(tensors, part)
-        os.replace(part, self.shard(number))
-        part = self._record(number).with_suffix(".part")
-        part.write_text(json.dumps(record), encoding="utf8")
-        os.replace(part, self._record(number))
+        """Store a block: its tensors, then its record for the report."""
+        partial = self.shard(number).with_suffix(".part")
+        save(tensors, partial)
+        os.replace(partial, self.shard(number))
+        partial = self._record_path(number).with_suffix(".part")
+        partial.write_text(json.dumps(record), encoding="utf8")
+        os.replace(partial, self._record_path(number))
 
     def record(self, number: int) -> Any:
-        """What was told of a block."""
-        return json.loads(self._record(number).read_text(encoding="utf8"))
+        """The record of a block."""
+        return json.loads(self._record_path(number).read_text(encoding="utf8"))
 
-    def _record(self, number: int) -> Path:
+    def _record_path(self, number: int) -> Path:
         return self.folder / f"block-{number:05d}.json"
 
 
 def parts_of(out: Path) -> Path:
-    """Where the parts of a folder to come lie."""
+    """The working folder of an output folder."""
     return out.parent / f".{out.name}.partial"
 
 
 def save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """One safetensors file; a full disk is an OSError, as of any other file."""
+    """Write one safetensors file; a full disk raises OSError, as for any other file."""
     try:
         save_tensors({n: t.contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
     except SafetensorError as error:
@@ -71,49 +71,49 @@ def save(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def journal(out: Path, job: Mapping[str, Any], force: bool) -> Iterator[Journal]:
-    """The working folder of ``out``, for this job alone.
+    """Lock the working folder of ``out`` for this job.
 
     Args:
-        job: all that the result depends on; a run with another job is not taken up.
-        force: throw the parts of another job away.
+        job: everything that the result depends on; a run of a different job is not resumed.
+        force: discard the working folder of a different job.
 
     Raises:
-        SavedFolderError: it cannot be written, another run is at work there, or the parts belong to another job.
+        SavedFolderError: it cannot be written, another run holds the lock, or it belongs to a different job.
     """
     folder = parts_of(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
     except OSError as error:
-        raise SavedFolderError(f"{out} cannot be written ({error.strerror}); choose another folder") from error
+        raise SavedFolderError(f"{out} cannot be written ({error.strerror}): choose another folder") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise SavedFolderError(f"another run is writing {out}; wait for it, or choose another folder") from error
-        _agree(folder, job, out, force)
+            raise SavedFolderError(f"another run is writing {out}: wait for it, or choose another folder") from error
+        _check_job(folder, job, out, force)
         yield Journal(folder)
 
 
-def _agree(folder: Path, job: Mapping[str, Any], out: Path, force: bool) -> None:
+def _check_job(folder: Path, job: Mapping[str, Any], out: Path, force: bool) -> None:
     path, text = folder / _JOB, json.dumps(job, sort_keys=True, indent=1)
-    found = path.read_text(encoding="utf8") if path.is_file() else None
-    if found == text:
+    stored = path.read_text(encoding="utf8") if path.is_file() else None
+    if stored == text:
         return
-    if found is not None:
+    if stored is not None:
         if not force:
             try:
-                other = json.loads(found)
+                other = json.loads(stored)
             except ValueError:
                 other = {"all": "unreadable"}
             changed = [key for key in sorted({*job, *other}) if job.get(key) != other.get(key)]
             raise SavedFolderError(
-                f"{folder} holds a run of {out} that was broken off, with other {', '.join(changed)}; repeat its "
-                "command to take it up, or give --force (force=True) to throw it away"
+                f"{folder} holds an interrupted run of {out} with different {', '.join(changed)}: repeat its command "
+                "to resume it, or discard it with --force (force=True)"
             )
         for old in folder.iterdir():
             if old.name != "lock":
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf8")
-    os.replace(part, path)
+    partial = path.with_suffix(".part")
+    partial.write_text(text, encoding="utf8")
+    os.replace(partial, path)

@@ -1,4 +1,4 @@
-"""A compressed folder as a model that generates: in PyTorch, of the user's own class, or in OpenVINO."""
+"""Load a compressed folder as a model that generates, in PyTorch or OpenVINO."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,7 +19,7 @@ from tersor.pipeline.folder.metamodel import MetaModel, quiet
 
 
 def is_language(folder: Path) -> bool:
-    """Whether a folder is one in the Hugging Face layout, by us or by others."""
+    """Whether a folder is in the Hugging Face layout, written by Tersor or others."""
     manifest = folder / MANIFEST
     if manifest.is_file():
         try:
@@ -30,24 +30,25 @@ def is_language(folder: Path) -> bool:
 
 
 def load_language(folder: Path, engine: str = "torch", threads: int | None = None) -> tuple[Any, str | None]:
-    """A model with ``generate``; where ``auto`` came down to PyTorch also why OpenVINO could not, in one line.
+    """Load a model with ``generate``; also returns, in one line, why ``auto`` did not choose OpenVINO, or None.
 
     Args:
-        folder: one that ``compress_folder`` wrote, or another's in the layout of compressed-tensors, GPTQ or AWQ,
-            or one that is not quantized.
-        engine: ``torch``: the class of transformers that config.json names, its linear layers holding codes;
-            ``openvino``: an ``OpenVinoDecoder``; ``auto``: this where it can be built, otherwise ``torch``.
+        folder: a folder that ``compress_folder`` wrote, one from another tool in the layout of compressed-tensors, GPTQ
+            or AWQ, or an unquantized one.
+        engine: ``torch``: the transformers class that config.json names, with quantized linear layers; ``openvino``: an
+            ``OpenVinoDecoder``; ``auto``: ``openvino`` if it can be built, otherwise ``torch``.
 
     Raises:
-        SavedFolderError, CheckpointError: files that are missing, cut short or altered.
-        EngineError: another engine, or OpenVINO was named and is not installed or does not take the model.
-        CaptureError: an architecture that is not known, or OpenVINO was named and torch.export does not take it.
+        SavedFolderError: a file of the folder is missing or altered.
+        CheckpointError: a file is missing, truncated or damaged.
+        EngineError: the engine is unknown, or is OpenVINO and not installed or unable to compile the model.
+        CaptureError: the architecture is unknown, or the engine is OpenVINO and torch.export fails.
     """
     if engine not in ("auto", "openvino", "torch"):
-        raise EngineError(f"language models run in torch or openvino, or auto chooses, not in {engine!r}")
+        raise EngineError(f"engine {engine!r} does not run language models: choose torch, openvino or auto")
     check_sums(folder)
     with quiet():
-        metamodel, why_not = MetaModel(opened(folder)), None
+        metamodel, why_not = MetaModel(open_folder(folder)), None
         if engine != "torch":
             try:
                 return OpenVinoDecoder.build(metamodel.model, _Weights(metamodel), threads=threads), None
@@ -55,13 +56,13 @@ def load_language(folder: Path, engine: str = "torch", threads: int | None = Non
                 if engine == "openvino":
                     raise
                 why_not = str(error).splitlines()[0]
-            # One that nobody has traced.
-            metamodel = MetaModel(opened(folder))
+            # Start again with a model that was not traced.
+            metamodel = MetaModel(open_folder(folder))
         return _in_torch(metamodel), why_not
 
 
 class _Weights(Mapping[str, Tensor | QTensor]):
-    """The parameters of a skeleton's model by name, read when asked for; codes as they are."""
+    """The parameters of a MetaModel by name, read on demand; quantized weights as QTensors."""
 
     def __init__(self, metamodel: MetaModel) -> None:
         self.metamodel = metamodel
@@ -87,8 +88,8 @@ class _Weights(Mapping[str, Tensor | QTensor]):
         return len(self.names)
 
 
-def opened(folder: Path) -> HfFolder:
-    """The folder, quantized or not."""
+def open_folder(folder: Path) -> HfFolder:
+    """Open a folder, quantized or not."""
     plain = HfFolder(folder)
     return QuantizedFolder(folder) if "quantization_config" in plain.config else plain
 
@@ -97,12 +98,12 @@ def _in_torch(metamodel: MetaModel) -> nn.Module:
     model, folder = metamodel.model, metamodel.folder
     codes = folder.quantized if isinstance(folder, QuantizedFolder) else set()
     owners = {
-        f"{h.name}.{w}": h
-        for h in weighted_modules(model)
-        for w in h.weights
-        if h.op == "linear" and h.skip_reason is None
+        f"{m.name}.{w}": m
+        for m in weighted_modules(model)
+        for w in m.weights
+        if m.op == "linear" and m.skip_reason is None
     }
-    exchanged = set()
+    replaced = set()
     for tensor_slice in metamodel.slices.values():
         weighted = owners.get(tensor_slice.parameter)
         if tensor_slice.name in codes and tensor_slice.index is None and weighted is not None:
@@ -114,16 +115,16 @@ def _in_torch(metamodel: MetaModel) -> nn.Module:
             layer = QuantizedLinear(weight, bias, None, weighted.transposed)  # type: ignore[arg-type]
             parent, _, key = weighted.name.rpartition(".")
             setattr(model.get_submodule(parent), key, layer.eval())
-            exchanged.update({tensor_slice.parameter, f"{weighted.name}.bias"})
+            replaced.update({tensor_slice.parameter, f"{weighted.name}.bias"})
     metamodel.load(
-        [n for n in (*metamodel.outside(), *metamodel.parameters(metamodel.blocks.path)) if n not in exchanged]
+        [n for n in (*metamodel.outside(), *metamodel.parameters(metamodel.blocks.path)) if n not in replaced]
     )
-    _generation(model, folder.path)
+    _set_generation_config(model, folder.path)
     return model
 
 
-def _generation(model: nn.Module, path: Path) -> None:
-    """The folder's own settings of generate."""
+def _set_generation_config(model: nn.Module, path: Path) -> None:
+    """Set the folder's generation settings."""
     if (path / "generation_config.json").is_file() and hasattr(model, "generation_config"):
         from transformers import GenerationConfig
 
@@ -131,14 +132,14 @@ def _generation(model: nn.Module, path: Path) -> None:
 
 
 def check_sums(folder: Path) -> None:
-    """Hold a folder of ours against its manifest; one of others has none."""
+    """Check a folder against its manifest, if Tersor wrote it; other folders have none."""
     path = folder / MANIFEST
     if not path.is_file():
         if not (folder / "config.json").is_file():
-            raise CheckpointError(f"{folder} holds no config.json; give a folder in the Hugging Face layout")
+            raise CheckpointError(f"{folder} has no config.json: pass a folder in the Hugging Face layout")
         return
     try:
         manifest = json.loads(path.read_text(encoding="utf8"))
         verify(folder, {"files": {str(k): dict(v) for k, v in manifest["files"].items()}})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SavedFolderError(f"{path} is damaged ({error}); copy the folder again") from error
+        raise SavedFolderError(f"{path} is damaged ({error}): copy the folder again") from error

@@ -1,4 +1,4 @@
-"""What is changed in a block before its weights are solved: AWQ's scales, and the rotation of the residual stream."""
+"""Rewrites of a block before its weights are solved: AWQ's scales, and rotation of the residual stream."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,30 +15,30 @@ from tersor.numerics import QuantSpec
 from tersor.numerics.hadamard import Rotation
 
 Calls = Callable[[], Iterator[tuple[tuple, dict]]]
-"""The arguments of a block, a batch at a time."""
+"""The arguments of a block, in batches."""
 
 
 @torch.no_grad()
 def scale_block(block: nn.Module, specs: Mapping[str, QuantSpec], calls: Calls) -> list[str]:
-    """ScaleTransfer AWQ's scales into a block, in place; what was scaled, in words.
+    """Apply AWQ's scales to a block, in place; returns a description of each.
 
     Args:
-        specs: how the block's weights will be quantized, by their names in it; where readers of one input differ, or
-            one of them stays float, its channels are not scaled.
+        specs: the specs that the block's weights will be quantized to, by name; channels whose readers differ in spec,
+            or include one in float, are not scaled.
     """
     first = next(calls())
-    done = []
+    applied = []
     by_spec: dict[QuantSpec, list] = {}
     for transfer in scale_transfers(block, *first).found:
-        found = {specs.get(t.name) for t in transfer.readers}
-        if len(found) == 1 and (spec := found.pop()) is not None:
+        reader_specs = {specs.get(t.name) for t in transfer.readers}
+        if len(reader_specs) == 1 and (spec := reader_specs.pop()) is not None:
             by_spec.setdefault(spec, []).append(transfer)
     for spec, members in by_spec.items():
-        for found in awq_scales(block, members, calls(), spec):
-            if found.error < found.unscaled:
-                apply(block, found.transfer, found.scale, first)
-                done.append(f"{found.transfer}: alpha {found.alpha:.2f}")
-    return done
+        for scaling in awq_scales(block, members, calls(), spec):
+            if scaling.error < scaling.unscaled:
+                apply(block, scaling.transfer, scaling.scale, first)
+                applied.append(f"{scaling.transfer}: alpha {scaling.alpha:.2f}")
+    return applied
 
 
 @torch.no_grad()
@@ -50,10 +50,10 @@ def rotate_block(block: nn.Module, rotation: Rotation, calls: Calls) -> None:
 
 @torch.no_grad()
 def rotate_ends(model: nn.Module, blocks: Blocks, rotation: Rotation) -> dict[str, Tensor]:
-    """Rotate embedding, last norm and head, in place; the head, by its name, where it was tied to the embedding.
+    """Rotate embedding, final norm and head in place; returns the head by name if it was tied to the embedding.
 
     Raises:
-        RewriteError: as of ``ends``, or the norm is no RMSNorm.
+        RewriteError: as in ``ends``, or the norm is not an RMSNorm.
     """
     embedding, head, norm = ends(model, blocks, rotation.size)
     tied = rotate.rotate_ends(embedding, head, norm, rotation)
@@ -62,10 +62,10 @@ def rotate_ends(model: nn.Module, blocks: Blocks, rotation: Rotation) -> dict[st
 
 
 def ends(model: nn.Module, blocks: Blocks, width: int) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Embedding, head, and the norm in front of it, of a residual stream of that width.
+    """The embedding, the head and the final norm of a residual stream of that width.
 
     Raises:
-        RewriteError: there is no head, or not one norm in front of it.
+        RewriteError: there is no head, or not exactly one final norm.
     """
     embedding, head = (getattr(model, f"get_{end}_embeddings", lambda: None)() for end in ("input", "output"))
     outside = (m for name, m in model.named_modules() if not name.startswith(blocks.path + "."))
@@ -73,13 +73,13 @@ def ends(model: nn.Module, blocks: Blocks, width: int) -> tuple[nn.Module, nn.Mo
     if embedding is None or head is None or len(norms) != 1:
         raise RewriteError(
             f"{type(model).__name__} has {len(norms)} norms without a bias outside its blocks (no LayerNorm) and "
-            f"{'a' if head else 'no'} head: its residual stream cannot be rotated; leave `rotate` out"
+            f"{'a' if head else 'no'} head: its residual stream cannot be rotated; omit `rotate`"
         )
     return embedding, head, norms[0]
 
 
 def block_calls(hiddens: Callable[[], Iterator[Tensor]], arguments: list[tuple[tuple, dict[str, Any]]]) -> Calls:
-    """Arguments as ``scale_block`` takes them."""
+    """The arguments in the form that ``scale_block`` expects."""
 
     def calls() -> Iterator[tuple[tuple, dict]]:
         for hidden, (args, kwargs) in zip(hiddens(), arguments, strict=True):

@@ -1,4 +1,4 @@
-"""Texts and conversations, as files or objects, or tokens, cut into windows for a model."""
+"""Split texts, conversations (as files or objects) or tokens into windows for a model."""
 
 import hashlib
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ conversations (lists of messages ``{"role": ..., "content": ...}``); or tokens i
 
 
 def positions(config: dict[str, Any]) -> int | None:
-    """How many tokens a model takes at once; None where its config.json does not say."""
+    """The maximum sequence length of a model, or None if its config.json does not give it."""
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if isinstance(config.get(key), int):
             return config[key]
@@ -29,38 +29,38 @@ def positions(config: dict[str, Any]) -> int | None:
 
 
 def windows(data: Data, folder: HfFolder, length: int, limit: int | None, given: str = "data") -> Windows:
-    """Windows of ``length`` tokens, the first ``limit``; ``given`` is what errors call the text.
+    """The first ``limit`` windows of ``length`` tokens; ``given`` is the name of the data in errors.
 
-    Texts are joined by an empty line, conversations are written by the tokenizer's chat template (`records.join`). Each
-    window is begun by BOS where the tokenizer has one; a BOS that the text itself has there is that one.
+    Texts are joined by an empty line, conversations are formatted by the tokenizer's chat template (`records.join`).
+    Each window starts with BOS if the tokenizer has one; a BOS that the text has there is not repeated.
 
     Raises:
-        TaskError: a file or a record that cannot be read, tokens of another shape, more of them than the model takes
-            at once, or a limit below 1.
-        MetricError: a text shorter than one window.
-        CheckpointError: text, and no tokenizer; a conversation, and no chat template.
+        TaskError: a file or record cannot be read, tokens have a wrong shape or are longer than the model supports, or
+            the limit is below 1.
+        MetricError: the text is shorter than one window.
+        CheckpointError: there is no tokenizer for a text, or no chat template for a conversation.
     """
-    most = positions(folder.config)
-    taken = data.shape[-1] if isinstance(data, Tensor) and data.ndim else length
-    if most is not None and taken > most:
+    longest = positions(folder.config)
+    size = data.shape[-1] if isinstance(data, Tensor) and data.ndim else length
+    if longest is not None and size > longest:
         raise TaskError(
-            f"windows of {taken} tokens, and by its config.json {folder.path} takes {most} at once; give shorter ones "
-            f"(--length {most})"
+            f"windows have {size} tokens, but {folder.path} supports at most {longest} (config.json): use shorter "
+            f"windows (--length {longest})"
         )
     if limit is not None and limit < 1:
-        raise TaskError(f"{limit} windows are none; give --samples from 1")
+        raise TaskError(f"--samples is {limit}: it must be at least 1")
     if isinstance(data, Tensor):
         if data.ndim != 2 or data.dtype != torch.int64:
             raise TaskError(f"tokens must be int64 [windows, length], not {data.dtype} {list(data.shape)}")
         if data.numel() == 0 or data.shape[1] < 2:
-            raise TaskError(f"tokens of shape {list(data.shape)} hold no window of two tokens or more")
-        return _cut(data[:limit])
+            raise TaskError(f"tokens of shape {list(data.shape)} have no window of at least two tokens")
+        return _given_windows(data[:limit])
     records = _records(data)
     tokenizer = tokenizer_of(folder.path)
     try:
-        return windows_of(_begun_once(tokens_of(tokenizer, join(records, tokenizer)), length), length, limit=limit)
+        return windows_of(_without_bos(tokens_of(tokenizer, join(records, tokenizer)), length), length, limit=limit)
     except MetricError as error:
-        path = "; a path with another ending than .txt or .jsonl goes in as pathlib.Path" if _like_a_path(data) else ""
+        path = "; pass a path with an ending other than .txt or .jsonl as pathlib.Path" if _like_a_path(data) else ""
         raise MetricError(f"{given}: {error}{path}") from error
 
 
@@ -68,30 +68,30 @@ def _like_a_path(data: Data) -> bool:
     return isinstance(data, str) and len(data.split()) == 1
 
 
-def _cut(ids: Tensor) -> Windows:
-    """Tokens that the caller has cut himself."""
-    journal_row = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+def _given_windows(ids: Tensor) -> Windows:
+    """Windows that the caller passed as tokens."""
+    digest = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
     count, length = ids.shape
     tokens = count * (length - 1)
     return Windows(ids, TextProtocol(
-        length=length, stride=length - 1, bos=False, windows=count, tokens=tokens, tokenizer="", data=journal_row
+        length=length, stride=length - 1, bos=False, windows=count, tokens=tokens, tokenizer="", data=digest
     ))  # fmt: skip
 
 
-def _begun_once(tokens: Tokens, length: int) -> Tokens:
-    """Without each BOS in front of which a window would put its own."""
+def _without_bos(tokens: Tokens, length: int) -> Tokens:
+    """Remove each BOS at the start of a window, where one is added."""
     if tokens.bos is None:
         return tokens
-    kept, start, taken = [], 0, max(1, length - 1)
+    kept, start, size = [], 0, max(1, length - 1)
     while start < len(tokens.ids):
         start += int(tokens.ids[start] == tokens.bos)
-        kept.append(tokens.ids[start : start + taken])
-        start += taken
+        kept.append(tokens.ids[start : start + size])
+        start += size
     return replace(tokens, ids=torch.cat(kept)) if kept else tokens
 
 
 def _records(data: str | Path | Sequence[Any]) -> list[tuple[str, Any]]:
-    """Texts and conversations, each with where it stands."""
+    """Texts and conversations, each with its location."""
     if not isinstance(data, str | Path):
         return [(f"item {k} of the sequence", item) for k, item in enumerate(data)]
     path = Path(data)
@@ -102,18 +102,18 @@ def _records(data: str | Path | Sequence[Any]) -> list[tuple[str, Any]]:
 
 
 def tokenizer_of(path: Path) -> Any:
-    """The tokenizer of a folder.
+    """Load the tokenizer of a folder.
 
     Raises:
-        CheckpointError: there is none, or it is no folder of a model.
+        CheckpointError: there is none, or the folder is not a model's.
     """
     if not any((path / name).is_file() for name in ("config.json", "tokenizer_config.json")):
-        raise CheckpointError(f"{path} holds no config.json; give a folder in the Hugging Face layout")
+        raise CheckpointError(f"{path} has no config.json: pass a folder in the Hugging Face layout")
     transformers = import_transformers()
     try:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(
-            f"{path} has no tokenizer that can be read ({str(error).splitlines()[0][:200]}); copy tokenizer.json and "
-            "tokenizer_config.json there, or give tokens (a tensor int64 [windows, length]) instead of text"
+            f"{path} has no readable tokenizer ({str(error).splitlines()[0][:200]}): copy tokenizer.json and "
+            "tokenizer_config.json there, or pass tokens (a tensor int64 [windows, length]) instead of text"
         ) from error

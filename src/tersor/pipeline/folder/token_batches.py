@@ -1,4 +1,4 @@
-"""Windows of tokens on their way through the blocks of a model."""
+"""Windows of tokens, processed in batches by one block after the other."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,16 +8,17 @@ from torch import Tensor
 
 from tersor.pipeline.folder.activations import Activations
 
-# Tokens that a block computes at once.
+# Tokens per batch.
 TOKENS = 4096
 
 
 class TokenBatches:
-    """Windows of tokens on their way through the blocks.
+    """Windows of tokens with their block inputs and arguments.
 
     Args:
-        name: of its files; ids: int64 [windows, length]; token_mask: bool, of the same shape, True for
-            real positions; None: all are real.
+        name: the name in the files of activations.
+        ids: int64 [windows, length].
+        token_mask: bool [windows, length], True for real positions; None if all are real.
     """
 
     def __init__(self, name: str, ids: Tensor, token_mask: Tensor | None = None) -> None:
@@ -27,31 +28,31 @@ class TokenBatches:
         self.activations: Activations | None = None
 
     def inputs(self) -> Iterator[dict[str, Tensor]]:
-        """Arguments of the model, a batch at a time."""
+        """Yield the model's arguments, in batches."""
         for start in range(0, len(self.ids), self.batch):
-            found = {"input_ids": self.ids[start : start + self.batch]}
+            arguments = {"input_ids": self.ids[start : start + self.batch]}
             if self.token_mask is not None:
-                found["attention_mask"] = self.token_mask[start : start + self.batch].long()
-            yield found
+                arguments["attention_mask"] = self.token_mask[start : start + self.batch].long()
+            yield arguments
 
     def masks(self) -> Iterator[Tensor | None]:
-        """Which positions of each batch are real."""
+        """Yield which positions of each batch are real."""
         for start in range(0, len(self.ids), self.batch):
             yield None if self.token_mask is None else self.token_mask[start : start + self.batch]
 
 
-def shared(found: list[tuple[tuple, dict]], first: list[tuple[tuple, dict]]) -> list[tuple[tuple, dict]]:
-    """The same, with whatever equals the first batch's taken from there: it is kept once."""
+def shared(arguments: list[tuple[tuple, dict]], first: list[tuple[tuple, dict]]) -> list[tuple[tuple, dict]]:
+    """The arguments of a batch, with values that equal the first batch's replaced by those, to store them once."""
 
     def same(value: Any, other: Any) -> Any:
         if isinstance(value, Tensor) and isinstance(other, Tensor):
-            alike = value.shape == other.shape and value.dtype == other.dtype and torch.equal(value, other)
-            return other if alike else value
+            equal = value.shape == other.shape and value.dtype == other.dtype and torch.equal(value, other)
+            return other if equal else value
         if isinstance(value, tuple) and isinstance(other, tuple) and len(value) == len(other):
             return tuple(same(a, b) for a, b in zip(value, other, strict=True))
         return value
 
     return [
         (same(args, others), {k: same(v, more.get(k)) for k, v in kwargs.items()})
-        for (args, kwargs), (others, more) in zip(found, first, strict=True)
+        for (args, kwargs), (others, more) in zip(arguments, first, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The compressed folder: shards, index, configuration, tokenizer, report and checksums, whole or not at all."""
+"""Write the compressed folder atomically: shards, index, configuration, tokenizer, report and checksums."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tersor.report.language import language_html
 def finish(
     job: Job, notes: Journal, outside: Mapping[str, Tensor], report: LanguageReport, out: Path, force: bool
 ) -> None:
-    """Move what the journal holds to ``out``, and delete the journal."""
+    """Assemble the folder ``out`` from the journal, and delete the journal."""
     staging = notes.folder / "out"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
@@ -39,7 +39,7 @@ def finish(
     }
     manifest = {"format": 1, "kind": LANGUAGE, "layout": job.layout, "files": files}
     _write(staging / MANIFEST, json.dumps(manifest, indent=1))
-    check_free(out, force)  # it may have come to be while this ran
+    check_free(out, force)  # it may have been created during the run
     replace_folder(staging, out)
     shutil.rmtree(notes.folder, ignore_errors=True)
 
@@ -49,7 +49,7 @@ def _shards(job: Job, notes: Journal, outside: Mapping[str, Tensor], staging: Pa
     name = "model-{:05d}-of-" + f"{count + 1:05d}.safetensors"
     save(outside, staging / name.format(1))
     for k in range(count):
-        _linked(notes.shard(k), staging / name.format(k + 2))
+        _link_or_copy(notes.shard(k), staging / name.format(k + 2))
     where, size = {}, 0
     for path in sorted(staging.glob("*.safetensors")):
         size += path.stat().st_size
@@ -59,12 +59,12 @@ def _shards(job: Job, notes: Journal, outside: Mapping[str, Tensor], staging: Pa
     _write(staging / INDEX, json.dumps(index, indent=1))
 
 
-def _linked(source: Path, plan: Path) -> None:
-    """The same file under another name; a copy where the file system has no links."""
+def _link_or_copy(source: Path, destination: Path) -> None:
+    """Link a file to another name, or copy it if the file system has no links."""
     try:
-        os.link(source, plan)
+        os.link(source, destination)
     except OSError:
-        shutil.copy2(source, plan)
+        shutil.copy2(source, destination)
 
 
 def _config(job: Job, report: LanguageReport) -> dict[str, Any]:
@@ -74,14 +74,15 @@ def _config(job: Job, report: LanguageReport) -> dict[str, Any]:
     if not stored:
         return {**job.source.config, **untied}
     specs = {f"{name}.weight": spec for name, spec in stored.items()}
-    # Other tools go by the model's own names; the folder's may lack the prefix of a base model.
-    own = {p: stored[t.name] for t in job.plans if t.name in stored and (p := t.slice.parameter).endswith(".weight")}
+    # Other tools use the model's parameter names; names in the folder may lack the prefix of a base model.
+    parameters = {t.slice.parameter: stored[t.name] for t in job.plans if t.name in stored}
+    model_specs = {p: spec for p, spec in parameters.items() if p.endswith(".weight")}
     modules = job.metamodel.model.named_modules()
-    left = [n for n, m in modules if isinstance(m, nn.Linear) and f"{n}.weight" not in own]
-    left += [t.name for t in job.plans if t.name not in stored and t.name not in left]
-    config = LAYOUTS[job.layout].config(specs | own, left)
-    if turned := [t.name for t in job.plans if t.name in stored and t.transposed]:
-        config["tersor_transposed"] = turned
+    unquantized = [n for n, m in modules if isinstance(m, nn.Linear) and f"{n}.weight" not in model_specs]
+    unquantized += [t.name for t in job.plans if t.name not in stored and t.name not in unquantized]
+    config = LAYOUTS[job.layout].config(specs | model_specs, unquantized)
+    if transposed := [t.name for t in job.plans if t.name in stored and t.transposed]:
+        config["tersor_transposed"] = transposed
     return {**job.source.config, **untied, "quantization_config": config}
 
 

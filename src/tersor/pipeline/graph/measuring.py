@@ -15,12 +15,12 @@ from tersor.engines.base import Runner
 from tersor.errors import TersorError
 from tersor.measure import (
     AgreementRecorder,
-    Judged,
-    agreed,
+    MetricResult,
+    evaluate_metric,
     interleave,
-    judge,
     measure_memory,
     paired_interval,
+    prediction_agreement,
     ratio,
     same_inputs,
 )
@@ -39,7 +39,7 @@ class Measured:
     """Figures as they come in; what stays None is explained by ``unknown[path]``."""
 
     bytes: dict[str, int] = field(default_factory=dict)
-    metric: dict[str, Judged] = field(default_factory=dict)
+    metric: dict[str, MetricResult] = field(default_factory=dict)
     latency: dict[str, Latency] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     energy: dict[str, float] = field(default_factory=dict)
@@ -167,7 +167,7 @@ def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -
     )
     for name, runner in subject:
         recorders[name] = AgreementRecorder(predictor(task, subjects.original, runner))
-        found.metric[name] = judge(task.evaluate, recorders[name], f"the {name} network")
+        found.metric[name] = evaluate_metric(task.evaluate, recorders[name], f"the {name} network")
         on_step()
     before, after = found.metric["original"].scores, found.metric["compressed"].scores
     paired = same_inputs(recorders["original"], recorders["compressed"])
@@ -181,11 +181,11 @@ def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -
             "evaluate gives one number; return the scores of all samples"
         )
         found.unknown["samples.evaluation"] = "evaluate gives one number, not the scores of all samples"
-    agreement = agreed(recorders["original"], recorders["compressed"])
+    agreement = prediction_agreement(recorders["original"], recorders["compressed"])
     found.agreement = agreement.share
     if agreement.share is None:
         found.unknown["compressed.agreement"] = agreement.reason or "the outputs are no choices"
-    found.simulation_agreement = agreed(recorders["simulation"], recorders["compressed"]).share
+    found.simulation_agreement = prediction_agreement(recorders["simulation"], recorders["compressed"]).share
 
 
 def predictor(task: Task, network: Network, runner: Callable[..., Any]) -> Callable[..., Any]:

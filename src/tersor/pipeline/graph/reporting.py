@@ -7,6 +7,7 @@ from tersor.measure import describe_environment, peak_bytes, unknown, with_headl
 from tersor.measure.layers import LayerNoise
 from tersor.measure.schema import (
     Audit,
+    CalibrationSummary,
     Compressed,
     Eager,
     Histogram,
@@ -17,7 +18,6 @@ from tersor.measure.schema import (
     Report,
     Samples,
     Timings,
-    Verdict,
 )
 from tersor.network.network import Network, weight_node
 from tersor.observers import OBSERVERS, CalibrationQuality, assess, compare
@@ -189,11 +189,12 @@ def _histograms(solved: Solved) -> list[Histogram]:
     return drawn
 
 
-def _verdict(verdict: CalibrationQuality | None) -> Verdict | None:
+def _verdict(verdict: CalibrationQuality | None) -> CalibrationSummary | None:
     if verdict is None:
         return None
     moved = [m for m in verdict.moved.values() if m is not None]
-    return Verdict(adequate=not verdict.warnings, drift=max(moved) if moved else None, notes=verdict.warnings)
+    drift = max(moved) if moved else None
+    return CalibrationSummary(adequate=not verdict.warnings, drift=drift, notes=verdict.warnings)
 
 
 def _network_notes(subjects: Subjects, solved: Solved) -> list[str]:

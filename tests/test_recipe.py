@@ -25,8 +25,13 @@ def quantizations(ranges):
 
 globs = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), min_size=1, max_size=8)
 kept = st.builds(Rule, layer=globs, op=st.none() | globs, keep=st.sampled_from(["fp32", "fp16", "bf16"]))
+partial = st.dictionaries(st.sampled_from(["format", "granularity"]), st.just("auto"))
 changed = st.builds(
-    Rule, op=globs, weights=quantizations(weight_ranges()), activations=quantizations(activation_ranges())
+    Rule,
+    op=globs,
+    weights=quantizations(weight_ranges()) | partial,
+    activations=quantizations(activation_ranges()) | partial,
+    sparsity=st.sampled_from([None, "2:4", "50% per row"]),
 )
 recipes = st.builds(
     Recipe,
@@ -57,7 +62,12 @@ def test_yaml_reads_back_exactly(recipe):
         ("activations: {range: best}", "unknown range 'best'"),
         ("rules: [{keep: fp16}]", r"rules\.0.*needs `layer` or `op`"),
         ("rules: [{layer: head}]", "would change nothing"),
-        ("rules: [{layer: a, keep: fp32, weights: {}}]", "cannot also"),
+        ("rules: [{layer: a, keep: fp32, weights: {}}]", "cannot also have `weights`"),
+        ("rules: [{layer: a, keep: fp16, sparsity: null}]", "cannot also have `sparsity`"),
+        ("rules: [{layer: a, sparsity: half}]", r"rules\.0\.sparsity.*half"),
+        ("sparsity: '4:2'", "`sparsity`.*'4:2' is none of"),
+        ("pruner: random", "unknown pruner 'random'; one of magnitude"),
+        ("rules: [{op: a, pruner: {sparsegpt: {dampin: 1}}}]", r"`rules\.0\.pruner`.* has no option dampin"),
         ("rules: [{layer: a, keep: int8}]", r"rules\.0\.keep"),
         ("correction_samples: 0", "correction_samples"),
         ("- a list", "mapping"),
@@ -68,22 +78,6 @@ def test_yaml_reads_back_exactly(recipe):
 def test_what_is_not_understood_is_named(text, said):
     with pytest.raises(RecipeError, match=said):
         Recipe.from_yaml(text)
-
-
-def test_later_rules_win_field_by_field():
-    tensor, kl = Quantization(granularity="tensor"), Quantization(range="kl")
-    rules = (Rule(layer="a*", weights=tensor), Rule(op="conv*", activations=kl), Rule(layer="ab", keep="fp16"))
-    recipe = Recipe(rules=rules)
-    both = recipe.rule_for("ac", "conv2d")
-    assert both is not None
-    assert (both.weights, both.activations, both.keep) == (tensor, kl, None)
-    last = recipe.rule_for("ab", "conv2d")
-    assert last is not None
-    assert (last.weights, last.keep) == (None, "fp16")
-    assert recipe.rule_for("b", "linear") is None
-    back = Recipe(rules=(*rules, Rule(layer="ab", weights=tensor))).rule_for("ab", "conv2d")
-    assert back is not None
-    assert (back.weights, back.keep) == (tensor, None)
 
 
 def test_auto_means_the_engines_own():

@@ -197,7 +197,7 @@ def test_a_skipped_layer_has_a_reason():
 def test_bad_input(net, inputs, labelled):
     with pytest.raises(RecipeError, match="method 'obc' is unknown"):
         prune_iteratively(net, inputs, "50%", "obc")
-    with pytest.raises(RecipeError, match="skip: no layer is called 'haed'; the nearest are head"):
+    with pytest.raises(RecipeError, match=r"skip: rule \(layer: haed\) matches no layer .* nearest names: head"):
         prune_iteratively(net, inputs, "50%", skip=["haed"])
     with pytest.raises(RecipeError, match="2:4 in 2 steps"):
         prune_iteratively(net, inputs, "2:4", steps=2)

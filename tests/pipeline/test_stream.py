@@ -459,7 +459,6 @@ def test_activations_are_not_quantized_here(folder):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"rules": (Rule(layer="*.down_proj", activations=Quantization(format="int8")),)}, "rule .*down_proj"),
         ({"smooth": "on"}, "smooth: on"),
         ({"smooth_alpha": 0.5}, "smooth_alpha"),
         ({"equalize": "on"}, "equalize: on"),
@@ -468,6 +467,10 @@ def test_activations_are_not_quantized_here(folder):
 def test_what_is_not_done_to_folders_is_refused(change, what, folder):
     with pytest.raises(RecipeError, match=f"`.*{what}.*` of the recipe test-rtn is not done to folders"):
         prepare_job(folder("llama"), recipe("rtn").model_copy(update=change), None)
+    asking = {"rules": (Rule(layer="*.down_proj", activations=Quantization(format="int8")),)}
+    said = r"down_proj: `activations` of the rule \(layer: \*\.down_proj\) is not done to folders"
+    with pytest.raises(RecipeError, match=said):
+        prepare_job(folder("llama"), recipe("rtn").model_copy(update=asking), None)
     silent = {"rules": (Rule(op="linear", activations=FLOAT),)}
     prepare_job(folder("llama"), recipe("rtn").model_copy(update=silent), None)
 
@@ -685,17 +688,18 @@ def test_judging_on_the_text_of_the_calibration_is_said(folder, tokens):
 @pytest.mark.parametrize(
     ("weights", "said"),
     [
-        ({"granularity": "group:16"}, "int8 and rtn there, not int4 and gptq; name `format` and `solver`"),
-        ({"format": "int8"}, "rtn there, not gptq; name `solver`"),
-        ({"format": "int8", "solver": "rtn"}, None),
-        ({"format": "int4", "solver": "gptq"}, None),
+        ({"granularity": "group:16"}, "int4 per group:16 symmetric, gptq"),
+        ({"format": "int8"}, "int8 per channel symmetric, gptq"),
+        ({"format": "int8", "solver": "rtn"}, "int8 per channel symmetric, rtn"),
     ],
 )
-def test_what_a_rule_replaces_without_naming_it_is_said(weights, said, folder, tokens):
+def test_a_rule_inherits_what_it_does_not_name(weights, said, folder, tokens):
     rule = Rule(layer="*.down_proj", weights=Quantization(**weights))
     wanted = recipe().model_copy(update={"rules": (rule,)})
-    found = [w for w in prepare_job(folder("llama"), wanted, tokens).preflight.warnings if "the rule" in w]
-    assert [said in w for w in found] == [True] * (said is not None)
+    job = prepare_job(folder("llama"), wanted, tokens)
+    assert {p.reason for p in job.plans if "down_proj" in p.name} == {said}
+    assert {p.reason for p in job.plans if "up_proj" in p.name} == {"int4 per channel symmetric, gptq"}
+    assert not any("rule" in warning for warning in job.preflight.warnings)
 
 
 def test_who_may_read_the_files_is_for_the_umask_to_say(folder, tmp_path):

@@ -22,7 +22,7 @@ def keys(module: str, table: str) -> str:
     return ", ".join(ast.literal_eval(key) for key in found.keys if key is not None)
 
 
-PRESETS = keys("recipe/presets.py", "PRESETS")
+PRESETS = keys("recipe/recipe.py", "PRESETS")
 ENGINES = keys("engines/__init__.py", "ENGINES")
 LAYOUTS = keys("checkpoints/layouts.py", "LAYOUTS")
 

@@ -11,7 +11,7 @@ from tersor.network.rewrites.unroll import RECURRENT, why_not
 from tersor.network.roles import WEIGHTED, is_float_tensor
 from tersor.numerics.spec import QuantSpec
 from tersor.policy import Policy
-from tersor.recipe import Quantization, Recipe, Rule
+from tersor.recipe import Decision, Quantization
 from tersor.tables import name_of
 
 # What becomes integers at a site: an operator's value, a layer's weight, or a layer's input anew at every call.
@@ -83,8 +83,7 @@ class PlannedLayer:
 def planned_layers(
     operators: list[fx.Node],
     roles: dict[fx.Node, str],
-    rules: dict[fx.Node, Rule | None],
-    recipe: Recipe,
+    decisions: Mapping[fx.Node, Decision],
     sites: list[Site],
     policy: Policy,
 ) -> list[PlannedLayer]:
@@ -93,14 +92,14 @@ def planned_layers(
     values = {s.node: s for s in sites if s.kind == "activation"}
     layers = []
     for node in operators:
-        role, rule, name = roles[node], rules[node], op_name(node)
+        role, decision, name = roles[node], decisions[node], op_name(node)
         weight_format: str | None = None
         if role in WEIGHTED:
             site = weights[node.name]
             planned, reason = _precision(site.spec), site.reason
             if role == "stored":
                 planned, reason = "fp32", f"{site.reason}, stored in {site.spec.format.name}; arithmetic stays float"
-                if recipe.activations_by(rule).when == "dynamic" and node.target not in EMBEDDINGS:
+                if decision.activations.when == "dynamic" and node.target not in EMBEDDINGS:
                     reason += f": fewer than the {policy.runtime_group} inputs that {policy.engine} quantizes together"
             weight_format = str(site.spec.format.name)
         elif role in ("arithmetic", "average"):
@@ -114,17 +113,17 @@ def planned_layers(
                 planned, reason = "int8", "keeps its input's parameters"
             else:
                 planned, reason = "fp32", "its input is float"
-        elif rule is not None and rule.keep in ("fp16", "bf16"):
+        elif decision.keep in ("fp16", "bf16"):
             if not _gives_floats(node):
                 continue
-            planned, reason, weight_format = _half(node, rule, recipe, policy)
+            planned, reason, weight_format = _half(node, decision, policy)
         elif not is_float_tensor(node) and name not in RECURRENT:
             continue
-        elif rule is not None and rule.keep is not None:
-            planned, reason = rule.keep, f"kept by the rule ({rule})"
+        elif decision.keep is not None:
+            planned, reason = decision.keep, decision.reason
         else:
             planned, reason = "fp32", f"{policy.engine}: no integer {name} here"
-            if name in policy.layers and recipe.activations.when == "dynamic":
+            if name in policy.layers and decision.activations.when == "dynamic":
                 reason = "the activations of a convolution are quantized by a static recipe"
             if name in RECURRENT and (hindrance := why_not(node)):
                 reason = f"not written out in steps: {hindrance}"
@@ -142,15 +141,15 @@ def _gives_floats(node: fx.Node) -> bool:
     return any(isinstance(v, Tensor) and v.is_floating_point() for v in parts)
 
 
-def _half(node: fx.Node, rule: Rule, recipe: Recipe, policy: Policy) -> tuple[str, str, str | None]:
-    """What becomes of an operator that is kept in half precision: (planned, reason, format of the weight).
+def _half(node: fx.Node, decision: Decision, policy: Policy) -> tuple[str, str, str | None]:
+    """How an operator that is kept in half precision runs: (planned, reason, format of the weight).
 
-    A layer's weight is stored so in any engine. A recipe of half weights says no more than that; a rule asks for the
-    arithmetic, too.
+    Every engine stores a layer's weight so. A rule that keeps the layer asks for the arithmetic, too; the format of
+    the weights alone does not.
     """
-    format, reason = str(rule.keep), f"kept by the rule ({rule})"
+    format, reason = str(decision.keep), decision.reason
     held = format if weight_node(node) is not None else None
-    asked = recipe.rule_for(title(node), op_name(node)) is not None and node.target not in EMBEDDINGS
+    asked = "keep" in decision.named and node.target not in EMBEDDINGS
     if held and not (asked and format in policy.half_arithmetic):
         return "fp32", f"{reason}: stored in {format}, computed in float", held
     if not is_float_tensor(node):

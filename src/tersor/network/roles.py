@@ -1,10 +1,12 @@
 """What each operator is to an engine: layer, integer arithmetic, average, mover of values, or float."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, fx
 
 from tersor.network.network import LINEARS, op_name, weight_node
 from tersor.policy import Policy
-from tersor.recipe import Recipe, Rule
+from tersor.recipe import Decision
 
 _NORMS = ("layer_norm", "rms_norm", "native_layer_norm")
 # What a layer is called by when its input is quantized.
@@ -17,9 +19,7 @@ _STREAM = frozenset(
 )
 
 
-def roles_of(
-    operators: list[fx.Node], rules: dict[fx.Node, Rule | None], recipe: Recipe, policy: Policy
-) -> dict[fx.Node, str]:
+def roles_of(operators: list[fx.Node], decisions: Mapping[fx.Node, Decision], policy: Policy) -> dict[fx.Node, str]:
     """For every operator: layer, runtime, stored, arithmetic, average, transparent, fused or float.
 
     A ``layer`` reads an input of calibrated range, a ``runtime`` one quantizes its input itself, and of a ``stored``
@@ -28,20 +28,18 @@ def roles_of(
     roles: dict[fx.Node, str] = {}
     normalised = _feeds_normalisation(operators)
     for node in operators:
-        name, rule = op_name(node), rules[node]
-        kept = rule is not None and rule.keep is not None
+        name, decision = op_name(node), decisions[node]
+        when = decision.activations.when
         if name in policy.transparent:
             roles[node] = "transparent"
-        elif kept or not is_float_tensor(node):
+        elif decision.keep is not None or not is_float_tensor(node):
             roles[node] = "float"
         elif name == "embedding" and policy.stores_embeddings and weight_node(node) is not None:
-            when = recipe.activations_by(rule).when
             roles[node] = "float" if when == "static" else "stored"
         elif name in policy.layers and weight_node(node) is not None:
-            when = recipe.activations_by(rule).when
             # Run-time ranges are for matrix products: a convolution would take them for every window.
             roles[node] = "float" if when == "dynamic" and node.target not in LINEARS else _LAYERS[when]
-            if roles[node] == "runtime" and _left_in_float(node, recipe.activations_by(rule).format, policy):
+            if roles[node] == "runtime" and _left_in_float(node, decision.activations.format, policy):
                 roles[node] = "stored"
         elif name in policy.arithmetic and node not in normalised and _both_activations(node):
             roles[node] = "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"

@@ -1,7 +1,8 @@
-"""Planning: which edges and weights get which QuantSpec. Recipe × Policy × graph → Plan; no data is run."""
+"""Planning: which edges and weights get which QuantSpec. Options × Policy × graph → Plan; no data is run."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -11,7 +12,7 @@ from tersor.network.planned import PlannedLayer, Site, planned_layers
 from tersor.network.roles import WEIGHTED, is_float_tensor, roles_of
 from tersor.numerics.spec import Granularity, QuantSpec
 from tersor.policy import Policy
-from tersor.recipe import Quantization, Recipe, Rule
+from tersor.recipe import Decision, Quantization, Quantize, decide, with_names
 
 
 @dataclass(frozen=True)
@@ -57,32 +58,34 @@ class Plan:
         return tuple(s for s in self.sites if s.kind == "runtime")
 
 
-def plan(network: Network, recipe: Recipe, policy: Policy) -> Plan:
+def plan(network: Network, step: Quantize, policy: Policy) -> Plan:
     """Decide for every edge and weight whether and how it is quantized.
 
     Raises:
         RecipeError: where a rule matches nothing (with the nearest names) or the engine cannot express a part.
     """
     operators = network.operators()
-    recipe = recipe.placed([title(n) for n in operators if weight_node(n) is not None])
-    recipe.check_rules([(title(n), op_name(n)) for n in operators])
-    rules = {n: recipe.rule_for(title(n), op_name(n)) or _half(recipe, n) for n in operators}
-    roles = roles_of(operators, rules, recipe, policy)
+    weighted = [title(n) for n in operators if weight_node(n) is not None]
+    step = with_names(step, [(title(n), op_name(n)) for n in operators], weighted)
+    decisions = {n: _decision(n, step, policy) for n in operators}
+    roles = roles_of(operators, decisions, policy)
     wanted = _wanted(network, roles, policy)
-    sites = _activation_sites(network, roles, wanted, rules, recipe, policy)
-    sites += _layer_sites(operators, roles, rules, recipe, policy)
+    sites = _activation_sites(network, roles, wanted, decisions, step, policy)
+    sites += _layer_sites(operators, roles, decisions, policy)
     order = {n.name: k for k, n in enumerate(network.graph.nodes)}
     sites.sort(key=lambda s: (order[s.node], s.kind == "activation"))
-    layers = planned_layers(operators, roles, rules, recipe, sites, policy)
+    layers = planned_layers(operators, roles, decisions, sites, policy)
     return Plan(tuple(sites), tuple(layers), policy.runtime_group)
 
 
-def _half(recipe: Recipe, node: fx.Node) -> Rule | None:
-    """A recipe of weights in half precision is a rule to keep every layer in it."""
-    half = recipe.activations.when == "never" and recipe.weights.format in ("fp16", "bf16")
-    if half and weight_node(node) is not None:
-        return Rule.model_validate({"op": op_name(node), "keep": recipe.weights.format})
-    return None
+def _decision(node: fx.Node, step: Quantize, policy: Policy) -> Decision:
+    """Weights in half precision under float activations are no codes: their layer is kept in it."""
+    weighted = weight_node(node) is not None
+    found = decide(title(node), op_name(node), step, policy.weight if weighted else None)
+    format = found.weights.format
+    if weighted and found.keep is None and found.activations.when == "never" and format in ("fp16", "bf16"):
+        return replace(found, keep=format, spec=None, reason=f"the recipe asks for {format}")
+    return found
 
 
 def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[fx.Node]:
@@ -141,8 +144,8 @@ def _activation_sites(
     network: Network,
     roles: dict[fx.Node, str],
     wanted: set[fx.Node],
-    rules: dict[fx.Node, Rule | None],
-    recipe: Recipe,
+    decisions: Mapping[fx.Node, Decision],
+    step: Quantize,
     policy: Policy,
 ) -> list[Site]:
     groups = _shared_groups(network, roles, policy)
@@ -150,7 +153,7 @@ def _activation_sites(
     for node in network.graph.nodes:
         if node not in wanted:
             continue
-        choice = _asked(node, roles, rules, recipe, policy)
+        choice = _asked(node, roles, decisions, step, policy)
         spec = choice.spec(policy.activation)
         name = title(node) if node.op == "call_function" else str(node.target)
         policy.check(name, "activations", spec)
@@ -163,7 +166,7 @@ def _activation_sites(
 
 
 def _asked(
-    node: fx.Node, roles: dict[fx.Node, str], rules: dict[fx.Node, Rule | None], recipe: Recipe, policy: Policy
+    node: fx.Node, roles: dict[fx.Node, str], decisions: Mapping[fx.Node, Decision], step: Quantize, policy: Policy
 ) -> Quantization:
     """How a value is quantized: as its readers' rules say, of several as the one with the most bits.
 
@@ -173,14 +176,15 @@ def _asked(
     def choices(value: fx.Node) -> list[Quantization]:
         found = []
         for user in value.users:
-            wanted = recipe.activations_by(rules.get(user))
-            if wanted is not recipe.activations and wanted.when == "static":
-                found.append(wanted)
+            reader = decisions.get(user)
+            if reader and "activations" in reader.named and reader.activations.when == "static":
+                found.append(reader.activations)
             elif roles.get(user) == "transparent":
                 found += choices(user)
         return found
 
-    own = recipe.activations if roles.get(node) in WEIGHTED else recipe.activations_by(rules.get(node))
+    made = node in decisions and roles.get(node) not in WEIGHTED
+    own = decisions[node].activations if made else step.activations
     return max(choices(node) or [own], key=lambda q: q.spec(policy.activation).format.bits)
 
 
@@ -203,17 +207,13 @@ def _shared_groups(network: Network, roles: dict[fx.Node, str], policy: Policy) 
 
 
 def _layer_sites(
-    operators: list[fx.Node],
-    roles: dict[fx.Node, str],
-    rules: dict[fx.Node, Rule | None],
-    recipe: Recipe,
-    policy: Policy,
+    operators: list[fx.Node], roles: dict[fx.Node, str], decisions: Mapping[fx.Node, Decision], policy: Policy
 ) -> list[Site]:
     sites = []
     for node in operators:
         if roles[node] not in WEIGHTED:
             continue
-        wanted = recipe.weights_by(rules[node])
+        wanted = decisions[node].weights
         spec = wanted.spec(policy.weight)
         if node.target in TRANSPOSED and spec.granularity == Granularity.channel(0):
             axis = Granularity.channel(1) if groups_of(node) == 1 else Granularity.tensor()
@@ -230,7 +230,7 @@ def _layer_sites(
             wanted = wanted.without_data()
         sites.append(Site(title(node), node.name, "weight", spec, wanted, str(weight.target), True, reason))
         if roles[node] == "runtime":
-            weight_spec, wanted = spec, recipe.activations_by(rules[node])
+            weight_spec, wanted = spec, decisions[node].activations
             spec = wanted.spec(policy.runtime)
             policy.check_runtime(title(node), spec, weight_spec)
             reason = f"input of {op_name(node)}, quantized when it runs"

@@ -1,18 +1,30 @@
-"""What the user wants: a Recipe of Rules, and the presets."""
+"""What the user wants: a Recipe of steps with rules, the presets, and what is decided for each layer."""
 
-from tersor.recipe.presets import PRESETS, int8_dynamic, int8_static, int8_weight, resolve
+from tersor.recipe.capabilities import Capabilities
+from tersor.recipe.decide import Decision, decide, with_names
 from tersor.recipe.quantization import Quantization, activation_ranges, weight_ranges
-from tersor.recipe.recipe import Recipe, Rule
+from tersor.recipe.recipe import PRESETS, Recipe, int8_dynamic, int8_static, int8_weight, resolve
+from tersor.recipe.rules import Rule
+from tersor.recipe.steps import STEPS, Host, Quantize, Step, Subject
 
 __all__ = [
     "PRESETS",
+    "STEPS",
+    "Capabilities",
+    "Decision",
+    "Host",
     "Quantization",
+    "Quantize",
     "Recipe",
     "Rule",
+    "Step",
+    "Subject",
     "activation_ranges",
+    "decide",
     "int8_dynamic",
     "int8_static",
     "int8_weight",
     "resolve",
     "weight_ranges",
+    "with_names",
 ]

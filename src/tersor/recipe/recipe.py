@@ -1,205 +1,131 @@
-"""What the user wants: a Recipe of Rules, as YAML or as Python."""
+"""A Recipe: what the user wants, as a sequence of steps; and the presets, which recipes extend by name."""
 
-import difflib
-import re
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
-from glob import escape
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import PlainValidator, SerializationInfo, ValidationError, model_serializer, model_validator
 
 from tersor.errors import RecipeError
+from tersor.recipe.forms import as_steps, explained, read_step
 from tersor.recipe.quantization import Quantization, Strict
-from tersor.solvers.ask import PRUNERS
-from tersor.tables import Named, checked, parsed
-
-
-class Rule(Strict):
-    """An exception for the layers whose name or operator type matches a glob; later rules win.
-
-    Give ``layer`` (a glob on names as ``tersor inspect`` prints them; ``@first`` and ``@last`` are the first and the
-    last layer with weights), ``op`` (a glob on operator types such as ``softmax`` or ``conv*``), or both. ``keep``
-    leaves the layer in that float format; ``weights`` and ``activations`` (what it reads) replace the recipe's.
-    """
-
-    layer: str | None = None
-    op: str | None = None
-    keep: Literal["fp32", "fp16", "bf16"] | None = None
-    weights: Quantization | None = None
-    activations: Quantization | None = None
-
-    @model_validator(mode="after")
-    def _says_something(self) -> "Rule":
-        if self.layer is None and self.op is None:
-            raise ValueError("a rule needs `layer` or `op`, a glob on names or operator types")
-        if self.keep is None and self.weights is None and self.activations is None:
-            raise ValueError("a rule needs `keep`, `weights` or `activations`: it would change nothing")
-        if self.keep is not None and (self.weights or self.activations):
-            raise ValueError("`keep` leaves the layer in float, so it cannot also have `weights` or `activations`")
-        return self
-
-    def matches(self, layer: str, op: str) -> bool:
-        """Whether the rule speaks of that layer."""
-        return (self.layer is None or fnmatchcase(layer, self.layer)) and (self.op is None or fnmatchcase(op, self.op))
-
-    def __str__(self) -> str:
-        return ", ".join(f"{k}: {v}" for k, v in (("layer", self.layer), ("op", self.op)) if v is not None)
+from tersor.recipe.steps import Quantize, Step, check_order
+from tersor.tables import found, nearest
 
 
 class Recipe(Strict):
-    """What is to be done to a network.
+    """What is to be done to a network: steps, in order.
 
-    ``equalize`` is ``auto``: done where weights are per tensor, for which it was invented. ``smooth`` is ``auto``:
-    done in Transformers whose activations are calibrated; ``smooth_alpha`` of the outliers' range goes to the
-    weights, ``auto``: for each value as much as a trial on some of its rows finds best. ``fallback: float`` leaves
-    a layer of a Hugging Face folder that cannot be solved or stored as asked in its float format, and says so in the
-    report; ``error`` stops. There ``awq`` also scales input channels before weights are rounded (arXiv 2306.00978), and
-    ``rotate`` turns the residual stream by a Hadamard matrix (arXiv 2404.00456), both folded into the weights; and
-    ``sparsity`` (``50%``, ``50% per row``, ``2:4``) makes weights zero, by ``pruner``; with weights that are quantized
-    too, in one sweep (arXiv 2301.00774).
+    A recipe of the one step ``quantize`` may be written flat, with the options of the step as its own; they are then
+    read as attributes, too. ``base`` names a preset that the options extend: mappings such as ``weights`` field by
+    field, ``rules`` behind those of the preset.
+
+    Args:
+        steps: values of the classes in ``tersor.recipe.STEPS``, or ``{name: options}``.
+        name: as reports print it.
+        seed: of everything random.
+        options: of the step ``quantize``, in place of ``steps``.
+
+    Raises:
+        ValueError: options that do not exist or contradict each other, or an order of steps that has no meaning.
 
     >>> recipe = Recipe(weights=Quantization(format="int4", granularity="group:32"))
-    >>> Recipe.from_yaml(recipe.to_yaml()) == recipe
+    >>> Recipe.from_yaml(recipe.to_yaml()) == recipe == Recipe(steps=(Quantize(weights=recipe.weights),))
     True
+    >>> Recipe(base="int4-gptq", weights={"granularity": "channel"}).weights.solver
+    'gptq'
     """
 
     name: str = "custom"
-    weights: Quantization = Quantization()
-    activations: Quantization = Quantization(range="mse")
-    equalize: Literal["auto", "on", "off"] = "auto"
-    smooth: Literal["auto", "on", "off"] = "auto"
-    smooth_alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
-    bias_correction: bool = True
-    correction_samples: int = Field(default=64, ge=1)
-    fallback: Literal["error", "float"] = "error"
-    sparsity: str | None = None
-    pruner: Named = "sparsegpt"
-    awq: bool = False
-    rotate: bool = False
-    rules: tuple[Rule, ...] = ()
+    steps: tuple[Annotated[Step, PlainValidator(lambda value: read_step(value, steps_of))], ...] = (Quantize(),)
     seed: int = 0
 
-    @field_validator("pruner", mode="before")
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            steps: Sequence[Step | Mapping[str, Any]] = ...,
+            base: str = ...,
+            name: str = "custom",
+            seed: int = 0,
+            **options: Any,
+        ) -> None: ...
+
+    @model_validator(mode="before")
     @classmethod
-    def _known_pruner(cls, value: Any) -> Named:
-        try:
-            return checked(PRUNERS, parsed(value, "pruner"), "pruner")
-        except RecipeError as error:
-            raise ValueError(str(error)) from error
+    def _of_any_form(cls, data: Any) -> Any:
+        return as_steps(data, steps_of) if isinstance(data, Mapping) else data
 
     @model_validator(mode="after")
-    def _solvers_and_ranges(self) -> "Recipe":
-        try:
-            for q in [self.weights, *(r.weights for r in self.rules if r.weights)]:
-                q.check_weights()
-            for q in [self.activations, *(r.activations for r in self.rules if r.activations)]:
-                q.check_activations()
-        except RecipeError as error:
-            raise ValueError(str(error)) from error
+    def _in_order(self) -> Self:
+        if not self.steps:
+            raise ValueError("a recipe has at least one step")
+        check_order(self.steps)
         return self
 
-    @model_validator(mode="after")
-    def _zeros(self) -> "Recipe":
-        if self.sparsity is not None and not re.fullmatch(r"\d+:\d+|\d+(\.\d+)?%( per row)?", self.sparsity):
-            raise ValueError(f"sparsity {self.sparsity!r} is none of `50%`, `50% per row`, `2:4`")
-        return self
-
-    def placed(self, layers: Sequence[str]) -> "Recipe":
-        """The recipe with ``@first`` and ``@last`` replaced by the first and last of the names, in order of execution.
-
-        >>> Recipe(rules=(Rule(layer="@last", keep="bf16"),)).placed(["stem", "head"]).rules[0].layer
-        'head'
-        """
-        ends = {"@first": escape(layers[0]), "@last": escape(layers[-1])} if layers else {}
-        rules = [r.model_copy(update={"layer": ends.get(r.layer or "", r.layer)}) for r in self.rules]
-        return self.model_copy(update={"rules": tuple(rules)})
-
-    def rule_for(self, layer: str, op: str) -> Rule | None:
-        """All matching rules as one, later ones winning field by field; None where none matches."""
-        found = [r for r in self.rules if r.matches(layer, op)]
-        if not found:
-            return None
-        merged: dict[str, object] = {"layer": found[-1].layer, "op": found[-1].op}
-        for rule in found:
-            if rule.keep:
-                merged = {"layer": rule.layer, "op": rule.op, "keep": rule.keep}
-            else:
-                merged.pop("keep", None)
-                merged.update({k: v for k, v in (("weights", rule.weights), ("activations", rule.activations)) if v})
-        return Rule.model_validate(merged)
-
-    def weights_by(self, rule: Rule | None) -> Quantization:
-        """How the weights of a layer are quantized for which that rule speaks."""
-        return (rule.weights if rule else None) or self.weights
-
-    def activations_by(self, rule: Rule | None) -> Quantization:
-        """The same of its activations."""
-        return (rule.activations if rule else None) or self.activations
-
-    def check_rules(self, layers: Sequence[tuple[str, str]]) -> None:
-        """Refuse a rule that matches none of the (name, operator type).
+    @property
+    def quantize(self) -> Quantize:
+        """The step that quantizes.
 
         Raises:
-            RecipeError: with the nearest names.
+            RecipeError: there is none.
         """
-        for rule in self.rules:
-            if any(rule.matches(*layer) for layer in layers):
-                continue
-            names = {name if rule.layer else op for name, op in layers}
-            asked = (rule.layer or rule.op or "").replace("*", "")
-            names |= {"@first", "@last"} if asked.startswith("@") else set()
-            near = difflib.get_close_matches(asked, sorted(names), 3, 0.3)
-            raise RecipeError(
-                f"rule ({rule}) matches no layer of this network; nearest names: {', '.join(near) or 'none'}. "
-                "`tersor inspect` lists them all"
-            )
+        for step in self.steps:
+            if isinstance(step, Quantize):
+                return step
+        names = ", ".join(step.name for step in self.steps)
+        raise RecipeError(f"the recipe {self.name} has no step `quantize`, only {names}")
 
-    def check_graph(self) -> None:
-        """Refuse what only folders of language models can have.
+    def __getattr__(self, key: str) -> Any:
+        """An option of the only step, ``quantize``."""
+        if key not in Quantize.model_fields:
+            raise AttributeError(f"a Recipe has no attribute {key!r}")
+        if len(self.steps) > 1:
+            raise AttributeError(f"the recipe {self.name} has several steps; read `recipe.quantize.{key}`")
+        return getattr(self.quantize, key)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with other values; options of the step ``quantize`` change that step.
 
         Raises:
-            RecipeError: naming the key.
+            RecipeError: a key that does not exist.
+
+        >>> int8_static().model_copy(update={"equalize": "off", "seed": 1}).equalize
+        'off'
         """
-        asked = {
-            "awq": self.awq,
-            "sparsity": self.sparsity is not None,
-            "rotate": self.rotate,
-            "fallback: float": self.fallback == "float",
-        }
-        self._refuse(asked, "is for folders in the Hugging Face layout, which tersor.compress_folder compresses")
+        own, options = {}, {}
+        for key, value in (update or {}).items():
+            if key not in {**type(self).model_fields, **Quantize.model_fields}:
+                raise RecipeError(f"a recipe has no key `{key}`{nearest(key, Quantize.model_fields)}; leave it out")
+            (own if key in type(self).model_fields else options)[key] = value
+        if options:
+            changed = self.quantize.model_copy(update=options)
+            own["steps"] = tuple(changed if step is self.quantize else step for step in self.steps)
+        return super().model_copy(update=own, deep=deep)
 
-    def check_folder(self) -> None:
-        """Refuse what a folder of a language model, compressed in its weights only, cannot have.
-
-        Raises:
-            RecipeError: naming the key.
-        """
-        asking = next((r for r in self.rules if r.activations and r.activations.when != "never"), None)
-        asked = {
-            f"activations of the rule ({asking})": asking is not None,
-            "equalize: on": self.equalize == "on",
-            "smooth: on": self.smooth == "on",
-            "smooth_alpha": self.smooth_alpha != "auto",
-        }
-        self._refuse(asked, "is not done to folders in the Hugging Face layout, whose weights alone are compressed")
-
-    def _refuse(self, asked: Mapping[str, bool], why: str) -> None:
-        for key, used in asked.items():
-            if used:
-                raise RecipeError(f"`{key}` of the recipe {self.name} {why}; leave it out")
+    @model_serializer
+    def _written(self, info: SerializationInfo) -> dict[str, Any]:
+        options = [step.model_dump(mode=info.mode or "python") for step in self.steps]
+        if isinstance(self.steps[0], Quantize) and len(self.steps) == 1:
+            return {"name": self.name, **options[0], "seed": self.seed}
+        steps = [{step.name: given} for step, given in zip(self.steps, options, strict=True)]
+        return {"name": self.name, "steps": steps, "seed": self.seed}
 
     def to_yaml(self) -> str:
-        """The recipe as YAML, which reads back as the same recipe."""
+        """The recipe as YAML, which reads back as the same recipe; flat if ``quantize`` is its only step."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe") -> "Recipe":
-        """Read a recipe.
+        """Read a recipe in any of its forms.
 
         Raises:
             RecipeError: naming the key, the value and what is allowed.
+
+        >>> Recipe.from_yaml("steps: [quantize: int8-tflite]").activations.range
+        'minmax'
         """
         try:
             data = yaml.safe_load(text)
@@ -210,15 +136,130 @@ class Recipe(Strict):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise RecipeError(f"{source}: {_explained(error)}") from error
+            raise RecipeError(f"{source}: {explained(error)}") from error
 
 
-def _explained(error: ValidationError) -> str:
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "recipe"
-        if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key `{where}` (value {item['input']!r})")
-        else:
-            lines.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')} (value {item['input']!r})"[:400])
-    return "; ".join(lines)
+def int8_static() -> Recipe:
+    """The best static int8 we know: weights per channel by their maximum, activations clipped where that lowers
+    the squared error, biases corrected layer by layer."""
+    return Recipe(name="int8-static")
+
+
+def int8_tensorrt() -> Recipe:
+    """TensorRT's classic: weights by their maximum, activations by KL divergence."""
+    return _classic("int8-tensorrt", "kl")
+
+
+def int8_tflite() -> Recipe:
+    """TensorFlow Lite's classic: weights and activations both by their extremes. arXiv 1712.05877."""
+    return _classic("int8-tflite", "minmax")
+
+
+def _classic(name: str, range: str) -> Recipe:
+    weights, activations = Quantization(range="minmax"), Quantization(range=range)
+    return Recipe(name=name, weights=weights, activations=activations, bias_correction=False)
+
+
+def int8_dynamic() -> Recipe:
+    """Weights in int8 per channel now, activations in int8 at run time; for linear and recurrent layers."""
+    return _at_run_time("int8-dynamic", "auto")
+
+
+def int16_dynamic() -> Recipe:
+    """The same with activations in int16, where 8 bits do not hold an outlier and its neighbours."""
+    return _at_run_time("int16-dynamic", "int16")
+
+
+def _at_run_time(name: str, format: str) -> Recipe:
+    activations = Quantization(format=format, range="dynamic")
+    return Recipe(name=name, activations=activations, bias_correction=False)
+
+
+def int8_weight() -> Recipe:
+    """Weights only, in int8 per channel; arithmetic stays float."""
+    return _weights_only("int8-weight", Quantization(format="int8", granularity="channel"))
+
+
+def int4_weight() -> Recipe:
+    """Weights only, in int4 for groups of 32 inputs, each range clipped to its smallest squared error."""
+    return _weights_only("int4-weight", Quantization(format="int4", granularity="group:32", range="mse"))
+
+
+def int4_gptq() -> Recipe:
+    """The same with weights that compensate for each other's errors on calibrated inputs. arXiv 2210.17323."""
+    weights = Quantization(format="int4", granularity="group:32", range="mse", solver="gptq")
+    return _weights_only("int4-gptq", weights)
+
+
+def int4_awq() -> Recipe:
+    """The same rounded to nearest, with input channels scaled, and ranges clipped, for the smallest error of the
+    outputs. arXiv 2306.00978."""
+    weights = Quantization(format="int4", granularity="group:32", symmetric=False, range="awq")
+    return _weights_only("int4-awq", weights).model_copy(update={"awq": True})
+
+
+def sparse_2_4() -> Recipe:
+    """Of every four neighbouring weights two are zero, the others compensate for them. arXiv 2301.00774."""
+    return _weights_only("sparse-2:4", Quantization(format="fp32")).model_copy(update={"sparsity": "2:4"})
+
+
+def fp16() -> Recipe:
+    """Weights in FP16."""
+    return _weights_only("fp16", Quantization(format="fp16", granularity="tensor"))
+
+
+def bf16() -> Recipe:
+    """Weights in BF16, and the products of linear layers too."""
+    return _weights_only("bf16", Quantization(format="bf16", granularity="tensor"))
+
+
+def _weights_only(name: str, weights: Quantization) -> Recipe:
+    return Recipe(name=name, weights=weights, activations=Quantization(format="fp32"), bias_correction=False)
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {
+    "int8-static": int8_static,
+    "int8-tensorrt": int8_tensorrt,
+    "int8-tflite": int8_tflite,
+    "int8-dynamic": int8_dynamic,
+    "int16-dynamic": int16_dynamic,
+    "int8-weight": int8_weight,
+    "int4-weight": int4_weight,
+    "int4-gptq": int4_gptq,
+    "int4-awq": int4_awq,
+    "sparse-2:4": sparse_2_4,
+    "fp16": fp16,
+    "bf16": bf16,
+}
+
+
+def steps_of(preset: str) -> tuple[Step, ...]:
+    """The steps of a preset.
+
+    Raises:
+        ValueError: there is no such preset, with the nearest name.
+    """
+    try:
+        return found(PRESETS, preset, "preset")().steps
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+
+
+def resolve(recipe: "Recipe | str | Path") -> Recipe:
+    """A recipe, the name of a preset, or the path of a YAML file, as a Recipe.
+
+    Raises:
+        RecipeError: no such preset or file, with the nearest preset.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    name = str(recipe)
+    if name in PRESETS:
+        return PRESETS[name]()
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise RecipeError(f"there is no recipe file {name!r}")
+        return Recipe.from_yaml(path.read_text(encoding="utf8"), str(path))
+    known = f"presets are {', '.join(PRESETS)}"
+    raise RecipeError(f"no recipe {name!r}{nearest(name, PRESETS)}; {known}; or give the path of a .yaml file")

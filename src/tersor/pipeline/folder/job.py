@@ -86,7 +86,7 @@ def prepare_job(
     length = length or min(512, positions(folder.config) or 512)
     calibration = windows(data, folder, length, samples, "data (--data)") if data is not None else None
     evaluation = windows(evaluate, folder, length, None, "evaluate (--valid)") if evaluate is not None else None
-    found = preflight(metamodel, plans, recipe, layout, calibration, evaluation)
+    found = preflight(metamodel, plans, layout, calibration, evaluation)
     return Job(folder, metamodel, recipe, layout, plans, calibration, evaluation, found)
 
 

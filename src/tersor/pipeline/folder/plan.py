@@ -1,4 +1,4 @@
-"""What becomes of every weight of a Hugging Face folder, before any of them is read."""
+"""What is planned for every weight of a Hugging Face folder, before any of them is read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -7,15 +7,17 @@ import torch
 from torch import nn
 
 from tersor.checkpoints.layouts import Layout
-from tersor.errors import RecipeError, TersorError
+from tersor.errors import RecipeError
 from tersor.network.swap import weighted_modules
 from tersor.numerics import QuantSpec
+from tersor.pipeline.folder.host import FOLDER
 from tersor.pipeline.folder.metamodel import MetaModel, TensorSlice
-from tersor.recipe import Quantization, Recipe
-from tersor.solvers import Sparsity, joint_choice
-from tersor.tables import Named, described
+from tersor.recipe import Decision, Quantization, Quantize, Recipe, decide, with_names
+from tersor.solvers import Sparsity
+from tersor.tables import Named
 
 _DEFAULT = QuantSpec("int8", "channel")
+_FORMATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +26,7 @@ class WeightPlan:
 
     Args:
         slice: its tensor in the folder, and its place in the model.
+        dtype: that of the tensor in the folder.
         shape: as [out, in].
         transposed: it is stored [in, out].
         wanted, spec: how it is quantized; None where it stays float.
@@ -33,6 +36,7 @@ class WeightPlan:
     """
 
     slice: TensorSlice
+    dtype: torch.dtype
     shape: tuple[int, int]
     transposed: bool
     wanted: Quantization | None
@@ -86,17 +90,17 @@ def plan_weights(metamodel: MetaModel, recipe: Recipe, fits: LayoutFit) -> list[
         RecipeError: a rule that matches nothing, activations that are not float, a key that is for graphs, a weight
             that does not fit.
     """
-    if recipe.activations.when != "never":
+    step = recipe.quantize
+    if step.activations.when != "never":
         raise RecipeError(
             f"the recipe {recipe.name} quantizes activations; a folder is compressed in its weights only: use "
             "int4-gptq, int4-weight, int8-weight, or `activations: {format: fp32}`"
         )
-    recipe.check_folder()
+    FOLDER.check(recipe)
     found = list(_candidates(metamodel))
     names = [(t.name, "linear") for t in found]
-    recipe = recipe.placed([name for name, _ in names])
-    recipe.check_rules(names)
-    return [_decided(t, recipe, fits) for t in found]
+    step = with_names(step, names, [name for name, _ in names])
+    return [_decided(t, step, fits) for t in found]
 
 
 def _candidates(metamodel: MetaModel) -> Iterator[WeightPlan]:
@@ -117,10 +121,11 @@ def _candidates(metamodel: MetaModel) -> Iterator[WeightPlan]:
                 reason = _skip_reason(weighted.module, weighted.op, tensor_slice)
                 if head and id(weighted.module.get_parameter(key)) in seen:
                     reason = "it is tied to the embedding"
-                shape = metamodel.folder.entries[tensor_slice.name].shape
+                entry = metamodel.folder.entries[tensor_slice.name]
+                shape = entry.shape
                 if len(shape) == 2:
                     shape = (shape[1], shape[0]) if weighted.transposed else (shape[0], shape[1])
-                    yield WeightPlan(tensor_slice, shape, weighted.transposed, None, None, reason, tail=head)
+                    yield WeightPlan(tensor_slice, entry.dtype, shape, weighted.transposed, None, None, reason, head)
 
 
 def _skip_reason(module: nn.Module, op: str, tensor_slice: TensorSlice) -> str:
@@ -131,43 +136,47 @@ def _skip_reason(module: nn.Module, op: str, tensor_slice: TensorSlice) -> str:
     return f"no product with it is known ({type(module).__name__})"
 
 
-def _decided(plan: WeightPlan, recipe: Recipe, fits: LayoutFit) -> WeightPlan:
+def _decided(plan: WeightPlan, step: Quantize, fits: LayoutFit) -> WeightPlan:
     def skipped(reason: str) -> WeightPlan:
-        return WeightPlan(plan.slice, plan.shape, plan.transposed, None, None, reason, plan.tail)
+        return replace(plan, reason=reason)
 
-    if plan.reason:
-        return skipped(f"stays float: {plan.reason}")
-    rule = recipe.rule_for(plan.name, "linear")
-    if rule is not None and rule.keep is not None:
-        return skipped(f"stays float: kept by the rule ({rule})")
-    if plan.tail and (rule is None or rule.weights is None):
-        return skipped("stays float: it decides between the tokens; a rule with `weights` of its own quantizes it")
-    wanted = recipe.weights_by(rule)
-    sparsity = Sparsity.parse(recipe.sparsity) if recipe.sparsity and not plan.tail else None
-    # A recipe of zeros alone says nothing of the weights.
-    silent = sparsity is not None and wanted.format == "auto"
-    spec = None if silent or wanted.format == "fp32" else wanted.spec(_DEFAULT)
-    if spec and sparsity:
-        try:
-            joint_choice(recipe.pruner, sparsity, wanted.solver, wanted.range)
-        except RecipeError as error:
-            raise RecipeError(
-                f"{plan.name}: {error}; or leave its `weights` out, which then stay float"
-            ) from error
-    try:
+    def fit(spec: QuantSpec | None, sparsity: Sparsity | None) -> QuantSpec | None:
         if sparsity is not None:
             sparsity.check(plan.name, plan.shape[1])
-        spec = spec and fits(plan.name, plan.shape, spec)
-    except TersorError as error:
-        if recipe.fallback == "error":
-            raise RecipeError(f"{error}; or let such layers stay float: `fallback: float` in the recipe") from error
-        # The remedies are for those who asked for an error; without the name, layers alike have one reason.
-        why = str(error).removeprefix("layer ").removeprefix(plan.name).removeprefix(".weight").removeprefix(":")
-        return skipped(f"stays float by `fallback: float`: {why.split(': ')[0].split('; ')[0].strip()}")
-    if spec is None and sparsity is None:
-        return skipped("stays float: the recipe asks for it")
-    how = [] if sparsity is None else [f"{sparsity} zeros, {described(recipe.pruner)}"]
-    how += [f"{spec}, {described(wanted.solver)}"] if spec else ["the rest float"]
+        return spec and fits(plan.name, plan.shape, spec)
+
+    default, fit_or_none = (None, None) if plan.reason else (_DEFAULT, fit)
+    found = decide(plan.name, "linear", step, default, fit_or_none, opt_in=plan.tail)
+    if found.keep is not None:
+        return skipped(_kept(plan, found))
+    if plan.reason:
+        return skipped(f"stays float: {plan.reason}")
+    if found.activations.when != "never":
+        rules = " and ".join(f"the rule ({rule})" for rule in found.rules)
+        raise RecipeError(
+            f"{plan.name}: `activations` of {rules} is not done to folders in the Hugging Face layout, whose weights "
+            "alone are compressed; leave it out"
+        )
+    if plan.tail and not found.named & {"weights", "sparsity"}:
+        return skipped("stays float: it decides between the tokens; a rule with `weights` of its own quantizes it")
+    if found.spec is None and found.sparsity is None:
+        return skipped(found.reason)
     return replace(
-        plan, wanted=wanted, spec=spec, reason=", ".join(how), sparsity=sparsity, pruner=recipe.pruner
-    )  # fmt: skip
+        plan,
+        wanted=found.weights,
+        spec=found.spec,
+        reason=found.reason,
+        sparsity=found.sparsity,
+        pruner=found.pruner,
+    )
+
+
+def _kept(plan: WeightPlan, found: Decision) -> str:
+    """Why a kept weight stays as it is; the float weights of a folder are copied, never cast."""
+    stored = _FORMATS.get(plan.dtype, str(plan.dtype).removeprefix("torch."))
+    if found.keep not in ("fp32", stored):
+        raise RecipeError(
+            f"{plan.name}: the folder stores it in {stored} and float weights are copied as they are, so it cannot be "
+            f"stored in {found.keep} ({found.reason}); `keep: fp32` leaves it as it is"
+        )
+    return f"stays {stored}: {found.reason}"

@@ -14,8 +14,6 @@ from tersor.pipeline.folder.journal import parts_of
 from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.pipeline.folder.plan import WeightPlan
 from tersor.pipeline.folder.token_batches import TOKENS
-from tersor.recipe import Recipe
-from tersor.tables import described
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,6 @@ class Preflight:
 def preflight(
     metamodel: MetaModel,
     plans: list[WeightPlan],
-    recipe: Recipe,
     layout: str,
     calibration: Windows | None,
     evaluation: Windows | None,
@@ -98,7 +95,6 @@ def preflight(
         skipped=sum(not t.touched for t in plans),
         warnings=(
             *_warnings(metamodel, plans, layout, calibration),
-            *_replaced(plans, recipe),
             *_same(calibration, evaluation),
         ),
     )
@@ -143,24 +139,6 @@ def _warnings(metamodel: MetaModel, plans: list[WeightPlan], layout: str, calibr
             f"{calibration.ids.numel()} tokens calibrate layers of {widest} inputs; 16 for each input would be better"
         )
     return found
-
-
-def _replaced(plans: list[WeightPlan], recipe: Recipe) -> list[str]:
-    """What a rule's `weights` changed without naming it: they replace the recipe's own as a whole."""
-    found: dict[str, None] = {}
-    for t in plans:
-        if t.spec is None or t.wanted is None or t.wanted is recipe.weights:
-            continue
-        unsaid = {"format", "solver"} - t.wanted.model_fields_set
-        other = sorted(k for k in unsaid if getattr(t.wanted, k) != getattr(recipe.weights, k))
-        if other:
-            now = " and ".join(t.spec.format.name if k == "format" else described(t.wanted.solver) for k in other)
-            own = " and ".join(described(getattr(recipe.weights, k)) for k in other)
-            found[
-                f"the `weights` of the rule ({recipe.rule_for(t.name, 'linear')}) replace the recipe's as a whole: "
-                f"{now} there, not {own}; name {' and '.join(f'`{k}`' for k in other)} in the rule"
-            ] = None
-    return list(found)
 
 
 def _same(calibration: Windows | None, evaluation: Windows | None) -> list[str]:

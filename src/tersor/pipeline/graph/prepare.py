@@ -8,6 +8,7 @@ from tersor.network.network import Network
 from tersor.network.rewrites import REWRITES
 from tersor.network.sites import Plan, plan
 from tersor.network.verify import rewritten
+from tersor.pipeline.graph.host import GRAPH
 from tersor.policy import Policy
 from tersor.recipe import Recipe
 from tersor.task import Task
@@ -24,23 +25,23 @@ class Prepared:
 
     def planned_again(self, network: Network, recipe: Recipe) -> "Prepared":
         """The same with another network of the same function."""
-        return replace(self, network=network, plan=plan(network, recipe, self.policy))
+        return replace(self, network=network, plan=plan(network, recipe.quantize, self.policy))
 
 
 def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
     """Capture, fold and plan; no data is run."""
-    recipe.check_graph()
+    GRAPH.check(recipe)
     # Engines refuse some forms of a global pool, so the original takes this rewrite too.
     original = rewritten(capture(task.model, task.example), REWRITES["global_pool"]())
     network = original
     for name in ("fold_constants", "fold_batchnorm", "fold_pad", "hoist_activations"):
         network = rewritten(network, REWRITES[name]())
-    if recipe.activations.when != "static":
+    if recipe.quantize.activations.when != "static":
         network = rewritten(network, REWRITES["unroll"]())
     network = rewritten(network, REWRITES["decompose"](policy.decomposes))
     if not exact_int8(describe_environment(threads=1, precision="f32", packages=()).isa):
         policy = policy.without_vnni()
-    return Prepared(original, network, plan(network, recipe, policy), policy)
+    return Prepared(original, network, plan(network, recipe.quantize, policy), policy)
 
 
 def predicted_bytes(network: Network, plan: Plan) -> tuple[int, int]:

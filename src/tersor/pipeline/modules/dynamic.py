@@ -19,8 +19,9 @@ from tersor.network.quantized import (
 )
 from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, WeightedModule, exchanged, weighted_modules
 from tersor.numerics import Granularity, QTensor, QuantSpec
+from tersor.pipeline.modules.host import MODULES
 from tersor.pipeline.progress import Stages
-from tersor.recipe import Quantization, Recipe, resolve
+from tersor.recipe import Quantization, Quantize, Recipe, decide, resolve, with_names
 from tersor.solvers import LayerProblem, ask
 
 _WEIGHT = QuantSpec("int8", "channel")
@@ -103,16 +104,16 @@ def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic")
     1 (linear): int8 per channel symmetric, activations int8 per token asymmetric
     """
     recipe = resolve(recipe)
-    recipe.check_graph()
-    if recipe.activations.when == "static":
+    MODULES.check(recipe)
+    step = recipe.quantize
+    if step.activations.when == "static":
         raise RecipeError(
             f"the recipe {recipe.name} calibrates its activations: use tersor.compress, or a recipe whose "
             "activations have `range: dynamic` or `format: fp32`"
         )
     found = weighted_modules(model)
-    recipe = recipe.placed([h.name for h in found])
-    recipe.check_rules([(h.name, h.op) for h in found])
-    plan = [_planned(weighted, recipe) for weighted in found]
+    step = with_names(step, [(h.name, h.op) for h in found], [h.name for h in found])
+    plan = [_planned(weighted, step) for weighted in found]
     unquantized = {id(t): e for e in plan if e.weights is None for t in e.weighted.tensors()}
     return [_with_ties(e, unquantized) for e in plan]
 
@@ -124,15 +125,15 @@ def _with_ties(module_plan: ModulePlan, unquantized: dict[int, ModulePlan]) -> M
     return ModulePlan(module_plan.weighted, None, None, f"stays float: its weight is tied to {tied.name}, which does")
 
 
-def _planned(weighted: WeightedModule, recipe: Recipe) -> ModulePlan:
+def _planned(weighted: WeightedModule, step: Quantize) -> ModulePlan:
     if weighted.skip_reason:
         return ModulePlan(weighted, None, None, f"stays as it is: {weighted.skip_reason}")
-    rule = recipe.rule_for(weighted.name, weighted.op)
-    if rule is not None and rule.keep == "fp32":
-        return ModulePlan(weighted, None, None, f"stays float: kept by the rule ({rule})")
-    weights, activations = recipe.weights_by(rule), recipe.activations_by(rule)
-    if rule is not None and rule.keep is not None:  # a rule that keeps says nothing else
-        weights, activations = Quantization(format=rule.keep, granularity="tensor"), Quantization(format="fp32")
+    found = decide(weighted.name, weighted.op, step, _WEIGHT)
+    if found.keep == "fp32":
+        return ModulePlan(weighted, None, None, f"stays float: {found.reason}")
+    weights, activations = found.weights, found.activations
+    if found.keep is not None:
+        weights, activations = Quantization(format=found.keep, granularity="tensor"), Quantization(format="fp32")
     activation = _activation(weighted, activations)
     if activation is not None and weighted.op in CONVOLUTIONS:
         reason = "stays float: the activations of a convolution are quantized by a static recipe"

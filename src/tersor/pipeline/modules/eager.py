@@ -1,11 +1,9 @@
 """What second-order pruning needs to see of an eager model, and the weights that it may change."""
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from tersor.errors import CalibrationError, RecipeError
 from tersor.network.swap import WeightedModule, weighted_modules
 from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
+from tersor.recipe import Quantize, Rule, decide, with_names
 from tersor.solvers import Geometry, LayerProblem
 from tersor.solvers.fisher import blocks_of
 from tersor.solvers.patches import gram_of
@@ -79,14 +78,15 @@ def prunable(model: nn.Module, skip: Sequence[str] = ()) -> tuple[list[Layer], d
     (['1'], {'0': 'an embedding is looked up, not multiplied', '2': 'skipped'})
     """
     found = weighted_modules(model)
-    for pattern in skip:
-        if not any(fnmatchcase(h.name, pattern) for h in found):
-            near = difflib.get_close_matches(pattern, [h.name for h in found], 3, 0.3)
-            raise RecipeError(f"skip: no layer is called {pattern!r}; the nearest are {', '.join(near) or 'none'}")
+    step = Quantize(rules=tuple(Rule(layer=pattern, keep="fp32") for pattern in skip))
+    try:
+        step = with_names(step, [(h.name, h.op) for h in found], [h.name for h in found])
+    except RecipeError as error:
+        raise RecipeError(f"skip: {error}") from error
     owners = Counter(id(t) for h in found for t in h.tensors())
     layers, skip_reasons = [], {}
     for weighted in found:
-        reason = _reason(weighted, owners, skip)
+        reason = _reason(weighted, owners, step)
         if reason is None:
             layers.append(Layer(weighted))
         else:
@@ -94,8 +94,8 @@ def prunable(model: nn.Module, skip: Sequence[str] = ()) -> tuple[list[Layer], d
     return layers, skip_reasons
 
 
-def _reason(weighted: WeightedModule, owners: Counter[int], skip: Sequence[str]) -> str | None:
-    if any(fnmatchcase(weighted.name, pattern) for pattern in skip):
+def _reason(weighted: WeightedModule, owners: Counter[int], step: Quantize) -> str | None:
+    if decide(weighted.name, weighted.op, step, None).keep is not None:
         return "skipped"
     if weighted.op == "embedding":
         return "an embedding is looked up, not multiplied"

@@ -1,0 +1,16 @@
+"""What the host of Hugging Face folders takes of a recipe."""
+
+from tersor.recipe import Capabilities
+
+_WEIGHTS = "is not done to folders in the Hugging Face layout, whose weights alone are compressed"
+
+# Of `activations` it takes that they stay float; its plan refuses the rest, layer by layer.
+FOLDER = Capabilities(
+    host="a folder in the Hugging Face layout",
+    takes={
+        "quantize": frozenset(
+            {"weights", "activations", "sparsity", "pruner", "fallback", "awq", "rotate", "rules", "keep"}
+        )
+    },
+    reasons=dict.fromkeys(("equalize", "smooth", "smooth_alpha", "bias_correction", "correction_samples"), _WEIGHTS),
+)

@@ -4,7 +4,8 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Protocol
 
-from tersor.recipe.quantization import Strict
+from pydantic import BaseModel, ConfigDict
+
 from tersor.task import Task
 
 # ``float``: edits the float model, so it stands before the step that quantizes. ``quantize``: places quantizers, once
@@ -21,11 +22,13 @@ class Subject(Protocol):
         ...
 
 
-class Step(Strict):
+class Step(BaseModel):
     """A step: a frozen value whose fields are its options, in a file of this folder, with an entry in ``STEPS``.
 
     ``name`` is its key there, by which recipes name it.
     """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: ClassVar[str]
     phase: ClassVar[Phase]

@@ -307,7 +307,7 @@ def test_folders_that_are_incomplete_say_what_is_missing(folder, tmp_path):
     files = sorted(sharded.glob("*.safetensors"))
     assert len(files) > 2
     files[1].unlink()
-    with pytest.raises(CheckpointError, match=rf"lacks 1 of its {len(files)} shards: {files[1].name}"):
+    with pytest.raises(CheckpointError, match=rf"lacks 1 of its {len(files)} shards .{files[1].name}"):
         prepare_job(sharded, "int4-weight", None)
     cut = copied(folder("llama"), tmp_path / "c") / "model.safetensors"
     cut.write_bytes(cut.read_bytes()[:-100])

@@ -89,7 +89,7 @@ def test_impossible_classes_may_score_minus_infinity():
         ([[0.0, 1.0]], [-1], "label -1 with 2 classes"),
         ([[0.0, 1.0]], [0.5], "labels are torch.float32"),
         ([[0.0, NAN]], [0], "1 of 2 scores are NaN"),
-        ([[0.0, 1.0], [2.0]], [0, 0], "`scores` is no array"),
+        ([[0.0, 1.0], [2.0]], [0, 0], "`scores` is not an array"),
     ],
 )
 def test_scores_that_cannot_be_judged(metric, scores, labels, said):

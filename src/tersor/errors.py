@@ -1,24 +1,24 @@
-"""Every error that Tersor raises on purpose; each text names the thing, the value and the remedy."""
+"""The errors that Tersor raises; each message names the cause, the value and the remedy."""
 
 
 class TersorError(Exception):
-    """Base of all errors raised on purpose; its text says what is wrong and what to do."""
+    """Base class of all Tersor errors; the message gives the cause and the remedy."""
 
 
 class TaskError(TersorError):
-    """The task (model, example, data or judge) cannot be used as it is."""
+    """The task (model, example, data or evaluation) is invalid."""
 
 
 class CaptureError(TersorError):
-    """The model cannot be turned into a graph."""
+    """The model cannot be captured as a graph."""
 
 
 class MetricError(TersorError):
-    """Scores, labels or texts that a metric cannot judge, or a library of `tersor[metrics]` that is absent."""
+    """Scores, labels or texts are invalid for a metric, or a library of `tersor[metrics]` is missing."""
 
 
 class NumericsError(TersorError):
-    """A tensor, a range or a specification that no quantizer can use."""
+    """A tensor, range or specification cannot be used for quantization."""
 
 
 class CalibrationError(TersorError):
@@ -26,20 +26,20 @@ class CalibrationError(TersorError):
 
 
 class RecipeError(TersorError):
-    """A recipe that cannot be read, matches nothing, or cannot be expressed by the engine."""
+    """A recipe cannot be read, matches nothing, or is not supported by the engine."""
 
 
 class RewriteError(TersorError):
-    """A rewrite that a network does not allow, or that would change what it computes."""
+    """A rewrite is not applicable to a network, or would change its outputs."""
 
 
 class EngineError(TersorError):
-    """An engine that is absent or refuses a network."""
+    """An engine is not installed, or does not support a network."""
 
 
 class SavedFolderError(TersorError):
-    """A saved folder that is incomplete, altered, or would be overwritten."""
+    """A saved folder is incomplete or altered, or would be overwritten."""
 
 
 class CheckpointError(TersorError):
-    """A checkpoint that is incomplete or altered, or a weight that its layout cannot hold."""
+    """A checkpoint is incomplete or damaged, or its layout cannot store a weight."""

@@ -1,7 +1,7 @@
-"""The usual judges, for ``Task.evaluate``: shares are in percent, correlations lie between −1 and 1.
+"""Common metrics for ``Task.evaluate``: shares are in percent, correlations between −1 and 1.
 
-What cannot be judged raises MetricError: nothing, shapes that disagree, NaN, a label that does not exist, or values
-for which the metric has no meaning. ``word_error`` and ``f1`` stand on libraries of the extra ``tersor[metrics]``.
+Invalid inputs raise MetricError: empty ones, mismatched shapes, NaN, unknown labels, or values for which the metric is
+undefined. ``word_error`` and ``f1`` need libraries of the extra ``tersor[metrics]``.
 """
 
 import importlib
@@ -35,30 +35,30 @@ Values = Tensor | ArrayLike
 def hits(scores: Values, labels: Values, k: int = 1) -> Tensor:
     """1 where the label is among the ``k`` highest scores, 0 elsewhere: float32, of the labels' shape.
 
-    Returned from ``evaluate`` as they are, the report can say whether a difference is more than chance. Of equal
-    scores the first class counts as the highest, as in ``argmax``.
+    If ``evaluate`` returns these, the report can tell whether a difference is significant. Among equal scores the first
+    class counts as the highest, as in ``argmax``.
 
     Args:
-        scores: ``[..., classes]``, the higher the likelier.
+        scores: ``[..., classes]``; higher is more likely.
         labels: ``[...]``, integers from 0.
-        k: how many guesses are allowed, at most the number of classes.
+        k: the number of guesses, at most the number of classes.
 
     >>> hits([[0.1, 0.7, 0.2], [0.5, 0.4, 0.1]], [1, 2])
     tensor([1., 0.])
     """
-    scores, labels = _scored(scores, labels)
+    scores, labels = _check_scores(scores, labels)
     if not 1 <= k <= scores.shape[-1]:
-        raise MetricError(f"k is {k} with {scores.shape[-1]} classes; give a k from 1 to the number of classes")
-    own = scores.gather(-1, labels[..., None])
+        raise MetricError(f"k is {k} with {scores.shape[-1]} classes: k must be from 1 to the number of classes")
+    label_score = scores.gather(-1, labels[..., None])
     earlier = torch.arange(scores.shape[-1], device=scores.device) < labels[..., None]
-    before = (scores > own) | ((scores == own) & earlier)
+    before = (scores > label_score) | ((scores == label_score) & earlier)
     return (before.sum(-1) < k).float()
 
 
 def top_k(scores: Values, labels: Values, k: int = 1) -> float:
     """The percentage of samples whose label is among the ``k`` highest scores (ILSVRC, arXiv 1409.0575).
 
-    ``hits`` gives the same for every sample; shapes and errors are its own.
+    ``hits`` returns the same per sample; shapes and errors are those of ``hits``.
 
     >>> scores = [[0.1, 0.7, 0.2], [0.5, 0.4, 0.1]]
     >>> top_k(scores, [1, 2]), top_k(scores, [1, 2], k=3)
@@ -68,10 +68,10 @@ def top_k(scores: Values, labels: Values, k: int = 1) -> float:
 
 
 def spearman(predicted: Values, wanted: Values) -> float:
-    """Spearman's correlation of ranks, −1 to 1, of two series ``[samples]``; equal values share their mean rank.
+    """Spearman's rank correlation, −1 to 1, of two series ``[samples]``; ties get their mean rank.
 
     Raises:
-        MetricError: also where one of them is constant, since then there is no order to compare.
+        MetricError: also if one series is constant and so has no order.
 
     >>> spearman([1.0, 2.0, 30.0], [10, 20, 21])
     1.0
@@ -83,7 +83,7 @@ def pearson(predicted: Values, wanted: Values) -> float:
     """Pearson's linear correlation, −1 to 1, of two series ``[samples]``.
 
     Raises:
-        MetricError: also where one of them is constant.
+        MetricError: also if one series is constant.
 
     >>> round(pearson([1.0, 2.0, 3.0], [1, 2, 4]), 4)
     0.982
@@ -92,12 +92,12 @@ def pearson(predicted: Values, wanted: Values) -> float:
 
 
 def perplexity(scores: Values, targets: Values, ignore: int = -100) -> float:
-    """How many equally likely choices the model is as unsure as: e to the mean negative log likelihood, 1 at best.
+    """The perplexity, exp of the mean negative log-likelihood: the number of equally likely choices; 1 at best.
 
     Args:
-        scores: ``[..., classes]``, logits or log probabilities (no probabilities), before the softmax.
-        targets: ``[...]``, the class that truly came, already shifted to stand beside its scores.
-        ignore: targets of this value are left out, as padding is.
+        scores: ``[..., classes]``, logits or log-probabilities, not probabilities.
+        targets: ``[...]``, the true class, already shifted to match its scores.
+        ignore: targets of this value, such as padding, are skipped.
 
     >>> round(perplexity(torch.zeros(2, 3, 5), torch.tensor([[0, 4, 2], [1, -100, -100]])), 4)
     5.0
@@ -106,9 +106,10 @@ def perplexity(scores: Values, targets: Values, ignore: int = -100) -> float:
 
 
 def bits_per_character(scores: Values, targets: Values, ignore: int = -100) -> float:
-    """The mean negative log likelihood in bits: the length of a text that the model compresses (arXiv 1308.0850).
+    """The mean negative log-likelihood in bits, the compressed length of a text (arXiv 1308.0850).
 
-    Of a model of characters, these are bits a character; of one of tokens, bits a token. Arguments as ``perplexity``.
+    For a character model these are bits per character, for a token model bits per token. Arguments as in
+    ``perplexity``.
 
     >>> round(bits_per_character(torch.zeros(3, 8), torch.tensor([0, 7, 2])), 4)
     3.0
@@ -117,73 +118,73 @@ def bits_per_character(scores: Values, targets: Values, ignore: int = -100) -> f
 
 
 def word_error(said: Sequence[str], wanted: Sequence[str]) -> float:
-    """The word error rate in percent: words exchanged, left out or added, per word of all references.
+    """The word error rate in percent: substituted, deleted and inserted words per word of all references.
 
-    Words are what blanks part; case and punctuation count, so normalize both sides alike before. It may exceed 100.
-    Counted by jiwer, of the extra ``tersor[metrics]``.
+    Words are separated by whitespace; case and punctuation count, so normalize both sides first. It may exceed 100.
+    Computed by jiwer, of the extra ``tersor[metrics]``.
 
     Raises:
-        MetricError: also where a reference has no word, or jiwer is not installed.
+        MetricError: also if a reference has no word, or jiwer is not installed.
 
     >>> word_error(["the cat sat", "on mat"], ["the cat sat", "on the mat"])
     16.666666666666664
     """
     for texts, what in ((said, "said"), (wanted, "wanted")):
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-            raise MetricError(f"`{what}` must be a list of texts, one for each sample; for one text write [text]")
+            raise MetricError(f"`{what}` must be a list of texts, one per sample: for one text pass [text]")
     _same_count(said, wanted)
     empty = next((k for k, text in enumerate(wanted) if not text.split()), None)
     if empty is not None:
-        raise MetricError(f"reference {empty} has no word; leave out samples in which nothing is said")
+        raise MetricError(f"reference {empty} has no word: omit samples without speech")
     jiwer = _library("jiwer", "word_error")
     references, hypotheses = ([" ".join(text.split()) for text in texts] for texts in (wanted, said))
     return 100 * float(jiwer.wer(references, hypotheses))
 
 
 def word_accuracy(said: Sequence[Any], allowed: Sequence[Collection[Any]]) -> float:
-    """The percentage of words said in one of the ways that are allowed, as pronunciations are judged.
+    """The percentage of words that match one of their references, as for pronunciations.
 
     Args:
-        said: for every word a string, or its sounds as a list.
-        allowed: for every word its references, in the same form.
+        said: a string for each word, or a list of its phonemes.
+        allowed: the references of each word, in the same form.
 
     >>> word_accuracy([["R", "EH", "D"], ["K", "AE", "P"]], [[["R", "EH", "D"], ["R", "IY", "D"]], [["K", "AE", "T"]]])
     50.0
     """
     _same_count(said, allowed)
-    for k, ways in enumerate(allowed):
-        if isinstance(ways, str) or not ways:
-            raise MetricError(f"word {k} has the references {ways!r}; give a list of at least one")
-    return 100 * sum(word in ways for word, ways in zip(said, allowed, strict=True)) / len(said)
+    for k, references in enumerate(allowed):
+        if isinstance(references, str) or not references:
+            raise MetricError(f"word {k} has the references {references!r}: pass a list of at least one")
+    return 100 * sum(word in references for word, references in zip(said, allowed, strict=True)) / len(said)
 
 
 def f1(predicted: Values, wanted: Values, average: str = "binary") -> float:
-    """F1 in percent: the harmonic mean of precision and recall of classes ``[samples]``, by scikit-learn.
+    """The F1 score in percent, the harmonic mean of precision and recall, of classes ``[samples]``, by scikit-learn.
 
     Args:
-        average: ``binary`` is the F1 of class 1 beside class 0; of more classes, ``macro`` is the mean of every
-            class's F1, ``weighted`` the same by their frequency, ``micro`` counts all decisions together.
+        average: ``binary`` is the F1 of class 1 against class 0; for more classes, ``macro`` is the mean over classes,
+            ``weighted`` the mean weighted by frequency, ``micro`` counts all decisions together.
 
     Raises:
-        MetricError: also where neither side holds the positive class, or scikit-learn (``tersor[metrics]``) is missing.
+        MetricError: also if neither side has the positive class, or scikit-learn (``tersor[metrics]``) is missing.
 
     >>> f1([1, 1, 0, 0], [1, 0, 0, 0])
     66.66666666666666
     """
     predicted, wanted = _series(predicted, wanted)
     if average not in ("binary", "macro", "weighted", "micro"):
-        raise MetricError(f"average is {average!r}; it is one of binary, macro, weighted, micro")
+        raise MetricError(f"average is {average!r}: choose binary, macro, weighted or micro")
     for x, what in ((predicted, "predicted"), (wanted, "wanted")):
         if x.is_floating_point() or x.is_complex():
-            raise MetricError(f"`{what}` is {x.dtype}; F1 is of classes: give integers, by argmax or a threshold")
+            raise MetricError(f"`{what}` is {x.dtype}, but F1 needs classes: pass integers, by argmax or a threshold")
     predicted, wanted = predicted.long(), wanted.long()
     if average == "binary":
         both = torch.cat([predicted, wanted])
-        strange = both[(both != 0) & (both != 1)]
-        if len(strange):
-            raise MetricError(f"class {int(strange[0])} in a binary F1; give 0 and 1, or average='macro'")
+        invalid = both[(both != 0) & (both != 1)]
+        if len(invalid):
+            raise MetricError(f"class {int(invalid[0])} in a binary F1: pass classes 0 and 1, or average='macro'")
         if not both.any():
-            raise MetricError("class 1 is neither predicted nor wanted, so F1 is undefined; judge more samples")
+            raise MetricError("class 1 is neither predicted nor wanted, so F1 is undefined: use more samples")
     metrics = _library("sklearn.metrics", "f1", "scikit-learn")
     return 100 * float(metrics.f1_score(wanted.numpy(), predicted.numpy(), average=average))
 
@@ -192,48 +193,50 @@ def _tensor(values: Values, what: str) -> Tensor:
     try:
         tensor = torch.as_tensor(values).detach()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise MetricError(f"`{what}` is no array of numbers: {error}") from error
+        raise MetricError(f"`{what}` is not an array of numbers: {error}") from error
     if not tensor.numel():
-        raise MetricError(f"`{what}` is empty, of shape {list(tensor.shape)}; judge at least one sample")
+        raise MetricError(f"`{what}` is empty, of shape {list(tensor.shape)}: pass at least one sample")
     return tensor
 
 
-def _scored(scores: Values, labels: Values, ignore: int | None = None) -> tuple[Tensor, Tensor]:
-    """Scores and labels, checked; with ``ignore``, as ``[kept, classes]`` and ``[kept]`` without the ignored."""
+def _check_scores(scores: Values, labels: Values, ignore: int | None = None) -> tuple[Tensor, Tensor]:
+    """Check scores and labels; with ``ignore``, drop ignored ones and return ``[kept, classes]`` and ``[kept]``."""
     scores = _tensor(scores, "scores")
     labels = _tensor(labels, "labels").to(scores.device)
     if scores.ndim < 1 or scores.shape[:-1] != labels.shape:
         raise MetricError(
             f"scores of shape {list(scores.shape)} and labels of shape {list(labels.shape)}; "
-            "scores have one more dimension, the classes, at the end"
+            "scores must have one more dimension, the classes, at the end"
         )
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise MetricError(f"labels are {labels.dtype}; give the numbers of classes as integers")
+        raise MetricError(f"labels are {labels.dtype}: pass class numbers as integers")
     labels = labels.long()
     if ignore is not None:
         kept = labels != ignore
         if not kept.any():
-            raise MetricError(f"all {labels.numel()} labels are {ignore}, which is ignored; nothing is left to judge")
+            raise MetricError(f"all {labels.numel()} labels are {ignore}, which is ignored: nothing is left to score")
         scores, labels = scores[kept], labels[kept]
     wrong = labels[(labels < 0) | (labels >= scores.shape[-1])]
     if len(wrong):
-        raise MetricError(f"label {int(wrong[0])} with {scores.shape[-1]} classes; labels count from 0")
+        raise MetricError(f"label {int(wrong[0])} with {scores.shape[-1]} classes: labels count from 0")
     nan = int(scores.isnan().sum())
     if nan:
-        raise MetricError(f"{nan} of {scores.numel()} scores are NaN; look which layer of the model first gives one")
+        raise MetricError(
+            f"{nan} of {scores.numel()} scores are NaN: find the first layer of the model that outputs one"
+        )
     return scores, labels
 
 
 def _mean_loss(scores: Values, targets: Values, ignore: int) -> float:
     """In nats."""
-    scores, targets = _scored(scores, targets, ignore)
+    scores, targets = _check_scores(scores, targets, ignore)
     losses = F.cross_entropy(scores.float(), targets, reduction="none").double()
     bad = ~torch.isfinite(losses)
     if bad.any():
         first = int(bad.nonzero()[0])
         raise MetricError(
             f"the loss of target {first} ({int(targets[first])}) is {losses[first].item()}: its score is "
-            f"{scores[first, targets[first]].item()}, the highest {scores[first].max().item()}; give finite logits"
+            f"{scores[first, targets[first]].item()}, the highest {scores[first].max().item()}: pass finite logits"
         )
     return losses.mean().item()
 
@@ -241,17 +244,17 @@ def _mean_loss(scores: Values, targets: Values, ignore: int) -> float:
 def _correlation(name: str, predicted: Values, wanted: Values) -> float:
     predicted, wanted = _series(predicted, wanted)
     if len(predicted) < 2:
-        raise MetricError("one sample correlates with nothing; judge at least two")
+        raise MetricError("one sample has no correlation: pass at least two")
     series = []
     for x, what in ((predicted, "predicted"), (wanted, "wanted")):
         x = x.double()
         if not torch.isfinite(x).all():
             raise MetricError(f"{int((~torch.isfinite(x)).sum())} values of `{what}` are NaN or infinite")
         if bool((x == x[0]).all()):
-            raise MetricError(f"`{what}` is {x[0].item()} everywhere, and a constant has no correlation")
+            raise MetricError(f"`{what}` is {x[0].item()} everywhere: a constant has no correlation")
         series.append(x.numpy())
     with importing():
-        statistics = importlib.import_module("scipy.stats")  # here, since it takes a second
+        statistics = importlib.import_module("scipy.stats")  # imported here, since it takes a second
     return float(getattr(statistics, name)(*series).statistic)
 
 
@@ -259,14 +262,14 @@ def _series(predicted: Values, wanted: Values) -> tuple[Tensor, Tensor]:
     predicted, wanted = _tensor(predicted, "predicted").cpu(), _tensor(wanted, "wanted").cpu()
     if predicted.ndim != 1 or predicted.shape != wanted.shape:
         raise MetricError(
-            f"`predicted` has shape {list(predicted.shape)}, `wanted` {list(wanted.shape)}; give two of [samples]"
+            f"`predicted` has shape {list(predicted.shape)}, `wanted` {list(wanted.shape)}: both must be [samples]"
         )
     return predicted, wanted
 
 
 def _same_count(said: Sequence[Any], wanted: Sequence[Any]) -> None:
     if len(said) != len(wanted) or not len(said):
-        raise MetricError(f"{len(said)} said and {len(wanted)} wanted; give as many of both, at least one")
+        raise MetricError(f"{len(said)} said and {len(wanted)} wanted: pass equally many of both, at least one")
 
 
 def _library(module: str, what: str, package: str | None = None) -> Any:

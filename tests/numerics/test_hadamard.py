@@ -51,7 +51,7 @@ def test_more_rows_than_are_in_work_at_once(monkeypatch):
 
 
 def test_it_refuses_another_size():
-    with pytest.raises(NumericsError, match="of 8 dimensions cannot turn 9"):
+    with pytest.raises(NumericsError, match="of size 8 cannot rotate a dimension of size 9"):
         Rotation(8)(torch.zeros(2, 9))
-    with pytest.raises(NumericsError, match="of 0 dimensions"):
+    with pytest.raises(NumericsError, match="cannot have 0 dimensions"):
         Rotation(0)

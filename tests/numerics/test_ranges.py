@@ -126,7 +126,7 @@ def test_a_scale_stored_in_16_bits_neither_vanishes_nor_loses_the_range():
         (float("nan"), 1.0, "nan"),
         (0.0, float("inf"), "inf"),
         (float("-inf"), 0.0, "-inf"),
-        (2.0, 1.0, "exchanged"),
+        (2.0, 1.0, "swapped"),
     ],
 )
 def test_ranges_that_are_none(low, high, match):

@@ -56,7 +56,7 @@ def test_a_network_of_a_fixed_batch_is_judged_on_any(size):
     done = tersor.compress(task, report=False, progress=False)
     assert done.network is not None
     assert not done.network.dynamic_batch
-    assert "the batch is fixed" in done.network.notes[0]
+    assert "the batch size is fixed" in done.network.notes[0]
     predict = predictor(task, done.network, done.runner)
     with torch.no_grad():
         for batch in (1, 4, 8):

@@ -126,7 +126,7 @@ def test_an_altered_file_is_named(done, tmp_path):
         ([(torch.zeros(2, 4, 8, 8),)], "4 channels"),
         ([(torch.zeros(2, 3, 8, 8, dtype=torch.float64),)], "dtype"),
         ([(torch.zeros(2, 3, 8, 8), torch.zeros(2))], "2 arguments"),
-        ([(torch.zeros(2, 3, 5, 5),)], "cannot take calibration batch 0"),
+        ([(torch.zeros(2, 3, 5, 5),)], "cannot run calibration batch 0"),
     ],
 )
 def test_bad_calibration_data_is_named(model, batches, said):

@@ -146,12 +146,12 @@ def test_what_is_left_is_named_with_its_reason():
     )
     plan = {e.name: e for e in tersor.dynamic_plan(net)}
     words = {
-        "own": "OwnForward has a forward of its own",
+        "own": "OwnForward has its own forward",
         "hooked": "hooks",
-        "attention": "no layer of class MultiheadAttention",
+        "attention": "does not know layers of class MultiheadAttention",
         "attention.out_proj": "reads this weight itself",
         "weighed": "parametrization",
-        "bag": "no layer of class EmbeddingBag",
+        "bag": "does not know layers of class EmbeddingBag",
         "conv": "static recipe",
         "renormed": "max_norm",
     }

@@ -307,15 +307,15 @@ def test_folders_that_are_incomplete_say_what_is_missing(folder, tmp_path):
     files = sorted(sharded.glob("*.safetensors"))
     assert len(files) > 2
     files[1].unlink()
-    with pytest.raises(CheckpointError, match=rf"lacks 1 of its {len(files)} shards: {files[1].name}"):
+    with pytest.raises(CheckpointError, match=rf"lacks 1 of its {len(files)} shards .{files[1].name}"):
         prepare_job(sharded, "int4-weight", None)
     cut = copied(folder("llama"), tmp_path / "c") / "model.safetensors"
     cut.write_bytes(cut.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read .* cut short"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read .* truncated"):
         prepare_job(cut.parent, "int4-weight", None)
     lacking = copied(folder("llama"), tmp_path / "d") / "model.safetensors"
     save_file({n: t for n, t in load_file(lacking).items() if "1.mlp.up" not in n}, lacking)
-    with pytest.raises(CheckpointError, match=r"lacks 1 weights .* model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights .*model.layers.1.mlp.up_proj.weight"):
         prepare_job(lacking.parent, "int4-weight", None)
 
 

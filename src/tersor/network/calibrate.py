@@ -1,4 +1,4 @@
-"""One streaming pass over the calibration data → Statistics of every site; memory does not grow with the data."""
+"""One streaming pass over the calibration data that gathers Statistics of every site, in constant memory."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,12 +19,13 @@ from tersor.task import batch_size
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one pass gathered.
+    """The result of one calibration pass.
 
     Args:
         statistics: of every observed node, by graph name.
         means: float mean per output channel of every weighted layer over the first samples, by graph name.
-        samples: how many samples were seen; ``mean_samples``: over how many the means run.
+        samples: the number of samples.
+        mean_samples: the number of samples that the means are taken over.
     """
 
     statistics: dict[str, Statistics]
@@ -44,7 +45,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """One calibration pass, and for each site (its name) what every estimator made of it."""
+    """One calibration pass, and every estimator's result for each site, by name."""
 
     plan: Plan
     calibration: Calibration
@@ -156,8 +157,8 @@ def _look(
         raise
     except Exception as error:
         raise CalibrationError(
-            f"the model cannot take calibration batch {chunk.batch} of shapes {chunk.shapes}: {error}. Every batch "
-            "must look like Task.example, but for its first dimension"
+            f"the model cannot run calibration batch {chunk.batch} of shapes {chunk.shapes}: {error}. Every batch "
+            "must have the form of Task.example, except for the first dimension"
         ) from error
     return found
 
@@ -169,9 +170,9 @@ def _merged(
 
 
 def channel_sum(layer: fx.Node, value: Tensor) -> tuple[Tensor, int]:
-    """The sum of each output channel of a layer's value, in float64, and over how many values."""
+    """The sum of each output channel of a layer's value, in float64, and the number of values."""
     axis = channel_axis(layer, value)
-    if axis == 1 and value.ndim > 2:  # each row in float32: much faster, and a row is short
+    if axis == 1 and value.ndim > 2:  # float32 within each row is much faster, and rows are short
         total = value.flatten(2).sum(2).sum(0, dtype=torch.float64)
     else:
         total = value.sum([d for d in range(value.ndim) if d != axis], dtype=torch.float64)
@@ -179,5 +180,5 @@ def channel_sum(layer: fx.Node, value: Tensor) -> tuple[Tensor, int]:
 
 
 def channel_axis(layer: fx.Node, value: Tensor) -> int:
-    """Where the output channels of a layer's value stand: last for a linear layer, else dimension 1."""
+    """The channel dimension of a layer's value: the last for a linear layer, otherwise 1."""
     return value.ndim - 1 if layer.target in LINEARS else 1

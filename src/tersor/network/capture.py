@@ -1,4 +1,4 @@
-"""torch.export → Network: nothing folded, nothing silently left out."""
+"""Capture a model as a Network with torch.export; nothing is folded or silently omitted."""
 
 import inspect
 import operator
@@ -28,11 +28,11 @@ _CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for
 def capture(model: nn.Module, example: Arguments) -> Network:
     """Capture a model as a Network with a dynamic batch; the model is not changed.
 
-    The example is doubled to a batch of 2 where it has 1, since a batch of 1 would be taken for a
-    constant. Where the model's own code fixes the batch, the Network says so in its ``notes``.
+    An example with a batch of 1 is doubled, since torch.export would treat 1 as a constant. If the model's own code
+    fixes the batch, the Network's ``notes`` say so.
 
     Raises:
-        CaptureError: with the offending line of the model and what to do about it.
+        CaptureError: the model cannot be captured; the message gives the offending line and the remedy.
 
     >>> net = capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()).eval(), (torch.zeros(1, 4),))
     >>> [op_name(n) for n in net.operators()]
@@ -42,40 +42,40 @@ def capture(model: nn.Module, example: Arguments) -> Network:
     """
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
-        raise CaptureError(f"the model is in training mode ({training[0]}); call model.eval() before compressing it")
+        raise CaptureError(f"the model is in training mode ({training[0]}): call model.eval() before compressing it")
     half = [n for n, p in model.named_parameters() if p.is_floating_point() and p.dtype != torch.float32]
     if half:
         raise CaptureError(
-            f"the parameter {half[0]} is {model.get_parameter(half[0]).dtype}; Tersor starts from float32: call "
-            "model.float(), and give the example and the data in float32"
+            f"the parameter {half[0]} is {model.get_parameter(half[0]).dtype}; Tersor needs float32: call "
+            "model.float(), and pass the example and the data in float32"
         )
     names = tuple(example) if isinstance(example, Mapping) else ()
     values = tuple(example.values()) if isinstance(example, Mapping) else tuple(example)
-    return verify(_any_batch(model, values, names), "capture", CaptureError)
+    return verify(_with_dynamic_batch(model, values, names), "capture", CaptureError)
 
 
-def _any_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> Network:
-    """A network whose batch is dynamic if the model's code allows it."""
-    doubled = tuple(_doubled(v) for v in values)
+def _with_dynamic_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> Network:
+    """A network with a dynamic batch, if the model's code allows it."""
+    doubled = tuple(_double(v) for v in values)
     try:
-        return _captured(model, doubled, names, dynamic=True)
+        return _trace(model, doubled, names, dynamic=True)
     except CaptureError:
         raise
-    except Exception as error:  # torch.export raises many kinds
+    except Exception as error:  # torch.export raises many types
         first = error
     try:
-        freed = _freed(model, values, names)
+        freed = _free_fixed_batch(model, values, names)
         if freed is not None:
             return freed
-        note = f"the batch is fixed to the example's, since the model's own code fixes it: {summary(first)}"
-        return _captured(model, values, names, dynamic=False, notes=(note,))
+        note = f"the batch size is fixed to the example's, since the model's own code fixes it: {summary(first)}"
+        return _trace(model, values, names, dynamic=False, notes=(note,))
     except CaptureError:
         raise
     except Exception as error:
         raise explained(error) from error
 
 
-def _captured(
+def _trace(
     model: nn.Module,
     values: tuple[Any, ...],
     names: tuple[str, ...],
@@ -86,15 +86,15 @@ def _captured(
     if any(_writes_through_a_view(n) for n in program.graph.nodes):
         with quiet():
             program = program.run_decompositions({})
-    if _uncached(model, values, names):
-        notes = (*notes, "captured with use_cache=False: it gives back no cache of keys and values")
-    network = _network(program, (*values, *_uncached(model, values, names).values()), names, notes)
-    return _titled(replace(network, dynamic_batch=dynamic))
+    if _disable_cache(model, values, names):
+        notes = (*notes, "captured with use_cache=False: it returns no key-value cache")
+    network = _network(program, (*values, *_disable_cache(model, values, names).values()), names, notes)
+    return _add_titles(replace(network, dynamic_batch=dynamic))
 
 
-def _freed(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> Network | None:
-    """A batch that the code fixes, freed by comparing a trace of 2 with one of 3; None where that fails."""
-    two, three = (_captured(model, repeated(values, n), names, dynamic=False) for n in (2, 3))
+def _free_fixed_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> Network | None:
+    """Free a batch size that the code fixes, by comparing traces with 2 and 3 samples, or None if that fails."""
+    two, three = (_trace(model, repeated(values, n), names, dynamic=False) for n in (2, 3))
     network = free_batch(two, three)
     if network is None:
         return None
@@ -102,12 +102,12 @@ def _freed(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) ->
     return network if agrees(network, model, values, names) else None
 
 
-def _doubled(value: Any) -> Any:
+def _double(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.ndim and t.shape[0] == 1 else t, value)
 
 
 def _export(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], dynamic: bool) -> Any:
-    with quiet():  # the first one imports what sets filters of warnings
+    with quiet():  # the first call imports modules that set warning filters
         batch = torch.export.Dim("batch", min=1)
     shapes: list[Any] = pytree.tree_map(
         lambda v: {0: batch} if dynamic and isinstance(v, Tensor) and v.ndim else None, list(values)
@@ -118,24 +118,24 @@ def _export(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], d
         spec = (spec,)
     args = () if names else values
     kwargs = dict(zip(names, values, strict=True)) if names else {}
-    if uncached := _uncached(model, values, names):
-        kwargs |= uncached
+    if cache_arguments := _disable_cache(model, values, names):
+        kwargs |= cache_arguments
         named = [p.name for p in parameters]
         spec = dict(zip(named, spec, strict=False)) if isinstance(spec, tuple) else spec
-        spec |= dict.fromkeys(uncached)
+        spec |= dict.fromkeys(cache_arguments)
     with quiet(), torch.no_grad():
         return torch.export.export(model, args, kwargs, dynamic_shapes=spec if dynamic else None, strict=False)
 
 
-def _uncached(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, bool]:
-    """Language models of transformers give back a cache, which is no tensor, unless they are told not to."""
+def _disable_cache(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, bool]:
+    """The argument that keeps transformers' language models from returning a cache, which is not a tensor."""
     parameters = list(inspect.signature(model.forward).parameters)
-    told = "use_cache" in (names or parameters[: len(values)])
-    return {"use_cache": False} if "use_cache" in parameters and not told else {}
+    given = "use_cache" in (names or parameters[: len(values)])
+    return {"use_cache": False} if "use_cache" in parameters and not given else {}
 
 
 def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], notes: tuple[str, ...]) -> Network:
-    """The exported program as a plain graph: weights are get_attr nodes, inputs and outputs are flat."""
+    """Convert the exported program to a plain graph: weights as get_attr nodes, inputs and outputs flat."""
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
     tensors: dict[str, Tensor] = {}
@@ -162,7 +162,7 @@ def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], note
             graph.output(tuple(results))
         else:
             raise CaptureError(
-                f"the model uses control flow that depends on data ({node.op} {node.target}); move it out of the "
+                f"the model uses data-dependent control flow ({node.op} {node.target}): move it out of the "
                 "model, or compress the part without it"
             )
         if isinstance(env.get(node), fx.Node) and "val" in node.meta:
@@ -177,8 +177,8 @@ def _weight(program: Any, spec: Any, graph: fx.Graph, tensors: dict[str, Tensor]
     target = str(spec.target)
     value = program.state_dict[target] if target in program.state_dict else program.constants[target]
     if not isinstance(value, Tensor):
-        raise CaptureError(f"the graph reads {target}, a {type(value).__name__} and no tensor; Tersor cannot save it")
-    # Tied weights stay tied: one tensor keeps one name.
+        raise CaptureError(f"the graph reads {target}, a {type(value).__name__}, not a tensor: Tersor cannot save it")
+    # Tied weights stay tied: each tensor has one name.
     for name, known in tensors.items():
         if known.data_ptr() == value.data_ptr() and known.shape == value.shape and value.numel():
             return graph.get_attr(name)
@@ -197,8 +197,8 @@ def _copy_call(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:
         return
     if "higher_order" in str(getattr(node.target, "namespace", "")):
         raise CaptureError(
-            f"the model uses {node.target} (control flow or a wrapped region) at {where(node)}; Tersor captures plain "
-            "operators only: move it out of the model, or compress the part without it"
+            f"the model uses {node.target} (control flow or a wrapped region) at {where(node)}, but Tersor captures "
+            "plain operators only: move it out of the model, or compress the part without it"
         )
     lookup = env.__getitem__
     in_place = _mutates(node)
@@ -209,7 +209,7 @@ def _copy_call(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) -> None:
     copied = graph.create_node("call_function", target, arguments, keywords, node.name.rstrip("_"))
     copied.meta["path"] = _path(node)
     if in_place:
-        # Whoever reads the overwritten value from now on reads the new one.
+        # Later readers of the overwritten value read the new one.
         for key, value in env.items():
             if value is arguments[0]:
                 env[key] = copied
@@ -227,7 +227,7 @@ def _mutates(node: fx.Node) -> bool:
 
 
 def _writes_through_a_view(node: fx.Node) -> bool:
-    """An in-place write whose target shares memory with another name: only a full functionalization is safe."""
+    """Whether an in-place write's target shares memory with another value, which needs functionalization."""
     if node.op != "call_function" or not _mutates(node):
         return getattr(getattr(node.target, "_schema", None), "is_mutable", False) and not _mutates(node)
     source = node.args[0]
@@ -238,7 +238,7 @@ def _writes_through_a_view(node: fx.Node) -> bool:
 
 
 def _native_batch_norm(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) -> bool:
-    """What functionalization makes of a BatchNorm is turned back into one; True when ``node`` was part of it."""
+    """Convert a functionalized BatchNorm back; returns True if ``node`` was part of one."""
     if node.target is operator.getitem and node.args[0] in env and node.args[1] == 0:
         source = env[node.args[0]]  # type: ignore[index]
         if isinstance(source, fx.Node) and source.target is torch.ops.aten.batch_norm.default:
@@ -253,15 +253,15 @@ def _native_batch_norm(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) 
     return True
 
 
-def _titled(network: Network) -> Network:
-    """Give every operator the name a person would look for; of several alike, all but the first get a number."""
+def _add_titles(network: Network) -> Network:
+    """Give every operator a readable name; duplicates after the first get a number."""
     used: Counter[str] = Counter()
     names: list[str] = []
     for node in network.operators():
         weight, path = weight_node(node), node.meta.get("path", "")
         owner = str(weight.target).removesuffix(".weight") if weight is not None else ""
         if weight is not None and str(weight.target) != owner:
-            # Who reads another one's weight has its own name.
+            # A reader of another layer's weight keeps its own name.
             name = path if used[owner] and path else owner
         else:
             name = f"{path}.{op_name(node)}" if path else op_name(node)

@@ -1,7 +1,7 @@
-"""Batches cut into chunks that stay near the cache, and the processor's cores each at a chunk of their own.
+"""Split batches into cache-sized chunks, and process each chunk on its own core.
 
-One thread a chunk beats all threads at one operator: small operators do not wait for each other, and what
-PyTorch does with one thread only (counting, most of Python) runs beside them.
+One thread per chunk is faster than all threads on one operator: small operators do not wait for each other, and
+single-threaded work (counting, most of Python) runs in parallel.
 """
 
 from collections import deque
@@ -16,8 +16,8 @@ from torch import Tensor, fx
 from tersor.network.network import Network, walk
 from tersor.task import batch_size
 
-_CHUNK = 2**24  # bytes of the largest value of a chunk; glibc maps, clears and unmaps what exceeds twice this
-_WORKERS = 8  # more would hold more values at once
+_CHUNK = 2**24  # bytes of a chunk's largest value; glibc maps and clears anew what exceeds twice this
+_WORKERS = 8  # more would keep more values in memory
 
 Inputs = tuple[Any, ...]
 Item = TypeVar("Item")
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def cut(network: Network, inputs: Inputs, first: int = 0) -> list[Inputs]:
-    """The batch in chunks; a boundary after its ``first`` samples. Whole where the network fixes its batch."""
+    """Split a batch into chunks, with a boundary after ``first`` samples; one chunk if the network fixes its batch."""
     if not network.dynamic_batch:
         return [inputs]
     count = batch_size(inputs)
@@ -36,7 +36,7 @@ def cut(network: Network, inputs: Inputs, first: int = 0) -> list[Inputs]:
 
 
 def largest_value(network: Network) -> int:
-    """Bytes of one sample of the network's largest value, from the traced shapes."""
+    """Bytes per sample of the network's largest value, from the traced shapes."""
     return max((_bytes(n.meta.get("val")) for n in network.operators()), default=1)
 
 
@@ -51,7 +51,7 @@ def _bytes(value: Any) -> int:
 
 @contextmanager
 def workers() -> Iterator[ThreadPoolExecutor]:
-    """A pool that shares the threads which PyTorch may use among at most 8 workers."""
+    """A pool of at most 8 workers that share PyTorch's threads."""
     threads = torch.get_num_threads()
     count = min(threads, _WORKERS)
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads // count,))
@@ -59,13 +59,13 @@ def workers() -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # MKL's number is not a thread's own
+        torch.set_num_threads(threads)  # MKL's thread count is not per thread
 
 
 def in_order(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
 ) -> Iterator[tuple[Item, Callable[[], Result]]]:
-    """Each item and how to get its result (or its error), in order, a few of them in work at once."""
+    """Yield each item with a function that returns its result or raises its error, in order, a few in parallel."""
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     for item in items:
         waiting.append((item, pool.submit(function, item)))
@@ -77,7 +77,7 @@ def in_order(
 
 
 class Chunks(list[Any]):
-    """The value of one node for every chunk of a batch."""
+    """The values of one node for all chunks of a batch."""
 
 
 def walk_together(
@@ -86,27 +86,26 @@ def walk_together(
     pool: ThreadPoolExecutor,
     visit: Callable[[fx.Node, Chunks], Chunks | None],
 ) -> None:
-    """Run all chunks node by node: ``visit`` sees a node's value for every chunk before the next node runs.
+    """Run all chunks node by node: ``visit`` gets a node's values for all chunks before the next node runs.
 
-    What it returns, if not None, replaces the values. What does not depend on the inputs is computed once
-    and not shown.
+    Its result, unless None, replaces the values. Nodes that do not depend on the inputs run once and are not visited.
     """
 
     def run(node: fx.Node, args: Any, kwargs: Any) -> Any:
         if not any(isinstance(a, Chunks) for a in _leaves((args, kwargs))):
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
-        def one(k: int) -> Any:
-            a, kw = _picked((args, kwargs), k)
-            with torch.no_grad():  # a thread's own
+        def run_chunk(k: int) -> Any:
+            a, kw = _pick((args, kwargs), k)
+            with torch.no_grad():  # the mode is per thread
                 return node.target(*a, **kw)  # type: ignore[operator]
 
-        return Chunks(pool.map(one, range(len(chunks))))
+        return Chunks(pool.map(run_chunk, range(len(chunks))))
 
-    def see(node: fx.Node, value: Any) -> Any:
+    def visit_chunks(node: fx.Node, value: Any) -> Any:
         return visit(node, value) if isinstance(value, Chunks) else None
 
-    walk(network, tuple(map(Chunks, zip(*chunks, strict=True))), see, run)
+    walk(network, tuple(map(Chunks, zip(*chunks, strict=True))), visit_chunks, run)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -119,11 +118,11 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _picked(value: Any, k: int) -> Any:
+def _pick(value: Any, k: int) -> Any:
     if isinstance(value, Chunks):
         return value[k]
     if isinstance(value, (tuple, list)):
-        return type(value)(_picked(v, k) for v in value)
+        return type(value)(_pick(v, k) for v in value)
     if isinstance(value, dict):
-        return {key: _picked(v, k) for key, v in value.items()}
+        return {key: _pick(v, k) for key, v in value.items()}
     return value

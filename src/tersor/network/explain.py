@@ -1,4 +1,4 @@
-"""What torch.export says of a model that it cannot take, in words that lead to the line at fault."""
+"""Explain a failed torch.export, with the offending line of the model."""
 
 import re
 from pathlib import Path
@@ -9,31 +9,31 @@ from tersor.errors import CaptureError
 
 
 def where(node: fx.Node) -> str:
-    """The line of the model's code that made a node."""
+    """The line of the model's code that created a node."""
     trace = (node.meta.get("stack_trace") or "").strip().splitlines()
     return " ".join(line.strip() for line in trace[-2:]) or node.name
 
 
 def summary(error: Exception) -> str:
-    """The first words of an error that say something."""
+    """The first informative words of an error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     first = re.sub(r"For more information, run with TORCH_LOGS=\S+", "", lines[0]).strip()
     return (first if first == lines[0] else " ".join([first, *lines[1:2]]))[:240]
 
 
 def explained(error: Exception) -> CaptureError:
-    """The line of the user's code at fault, found in the traceback or in torch.export's own text."""
+    """An error that names the offending line of user code, from the traceback or torch.export's message."""
     lines = re.findall(r'File "([^"]+)", line (\d+), in (\w+)\n\s+(.+)', str(error))
-    own = [f'{f}:{n} in {fn}: "{code.strip()}"' for f, n, fn, code in lines if "/torch/" not in f]
+    user_lines = [f'{f}:{n} in {fn}: "{code.strip()}"' for f, n, fn, code in lines if "/torch/" not in f]
     frame, trace = None, error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
         if "/torch/" not in code.co_filename and Path(code.co_filename).parent != Path(__file__).parent:
             frame = f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}"
         trace = trace.tb_next
-    place = own[-1] if own else frame or "(torch.export names no line)"
+    location = user_lines[-1] if user_lines else frame or "(torch.export gives no line)"
     return CaptureError(
-        f"torch.export cannot take this model. Offending line: {place}. Reason: {type(error).__name__}: "
+        f"torch.export cannot capture this model. Offending line: {location}. Reason: {type(error).__name__}: "
         f"{summary(error)}. What to do: a Python `if`, loop or `.item()` on tensor values must leave forward() or "
         "become torch.where; an operator written in C++ or with numpy must be replaced; or compress a part without it"
     )

@@ -1,7 +1,7 @@
-"""Free a batch that the model's own code fixes, as ``len(x)`` and ``int(x.shape[0])`` do.
+"""Make a batch size dynamic that the model's own code fixes, as with ``len(x)`` or ``int(x.shape[0])``.
 
-The model is traced twice, with a batch of 2 and of 3. Where the two graphs differ, by the same factor, there stood
-the batch; it is read from the input instead. What comes out is proved against the model with a batch of 5.
+The model is traced with batches of 2 and 3. Constants that differ by that factor are the batch size, which is then
+read from the input instead. The result is checked against the model with a batch of 5.
 """
 
 import operator
@@ -15,12 +15,12 @@ from tersor.network.network import Network, aten, finish
 
 
 def repeated(values: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
-    """The first sample of every tensor, ``batch`` times."""
+    """Repeat the first sample of every tensor ``batch`` times."""
     return pytree.tree_map_only(Tensor, lambda t: t[:1].expand(batch, *t.shape[1:]).clone() if t.ndim else t, values)
 
 
 def free_batch(two: Network, three: Network) -> Network | None:
-    """One network of any batch from two of a fixed one; None where they differ in more than the batch."""
+    """One network with a dynamic batch from two with fixed ones, or None if they differ in more than the batch."""
     network = two.edit()
     nodes, others = list(network.graph.nodes), list(three.graph.nodes)
     if len(nodes) != len(others):
@@ -34,29 +34,29 @@ def free_batch(two: Network, three: Network) -> Network | None:
         if node.op != other.op or (node.op == "call_function" and node.target is not other.target):
             return None
         try:
-            node.args = _joined(node.args, other.args, node, size, names)
-            node.kwargs = _joined(node.kwargs, other.kwargs, node, size, names)
+            node.args = _join(node.args, other.args, node, size, names)
+            node.kwargs = _join(node.kwargs, other.kwargs, node, size, names)
         except ValueError:
             return None
-        if free := _differing(node.meta.get("val"), other.meta.get("val")):
+        if free := _differing_dims(node.meta.get("val"), other.meta.get("val")):
             node.meta["free"] = free
     return finish(network)
 
 
-def _differing(a: Any, b: Any) -> tuple[int, ...]:
-    """The dimensions in which two values differ: those that the batch decides."""
+def _differing_dims(a: Any, b: Any) -> tuple[int, ...]:
+    """The dimensions in which two values differ, which depend on the batch."""
     if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.ndim == b.ndim):
         return ()
     return tuple(k for k, (m, n) in enumerate(zip(a.shape, b.shape, strict=True)) if m != n)
 
 
-def _joined(a: Any, b: Any, node: fx.Node, size: fx.Node, names: dict[str, fx.Node]) -> Any:
+def _join(a: Any, b: Any, node: fx.Node, size: fx.Node, names: dict[str, fx.Node]) -> Any:
     if isinstance(a, fx.Node) and isinstance(b, fx.Node) and names[b.name] is a:
         return a
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        return type(a)(_joined(x, y, node, size, names) for x, y in zip(a, b, strict=True))
+        return type(a)(_join(x, y, node, size, names) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return {k: _joined(a[k], b[k], node, size, names) for k in a}
+        return {k: _join(a[k], b[k], node, size, names) for k in a}
     if type(a) is int and type(b) is int and a != b and 3 * a == 2 * b:
         if a == 2:
             return size
@@ -70,16 +70,16 @@ def _joined(a: Any, b: Any, node: fx.Node, size: fx.Node, names: dict[str, fx.No
 
 
 def agrees(network: Network, model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> bool:
-    """Whether network and model give the same for a batch that neither trace has seen."""
+    """Whether network and model agree for a batch size that was not traced."""
     five = repeated(values, 5)
     with torch.no_grad():
         try:
-            wanted = model(**dict(zip(names, five, strict=True))) if names else model(*five)
-            found = network(*(x for x in pytree.tree_leaves(five) if isinstance(x, Tensor)))
-        except Exception:  # either may refuse such a batch in its own way
+            expected = model(**dict(zip(names, five, strict=True))) if names else model(*five)
+            actual = network(*(x for x in pytree.tree_leaves(five) if isinstance(x, Tensor)))
+        except Exception:  # either may reject such a batch with any exception
             return False
-    leaves = [x for x in pytree.tree_leaves(wanted) if isinstance(x, Tensor)]
-    mine = [found] if isinstance(found, Tensor) else list(found)
+    leaves = [x for x in pytree.tree_leaves(expected) if isinstance(x, Tensor)]
+    mine = [actual] if isinstance(actual, Tensor) else list(actual)
     return len(leaves) == len(mine) and all(
         a.shape == b.shape and torch.allclose(a.float(), b.float(), 1e-3, 1e-4)
         for a, b in zip(leaves, mine, strict=True)

@@ -1,4 +1,4 @@
-"""The network as a graph of ATen operators, and the few verbs to edit one."""
+"""The network as a graph of ATen operators, and functions to edit it."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
@@ -36,9 +36,9 @@ class Network:
         input_names: names of the inputs in order.
         output_names: names of the outputs in order.
         example: one batch (of at least 2) that the graph was captured with.
-        keywords: True when the model is called with keyword arguments.
-        dynamic_batch: False where the model's own code fixes the batch to the example's.
-        notes: what the reader of a report should know about the capture.
+        keywords: whether the model is called with keyword arguments.
+        dynamic_batch: False if the model's own code fixes the batch size to the example's.
+        notes: notes on the capture, for the report.
     """
 
     module: fx.GraphModule
@@ -54,14 +54,14 @@ class Network:
         return self.module.graph
 
     def __call__(self, *inputs: Tensor, **keyword_inputs: Tensor) -> Any:
-        """Run the network: one tensor, or a tuple of them where there are several outputs."""
+        """Run the network; returns one tensor, or a tuple if there are several outputs."""
         inputs = inputs + tuple(keyword_inputs[n] for n in self.input_names[len(inputs) :])
         with torch.no_grad():
             out = self.module(*inputs)
         return out[0] if len(out) == 1 else tuple(out)
 
     def edit(self) -> "Network":
-        """A copy whose graph may be changed; the tensors are shared with this network."""
+        """A copy with an editable graph; the tensors are shared with this network."""
         tensors = dict(self.tensors())
         module = fx.GraphModule(tensors, copy.deepcopy(self.graph))
         return replace(self, module=module)
@@ -75,7 +75,7 @@ class Network:
                 yield node.target, self.tensor(node)
 
     def tensor(self, node: fx.Node | str) -> Tensor:
-        """The tensor behind a get_attr node or a dotted name."""
+        """The tensor of a get_attr node or dotted name."""
         target = node if isinstance(node, str) else str(node.target)
         value: Any = self.module
         for part in target.split("."):
@@ -83,7 +83,7 @@ class Network:
         return value
 
     def node(self, name: str) -> fx.Node:
-        """The operator node of that graph name."""
+        """The node with that graph name."""
         return next(n for n in self.graph.nodes if n.name == name)
 
     def operators(self) -> list[fx.Node]:
@@ -91,7 +91,7 @@ class Network:
         return [n for n in self.graph.nodes if n.op == "call_function"]
 
     def weight_bytes(self) -> int:
-        """Bytes of all tensors as they are held."""
+        """Bytes of all tensors in memory."""
         return sum(t.numel() * t.element_size() for _, t in self.tensors())
 
 
@@ -104,7 +104,7 @@ def weight_node(node: fx.Node) -> fx.Node | None:
 
 
 def weight_position(node: fx.Node) -> int:
-    """Which of its arguments a layer's weight is."""
+    """The argument position of a layer's weight."""
     return 0 if node.target in EMBEDDINGS else 1
 
 
@@ -115,7 +115,7 @@ def bias_node(node: fx.Node) -> fx.Node | None:
 
 
 def argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    """An argument of an ATen call, wherever it stands."""
+    """An argument of an ATen call, given by position or keyword."""
     if len(node.args) > position:
         return node.args[position]
     return node.kwargs.get(name, default)
@@ -131,12 +131,12 @@ def groups_of(node: fx.Node) -> int:
 
 
 def title(node: fx.Node) -> str:
-    """The name a person knows: the module's dotted name for a weighted operator, else path and op."""
+    """The readable name: the module's dotted name for a weighted operator, otherwise path and op."""
     return str(node.meta.get("title", node.name))
 
 
 def free_title(network: Network, wanted: str) -> str:
-    """``wanted``, or the first of ``wanted_2``, ``wanted_3`` … that no node of the network has."""
+    """``wanted``, or the first unused of ``wanted_2``, ``wanted_3`` …"""
     taken, count, name = {title(n) for n in network.graph.nodes}, 1, wanted
     while name in taken:
         count += 1
@@ -152,7 +152,7 @@ def op_name(node: fx.Node) -> str:
 
 
 def add_tensor(network: Network, name: str, value: Tensor) -> str:
-    """Put a new tensor into an edited network under a free dotted name near ``name``; its name is returned."""
+    """Add a tensor to an edited network under ``name``, with a suffix if that is taken; returns its name."""
     free, k = name, 0
     taken = {n for n, _ in network.tensors()}
     while free in taken or _exists(network.module, free):
@@ -163,7 +163,7 @@ def add_tensor(network: Network, name: str, value: Tensor) -> str:
 
 
 def set_tensor(network: Network, name: str, value: Tensor) -> None:
-    """Replace the tensor of that dotted name in an edited network; the old tensor is not touched."""
+    """Replace the tensor of that dotted name in an edited network; the old tensor is not modified."""
     *path, leaf = name.split(".")
     owner: torch.nn.Module = network.module
     for part in path:
@@ -185,7 +185,7 @@ def _exists(module: torch.nn.Module, name: str) -> bool:
 
 
 def finish(network: Network) -> Network:
-    """Close an edit: drop dead nodes, check the graph, generate its code."""
+    """Finish an edit: remove dead nodes, check the graph, generate its code."""
     network.graph.eliminate_dead_code()
     network.graph.lint()
     network.module.recompile()
@@ -200,8 +200,8 @@ def walk(
 ) -> tuple[Any, ...]:
     """Run the graph node by node, freeing each value after its last use.
 
-    ``visit(node, value)`` sees every value as it is made; what it returns, if not None, replaces it.
-    ``run(node, args, kwargs)`` may compute the node in place of its own operator.
+    ``visit(node, value)`` is called with every value; its result, unless None, replaces the value.
+    ``run(node, args, kwargs)``, if given, computes the node instead of its operator.
     """
     last: dict[fx.Node, list[fx.Node]] = {}
     seen: set[fx.Node] = set()
@@ -234,7 +234,7 @@ def walk(
 
 
 def users_through(node: fx.Node, transparent: Iterable[Any]) -> Iterator[fx.Node]:
-    """The consumers of a node's value, looking through operators that only move values."""
+    """The consumers of a node's value, looking through ``transparent`` operators."""
     passing = set(transparent)
     for user in node.users:
         if user.op == "call_function" and user.target in passing:

@@ -1,4 +1,4 @@
-"""The module host: which modules of an eager model hold weights, and the model with some of them exchanged."""
+"""The modules of an eager model that hold weights, and the replacement of modules."""
 
 import copy
 from collections.abc import Mapping
@@ -32,14 +32,14 @@ CONVOLUTIONS = frozenset(name for name in _PLAIN if name.startswith("conv"))
 
 @dataclass(frozen=True, eq=False)
 class WeightedModule:
-    """A module with weights of its own (parameters of two dimensions or more).
+    """A module with its own weights (parameters with two or more dimensions).
 
     Args:
-        name: its dotted name, the first where it is used under several.
-        op: its operator type, as rules name it; of an unknown class its name in lower case.
-        weights: the parameters' names.
-        skip_reason: why it must stay as it is, or None.
-        transposed: its weight is ``[in, out]`` (GPT-2's Conv1D).
+        name: its dotted name, the first one if it is used under several.
+        op: its operator type, as in rules; for an unknown class, its name in lower case.
+        weights: the names of the parameters.
+        skip_reason: why it cannot be quantized, or None.
+        transposed: whether its weight is ``[in, out]`` (GPT-2's Conv1D).
     """
 
     name: str
@@ -50,36 +50,37 @@ class WeightedModule:
     transposed: bool = False
 
     def tensors(self) -> list[Tensor]:
-        """The weights themselves."""
+        """The weight tensors."""
         return [self.module.get_parameter(n) for n in self.weights]
 
 
 def weighted_modules(model: nn.Module) -> list[WeightedModule]:
-    """Every module that holds weights, in the model's order; each once, however often it is used.
+    """Every module that holds weights, in the model's order, each once even if used several times.
 
     >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2), nn.LayerNorm(2))
-    >>> [(h.name, h.op) for h in weighted_modules(model)]
+    >>> [(m.name, m.op) for m in weighted_modules(model)]
     [('0', 'embedding'), ('1', 'linear')]
     """
-    found, inside = [], set[int]()
+    modules, nested = [], set[int]()
     for name, module in model.named_modules():
-        if id(module) in inside:
+        if id(module) in nested:
             continue
         if isinstance(module, QuantizedWeight):
-            found.append(WeightedModule(name, module, "quantized", (), "it is quantized already"))
+            modules.append(WeightedModule(name, module, "quantized", (), "it is already quantized"))
             continue
         if parametrize.is_parametrized(module):
-            inside.update(id(m) for m in module.modules())
-            found.append(WeightedModule(name, module, _op(module), (), "its weight is computed by a parametrization"))
+            nested.update(id(m) for m in module.modules())
+            modules.append(WeightedModule(name, module, _op(module), (), "its weight is computed by a parametrization"))
             continue
         weights = tuple(n for n, p in module.named_parameters(recurse=False) if p.ndim >= 2)
         if weights:
-            found.append(_weighted(name, module, weights))
+            modules.append(_weighted(name, module, weights))
         if isinstance(module, nn.MultiheadAttention):
-            inside.add(id(module.out_proj))
+            nested.add(id(module.out_proj))
             reason = "nn.MultiheadAttention reads this weight itself, without calling the layer"
-            found.append(WeightedModule(f"{name}.out_proj".lstrip("."), module.out_proj, "linear", ("weight",), reason))
-    return found
+            inner = f"{name}.out_proj".lstrip(".")
+            modules.append(WeightedModule(inner, module.out_proj, "linear", ("weight",), reason))
+    return modules
 
 
 def _op(module: nn.Module) -> str:
@@ -91,9 +92,9 @@ def _weighted(name: str, module: nn.Module, weights: tuple[str, ...]) -> Weighte
     if kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."):
         return WeightedModule(name, module, "linear", weights, _hooked(module), transposed=True)
     if op not in _PLAIN:
-        return WeightedModule(name, module, op, weights, f"Tersor knows no layer of class {kind.__name__}")
+        return WeightedModule(name, module, op, weights, f"Tersor does not know layers of class {kind.__name__}")
     if kind.forward is not _PLAIN[op][0].forward:
-        return WeightedModule(name, module, op, weights, f"its class {kind.__name__} has a forward of its own")
+        return WeightedModule(name, module, op, weights, f"its class {kind.__name__} has its own forward")
     if op == "embedding" and (module.max_norm is not None or module.sparse):
         return WeightedModule(
             name, module, op, weights, "an embedding with max_norm or sparse gradients changes its weight"
@@ -103,17 +104,17 @@ def _weighted(name: str, module: nn.Module, weights: tuple[str, ...]) -> Weighte
 
 def _hooked(module: nn.Module) -> str | None:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    return "it has hooks, which would be lost; remove them first" if any(hooks) else None
+    return "it has hooks, which would be lost: remove them first" if any(hooks) else None
 
 
-def exchanged(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """A copy of the model, of the same class, with modules exchanged wherever they are used.
+def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Copy the model, as the same class, with modules replaced wherever they are used.
 
-    What is replaced is not copied, so the copy costs no more memory than what is left. Tied weights that stay
-    are tied in the copy too.
+    Replaced modules are not copied, so the copy takes no more memory than the remaining ones. Remaining tied weights
+    stay tied in the copy.
 
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    >>> exchanged(model, {model[0]: nn.Identity()})
+    >>> replace_modules(model, {model[0]: nn.Identity()})
     Sequential(
       (0): Identity()
       (1): ReLU()

@@ -1,4 +1,4 @@
-"""Arithmetic only: number formats, scales, codes, packing and fake quantization. Knows no model."""
+"""Arithmetic only: number formats, scales, codes, packing and fake quantization, independent of any model."""
 
 from tersor.numerics.fakequant import fake_quantize
 from tersor.numerics.formats import FORMATS, NumberFormat

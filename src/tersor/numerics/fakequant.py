@@ -1,9 +1,8 @@
-"""Fake quantization as nodes of our own: five operators that every engine lowers to what it takes.
+"""Fake quantization as Tersor's own operators, which every engine lowers to its own.
 
-They are kept by ``torch.export`` under their names in ``torch.ops.tersor``. PyTorch's own fused
-``fake_quantize_per_tensor_affine`` is not used: it multiplies by 1/scale, which rounds differently near a tie
-than the division that ONNX Runtime and this package do, and on a CPU it is several times slower than the four
-passes below.
+``torch.export`` keeps them under their names in ``torch.ops.tersor``. PyTorch's fused
+``fake_quantize_per_tensor_affine`` is not used: it multiplies by 1/scale, which near a tie rounds differently from the
+division in ONNX Runtime and this package, and on a CPU it is several times slower than the four passes below.
 """
 
 import torch
@@ -19,7 +18,7 @@ from tersor.numerics.spec import QuantSpec
 def fake_quantize(
     x: Float[Tensor, "..."], scale: Float[Tensor, "..."], zero_point: Float[Tensor, "..."], spec: QuantSpec
 ) -> Float[Tensor, "..."]:
-    """``x`` as it comes back from the codes of ``spec``, rounded to nearest, in the shape and dtype of ``x``.
+    """Quantize ``x`` with ``spec``, rounding to nearest, and dequantize it; keeps the shape and dtype of ``x``.
 
     The gradient is straight-through: 1 inside the range, 0 outside (Bengio et al., arXiv 1308.3432).
 
@@ -89,7 +88,7 @@ def _(codes, scale, zero_point, block):
     "tersor::cast", mutates_args=(), schema="(Tensor x, str format, Tensor scale) -> Tensor"
 )
 def cast_op(x, format, scale):
-    """``x/scale`` through a float format (saturating) or binary's ±1, times ``scale``, in x's dtype."""
+    """Cast ``x/scale`` to a float format (saturating) or to binary's ±1, times ``scale``, in x's dtype."""
     y = wide(x) / scale
     if format == "binary":
         y = torch.where(y >= 0, 1.0, -1.0)
@@ -121,10 +120,10 @@ cast_op.register_autograd(_cast_backward, setup_context=_save_for_cast)
     "tersor::quantize_rows", mutates_args=(), schema="(Tensor x, int high, int block) -> Tensor"
 )
 def quantize_rows_op(x, high, block):
-    """Fake quantization on ±``high`` with scales taken from ``x`` itself, in x's dtype.
+    """Fake quantization to ±``high`` with scales computed from ``x``, in x's dtype.
 
-    One scale for every ``block`` neighbours of the last dimension (0: for all of it, a token's), none of which
-    is kept: what an engine does when it quantizes activations at run time.
+    One scale for ``block`` neighbours of the last dimension (0: for the whole row, a token), as an engine computes when
+    it quantizes activations at run time.
     """
     y = wide(x)
     width = y.shape[-1]
@@ -149,9 +148,9 @@ quantize_rows_op.register_autograd(_quantize_rows_backward)
 
 @torch.library.custom_op("tersor::quantize_whole", mutates_args=(), schema="(Tensor x, int high) -> Tensor")
 def quantize_whole_op(x, high):
-    """Fake quantization to codes 0…``high``, scale and zero point taken from the whole of ``x``, in x's dtype.
+    """Fake quantization to codes 0…``high``, with scale and zero point computed from all of ``x``, in x's dtype.
 
-    The range is widened to hold 0, which one code stands for: ONNX's DynamicQuantizeLinear.
+    The range is widened to include 0, which is exactly representable, as in ONNX's DynamicQuantizeLinear.
     """
     y = wide(x)
     if y.numel() == 0:

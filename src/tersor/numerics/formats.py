@@ -1,4 +1,4 @@
-"""The number formats: what a code of so many bits can say."""
+"""The number formats."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,13 +11,15 @@ class NumberFormat:
     """One number format.
 
     Args:
-        name: as in recipes and reports.
-        bits: what one code takes in a packed file.
-        kind: ``int``, codes are consecutive integers; ``levels``, codes are a handful of symmetric
-            integer levels; ``float``, a code is a floating-point number itself.
-        low, high: the smallest and the largest code (``float``: the finite limits, where it saturates).
-        dtype: what PyTorch holds one unpacked code in.
-        exponent, mantissa: the bits of a float (1 sign bit aside); 0 for the others.
+        name: the name in recipes and reports.
+        bits: bits of a code in a packed file.
+        kind: ``int``, codes are consecutive integers; ``levels``, codes are a few symmetric integer levels; ``float``,
+            codes are floating-point numbers.
+        low: the smallest code (``float``: the lowest finite value, at which it saturates).
+        high: the largest code (``float``: the highest finite value, at which it saturates).
+        dtype: the PyTorch dtype of unpacked codes.
+        exponent: exponent bits of a float format; otherwise 0.
+        mantissa: mantissa bits of a float format; otherwise 0.
 
     Binary is the only format that cannot represent zero.
 
@@ -40,12 +42,12 @@ class NumberFormat:
 
     @property
     def signed(self) -> bool:
-        """Whether there are codes below zero."""
+        """Whether there are negative codes."""
         return self.low < 0
 
     @property
     def smallest_exponent(self) -> int:
-        """The power of two of the smallest normal number of a float format.
+        """The exponent of the smallest normal number of a float format.
 
         >>> FORMATS["fp16"].smallest_exponent
         -14
@@ -68,8 +70,8 @@ def _float(name: str, dtype: torch.dtype, exponent: int, mantissa: int) -> Numbe
 
 
 FORMATS: dict[str, NumberFormat] = {
-    one.name: one
-    for one in (
+    format.name: format
+    for format in (
         _integer("int2", 2, torch.int8),
         _integer("int3", 3, torch.int8),
         _integer("int4", 4, torch.int8),

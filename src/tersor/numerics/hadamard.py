@@ -1,4 +1,4 @@
-"""Rotations of a vector space: randomized Hadamard matrices, applied fast."""
+"""Rotations by randomized Hadamard matrices, with a fast transform."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tersor.errors import NumericsError
 
-# Elements that are in work at once, in float64.
+# Elements processed at once, in float64.
 _CHUNK = 2**20
 
 
@@ -17,13 +17,12 @@ _CHUNK = 2**20
 class Rotation:
     """An orthogonal matrix R that spreads every coordinate over all others.
 
-    With n = 2^k, or 2^k·m with m a Hadamard matrix of Paley's first construction (12, 20, 44 …), R is a Hadamard
-    matrix with random signs, divided by √n (Ashkboos et al., QuaRot, arXiv 2404.00456): log n additions an element
-    instead of n multiplications. For any other n it is a random orthogonal matrix. The same size and seed give the
-    same R.
+    For n = 2^k, or n = 2^k·m with m the order of a Paley-I Hadamard matrix (12, 20, 44 …), R is a Hadamard matrix with
+    random signs, divided by √n (Ashkboos et al., QuaRot, arXiv 2404.00456): log n additions per element instead of n
+    multiplications. For other n it is a random orthogonal matrix. The same size and seed give the same R.
 
     Raises:
-        NumericsError: a size below 1.
+        NumericsError: the size is below 1.
 
     >>> rotation = Rotation(4)
     >>> rotation.kind, rotation(torch.eye(4)).abs()
@@ -38,7 +37,7 @@ class Rotation:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise NumericsError(f"a rotation of {self.size} dimensions does not exist: give the width of the network")
+            raise NumericsError(f"a rotation cannot have {self.size} dimensions: pass the width of the network")
 
     @property
     def kind(self) -> str:
@@ -46,21 +45,21 @@ class Rotation:
         return "hadamard" if _core(self.size) else "orthogonal"
 
     def __call__(self, x: Float[Tensor, "..."], dim: int = -1) -> Float[Tensor, "..."]:
-        """``x`` with dimension ``dim`` taken through ``v → v·R``; in x's dtype, computed in float64.
+        """Apply ``v → v·R`` along dimension ``dim``; computed in float64, returned in x's dtype.
 
-        Raises NumericsError where the dimension has another size.
+        Raises NumericsError if the dimension has another size.
         """
         if x.shape[dim] != self.size:
-            raise NumericsError(f"a rotation of {self.size} dimensions cannot turn {x.shape[dim]}: give it its size")
+            raise NumericsError(f"a rotation of size {self.size} cannot rotate a dimension of size {x.shape[dim]}")
         moved = x.detach().movedim(dim, -1)
         rows = moved.reshape(-1, self.size)
-        turned = [self._turned(part.double()).to(x.dtype) for part in rows.split(max(1, _CHUNK // self.size))]
-        return torch.cat(turned).reshape(moved.shape).movedim(-1, dim) if turned else x
+        rotated = [self._rotate(chunk.double()).to(x.dtype) for chunk in rows.split(max(1, _CHUNK // self.size))]
+        return torch.cat(rotated).reshape(moved.shape).movedim(-1, dim) if rotated else x
 
-    def _turned(self, rows: Tensor) -> Tensor:
+    def _rotate(self, rows: Tensor) -> Tensor:
         if self.kind == "orthogonal":
             return rows @ self._matrix.to(rows.device)
-        return _transformed(rows * self._signs.to(rows.device)) / self.size**0.5
+        return _hadamard_transform(rows * self._signs.to(rows.device)) / self.size**0.5
 
     @cached_property
     def _signs(self) -> Tensor:
@@ -71,11 +70,11 @@ class Rotation:
     def _matrix(self) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
         q, r = torch.linalg.qr(torch.randn(self.size, self.size, generator=generator, dtype=torch.float64))
-        # With the signs of R's diagonal every rotation is equally likely.
+        # Multiplying by the signs of R's diagonal makes the distribution uniform.
         return q * r.diagonal().sign()
 
 
-def _transformed(x: Tensor) -> Tensor:
+def _hadamard_transform(x: Tensor) -> Tensor:
     """``x @ (H_m ⊗ H_2 ⊗ … ⊗ H_2)`` over the last dimension."""
     n, core = x.shape[-1], _core(x.shape[-1])
     y = x.unflatten(-1, (core, n // core))
@@ -91,7 +90,7 @@ def _transformed(x: Tensor) -> Tensor:
 
 
 def _core(size: int) -> int:
-    """m of size = 2^k·m where a Hadamard matrix is known; the smallest; 0 where none is."""
+    """The smallest m with size = 2^k·m for which a Hadamard matrix of order m is known, or 0."""
     odd = size
     while odd % 2 == 0:
         odd //= 2
@@ -105,7 +104,7 @@ def _prime(n: int) -> bool:
 
 
 def _paley(order: int) -> Tensor:
-    """The Hadamard matrix of an order q + 1, q a prime with q mod 4 = 3: I + S, S from the squares modulo q."""
+    """The Hadamard matrix of order q + 1 for a prime q with q mod 4 = 3: I + S, with S from the squares modulo q."""
     q = order - 1
     square = torch.full((q,), -1.0, dtype=torch.float64)
     square[torch.arange(q) ** 2 % q], square[0] = 1.0, 0.0

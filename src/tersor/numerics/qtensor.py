@@ -1,4 +1,4 @@
-"""Tensors to codes, and back."""
+"""Quantize tensors to codes, and dequantize them."""
 
 from dataclasses import dataclass, fields
 
@@ -22,19 +22,19 @@ def quantize(
     spec: QuantSpec,
     generator: torch.Generator | None = None,
 ) -> Codes:
-    """The codes of ``x``: ``clamp(round(x / scale) + zero_point, low, high)`` in the format's dtype.
+    """Quantize ``x``: ``clamp(round(x / scale) + zero_point, low, high)`` in the format's dtype.
 
-    Nearest rounds ties to even. Stochastic rounds up with the probability of the fraction, so that the mean
-    over many draws is ``x`` inside the range; it wants the ``generator``, so that a run can be repeated.
+    Nearest rounds ties to even. Stochastic rounds up with the probability of the fraction, so that the mean over many
+    draws is ``x`` inside the range; it needs the ``generator``, for reproducibility.
 
-    Raises NumericsError for NaN, for a scale that does not fit, and if stochastic without a generator.
+    Raises NumericsError for NaN, for a scale whose shape does not fit, and for stochastic rounding without a generator.
 
     >>> x, spec = torch.tensor([-700.0, 0.0, 1000.0]), QuantSpec("int8", symmetric=False)
     >>> quantize(x, torch.tensor(1700 / 255), torch.tensor(-23.0), spec)
     tensor([-128,  -23,  127], dtype=torch.int8)
     """
     if x.isnan().any():
-        raise NumericsError(f"a tensor of shape {tuple(x.shape)} holds NaN, which has no code: clean it")
+        raise NumericsError(f"a tensor of shape {tuple(x.shape)} contains NaN, which has no code: remove it")
     noise = None
     if spec.rounding == "stochastic":
         if generator is None:
@@ -42,33 +42,33 @@ def quantize(
         noise = torch.rand(x.shape, generator=generator, device=x.device)
     y = wide(x.detach()) / expand(scale, x.shape, spec.block)
     if spec.format.name == "binary":
-        # Two levels, 2 apart; 0 goes up.
+        # Two levels, 2 apart; 0 rounds up.
         up = y >= 0 if noise is None else y + 1 > 2 * noise
         return torch.where(up, 1, -1).to(torch.int8)
     if spec.format.kind == "float":
         return _cast(y.clamp_(spec.low, spec.high), noise, spec)
-    y = y.round_() if noise is None else _dithered(y, noise)
+    y = y.round_() if noise is None else _round_stochastically(y, noise)
     return y.add_(expand(zero_point, x.shape, spec.block)).clamp_(spec.low, spec.high).to(spec.format.dtype)
 
 
 def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """``x`` in the dtype that is computed in: float32 at least."""
+    """``x`` in at least float32, for the computation."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _dithered(y: Tensor, noise: Tensor) -> Tensor:
-    """``y`` rounded up with the probability of its fraction; the sum ``y + noise`` would itself round."""
+def _round_stochastically(y: Tensor, noise: Tensor) -> Tensor:
+    """Round ``y`` up with the probability of its fraction; ``y + noise`` would itself be rounded."""
     whole = y.floor()
     return whole + (noise < y - whole)
 
 
 def _cast(y: Tensor, noise: Tensor | None, spec: QuantSpec) -> Tensor:
-    """``y`` in a float format; stochastically: dithered in units of its own last place."""
+    """Cast ``y`` to a float format; stochastically, if there is noise, in units of its last place."""
     if noise is None:
         return y.to(spec.format.dtype)
     exponent = (torch.frexp(y).exponent - 1).clamp(min=spec.format.smallest_exponent)
-    place = exponent - spec.format.mantissa
-    return torch.ldexp(_dithered(torch.ldexp(y, -place), noise), place).to(spec.format.dtype)
+    last_place = exponent - spec.format.mantissa
+    return torch.ldexp(_round_stochastically(torch.ldexp(y, -last_place), noise), last_place).to(spec.format.dtype)
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,18 @@ class QTensor:
 
     Args:
         codes: unpacked, in the shape of ``x`` and the dtype of the format, none outside the format's range.
-        scale: float32, positive and finite, in the shape that the granularity gives (or no dimension, where one scale
-            is for the whole tensor).
-        zero_point: float32, in a shape as of the scale: whole numbers among the codes, 0 where the spec is symmetric.
-        spec: what the codes mean.
+        scale: float32, positive and finite, in the granularity's shape (or without dimensions, for one scale per
+            tensor).
+        zero_point: float32, in the shape of the scale: integers in the range of the codes, 0 if the spec is symmetric.
+        spec: format, granularity and symmetry of the codes.
 
     Raises:
-        NumericsError: one of these does not hold. Values are looked at once, at less than a hundredth of the time that
-            rounding to nearest takes; those on the meta device are not.
+        NumericsError: one of these is violated. Values are checked once, in less than a hundredth of the time that
+            rounding to nearest takes; meta tensors are not checked.
 
     >>> QTensor(torch.tensor([9], dtype=torch.int8), torch.ones(()), torch.zeros(()), QuantSpec("int4"))
     Traceback (most recent call last):
-    tersor.errors.NumericsError: codes from 9 to 9 are outside int4, which has -8 to 7: clamp them or ...
+    tersor.errors.NumericsError: codes from 9 to 9 are outside int4, which has -8 to 7: clamp them, or ...
     """
 
     codes: Codes
@@ -104,10 +104,10 @@ class QTensor:
 
     @classmethod
     def trusted(cls, codes: Codes, scale: Scale, zero_point: Scale, spec: QuantSpec) -> "QTensor":
-        """A QTensor of parts that one was made of before; nothing is checked.
+        """Build a QTensor from the parts of an earlier one, without checks.
 
-        For modules that hold the parts as buffers and put them together at every call, also while they are traced,
-        when values cannot be looked at.
+        For modules that store the parts as buffers and combine them at every call, also during tracing, when values are
+        unavailable.
         """
         made = object.__new__(cls)
         for field, value in zip(fields(cls), (codes, scale, zero_point, spec), strict=True):
@@ -120,12 +120,12 @@ class QTensor:
         return self.codes.shape
 
     def dequantize(self) -> Float[Tensor, "..."]:
-        """The float32 values that the codes stand for."""
+        """The float32 values of the codes."""
         scale, zero_point = (expand(t, self.shape, self.spec.block) for t in (self.scale, self.zero_point))
         return (self.codes.float() - zero_point) * scale
 
     def rows(self, chosen: slice) -> "QTensor":
-        """Some rows (dimension 0), which take their scales along, or share the one of all.
+        """A slice of rows (dimension 0) with their scales.
 
         >>> q = quantize_tensor(torch.tensor([[1.0, 2.0], [4.0, 8.0]]), QuantSpec("int8", "channel"))
         >>> torch.equal(q.rows(slice(1, 2)).dequantize(), q.dequantize()[1:])
@@ -137,11 +137,11 @@ class QTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a file needs: packed codes, scales as stored, and packed zero points if asymmetric."""
+        """Bytes in a file: packed codes, scales as stored, and packed zero points if asymmetric."""
         return self.spec.nbytes(self.shape)
 
     def packed(self) -> UInt8[Tensor, " bytes"]:
-        """The codes alone as bytes (``pack``; floats byte for byte, little-endian)."""
+        """The codes as bytes (``pack``; floats as they are, little-endian)."""
         if self.spec.format.kind == "float":
             return self.codes.contiguous().reshape(-1).view(torch.uint8)
         return pack(self.codes, self.spec.format.bits)
@@ -155,7 +155,7 @@ class QTensor:
         zero_point: Scale,
         spec: QuantSpec,
     ) -> "QTensor":
-        """What ``packed`` was made from."""
+        """Invert ``packed``."""
         if spec.format.kind == "float":
             codes = packed.clone().view(spec.format.dtype)
         else:
@@ -170,9 +170,9 @@ def quantize_tensor(
     high: Bound | None = None,
     generator: torch.Generator | None = None,
 ) -> QTensor:
-    """``x`` quantized over the range [low, high], by default its own minimum and maximum; numbers are for every scale.
+    """Quantize ``x`` over the range [low, high], by default its minimum and maximum; numbers apply to every scale.
 
-    Binary puts its two levels at ± the mean of |x| instead, the best there is (XNOR-Net, arXiv 1603.05279).
+    Binary puts its two levels at ± the mean of |x|, which is optimal (XNOR-Net, arXiv 1603.05279).
 
     Raises NumericsError as ``qparams`` and ``quantize`` do.
 
@@ -181,7 +181,7 @@ def quantize_tensor(
     ([[36, -127], [0, 127]], 12)
     """
     if (low is None) != (high is None):
-        raise NumericsError("a range has two ends: give both low and high, or neither")
+        raise NumericsError("a range has two ends: pass both low and high, or neither")
     if low is None or high is None:
         low, high = reduce_range(x, spec)
         if spec.format.name == "binary":
@@ -195,7 +195,7 @@ def quantize_tensor(
 
 
 def _mean_magnitude(x: Tensor, shape: torch.Size, spec: QuantSpec) -> Tensor:
-    """The mean of |x| for each scale; a ragged group counts only what it has."""
+    """The mean of |x| for each scale; a partial group averages over its own elements."""
     owner = torch.arange(shape.numel(), device=x.device).reshape(shape)
     owner = expand(owner, x.shape, spec.block).broadcast_to(x.shape).reshape(-1)
     total = torch.zeros(shape.numel(), dtype=torch.float64, device=x.device)
@@ -204,7 +204,7 @@ def _mean_magnitude(x: Tensor, shape: torch.Size, spec: QuantSpec) -> Tensor:
 
 
 def _check_layout(q: QTensor) -> None:
-    """Dtypes and shapes."""
+    """Check dtypes and shapes."""
     codes, spec = q.codes, q.spec
     if codes.dtype != spec.format.dtype:
         raise NumericsError(f"codes are {codes.dtype}, those of {spec.format} are {spec.format.dtype}: convert them")
@@ -220,27 +220,27 @@ def _check_layout(q: QTensor) -> None:
 
 
 def _check_codes(codes: Tensor, format: NumberFormat) -> None:
-    """No code outside the format. A minimum and a maximum are a single pass; a dtype's own limits need none."""
+    """Check that no code is outside the format, in one pass; formats that fill their dtype need none."""
     if codes.numel() == 0:
         return
     if format.bits == 8 and format.kind == "float":
-        # PyTorch has no minimum of FP8; the bits below the sign are ordered as the magnitudes are.
+        # PyTorch has no minimum for FP8; the bits below the sign are ordered like the magnitudes.
         largest = torch.tensor(format.high).to(format.dtype).view(torch.uint8)
         if (codes.contiguous().view(torch.uint8) & 0x7F).amax() > largest:
-            raise NumericsError(f"codes of {format} hold NaN or infinity: clean the tensor before it is quantized")
+            raise NumericsError(f"codes of {format} contain NaN or infinity: remove them before quantization")
         return
     if format.kind == "int" and (format.low, format.high) == _limits(format.dtype):
         return
     low, high = (one.item() for one in codes.aminmax())
     if not (low >= format.low and high <= format.high):
         if format.kind == "float":
-            raise NumericsError(f"codes of {format} hold NaN or infinity: clean the tensor before it is quantized")
+            raise NumericsError(f"codes of {format} contain NaN or infinity: remove them before quantization")
         raise NumericsError(
             f"codes from {low} to {high} are outside {format}, which has {format.low} to {format.high}: "
-            "clamp them or take a wider format"
+            "clamp them, or use a wider format"
         )
     if format.name == "binary" and codes.abs().amin() == 0:
-        raise NumericsError("a code of 0 is none of binary's, which are -1 and 1")
+        raise NumericsError("0 is not a binary code: these are -1 and 1")
 
 
 def _limits(dtype: torch.dtype) -> tuple[int, int]:
@@ -249,11 +249,11 @@ def _limits(dtype: torch.dtype) -> tuple[int, int]:
 
 
 def _check_grid(scale: Tensor, zero_point: Tensor, spec: QuantSpec) -> None:
-    """A scale that is positive and finite, and a zero point that is a code."""
+    """Check that scales are positive and finite, and that zero points are codes."""
     if scale.numel() == 0:
         return
     low, high = (one.item() for one in scale.aminmax())
-    # NaN compares as False.
+    # Comparisons with NaN are False.
     if not (low > 0 and high < torch.inf):
         wrong = scale[~((scale > 0) & (scale < torch.inf))]
         raise NumericsError(

@@ -1,4 +1,4 @@
-"""From ranges to scales, and the shapes of both: one convention, see ``expand``."""
+"""Ranges and scales, and their shapes; ``expand`` defines the convention."""
 
 import torch
 from jaxtyping import Float
@@ -12,10 +12,10 @@ Bound = Scale | float | int
 
 
 def expand(t: Tensor, shape: tuple[int, ...] | torch.Size, block: int) -> Tensor:
-    """A scale (or zero point) made to broadcast over a tensor of ``shape``.
+    """Expand a scale or zero point to broadcast over a tensor of ``shape``.
 
-    A scale has no dimension, or as many as its tensor, and each of them is 1 (shared), whole (one each)
-    or ``ceil(n / block)``: one for ``block`` neighbours, where the last group may be ragged.
+    A scale has no dimensions, or as many as its tensor, each of size 1 (shared), n (one per index) or
+    ``ceil(n / block)``: one for ``block`` neighbours, where the last group may be partial.
 
     Raises NumericsError for any other shape.
 
@@ -25,7 +25,7 @@ def expand(t: Tensor, shape: tuple[int, ...] | torch.Size, block: int) -> Tensor
     if not fits(t.shape, shape, block):
         raise NumericsError(
             f"a scale of shape {tuple(t.shape)}, in groups of {block}, does not fit a tensor of shape "
-            f"{tuple(shape)}: Granularity.scale_shape tells the shape that does"
+            f"{tuple(shape)}: Granularity.scale_shape gives the right shape"
         )
     for dim, (have, want) in enumerate(zip(t.shape, shape, strict=True) if t.ndim else ()):
         if have not in (1, want):
@@ -34,7 +34,7 @@ def expand(t: Tensor, shape: tuple[int, ...] | torch.Size, block: int) -> Tensor
 
 
 def fits(scale: tuple[int, ...] | torch.Size, shape: tuple[int, ...] | torch.Size, block: int) -> bool:
-    """Whether ``expand`` takes a scale of that shape for a tensor of ``shape``.
+    """Whether ``expand`` accepts a scale of that shape for a tensor of ``shape``.
 
     >>> fits((3, 2), (3, 5), block=3), fits((3, 2), (3, 5), block=0)
     (True, False)
@@ -45,9 +45,9 @@ def fits(scale: tuple[int, ...] | torch.Size, shape: tuple[int, ...] | torch.Siz
 
 
 def reduce_range(x: Float[Tensor, "..."], spec: QuantSpec) -> tuple[Scale, Scale]:
-    """Minimum and maximum of ``x`` for each scale that ``spec`` gives it, in the scale's shape.
+    """The minimum and maximum of ``x`` for each scale of ``spec``, in the scale's shape.
 
-    Raises NumericsError if ``x`` is empty; NaN stays NaN, and ``qparams`` refuses it.
+    Raises NumericsError if ``x`` is empty; NaN stays NaN, and ``qparams`` rejects it.
 
     >>> x = torch.tensor([[1.0, -2.0, 5.0], [0.0, 3.0, 4.0]])
     >>> low, high = reduce_range(x, QuantSpec("int8", "channel"))
@@ -55,19 +55,19 @@ def reduce_range(x: Float[Tensor, "..."], spec: QuantSpec) -> tuple[Scale, Scale
     ([[-2.0], [0.0]], [[5.0], [4.0]])
     """
     if x.numel() == 0:
-        raise NumericsError(f"a tensor of shape {tuple(x.shape)} is empty, it has no range: leave it float")
+        raise NumericsError(f"a tensor of shape {tuple(x.shape)} is empty and has no range: keep it in float")
     shape = spec.granularity.scale_shape(x.shape)
     shared = [dim for dim, count in enumerate(shape) if count == 1]
     if spec.block:
         blocked = 0 if spec.granularity.kind == "filters" else 1
-        x = _grouped(x, blocked, spec.block)
+        x = _split_groups(x, blocked, spec.block)
         shared = [blocked + 1, *(dim + (dim > blocked) for dim in shared if dim != blocked)]
     low, high = (x.amin(shared), x.amax(shared)) if shared else (x, x)
     return low.reshape(shape), high.reshape(shape)
 
 
-def _grouped(x: Tensor, dim: int, block: int) -> Tensor:
-    """``dim`` split into (groups, block); a ragged last group is filled up with its own last element."""
+def _split_groups(x: Tensor, dim: int, block: int) -> Tensor:
+    """Split ``dim`` into (groups, block); a partial last group is padded with its last element."""
     groups = -(-x.shape[dim] // block)
     if groups * block != x.shape[dim]:
         index = torch.arange(groups * block, device=x.device).clamp(max=x.shape[dim] - 1)
@@ -76,21 +76,21 @@ def _grouped(x: Tensor, dim: int, block: int) -> Tensor:
 
 
 def qparams(low: Bound, high: Bound, spec: QuantSpec) -> tuple[Scale, Scale]:
-    """Scale and zero point of a range, both float32; the zero point holds whole numbers.
+    """The scale and zero point of a range, both float32; zero points are integers.
 
-    The range is widened to hold 0, so that 0 is represented exactly. Integers: symmetric,
+    The range is widened to include 0, so that 0 is exactly representable. Integers: symmetric,
     ``s = max|x| / high``; asymmetric, ``s = (high − low) / (codes − 1)`` and ``z = low_code − round(low/s)``.
-    Floats: a plain cast (``s = 1``) where the format's own range suffices, ``s = max|x| / limit`` for FP8 and
+    Floats: a plain cast (``s = 1``) if the format's range suffices, ``s = max|x| / limit`` for FP8 and
     beyond the range.
 
-    The scale is what is stored: already rounded to ``spec.scale_dtype``, upwards in a 16-bit one, so that
-    the range stays covered, and never below its smallest normal number. A range that is all zero gets the
-    largest scale of its neighbours (1 if there is none): any is right for its codes, and this one also serves
-    the bias that an integer engine stores on input scale × weight scale.
+    The scale is the stored one: rounded to ``spec.scale_dtype``, upwards for 16 bits, so that the range stays covered,
+    and at least the smallest normal number. An all-zero range gets the largest scale of the others (1 if there is
+    none): any is right for its codes, and this one also suits the bias, which integer engines store with input scale ×
+    weight scale.
 
     Raises:
-        NumericsError: NaN or infinity, low > high, a scale too large for ``scale_dtype``, or negative
-            values where symmetric unsigned codes have none.
+        NumericsError: NaN or infinity, low > high, a scale too large for ``scale_dtype``, or negative values with
+            symmetric unsigned codes.
 
     Jacob et al., arXiv 1712.05877; Krishnamoorthi, arXiv 1806.08342.
 
@@ -102,8 +102,8 @@ def qparams(low: Bound, high: Bound, spec: QuantSpec) -> tuple[Scale, Scale]:
     scale = torch.maximum(-low, high) / spec.high if spec.symmetric else (high - low) / (spec.high - spec.low)
     if spec.format.kind == "float" and spec.format.bits > 8:
         scale = scale.clamp(min=1.0)
-    # A binary code is never 0, so that only a vanishing scale brings a dead channel back as (nearly) 0.
-    scale = _stored(scale if spec.format.name == "binary" else _revived(scale), spec.scale_dtype)
+    # A binary code is never 0, so only a tiny scale dequantizes a dead channel to (nearly) 0.
+    scale = _round_to_stored(scale if spec.format.name == "binary" else _fill_zero_scales(scale), spec.scale_dtype)
     if spec.symmetric:
         return scale, torch.zeros_like(scale)
     zero_point = (spec.low - low / scale).round().clamp(spec.low, spec.high)
@@ -115,32 +115,32 @@ def _checked_range(low: Bound, high: Bound, spec: QuantSpec) -> tuple[Tensor, Te
     for name, bound in (("low", low), ("high", high)):
         if not bound.isfinite().all():
             bad = bound[~bound.isfinite()].reshape(-1)[0].item()
-            raise NumericsError(f"the {name} end of a range is {bad}: look for NaN or infinity in the data")
+            raise NumericsError(f"the {name} end of a range is {bad}: check the data for NaN or infinity")
     if (low > high).any():
-        raise NumericsError("a range has low > high: were the two exchanged?")
+        raise NumericsError("a range has low > high: were they swapped?")
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
     if spec.symmetric and not spec.format.signed and (low < 0).any():
         raise NumericsError(
-            f"{spec} has no negative values, the range begins at {low.min().item():.6g}: "
+            f"{spec} has no negative values, but the range starts at {low.min().item():.6g}: "
             "use symmetric=False or a signed format"
         )
     return low, high
 
 
-def _revived(scale: Tensor) -> Tensor:
-    """``scale`` with its zeros replaced by its largest, or by 1 if all are zero."""
+def _fill_zero_scales(scale: Tensor) -> Tensor:
+    """Replace zero scales by the largest scale, or by 1 if all are zero."""
     largest = scale.max()
     return torch.where(scale == 0, torch.where(largest > 0, largest, 1.0), scale)
 
 
-def _stored(scale: Tensor, dtype_name: str) -> Tensor:
-    """``scale`` (float64) as the file holds it, in float32: positive, normal, finite."""
+def _round_to_stored(scale: Tensor, dtype_name: str) -> Tensor:
+    """Round ``scale`` (float64) to its stored dtype, as float32: positive, normal, finite."""
     dtype = getattr(torch, dtype_name)
     info = torch.finfo(dtype)
     scale = scale.clamp(min=info.smallest_normal)
     stored = scale.to(dtype)
     if dtype != torch.float32:
-        # Half a step on top before rounding to nearest makes it the next one above.
+        # Adding half a step before rounding to nearest rounds up.
         stored = torch.where(stored < scale, (scale * (1 + info.eps / 2)).to(dtype), stored)
     if not stored.isfinite().all():
         raise NumericsError(f"a scale of {scale.max().item():.4g} overflows {dtype_name}: use float32")

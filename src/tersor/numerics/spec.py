@@ -1,4 +1,4 @@
-"""How a tensor is quantized: the format, who shares a scale, and how is rounded."""
+"""How a tensor is quantized: format, granularity of the scales, symmetry and rounding."""
 
 import re
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,17 +19,17 @@ ScaleDtype = Literal["float32", "float16", "bfloat16"]
 
 @dataclass(frozen=True)
 class Granularity:
-    """Who shares a scale.
+    """Which elements share a scale.
 
-    | written | one scale for |
+    | text | one scale for |
     |---|---|
-    | ``tensor`` | all of it |
+    | ``tensor`` | the whole tensor |
     | ``channel``, ``channel:1`` | each index of dimension 0, 1 … |
     | ``group:32`` | each row (dimension 0) and 32 consecutive inputs (dimension 1) |
-    | ``filters:16`` | 16 consecutive filters (dimension 0), as a grouped convolution's |
+    | ``filters:16`` | 16 consecutive filters (dimension 0), as in a grouped convolution |
     | ``token`` | each row: all dimensions but the last |
 
-    A last group may be ragged.
+    The last group may be partial.
 
     >>> Granularity.parse("group:32")
     Granularity(kind='group', axis=0, size=32)
@@ -49,7 +49,7 @@ class Granularity:
         if not sized or (self.axis and self.kind != "channel"):
             raise RecipeError(
                 f"granularity {self.kind!r} with axis {self.axis} and size {self.size} does not exist: "
-                "a size belongs to group and filters and is at least 1, an axis to channel"
+                "group and filters need a size of at least 1, and only channel has an axis"
             )
 
     @classmethod
@@ -79,7 +79,7 @@ class Granularity:
 
     @classmethod
     def parse(cls, text: str) -> "Granularity":
-        """The granularity that ``str`` writes as ``text``; raises RecipeError for any other text."""
+        """Parse the text form of a granularity; raises RecipeError for any other text."""
         match = re.fullmatch(r"(tensor|token)|(channel)(?::(-?\d+))?|(group|filters):(\d+)", text.strip())
         if match is None:
             raise RecipeError(
@@ -91,10 +91,10 @@ class Granularity:
         return cls(kind, axis=int(axis or 0), size=int(size or 0))
 
     def scale_shape(self, shape: tuple[int, ...] | torch.Size) -> tuple[int, ...]:
-        """The shape of the scale of a tensor of ``shape``: as many dimensions, each of them 1 (shared),
-        whole (one each) or divided by the group's size, rounded up.
+        """The shape of the scale for a tensor of ``shape``: the same number of dimensions, each 1 (shared), n (one per
+        index) or n divided by the group's size, rounded up.
 
-        Raises RecipeError if the tensor lacks the dimension.
+        Raises RecipeError if the tensor does not have the dimension.
 
         >>> Granularity.channel().scale_shape((64, 3, 7, 7))
         (64, 1, 1, 1)
@@ -106,7 +106,7 @@ class Granularity:
             needed = -self.axis
         if len(shape) < needed:
             raise RecipeError(
-                f"granularity {self} needs {needed} dimensions, a tensor has {tuple(shape)}: use tensor"
+                f"granularity {self} needs {needed} dimensions, but a tensor has shape {tuple(shape)}: use tensor"
             )
         counts = [1] * len(shape)
         if self.kind == "token":
@@ -127,18 +127,18 @@ class Granularity:
 
 @dataclass(frozen=True, init=False)
 class QuantSpec:
-    """Format × granularity × symmetry × rounding × how the scale is stored. ``x ≈ (q − zero_point)·scale``.
+    """Format × granularity × symmetry × rounding × scale dtype. ``x ≈ (q − zero_point)·scale``.
 
     Args:
         format: a NumberFormat or its name.
         granularity: a Granularity or its text.
-        symmetric: the zero point is 0. Signed codes then stay on ±(2^(b−1) − 1), unsigned ones take
-            no negative values. Only integer formats can be asymmetric.
+        symmetric: the zero point is 0. Signed codes are then limited to ±(2^(b−1) − 1), unsigned ones represent no
+            negative values. Only integer formats can be asymmetric.
         rounding: to nearest, ties to even, or stochastic (unbiased, needs a generator).
-        scale_dtype: what the scale is stored in; it is rounded to this before it is used.
+        scale_dtype: the stored dtype of the scale, which is rounded to it before use.
 
     Raises:
-        RecipeError: a name or a combination that does not exist.
+        RecipeError: a name or combination is invalid.
 
     >>> spec = QuantSpec("int8", "channel")
     >>> str(spec), spec.low, spec.high
@@ -153,7 +153,7 @@ class QuantSpec:
     rounding: Rounding
     scale_dtype: ScaleDtype
 
-    # Written out because it takes more than the fields hold: the names and texts of a recipe's file.
+    # Explicit, since it also accepts the names and texts of recipe files.
     def __init__(
         self,
         format: NumberFormat | str,
@@ -174,9 +174,9 @@ class QuantSpec:
         for field, value in zip(fields(self), values, strict=True):
             object.__setattr__(self, field.name, value)
 
-    # Typed Any because only a float format's codes are floats, and who counts levels never meets one.
+    # Typed Any, since only float formats have float codes.
     def nbytes(self, shape: tuple[int, ...] | torch.Size) -> int:
-        """Bytes that a file needs for a tensor: packed codes, scales as stored, and packed zero points if asymmetric.
+        """Bytes of a tensor in a file: packed codes, scales as stored, and packed zero points if asymmetric.
 
         >>> QuantSpec("int4", "group:32", scale_dtype="float16").nbytes((2, 64))
         72
@@ -187,21 +187,21 @@ class QuantSpec:
 
     @property
     def low(self) -> Any:
-        """The smallest code in use: an int, of a float format its finite limit."""
+        """The smallest code in use: an int, or a float format's finite limit."""
         return -self.format.high if self.symmetric and self.format.signed else self.format.low
 
     @property
     def high(self) -> Any:
-        """The largest code in use: an int, of a float format its finite limit."""
+        """The largest code in use: an int, or a float format's finite limit."""
         return self.format.high
 
     @property
     def block(self) -> int:
-        """How many neighbours share a scale in a blocked dimension; 0 where none is blocked."""
+        """The number of neighbours that share a scale in a blocked dimension, or 0."""
         return self.granularity.size
 
     def with_(self, **changes) -> "QuantSpec":
-        """A copy with other fields.
+        """A copy with changed fields.
 
         >>> str(QuantSpec("int8").with_(format="int4", granularity="group:32"))
         'int4 per group:32 symmetric'
@@ -209,7 +209,7 @@ class QuantSpec:
         return replace(self, **changes)
 
     def as_dict(self) -> dict[str, str | bool]:
-        """Plain values, for files; ``QuantSpec(**spec.as_dict()) == spec``."""
+        """As plain values, for files; ``QuantSpec(**spec.as_dict()) == spec``."""
         return {**asdict(self), "format": self.format.name, "granularity": str(self.granularity)}
 
     def __str__(self) -> str:
@@ -225,7 +225,7 @@ class QuantSpec:
 
 def _named_format(name: str) -> NumberFormat:
     if name not in FORMATS:
-        near = get_close_matches(name, FORMATS, n=2)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(FORMATS)}"
+        nearest = get_close_matches(name, FORMATS, n=2)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(FORMATS)}"
         raise RecipeError(f"number format {name!r} is unknown: {hint}")
     return FORMATS[name]

@@ -152,7 +152,7 @@ def test_too_many_steps_stay(monkeypatch):
     monkeypatch.setattr(unroll, "STEPS", LENGTH)
     assert why_not(node) is None
     monkeypatch.setattr(unroll, "STEPS", LENGTH - 1)
-    assert why_not(node) == "its 4 steps are too many to write out; up to 3 are"
+    assert why_not(node) == "its 4 steps are too many to unroll; at most 3 are supported"
 
 
 def test_what_capture_never_gives_is_still_refused():
@@ -171,7 +171,7 @@ def test_packed_sequences_are_not_captured_at_all():
     net = Lambda(
         lambda m, x, n: m.rnn(pack_padded_sequence(x, n, batch_first=True))[1], rnn=nn.GRU(WIDTH, STATE)
     ).eval()
-    with pytest.raises(CaptureError, match="cannot take this model"):
+    with pytest.raises(CaptureError, match="cannot capture this model"):
         capture(net, (torch.zeros(2, LENGTH, WIDTH), torch.tensor([LENGTH, 2])))
 
 

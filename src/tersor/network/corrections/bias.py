@@ -1,4 +1,4 @@
-"""Bias correction: give every layer the mean output that it had in float."""
+"""Bias correction: restore the mean output that every layer has in float."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from tersor.network.network import Network, add_tensor, bias_node, finish
 class CorrectBias:
     """Shift each layer's bias so that the mean of each output channel equals the float network's.
 
-    Layers are corrected in the order of the graph, each behind the already corrected ones, in one walk:
-    correcting all from one pass diverges. Nagel et al., arXiv 1906.04721, section 4.2 (empirical form).
+    Layers are corrected in graph order, each with the inputs from the corrected layers before it, in one walk;
+    correcting all of them from one pass diverges. Nagel et al., arXiv 1906.04721, section 4.2 (empirical form).
 
     Args:
-        means: the float mean of each layer's output channels, by graph name, over the same samples.
+        means: the float mean of each layer's output channels over the same samples, by graph name.
     """
 
     means: Mapping[str, Tensor]
@@ -30,7 +30,7 @@ class CorrectBias:
         """The corrected network.
 
         Args:
-            inputs: the samples that ``means`` were taken over, as one batch.
+            inputs: the samples that ``means`` were computed from, as one batch.
             on_layer: called with 1 after each corrected layer.
         """
         network = network.edit()
@@ -43,7 +43,7 @@ class CorrectBias:
             shift = (self.means[node.name] - sum(sums) / sum(counts)).to(values[0].dtype)
             shifts[node.name] = shift
             on_layer(1)
-            return Chunks(pool.map(lambda v: v + _along(node, shift, v), values))
+            return Chunks(pool.map(lambda v: v + _broadcast(node, shift, v), values))
 
         with workers() as pool:
             walk_together(network, cut(network, inputs), pool, visit)
@@ -53,7 +53,7 @@ class CorrectBias:
         return finish(network)
 
 
-def _along(node: fx.Node, shift: Tensor, value: Tensor) -> Tensor:
+def _broadcast(node: fx.Node, shift: Tensor, value: Tensor) -> Tensor:
     shape = [1] * value.ndim
     shape[channel_axis(node, value)] = -1
     return shift.reshape(shape)

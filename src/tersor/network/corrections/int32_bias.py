@@ -1,4 +1,4 @@
-"""Biases as integer engines hold them: int32, at input scale × weight scale."""
+"""Biases as integer engines store them: int32, with input scale × weight scale."""
 
 import torch
 from torch import Tensor, fx
@@ -7,19 +7,18 @@ from tersor.network.network import CONVOLUTIONS, LINEARS, Network, add_tensor, b
 from tersor.numerics import fakequant  # noqa: F401  (registers torch.ops.tersor)
 from tersor.policy import TRANSPARENT
 
-# Half of int32: the other half is for the sum that the bias is added to.
+# Half of int32; the other half is headroom for the sum that the bias is added to.
 LIMIT = 2.0**30
 
 
 def fit_biases(network: Network) -> Network:
-    """Round every bias of an integer layer to input scale × weight scale, as int32 arithmetic will hold it.
+    """Round every bias of an integer layer to a multiple of input scale × weight scale, as stored in int32.
 
-    Integer engines do it without a word; done here, the simulation computes what they compute. Where a
-    bias would not fit in int32 (a dead channel, whose weights are next to nothing beside its bias), they cut
-    it off as silently: here the channel's weight scale is raised until it fits, and its codes are rounded to
-    that, at an error of at most |bias|·inputs/2²².
-    Layers whose input is not quantized per tensor, or whose weight's scale is neither one nor one per output,
-    are left as they are. Doing it twice changes nothing.
+    Integer engines do this silently; done here, the simulation matches them. They also clip a bias that does not fit in
+    int32 (of a dead channel, whose weights are tiny relative to its bias): here the channel's weight scale is increased
+    until it fits, and its codes are rounded to that scale, with an error of at most |bias|·inputs/2²².
+    Layers whose input is not quantized per tensor, or whose weight's scale is neither per tensor nor per output, are
+    unchanged. The function is idempotent.
     """
     network = network.edit()
     for layer in network.operators():
@@ -33,14 +32,14 @@ def fit_biases(network: Network) -> Network:
 
 
 def _quantizer(node: object) -> fx.Node | None:
-    """The quantizer on whose grid a value lies, found through operators that only move values."""
+    """The quantizer of a value, looking through operators that only move values, or None."""
     if not isinstance(node, fx.Node) or _is(node, torch.ops.tersor.fake_quantize.default):
         return node if isinstance(node, fx.Node) else None
     if node.op != "call_function" or op_name(node) not in TRANSPARENT:
         return None
-    found = [_quantizer(s) for s in node.all_input_nodes if isinstance(s.meta.get("val"), Tensor)]
-    steps = {q.args[1].target if q is not None else None for q in found}  # type: ignore[union-attr]
-    return found[0] if len(steps) == 1 else None
+    quantizers = [_quantizer(s) for s in node.all_input_nodes if isinstance(s.meta.get("val"), Tensor)]
+    steps = {q.args[1].target if q is not None else None for q in quantizers}  # type: ignore[union-attr]
+    return quantizers[0] if len(steps) == 1 else None
 
 
 def _is(node: object, target: object) -> bool:
@@ -63,7 +62,7 @@ def _fit(
     if scale.numel() == 1:
         needed = needed.max()
     needed = needed.reshape(scale.shape)
-    # The margin keeps the rounding of a scale raised before from counting as a need.
+    # The margin ignores the rounding of a scale that was raised before.
     raised = torch.where(needed > scale * (1 + 1e-6), needed, scale).float()
     if (raised > scale).any() and len(weight.users) == 1:
         _raise(network, weight, scale, raised)

@@ -1,4 +1,4 @@
-"""Modules that stand in an eager network for its layers, with weights held as codes."""
+"""Modules with quantized weights that replace the layers of an eager network."""
 
 from tersor.network.quantized.layers import Quantized, QuantizedEmbedding, QuantizedLinear, WeightOnly
 from tersor.network.quantized.recurrent import QuantizedCell, QuantizedRecurrent

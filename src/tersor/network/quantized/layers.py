@@ -1,4 +1,4 @@
-"""Linear layers, embeddings and convolutions whose weights are codes."""
+"""Linear layers, embeddings and convolutions with quantized weights."""
 
 import copy
 from typing import Any
@@ -12,14 +12,14 @@ from tersor.numerics import QuantSpec
 
 
 class Quantized(nn.Module):
-    """What the quantized modules share: ``weight`` is still a float tensor to whoever reads it."""
+    """Base class of the quantized modules; ``weight`` reads as a float tensor."""
 
     qweight: QuantizedWeight
     activation: QuantSpec | None
 
     @property
     def weight(self) -> Tensor:
-        """The weight as float32, computed when asked for."""
+        """The weight as float32, dequantized on access."""
         return self.qweight.dequantize()
 
     def extra_repr(self) -> str:
@@ -39,7 +39,7 @@ class QuantizedLinear(Quantized):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as float32, in the layout of the layer that this one replaced."""
+        """The weight as float32, in the layout of the replaced layer."""
         weight = self.qweight.dequantize()
         return weight.t() if self.transposed else weight
 
@@ -54,7 +54,7 @@ class QuantizedLinear(Quantized):
 
 
 class QuantizedEmbedding(Quantized):
-    """Rows of codes, looked up and scaled; arithmetic there is none."""
+    """An embedding that looks up quantized rows and dequantizes them."""
 
     def __init__(self, layer: nn.Embedding, weight: QuantizedWeight) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class QuantizedEmbedding(Quantized):
 
 
 class WeightOnly(Quantized):
-    """Any layer of one weight: its own forward with the weight made float first."""
+    """Any layer with one weight: runs the layer's own forward with the dequantized weight."""
 
     def __init__(self, layer: nn.Module, weight: QuantizedWeight) -> None:
         super().__init__()
@@ -85,11 +85,11 @@ class WeightOnly(Quantized):
         bias = layer.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)  # type: ignore[arg-type, operator]
         names = {id(p): nn.Parameter(torch.empty(0), requires_grad=False) for p in layer.parameters(recurse=False)}
-        # In a tuple, so that it is no submodule: its parameters are empty and stand for ours.
+        # In a tuple, so that it is not a submodule; its parameters are empty placeholders.
         self._layer: tuple[nn.Module] = (copy.deepcopy(layer, dict(names)),)  # type: ignore[arg-type]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the replaced layer's."""
+        """As in the replaced layer."""
         tensors = {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
         return torch.func.functional_call(self._layer[0], tensors, args, kwargs)
 

@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN, and their cells, with the products over input and state in integers."""
+"""LSTM, GRU and RNN, and their cells, with integer products of input and state."""
 
 from collections.abc import Sequence
 
@@ -45,7 +45,7 @@ class _Direction(nn.Module):
         self.activation = activation
 
     def products(self) -> tuple[Product, Product, Product | None]:
-        """How the input, the state and (projected) the output are multiplied."""
+        """The products with the input, the state and, if projected, the output."""
         projection = self.hr.product(self.activation) if self.hr is not None else None
         by_input = self.ih.product(self.activation, self.bias_ih)
         return by_input, self.hh.product(self.activation, self.bias_hh), projection
@@ -53,28 +53,28 @@ class _Direction(nn.Module):
     def run(
         self, mode: str, data: Tensor, sizes: Sequence[int], state: State, reverse: bool
     ) -> tuple[Tensor, State]:
-        """Packed rows ``[sum(sizes), in]``, ``sizes[t]`` of them at time t → outputs alike, and the last state."""
+        """Packed rows ``[sum(sizes), in]``, ``sizes[t]`` of them at time t → packed outputs and the last state."""
         by_input, by_state, project = self.products()
         gates = by_input(data)
         parts = list(enumerate(gates.split(list(sizes))))
         outputs: list[Tensor] = [gates] * len(parts)
-        for t, part in reversed(parts) if reverse else parts:
+        for t, gates_now in reversed(parts) if reverse else parts:
             count = sizes[t]
-            now = tuple(s[:count] for s in state)
-            new = step(mode, part, by_state(now[0]), now)
+            active = tuple(s[:count] for s in state)
+            new = step(mode, gates_now, by_state(active[0]), active)
             if project is not None:
                 new = (project(new[0]), *new[1:])
             outputs[t] = new[0]
-            whole = count == len(state[0])
-            state = new if whole else tuple(torch.cat([n, s[count:]]) for n, s in zip(new, state, strict=True))
+            full = count == len(state[0])
+            state = new if full else tuple(torch.cat([n, s[count:]]) for n, s in zip(new, state, strict=True))
         return torch.cat(outputs), state
 
 
 class QuantizedRecurrent(nn.Module):
     """``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` of any number of layers, directions, and projections.
 
-    Takes and gives what the replaced module did: padded or packed sequences, with or without a batch, with or
-    without a first state.
+    Takes and returns what the replaced module does: padded or packed sequences, with or without a batch dimension or an
+    initial state.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class QuantizedRecurrent(nn.Module):
         self.directions = nn.ModuleList(_Direction(w, b, activation) for w, b in parts)
 
     def flatten_parameters(self) -> None:
-        """Nothing to flatten; callers of ``nn.LSTM`` call it."""
+        """No-op, for callers of ``nn.LSTM``."""
 
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | State | None = None
@@ -101,10 +101,10 @@ class QuantizedRecurrent(nn.Module):
         """As ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN``: (output, last state)."""
         if isinstance(input, PackedSequence):
             sizes = input.batch_sizes.tolist()
-            state = self._permuted(self._state(hx, sizes[0], input.data), input.sorted_indices)
+            state = self._permute(self._state(hx, sizes[0], input.data), input.sorted_indices)
             data, state = self._layers(input.data.float(), sizes, state)
             packed = PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
-            return packed, self._last(self._permuted(state, input.unsorted_indices))
+            return packed, self._last(self._permute(state, input.unsorted_indices))
         if input.ndim not in (2, 3):
             raise ValueError(f"{self.mode}: expected an input of 2 or 3 dimensions, got {tuple(input.shape)}")
         single = input.ndim == 2
@@ -142,14 +142,14 @@ class QuantizedRecurrent(nn.Module):
         sizes = [self.proj_size or self.hidden_size] + ([self.hidden_size] if self.mode == "LSTM" else [])
         if hx is None:
             return tuple(torch.zeros(layers, batch, n, device=like.device) for n in sizes)
-        given = hx if isinstance(hx, tuple) else (hx,)
-        for part, n in zip(given, sizes, strict=True):
+        states = hx if isinstance(hx, tuple) else (hx,)
+        for part, n in zip(states, sizes, strict=True):
             if tuple(part.shape) != (layers, batch, n):
                 raise ValueError(f"{self.mode}: expected a state of {(layers, batch, n)}, got {tuple(part.shape)}")
-        return tuple(part.float() for part in given)
+        return tuple(part.float() for part in states)
 
     @staticmethod
-    def _permuted(state: State, order: Tensor | None) -> State:
+    def _permute(state: State, order: Tensor | None) -> State:
         return state if order is None else tuple(s.index_select(1, order) for s in state)
 
     def _last(self, state: State) -> Tensor | State:

@@ -1,4 +1,4 @@
-"""A weight held as codes inside a module of the user's network."""
+"""A quantized weight inside a module of the user's network."""
 
 from collections.abc import Callable
 from math import prod
@@ -16,10 +16,10 @@ Product = Callable[[Tensor], Tensor]
 
 
 class QuantizedWeight(nn.Module):
-    """The codes, scales and zero points of one weight, as buffers that ``state_dict`` holds.
+    """The codes, scales and zero points of one weight, as buffers in the ``state_dict``.
 
-    Codes of less than a byte are packed. What an engine makes of them (a layout of its own) is made when it
-    is first asked for, and is no part of the state.
+    Codes of less than a byte are packed. An engine's own layout of the weight is created on first use and is not part
+    of the state.
     """
 
     codes: Tensor
@@ -29,31 +29,31 @@ class QuantizedWeight(nn.Module):
     def __init__(self, qtensor: QTensor) -> None:
         super().__init__()
         self.spec, self.shape = qtensor.spec, tuple(qtensor.shape)
-        whole = self.spec.format.kind == "float" or self.spec.format.bits >= 8
-        self.register_buffer("codes", qtensor.codes.contiguous() if whole else qtensor.packed())
+        unpacked = self.spec.format.kind == "float" or self.spec.format.bits >= 8
+        self.register_buffer("codes", qtensor.codes.contiguous() if unpacked else qtensor.packed())
         self.register_buffer("scale", qtensor.scale.contiguous())
         self.register_buffer("zero_point", None if self.spec.symmetric else qtensor.zero_point.contiguous())
         self._packed: Packed | None = None
 
     def qtensor(self) -> QTensor:
-        """The same as a QTensor."""
+        """The weight as a QTensor."""
         zero = torch.zeros_like(self.scale) if self.zero_point is None else self.zero_point
         codes = self.codes
         if codes.shape != self.shape:
             codes = unpack(codes, self.spec.format.bits, prod(self.shape), self.spec.format.signed).reshape(self.shape)
-        # The parts were checked when they were taken in; a trace cannot look at them again.
+        # The parts were checked when they were stored; tracing cannot check them again.
         return QTensor.trusted(codes, self.scale, zero, self.spec)
 
     def dequantize(self) -> Tensor:
-        """The float32 weight that the codes stand for."""
+        """The float32 weight."""
         return self.qtensor().dequantize()
 
     def product(self, activation: QuantSpec | None, bias: Tensor | None = None) -> Product:
-        """``x [rows, in] → x @ weightᵀ + bias``, float32; a product in integers has no gradient.
+        """A function ``x [rows, in] → x @ weightᵀ + bias``, float32; integer products have no gradient.
 
         Args:
-            activation: int8 or int16, each row (or the tensor) with a scale of its own taken at run time;
-                None leaves the input in float.
+            activation: int8 or int16, with a scale per row (or tensor) computed at run time; None keeps the input in
+                float.
         """
         if activation is None:
             return self._float_product(bias)
@@ -63,26 +63,26 @@ class QuantizedWeight(nn.Module):
 
             def wide(x: Tensor) -> Tensor:
                 high, low, scale = wide_codes(x.detach(), shared)
-                return _scaled(packed(high).mul_(256.0).add_(packed(low)), scale, bias)
+                return _scale_sums(packed(high).mul_(256.0).add_(packed(low)), scale, bias)
 
             return wide
 
         def symmetric(x: Tensor) -> Tensor:
             codes, scale = row_codes(x.detach(), shared)
-            return _scaled(packed(codes), scale, bias)
+            return _scale_sums(packed(codes), scale, bias)
 
         def shifted(x: Tensor) -> Tensor:
             codes, scale, shift = shifted_codes(x.detach(), shared)
-            # (codes + shift) · weight: the shifts' part is of rank one.
+            # (codes + shift) · weight: the shift contributes a rank-one term.
             sums = packed(codes).addr_(shift.view(-1).expand(len(x)), packed.sums)
-            return _scaled(sums, scale, bias)
+            return _scale_sums(sums, scale, bias)
 
         return symmetric if activation.symmetric else shifted
 
     def _float_product(self, bias: Tensor | None) -> Product:
         if self.codes.dtype == torch.bfloat16 and self.scale.numel() == 1:
             codes, scale = self.codes, self.scale.reshape(1, 1)
-            return lambda x: _scaled(F.linear(x.detach().to(torch.bfloat16), codes).float(), scale, bias)
+            return lambda x: _scale_sums(F.linear(x.detach().to(torch.bfloat16), codes).float(), scale, bias)
         weight = self.dequantize()
         return lambda x: F.linear(x, weight, bias)
 
@@ -96,16 +96,16 @@ class QuantizedWeight(nn.Module):
         self._packed = None
         errors: list[str] = args[-1]
         for name in ("codes", "scale", "zero_point"):
-            given, own = state.get(prefix + name), getattr(self, name)
-            if given is not None and own is not None and given.dtype != own.dtype:
+            loaded, current = state.get(prefix + name), getattr(self, name)
+            if loaded is not None and current is not None and loaded.dtype != current.dtype:
                 errors.append(
-                    f"{prefix}{name} is {given.dtype}, this layer's {own.dtype}: the state_dict belongs to another "
-                    f"recipe; quantize the model with that one first (this layer: {self.spec})"
+                    f"{prefix}{name} is {loaded.dtype}, this layer's is {current.dtype}: the state_dict belongs to "
+                    f"another recipe; quantize the model with that recipe first (this layer: {self.spec})"
                 )
         super()._load_from_state_dict(state, prefix, *args)
-        held = self.qtensor()
+        loaded_weight = self.qtensor()
         try:
-            QTensor(held.codes, held.scale, held.zero_point, held.spec)
+            QTensor(loaded_weight.codes, loaded_weight.scale, loaded_weight.zero_point, loaded_weight.spec)
         except NumericsError as error:
             errors.append(f"{prefix.rstrip('.')}: {error}; the state_dict is damaged: save it again")
 
@@ -116,6 +116,6 @@ class QuantizedWeight(nn.Module):
         return f"{list(self.shape)}, {self.spec}"
 
 
-def _scaled(sums: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    # In place: fresh memory for the result would cost more than the arithmetic.
+def _scale_sums(sums: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    # In place, since allocating the result would cost more than the arithmetic.
     return sums.mul_(scale) if bias is None else torch.addcmul(bias, sums, scale, out=sums)

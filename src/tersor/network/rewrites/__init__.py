@@ -1,4 +1,4 @@
-"""The same function in kinder numbers; every rewrite leaves the float output as it was."""
+"""Rewrites that make a network easier to quantize without changing its float output."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -20,9 +20,9 @@ __all__ = ["REWRITES", "Rewrite"]
 
 
 class Rewrite(Protocol):
-    """A network → one that computes the same; its input is not changed.
+    """Maps a network to an equivalent one, without changing its argument.
 
-    ``idempotent``: whether a second time changes nothing. Apply it with ``tersor.network.verify.rewritten``.
+    ``idempotent``: whether a second application changes nothing. Apply it with ``tersor.network.verify.rewritten``.
     """
 
     idempotent: bool
@@ -42,4 +42,4 @@ REWRITES: dict[str, Callable[..., Rewrite]] = {
     "smooth": Smooth,
     "unroll": Unroll,
 }
-"""Every rewrite by name; what it is called with are its options."""
+"""Every rewrite by name; its parameters are its options."""

@@ -1,4 +1,4 @@
-"""Bias absorption: what a ReLU never clips moves on into the next layer."""
+"""Bias absorption: move the part of a bias that a ReLU never clips into the next layer."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,18 +26,18 @@ _THROUGH = {"dropout", "feature_dropout"}
 
 @dataclass(frozen=True)
 class AbsorbBias:
-    """Move the part of a channel that a ReLU always lets through into the biases of the layers behind it.
+    """Move the part of a channel that a ReLU never clips into the biases of the next layers.
 
     Nagel et al., Data-Free Quantization, arXiv 1906.04721, section 4.1.3: with c such that x ≥ c > 0,
-    relu(x) = relu(x − c) + c, so c leaves this layer's bias, and W·c joins the next one's; the activation's
-    range shrinks by c. The paper takes c = β − 3γ from BatchNorm, which changes the function where x < c.
-    Here c is the smallest value that was **observed**: on the observed data the function stays what it was,
-    and on other data it changes where a channel falls below everything seen. A ReLU6 becomes
+    relu(x) = relu(x − c) + c, so c is subtracted from this layer's bias, and W·c added to the next one's; the
+    activation's range shrinks by c. The paper takes c = β − 3γ from BatchNorm, which changes the function where x < c.
+    Here c is the smallest **observed** value: on the observed data the function is unchanged, on other data it changes
+    where a channel falls below that value. A ReLU6 becomes
     ``minimum(relu(x − c), 6 − c)``. Nothing is absorbed through zero padding, where the next layer reads 0
-    and not c, and none without a bias to take it from and one to put it into.
+    and not c, or if one of the layers has no bias.
 
     Args:
-        least: a channel whose smallest value is below this part of its largest is left alone.
+        least: channels whose smallest value is below this fraction of their largest are skipped.
 
     >>> from tersor.network.capture import capture
     >>> from tersor.observers import observe
@@ -45,8 +45,8 @@ class AbsorbBias:
     >>> for layer in (pair[0], pair[2]):
     ...     _ = layer.weight.data.fill_(2.0), layer.bias.data.fill_(10.0)
     >>> network = capture(pair, (torch.ones(1, 1),))
-    >>> seen = observe(None, torch.tensor([[8.0], [12.0]]))  # what the first layer said to −1 and 1
-    >>> network = AbsorbBias()(network, {network.operators()[0].name: seen})
+    >>> outputs = observe(None, torch.tensor([[8.0], [12.0]]))  # of the first layer, for inputs of −1 and 1
+    >>> network = AbsorbBias()(network, {network.operators()[0].name: outputs})
     >>> network.tensor("0.bias").item(), network.tensor("2.bias").item()
     (2.0, 26.0)
     """
@@ -55,7 +55,7 @@ class AbsorbBias:
     idempotent: ClassVar[bool] = False
 
     def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network:
-        """The network with its biases moved; ``statistics`` are of the layers' outputs, by graph name."""
+        """The network with its biases moved; ``statistics`` are those of the layers' outputs, by graph name."""
         network = network.edit()
         for space in spaces(network):
             constant = self._constant(space, statistics or {})
@@ -64,26 +64,26 @@ class AbsorbBias:
         return finish(network)
 
     def _constant(self, space: Space, statistics: Mapping[str, Statistics]) -> Tensor | None:
-        """c of each channel, float64; None where the space is no plain layer, ReLU, layers."""
-        if len(space.producers) != 1 or not all(_reads_constant(n) for n in space.consumers):
+        """c of each channel, float64, or None if the space is not one layer, a ReLU and its readers."""
+        if len(space.producers) != 1 or not all(_keeps_constants(n) for n in space.consumers):
             return None
         layer = space.producers[0]
         activation = next(iter(layer.users))
         clips = op_name(activation) == "relu" or cap_of(activation) is not None
-        others = [n for n in space.values if n not in (layer, activation) and op_name(n) not in _THROUGH]
-        if bias_node(layer) is None or not clips or others or len(layer.users) != 1:
+        other_values = [n for n in space.values if n not in (layer, activation) and op_name(n) not in _THROUGH]
+        if bias_node(layer) is None or not clips or other_values or len(layer.users) != 1:
             return None
-        seen = statistics[layer.name].channels if layer.name in statistics else None
+        channels = statistics[layer.name].channels if layer.name in statistics else None
         # Statistics are taken along dimension 1.
-        if seen is None or space.axis != 1 or len(seen.min) != space.channels:
+        if channels is None or space.axis != 1 or len(channels.min) != space.channels:
             return None
-        low, high = seen.min.double(), seen.max.double()
+        low, high = channels.min.double(), channels.max.double()
         constant = torch.where(low > self.least * high, low, 0.0)
         return constant.clamp(min=0.0, max=cap_of(activation))
 
 
-def _reads_constant(layer: fx.Node) -> bool:
-    """Whether a layer turns a constant channel into a constant: it has a bias for it and pads no zeros."""
+def _keeps_constants(layer: fx.Node) -> bool:
+    """Whether a layer maps a constant channel to a constant (no zero padding) and has a bias for it."""
     if layer.target not in LINEARS:
         padding = argument(layer, 4, "padding", 0)
         if padding != "valid" and any(padding if isinstance(padding, list | tuple) else [padding]):

@@ -1,4 +1,4 @@
-"""Write activation functions in simpler operators, for engines that compute only those in integers."""
+"""Decompose activation functions into simpler operators, which some engines compute in integers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,10 +11,10 @@ from tersor.network.network import Network, aten, finish, op_name, title
 
 @dataclass(frozen=True)
 class Decompose:
-    """SiLU becomes x·sigmoid(x), where the engine's policy asks for it.
+    """Replace SiLU by x·sigmoid(x), if the engine's policy requires it.
 
     Args:
-        names: the operator types to decompose; by default all that can be.
+        names: the operator types to decompose; by default all supported ones.
     """
 
     names: frozenset[str] = field(default_factory=lambda: frozenset(RULES))

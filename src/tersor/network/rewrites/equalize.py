@@ -1,4 +1,4 @@
-"""Cross-layer equalization: the channels of a tensor made equally large, and the function left as it is."""
+"""Cross-layer equalization: equal channel ranges within each tensor, for the same function."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,28 +15,27 @@ from tersor.observers import Statistics
 
 @dataclass(frozen=True)
 class Equalize:
-    """Scale channels between layers so that one scale for a whole tensor suits all of its channels.
+    """Scale channels between layers so that one scale per tensor suits all of its channels.
 
     Nagel et al., Data-Free Quantization, arXiv 1906.04721, section 4.1: output channel i of a layer is
-    divided by sᵢ, and input channel i of its reader multiplied by it, with sᵢ = √(r¹ᵢ/r²ᵢ) from the two
-    ranges; repeated over the network until nothing moves. Here, beyond the paper:
+    divided by sᵢ, and input channel i of its reader multiplied by it, with sᵢ = √(r¹ᵢ/r²ᵢ) from the two ranges;
+    repeated over the network until convergence. Extensions of the paper:
 
-    - Several producers and consumers may share their channels (``spaces``): residual streams are scaled too.
-      A channel's range is then the largest that it has in any of them, each as a part of its own maximum:
-      that one decides how few codes the channel is left with.
-    - With ``statistics`` (of the network's nodes, by graph name; layers and residual adds are looked at),
-      the activation counts as one more producer: weights alone would be made even at the price of
-      activations that 8 bits no longer hold.
-    - ReLU6 is no obstacle: its bound becomes 6/sᵢ, a ReLU and a ``minimum`` with a tensor, and the function
-      stays what it was. The same goes for other clamps from 0 to a number.
+    - Several producers and consumers may share channels (``spaces``), so residual streams are scaled too. A channel's
+      range is then the largest it has in any of them, relative to each one's maximum, since that determines how few
+      codes the channel gets.
+    - With ``statistics`` (of the outputs of layers and residual adds, by graph name) the activation counts as one more
+      producer; weights alone would be equalized at the expense of activations that 8 bits cannot represent.
+    - ReLU6 and other clamps from 0 to a number become a ReLU and a ``minimum`` with a tensor, here 6/sᵢ, which keeps
+      the function.
 
-    The overall size of each tensor is kept; only channels move against each other.
+    The overall magnitude of each tensor is kept; only channels change relative to each other.
 
     Args:
-        floor: ranges below this part of the layer's largest weight count as this part: what is quantized
-            to nothing anyway, and dead channels, pull at nobody.
-        rounds: the most passes over the network. tolerance: a pass that moved no scale by more than this
-            factor (in log2) is the last.
+        floor: ranges below this fraction of the layer's largest weight count as this fraction, so that channels that
+            quantize to zero, and dead ones, do not affect others.
+        rounds: maximal number of passes over the network.
+        tolerance: stop after a pass that changed no scale by more than this factor (in log2).
 
     >>> from tersor.network.capture import capture
     >>> pair = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.ReLU(), torch.nn.Linear(2, 1))
@@ -53,33 +52,33 @@ class Equalize:
     idempotent: ClassVar[bool] = False
 
     def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network:
-        """The equalized network; a network without a space is returned with nothing changed."""
+        """The equalized network; without a space nothing changes."""
         network = network.edit()
-        found = spaces(network)
-        sizes = {n: self._raised(_magnitudes(network, n)) for s in found for n in s.producers + s.consumers}
-        peaks = [_peaks(network, space, statistics or {}) for space in found]
-        peaks = [None if p is None else self._raised(p) for p in peaks]
-        scales = [torch.zeros(space.channels, dtype=torch.float64) for space in found]  # log2 s
+        all_spaces = spaces(network)
+        sizes = {n: self._with_floor(_magnitudes(network, n)) for s in all_spaces for n in s.producers + s.consumers}
+        peaks = [_peaks(network, space, statistics or {}) for space in all_spaces]
+        peaks = [None if p is None else self._with_floor(p) for p in peaks]
+        scales = [torch.zeros(space.channels, dtype=torch.float64) for space in all_spaces]  # log2 s
         for _ in range(self.rounds):
             moved = 0.0
-            for k, space in enumerate(found):
+            for k, space in enumerate(all_spaces):
                 step = _step(space, sizes, peaks[k], scales[k])
                 scales[k] += step
                 _scale_sizes(space, sizes, step.exp2())
                 moved = max(moved, float(step.abs().max()))
             if moved < self.tolerance:
                 break
-        for space, scale in zip(found, scales, strict=True):
+        for space, scale in zip(all_spaces, scales, strict=True):
             rescale(network, space, scale.exp2())
         return finish(network)
 
-    def _raised(self, sizes: Tensor) -> Tensor:
+    def _with_floor(self, sizes: Tensor) -> Tensor:
         top = float(sizes.max())
         return sizes.clamp(min=top * self.floor) if top > 0 else torch.ones_like(sizes)
 
 
 def _step(space: Space, sizes: dict[fx.Node, Tensor], peaks: Tensor | None, scale: Tensor) -> Tensor:
-    """log2 of the factors that bring this space, taken alone, to its best."""
+    """log2 of the factors that are optimal for this space alone."""
     outs = [sizes[n].amax(1) for n in space.producers]
     ins = [_by_input(sizes[n], n) for n in space.consumers]
     if peaks is not None:
@@ -90,16 +89,16 @@ def _step(space: Space, sizes: dict[fx.Node, Tensor], peaks: Tensor | None, scal
 
 
 def _peaks(network: Network, space: Space, statistics: Mapping[str, Statistics]) -> Tensor | None:
-    """The largest magnitude of each channel that anybody reads, float64; None where nothing was observed."""
-    seen = []
+    """The largest magnitude of each channel in any value that is read, float64, or None if none was observed."""
+    magnitudes = []
     for node in space.values:
         channels = statistics[node.name].channels if node.name in statistics else None
         if channels is None or space.axis != 1 or len(channels.max) != space.channels:
             continue
-        # A quantizer stands behind the activation, which is fused into the layer before it.
+        # The quantizer follows the activation function, which is fused into the layer before it.
         low, high = bounded(network, node, channels.min.double(), channels.max.double())
-        seen.append(torch.maximum(-low, high))
-    return torch.stack(seen).amax(0) if seen else None
+        magnitudes.append(torch.maximum(-low, high))
+    return torch.stack(magnitudes).amax(0) if magnitudes else None
 
 
 def _magnitudes(network: Network, layer: fx.Node) -> Tensor:

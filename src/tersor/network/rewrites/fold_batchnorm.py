@@ -22,9 +22,9 @@ from tersor.network.network import (
 
 @dataclass(frozen=True)
 class FoldBatchNorm:
-    """Fold every BatchNorm whose input is a layer that nobody else reads.
+    """Fold every BatchNorm that is the only reader of a layer.
 
-    The arithmetic is done in float64, so that the output changes by rounding only. Jacob et al., arXiv 1712.05877.
+    Computed in float64, so that the output changes by rounding only. Jacob et al., arXiv 1712.05877.
 
     >>> from tersor.network.capture import capture
     >>> block = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).eval()
@@ -39,34 +39,34 @@ class FoldBatchNorm:
         network = network.edit()
         folded: dict[tuple[Any, ...], tuple[str, str]] = {}
         for node in network.operators():
-            if _is_fixed(node) and _foldable(node):
+            if _is_fixed(node) and _can_fold(node):
                 _fold(network, node, folded)
         return finish(network)
 
 
 def _is_fixed(node: fx.Node) -> bool:
-    """A BatchNorm with stored statistics; without them it takes those of each batch."""
+    """Whether a BatchNorm uses stored statistics, not those of each batch."""
     return node.target is aten.batch_norm.default and node.args[3] is not None and not argument(node, 5, "training")
 
 
-def _foldable(node: fx.Node) -> bool:
+def _can_fold(node: fx.Node) -> bool:
     layer = node.args[0]
     if not isinstance(layer, fx.Node) or layer.target not in WEIGHTED:
         return False
     weight = weight_node(layer)
-    # A weight that several layers share takes the scale only if the same BatchNorm stands behind each of them.
+    # A shared weight can be folded only if the same BatchNorm follows each of its layers.
     readers = _readers(layer.graph, str(weight.target)) if weight is not None else []
-    return bool(readers) and all(_norm_behind(reader) == _parameters(node) for reader in readers)
+    return bool(readers) and all(_following_norm(reader) == _parameters(node) for reader in readers)
 
 
-def _norm_behind(layer: fx.Node) -> tuple[Any, ...] | None:
+def _following_norm(layer: fx.Node) -> tuple[Any, ...] | None:
     (user, *others) = layer.users or (layer,)
-    alone = not others and user is not layer and _is_fixed(user) and layer.target in WEIGHTED
-    return _parameters(user) if alone else None
+    single_reader = not others and user is not layer and _is_fixed(user) and layer.target in WEIGHTED
+    return _parameters(user) if single_reader else None
 
 
 def _parameters(norm: fx.Node) -> tuple[Any, ...]:
-    """What tells one BatchNorm from another: its layer's tensors, its own and its epsilon."""
+    """What identifies a BatchNorm: its layer's tensors, its own and its epsilon."""
     layer = norm.args[0]
     assert isinstance(layer, fx.Node)
     nodes = (weight_node(layer), bias_node(layer), *norm.args[1:5])
@@ -95,7 +95,7 @@ def _fold(network: Network, node: fx.Node, folded: dict[tuple[Any, ...], tuple[s
 
 
 def _folded_tensors(network: Network, node: fx.Node, layer: fx.Node) -> tuple[str, str]:
-    """The names of the layer's new weight and bias."""
+    """Compute the layer's new weight and bias; returns their names."""
     weight, bias = weight_node(layer), bias_node(layer)
     assert weight is not None
     gamma, beta, mean, var = (_value(network, node.args[k]) for k in range(1, 5))

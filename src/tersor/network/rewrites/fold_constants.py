@@ -1,4 +1,4 @@
-"""A weight that the model computes from its parameters at every call is computed once."""
+"""Compute weights that depend only on parameters once, not at every call."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -11,9 +11,9 @@ from tersor.network.network import WEIGHTED, Network, add_tensor, finish
 
 @dataclass(frozen=True)
 class FoldConstants:
-    """Replace weights and biases that depend on no input by their values: weight_norm, spectral_norm, ``w.abs()``.
+    """Replace weights and biases that do not depend on inputs by their values: weight_norm, spectral_norm, ``w.abs()``.
 
-    Only what a layer reads as its weight or bias is folded: other constants may be large and cheap to compute.
+    Only weights and biases of layers are folded; other constants may be large and cheap to compute.
 
     >>> import torch
     >>> from tersor.network.capture import capture

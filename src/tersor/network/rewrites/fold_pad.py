@@ -1,4 +1,4 @@
-"""Zero padding written as an operator of its own becomes the padding of the convolution behind it."""
+"""Fold separate zero padding into the convolution that reads it."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,9 +12,9 @@ _DIMENSIONS = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv3d.defau
 
 @dataclass(frozen=True)
 class FoldPad:
-    """Fold symmetric constant-0 padding into the convolution that alone reads it.
+    """Fold symmetric constant-0 padding into the convolution that reads it.
 
-    Padding that differs left and right cannot be said by ATen's convolution and stays an operator.
+    Padding that differs left and right cannot be expressed by ATen's convolution and stays an operator.
     """
 
     idempotent: ClassVar[bool] = True
@@ -40,8 +40,8 @@ def _fold(conv: fx.Node) -> None:
     pairs = [(widths[2 * k], widths[2 * k + 1]) for k in range(len(widths) // 2)]
     if len(pairs) != spatial or any(a != b or a < 0 for a, b in pairs):
         return
-    own = list(argument(conv, 4, "padding", [0] * spatial))
-    own = own * spatial if len(own) == 1 else own
+    padding = list(argument(conv, 4, "padding", [0] * spatial))
+    padding = padding * spatial if len(padding) == 1 else padding
     arguments = (
         list(conv.args) + [None, [1] * spatial, [0] * spatial][len(conv.args) - 2 :]
         if len(conv.args) < 5
@@ -50,8 +50,8 @@ def _fold(conv: fx.Node) -> None:
     for position, key in ((2, "bias"), (3, "stride")):
         if key in conv.kwargs:
             arguments[position] = conv.kwargs[key]
-    # ATen lists paddings of the last dimension first, a convolution those of its first dimension.
-    arguments[4] = [a + b for a, (b, _) in zip(own, reversed(pairs), strict=True)]
+    # pad lists the last dimension first, a convolution its first dimension.
+    arguments[4] = [a + b for a, (b, _) in zip(padding, reversed(pairs), strict=True)]
     arguments[0] = pad.args[0]
     conv.args = tuple(arguments)
     conv.kwargs = {k: v for k, v in conv.kwargs.items() if k not in ("bias", "stride", "padding")}

@@ -1,4 +1,4 @@
-"""An activation function behind a concatenation moves before it, where it merges into the layers."""
+"""Move activation functions from after a concatenation to before it, where they merge into the layers."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ _ELEMENTWISE = {
 
 @dataclass(frozen=True)
 class HoistActivations:
-    """Rewrite act(cat(a, b)) as cat(act(a), act(b)), as SqueezeNet's fire modules need it."""
+    """Rewrite act(cat(a, b)) as cat(act(a), act(b)), for example in SqueezeNet's fire modules."""
 
     idempotent: ClassVar[bool] = True
 
@@ -35,7 +35,7 @@ class HoistActivations:
             node = waiting.pop(0)
             source = node.args[0] if node.args else None
             if op_name(node) in _ELEMENTWISE and isinstance(source, fx.Node) and _only_read_by(source, node):
-                # What is joined may itself be a concatenation.
+                # The operands may themselves be concatenations.
                 waiting += _hoist(network, node, source)
         return finish(network)
 
@@ -46,7 +46,7 @@ def _only_read_by(source: fx.Node, node: fx.Node) -> bool:
 
 
 def _hoist(network: Network, node: fx.Node, source: fx.Node) -> list[fx.Node]:
-    """The activation functions that stand in the place of ``node``."""
+    """Move ``node`` before the concatenation; returns the activation functions that replace it."""
     parts: list[fx.Node] = []
     for k, part in enumerate(source.args[0]):  # type: ignore[arg-type]
         with network.graph.inserting_before(source):

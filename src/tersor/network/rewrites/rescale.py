@@ -20,8 +20,8 @@ from tersor.network.rewrites.spaces import Space, cap_of
 def rescale(network: Network, space: Space, scale: Tensor) -> None:
     """Divide the channels of an edited network's space by ``scale``, float64 [channels], all positive.
 
-    Producers are divided, consumers multiplied, clamps from 0 to a number become ``relu`` and ``minimum``
-    with a number for each channel: the network computes what it did.
+    Producers are divided, consumers multiplied, and clamps from 0 to a number become ``relu`` and ``minimum`` with a
+    number per channel, so the network computes the same.
     """
     for layer in space.producers:
         for node in (weight_node(layer), bias_node(layer)):
@@ -46,29 +46,29 @@ def rescale(network: Network, space: Space, scale: Tensor) -> None:
 
 
 def by_weight(channels: Tensor, layer: fx.Node, outputs: int) -> Tensor:
-    """One number for each input channel, as [out, in/groups] beside the weight that reads them."""
+    """Expand one number per input channel to [out, in/groups], the layout of the weight that reads them."""
     groups = groups_of(layer)
     return channels.reshape(groups, -1).repeat_interleave(outputs // groups, 0)
 
 
 def cap_channels(network: Network, node: fx.Node, cap: Tensor, axis: int) -> None:
-    """Put ``relu`` and ``minimum`` with one bound a channel, [channels], in the place of a clamp."""
+    """Replace a clamp by ``relu`` and ``minimum`` with one bound per channel, [channels]."""
     value = node.meta["val"]
     shape = [-1 if d == axis else 1 for d in range(value.ndim)]
     name = add_tensor(network, f"{title(node)}.cap", cap.to(value.dtype).reshape(shape))
     with network.graph.inserting_before(node):
         relu = network.graph.call_function(aten.relu.default, (node.args[0],))
         bound = network.graph.get_attr(name)
-        least = network.graph.call_function(aten.minimum.default, (relu, bound))
+        capped = network.graph.call_function(aten.minimum.default, (relu, bound))
     bound.meta["val"] = network.tensor(name)
     relu.meta.update(node.meta, title=f"{title(node)}.relu")
-    least.meta.update(node.meta)
-    node.replace_all_uses_with(least)
+    capped.meta.update(node.meta)
+    node.replace_all_uses_with(capped)
     network.graph.erase_node(node)
 
 
 def bounded(network: Network, node: fx.Node, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Ranges per channel after the activation that alone reads ``node``, if one does."""
+    """Ranges per channel after the activation functions that are the only readers of ``node``, if any."""
     while len(node.users) == 1:
         node = next(iter(node.users))
         cap = cap_of(node)

@@ -1,4 +1,4 @@
-"""SmoothQuant: outlying channels of a linear layer's input moved into its weight, where they do little harm."""
+"""SmoothQuant: move outlier channels of a linear layer's input into its weight, where they do little harm."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ from tersor.network.rewrites.smooth_alpha import STRENGTHS, products_error
 from tersor.observers import Channels, Statistics
 
 NORMS = frozenset({"layer_norm", "rms_norm"})
-# Where the value must be multiplied in front of the layers, the error is to fall at least to this share.
-WORTH = 0.5
+# If smoothing needs a multiplication before the layers, the error must fall at least to this share.
+REQUIRED_ERROR_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Smooth:
     """Divide each input channel of linear layers by sⱼ and multiply the weight's column by it.
 
     Xiao et al., arXiv 2211.10438: sⱼ = max|Xⱼ|^α / max|Wⱼ|^(1−α). All linear layers that read one value share its
-    s, which is found in the graph: no table of architectures. Where the value is a LayerNorm's that nobody else
-    reads, s goes into its weight and bias and costs nothing; elsewhere the value is multiplied by 1/s in front of
-    the layers, which an engine merges with the quantizer behind it.
+    s; they are found in the graph, without a table of architectures. If the value is a LayerNorm's and has no other
+    readers, s is folded into the norm's weight and bias at no cost; otherwise the value is multiplied by 1/s before the
+    layers, which an engine merges with the quantizer that follows.
 
     Args:
-        alpha: how much of the range goes into the weight. More than 0.5 tames single outliers better, and costs
-            weights more where there are none. None tries several, and none at all, for each value on rows of it that
-            the statistics keep, and takes the one whose products in int8 come nearest; 0.5 where they keep none.
+        alpha: how much of the range moves into the weight. More than 0.5 suppresses single outliers better, but costs
+            weights more if there are none. None tries several values, and no smoothing, on the rows sampled in the
+            statistics, and chooses the one with the most accurate int8 products; 0.5 without sampled rows.
 
     >>> from tersor.network.capture import capture
     >>> from tersor.observers import observe
@@ -56,63 +56,64 @@ class Smooth:
     idempotent: ClassVar[bool] = False
 
     def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network:
-        """The smoothed network; ``statistics`` are of the layers' inputs, by graph name, channels last."""
+        """The smoothed network; ``statistics`` are those of the layers' inputs, by graph name, channels last."""
         network = network.edit()
         for name, layers in smoothable(network).items():
-            seen = (statistics or {}).get(name)
+            input_statistics = (statistics or {}).get(name)
             source = next(n for n in network.graph.nodes if n.name == name)
             weights = [network.tensor(_weight(n)) for n in layers]
-            if seen is None or seen.channels is None or len(seen.channels.max) != weights[0].shape[1]:
+            channels = input_statistics.channels if input_statistics is not None else None
+            if input_statistics is None or channels is None or len(channels.max) != weights[0].shape[1]:
                 continue
             free = _norm_parts(source, layers) is not None
-            scale = self._scale(seen, weights, free)
+            scale = self._scale(input_statistics, weights, free)
             if scale is None:
                 continue
             for node in dict.fromkeys(map(_weight, layers)):
                 old = network.tensor(node)
                 set_tensor(network, str(node.target), (old.double() * scale).to(old.dtype))
-            if not _into_norm(network, source, layers, scale):
-                _in_front(network, source, layers, scale)
+            if not _fold_into_norm(network, source, layers, scale):
+                _multiply_before(network, source, layers, scale)
         return finish(network)
 
-    def _scale(self, seen: Statistics, weights: list[Tensor], free: bool) -> Tensor | None:
-        """What to divide by; None where it helps too little for what it costs."""
-        assert seen.channels is not None
-        if self.alpha is not None or seen.sample is None:
-            return smoothing(seen.channels, weights, 0.5 if self.alpha is None else self.alpha)
-        rows, scales = seen.sample.stacked().float(), dict[float, Tensor | None]({0.0: None})
+    def _scale(self, inputs: Statistics, weights: list[Tensor], free: bool) -> Tensor | None:
+        """The divisors, or None if smoothing gains too little for its cost."""
+        assert inputs.channels is not None
+        if self.alpha is not None or inputs.sample is None:
+            return smoothing(inputs.channels, weights, 0.5 if self.alpha is None else self.alpha)
+        rows, scales = inputs.sample.stacked().float(), dict[float, Tensor | None]({0.0: None})
         error = {0.0: products_error(rows, weights, rows.new_ones(rows.shape[1]))}
         for alpha in STRENGTHS:
-            scales[alpha] = scale = smoothing(seen.channels, weights, alpha)
+            scales[alpha] = scale = smoothing(inputs.channels, weights, alpha)
             error[alpha] = products_error(rows, weights, scale.float())
         best = min(error, key=lambda a: error[a])
-        return scales[best] if free or error[best] < WORTH * error[0.0] else None
+        return scales[best] if free or error[best] < REQUIRED_ERROR_SHARE * error[0.0] else None
 
 
 def smoothing(inputs: Channels, weights: list[Tensor], alpha: float = 0.5) -> Tensor:
-    """What each input channel is divided by: float64 ``[in]``; a channel without input or weight keeps its 1.
+    """The divisor of each input channel, float64 ``[in]``; 1 for a channel whose inputs or weights are all zero.
 
-    ``weights`` ``[out, in]`` are those of all linear layers that read the value.
+    ``weights``, ``[out, in]``, are those of all linear layers that read the value.
     """
-    reach = inputs.magnitude.double()
+    peak = inputs.magnitude.double()
     columns = torch.stack([w.abs().amax(0) for w in weights]).amax(0).double()
-    alive = (reach > 0) & (columns > 0)
-    scale = torch.where(alive, reach, 1.0) ** alpha / torch.where(alive, columns, 1.0) ** (1 - alpha)
+    alive = (peak > 0) & (columns > 0)
+    scale = torch.where(alive, peak, 1.0) ** alpha / torch.where(alive, columns, 1.0) ** (1 - alpha)
     return torch.where(alive, scale.clamp(min=1e-5), 1.0)
 
 
 def smoothable(network: Network) -> dict[str, list[fx.Node]]:
-    """The linear layers by the value that they read, where their weights belong to them alone."""
+    """The linear layers by the value that they read, if no other layer shares their weights."""
     readers: dict[str, list[fx.Node]] = {}
     for node in network.operators():
         source = node.args[0] if node.target in LINEARS else None
         if isinstance(source, fx.Node) and weight_node(node) is not None:
             readers.setdefault(source.name, []).append(node)
-    return {k: v for k, v in readers.items() if all(_alone(_weight(n), v) for n in v)}
+    return {k: v for k, v in readers.items() if all(_unshared(_weight(n), v) for n in v)}
 
 
 def is_transformer(network: Network) -> bool:
-    """Whether linear layers read what a LayerNorm or RMSNorm made: the graph says so, and no flag."""
+    """Whether a linear layer reads a LayerNorm or RMSNorm, as the graph shows."""
     nodes = {n.name: n for n in network.graph.nodes}
     return any(op_name(nodes[name]) in NORMS for name in smoothable(network))
 
@@ -123,13 +124,13 @@ def _weight(layer: fx.Node) -> fx.Node:
     return node
 
 
-def _alone(weight: fx.Node, layers: list[fx.Node]) -> bool:
+def _unshared(weight: fx.Node, layers: list[fx.Node]) -> bool:
     same = (n for n in weight.graph.nodes if n.op == "get_attr" and n.target == weight.target)
     return all(user in layers for n in same for user in n.users)
 
 
 def _norm_parts(source: fx.Node, layers: list[fx.Node]) -> list[fx.Node] | None:
-    """Weight and bias of the norm that made a value which nobody else reads; None where a scale cannot go there."""
+    """Weight and bias of the norm that produces a value with no other readers, or None if it cannot be scaled."""
     if op_name(source) not in NORMS or any(u not in layers for u in source.users):
         return None
     parts = [argument(source, 2, "weight"), argument(source, 3, "bias") if op_name(source) == "layer_norm" else None]
@@ -138,8 +139,8 @@ def _norm_parts(source: fx.Node, layers: list[fx.Node]) -> list[fx.Node] | None:
     return [p for p in parts if p is not None]
 
 
-def _into_norm(network: Network, source: fx.Node, layers: list[fx.Node], scale: Tensor) -> bool:
-    """Whether ``scale`` could be put into the norm that made the value."""
+def _fold_into_norm(network: Network, source: fx.Node, layers: list[fx.Node], scale: Tensor) -> bool:
+    """Fold ``scale`` into the norm that produces the value; returns whether that is possible."""
     parts = _norm_parts(source, layers)
     for part in parts or ():
         old = network.tensor(part)
@@ -147,7 +148,7 @@ def _into_norm(network: Network, source: fx.Node, layers: list[fx.Node], scale: 
     return parts is not None
 
 
-def _in_front(network: Network, source: fx.Node, layers: list[fx.Node], scale: Tensor) -> None:
+def _multiply_before(network: Network, source: fx.Node, layers: list[fx.Node], scale: Tensor) -> None:
     name = add_tensor(network, f"{title(layers[0])}.smooth", (1 / scale).float())
     order = {n: k for k, n in enumerate(network.graph.nodes)}
     with network.graph.inserting_before(min(layers, key=order.__getitem__)):

@@ -1,4 +1,4 @@
-"""How far to smooth one value: the strength whose quantized products come nearest, tried on a few rows."""
+"""The error of quantized products for each smoothing strength, on sampled rows."""
 
 from collections.abc import Sequence
 
@@ -17,18 +17,18 @@ def products_error(
     weights: Sequence[Float[Tensor, "out columns"]],
     scale: Float[Tensor, " columns"],
 ) -> float:
-    """Squared error of all products of ``rows / scale`` and ``weight · scale``, both in int8.
+    """The squared error of all products of ``rows / scale`` and ``weight · scale``, both in int8.
 
-    The input has one range for all rows, each output of a weight its own.
+    The input has one range for all rows, each weight one range per output.
     """
-    x = _rounded(rows / scale, _INPUT)
+    x = _fake_quantize(rows / scale, _INPUT)
     error = 0.0
     for weight in weights:
-        found = x @ _rounded(weight.float() * scale, _WEIGHT).T
-        error += float((found - rows @ weight.float().T).square().sum(dtype=torch.float64))
+        products = x @ _fake_quantize(weight.float() * scale, _WEIGHT).T
+        error += float((products - rows @ weight.float().T).square().sum(dtype=torch.float64))
     return error
 
 
-def _rounded(x: Tensor, spec: QuantSpec) -> Tensor:
+def _fake_quantize(x: Tensor, spec: QuantSpec) -> Tensor:
     low, high = reduce_range(x, spec)
     return fake_quantize(x, *qparams(low, high, spec), spec)

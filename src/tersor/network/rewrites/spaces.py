@@ -1,8 +1,8 @@
-"""Channel spaces: which values of a graph must be scaled alike so that the function stays the same.
+"""Channel spaces: the values of a graph that must be scaled together to keep the function.
 
-A convolution may divide its output channel i by sᵢ if whoever reads it multiplies its input channel i by sᵢ,
-and all that lies between lets a positive factor through. A residual add ties its operands together, so a
-space may have several producers and several consumers.
+A convolution may divide its output channel i by sᵢ if its readers multiply their input channel i by sᵢ, and all
+operators between commute with a positive factor. A residual add ties its operands together, so a space may have
+several producers and consumers.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from tersor.network.network import (
 
 # f(s·x) = s·f(x) for s > 0, value by value.
 _ELEMENTWISE = {"relu", "leaky_relu", "prelu", "dropout", "feature_dropout"}
-# The same, over windows of the dimensions behind batch and channels; the last letter but one counts them.
+# The same over windows of the spatial dimensions; the last character but one is their number.
 _POOLS = {f"{kind}_pool{d}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max") for d in (1, 2, 3)}
 _RESHAPES = {"flatten", "view", "reshape", "squeeze"}
 _CLAMPS = {"relu6", "hardtanh", "clamp"}
@@ -35,10 +35,11 @@ class Space:
     """Values that share their channels.
 
     Args:
-        channels: how many. axis: the dimension of the values that they are.
-        producers: layers whose output channels they are.
-        consumers: layers whose input channels they are.
-        values: all nodes from the producers to what the consumers read.
+        channels: the number of channels.
+        axis: the channel dimension of the values.
+        producers: layers that output the channels.
+        consumers: layers that read the channels.
+        values: all nodes from the producers to the inputs of the consumers.
     """
 
     channels: int
@@ -49,7 +50,7 @@ class Space:
 
 
 def spaces(network: Network) -> list[Space]:
-    """The channel spaces that may be scaled, in the order of the graph."""
+    """The channel spaces that may be scaled, in graph order."""
     parent = {node: node for node in network.graph.nodes}
 
     def root(node: fx.Node) -> fx.Node:
@@ -68,7 +69,7 @@ def spaces(network: Network) -> list[Space]:
 
 
 def cap_of(node: fx.Node) -> float | None:
-    """The upper bound of a ReLU6, or of another clamp from 0 to a number; None for anything else."""
+    """The upper bound of a ReLU6 or another clamp from 0 to a number, or None for any other node."""
     name = op_name(node)
     if name == "relu6":
         return 6.0
@@ -80,9 +81,9 @@ def cap_of(node: fx.Node) -> float | None:
 
 
 def _space(values: list[fx.Node]) -> Space | None:
-    """The space of these tied values, or None where one of them or of their readers forbids a scale."""
+    """The space of these tied values, or None if one of them or of their readers does not allow scaling."""
     producers = tuple(n for n in values if is_layer(n))
-    # A layer whose output is added to its own input reads the space and writes it.
+    # A layer whose output is added to its own input both reads and writes the space.
     readers = dict.fromkeys((user, n) for n in values for user in n.users if is_layer(user) or user not in values)
     readers = [(user, n) for user, n in readers if op_name(user) != "sym_size"]
     if not producers or not readers or not all(is_layer(u) and u.args[0] is n for u, n in readers):
@@ -90,7 +91,7 @@ def _space(values: list[fx.Node]) -> Space | None:
     axes = {_channel_axis(n, n) for n in producers} | {_channel_axis(user, n) for user, n in readers}
     axis = axes.pop()
     counts = {_size(n, axis) for n in values}
-    if axes or axis is None or len(counts) != 1 or not all(is_layer(n) or _keeps(n, axis) for n in values):
+    if axes or axis is None or len(counts) != 1 or not all(is_layer(n) or _commutes(n, axis) for n in values):
         return None
     channels = counts.pop()
     consumers = tuple(dict.fromkeys(user for user, _ in readers))
@@ -98,7 +99,7 @@ def _space(values: list[fx.Node]) -> Space | None:
 
 
 def is_layer(node: fx.Node) -> bool:
-    """Whether this is a convolution or linear layer whose weight and bias belong to it alone."""
+    """Whether the node is a convolution or linear layer that does not share its weight and bias."""
     if node.target not in CONVOLUTIONS + LINEARS:
         return False
     weight, bias = weight_node(node), bias_node(node)
@@ -113,7 +114,7 @@ def _reads(attribute: fx.Node) -> int:
 
 
 def _tied(node: fx.Node) -> list[fx.Node]:
-    """The inputs that a scale of this node's output must scale too."""
+    """The inputs that must be scaled together with this node's output."""
     name = op_name(node)
     if node.op != "call_function" or is_layer(node) or not node.all_input_nodes:
         return []
@@ -129,8 +130,8 @@ def _tied(node: fx.Node) -> list[fx.Node]:
     return [first] if through and isinstance(first, fx.Node) else []
 
 
-def _keeps(node: fx.Node, axis: int) -> bool:
-    """Whether a node that is no layer lets positive factors along ``axis`` through."""
+def _commutes(node: fx.Node, axis: int) -> bool:
+    """Whether a node other than a layer commutes with positive factors along ``axis``."""
     name = op_name(node)
     if name in _ELEMENTWISE or cap_of(node) is not None:
         return True
@@ -152,8 +153,8 @@ def _keeps(node: fx.Node, axis: int) -> bool:
     if name in _POOLS:
         return axis == 1 and rank == 2 + int(name[-2])
     if name in _RESHAPES:
-        behind = [_size(n, k) for n in (source, node) for k in range(2, len(_shape(n) or ()))]
-        return axis == 1 and all(size == 1 for size in behind)
+        spatial = [_size(n, k) for n in (source, node) for k in range(2, len(_shape(n) or ()))]
+        return axis == 1 and all(size == 1 for size in spatial)
     if name == "mean":
         dims = argument(node, 1, "dim")
         return dims is not None and all(d % rank > axis for d in dims)
@@ -169,7 +170,7 @@ def _pads_zeros(node: fx.Node) -> bool:
 
 
 def _channel_axis(layer: fx.Node, value: fx.Node) -> int | None:
-    """The dimension of ``value``, which a layer reads or writes, that its channels are."""
+    """The channel dimension of ``value``, which a layer reads or writes."""
     rank = len(_shape(value) or ())
     if layer.target in LINEARS:
         return rank - 1

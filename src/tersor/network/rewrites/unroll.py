@@ -1,7 +1,7 @@
-"""Write LSTM, GRU and RNN as linear layers and functions of single values, a step of time behind another.
+"""Unroll LSTM, GRU and RNN into linear layers and elementwise functions, one time step after the other.
 
-No engine has recurrent operators in integers for all of them; linear layers in integers they have. The product over
-the input is one layer for all times; the product over the state is one a step, all of one weight.
+Not all engines have integer recurrent operators, but all have integer linear layers. The product with the input is one
+layer for all time steps; the product with the state is one layer per step, all with the same weight.
 """
 
 import operator
@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 
 from tersor.network.network import Network, aten, finish, op_name
 
-STEPS = 512  # beyond these the graph is too long to be compiled in reasonable time
+STEPS = 512  # a longer graph takes too long to compile
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 _INPUT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 State = tuple[fx.Node, ...]
@@ -24,13 +24,15 @@ MARK = "recurrent"
 
 @dataclass(frozen=True)
 class Mark:
-    """What a node was in the recurrent layer that it came from, for engines that have an operator for the whole.
+    """The role of a node in its recurrent layer, for engines that have an operator for the whole layer.
 
     Args:
-        kind: lstm, gru, rnn_tanh or rnn_relu; layer: a name for one layer in one direction.
-        role: ``input`` and ``state`` are linear layers; ``output``, ``last_h``, ``last_c`` are given,
-            ``first_h`` and ``first_c`` taken (absent where the state starts at zero).
-        time: the dimension of the steps; reverse: whether the last comes first.
+        kind: lstm, gru, rnn_tanh or rnn_relu.
+        layer: a name for one layer in one direction.
+        role: ``input`` and ``state`` are linear layers; ``output``, ``last_h``, ``last_c`` are results, ``first_h`` and
+            ``first_c`` arguments (absent if the state starts at zero).
+        time: the time dimension.
+        reverse: whether time runs backwards.
     """
 
     kind: str
@@ -41,7 +43,7 @@ class Mark:
 
 
 def why_not(node: fx.Node) -> str | None:
-    """The reason why a recurrent operator cannot be unrolled, None where it can."""
+    """Why a recurrent operator cannot be unrolled, or None if it can."""
     if node.target not in _INPUT:
         return "packed sequences are not unrolled: pass padded ones of a fixed length"
     x, _, parameters, biases, layers, _, training, bidirectional, batch_first = node.args
@@ -55,7 +57,7 @@ def why_not(node: fx.Node) -> str | None:
     if not isinstance(length, int) or time in x.meta.get("free", ()):  # type: ignore[union-attr]
         return "its length is not fixed"
     if length > STEPS:
-        return f"its {length} steps are too many to write out; up to {STEPS} are"
+        return f"its {length} steps are too many to unroll; at most {STEPS} are supported"
     weights = 4 if biases else 2
     if len(parameters) != weights * layers * (2 if bidirectional else 1):  # type: ignore[arg-type, operator]
         return "its state is projected"
@@ -64,7 +66,7 @@ def why_not(node: fx.Node) -> str | None:
 
 @dataclass(frozen=True)
 class Unroll:
-    """Every recurrent operator of fixed length becomes linear layers and elementwise functions; the rest stay."""
+    """Unroll every recurrent operator of fixed length into linear layers and elementwise functions."""
 
     idempotent: ClassVar[bool] = True
 
@@ -86,75 +88,75 @@ class Unroll:
 
 
 class _Unrolling:
-    """One recurrent operator being written out; its new nodes stand before it."""
+    """Unrolls one recurrent operator; the new nodes are inserted before it."""
 
     def __init__(self, graph: fx.Graph, node: fx.Node, number: int) -> None:
         self.graph, self.node, self.kind = graph, node, op_name(node)
-        self.known: dict[str, Any] = {}
-        # One module called in a loop is several operators.
+        self.traced: dict[str, Any] = {}
+        # A module called in a loop is several operators.
         self.path = (str(node.meta.get("path", "")) or self.kind) + (f".call{number}" if number > 1 else "")
 
     def results(self) -> list[fx.Node]:
-        """The output, and the last state's parts, as the operator gives them."""
-        x, given, parameters, biases, layers, _, _, bidirectional, batch_first = self.node.args
-        first = [given] if isinstance(given, fx.Node) else list(given)  # type: ignore[arg-type]
-        time, ways = (1 if batch_first else 0), (2 if bidirectional else 1)
+        """The output and the parts of the last state, as the operator returns them."""
+        x, initial, parameters, biases, layers, _, _, bidirectional, batch_first = self.node.args
+        first = [initial] if isinstance(initial, fx.Node) else list(initial)  # type: ignore[arg-type]
+        time, directions = (1 if batch_first else 0), (2 if bidirectional else 1)
         count = 4 if biases else 2
         value, lasts = x, []
         for layer in range(layers):  # type: ignore[arg-type]
             outputs = []
-            for way in range(ways):
-                k = layer * ways + way
-                own = list(parameters[k * count : (k + 1) * count]) + [None] * (4 - count)  # type: ignore[index]
+            for direction in range(directions):
+                k = layer * directions + direction
+                tensors = list(parameters[k * count : (k + 1) * count]) + [None] * (4 - count)  # type: ignore[index]
                 state = tuple(self.call(aten.select.int, s, 0, k) for s in first)
-                name = f"l{layer}{'_reverse' if way else ''}"
-                output, last = self._direction(value, own, state, time, reverse=way == 1, name=name)  # type: ignore[arg-type]
+                name = f"l{layer}{'_reverse' if direction else ''}"
+                output, last = self._direction(value, tensors, state, time, reverse=direction == 1, name=name)  # type: ignore[arg-type]
                 outputs.append(output)
                 lasts.append(last)
-            value = self.call(aten.cat.default, outputs, -1) if ways == 2 else outputs[0]
+            value = self.call(aten.cat.default, outputs, -1) if directions == 2 else outputs[0]
         return [value, *(self.call(aten.stack.default, list(part), 0) for part in zip(*lasts, strict=True))]  # type: ignore[list-item]
 
     def _direction(
-        self, x: fx.Node, own: Sequence[Any], state: State, time: int, reverse: bool, name: str
+        self, x: fx.Node, tensors: Sequence[Any], state: State, time: int, reverse: bool, name: str
     ) -> tuple[fx.Node, State]:
-        by_input, by_state, input_bias, state_bias = own
+        by_input, by_state, input_bias, state_bias = tensors
         gates = self.call(aten.linear.default, x, by_input, input_bias, title=f"{self.path}.input_{name}")
-        layer, given = f"{self.path}.{name}", state
+        layer, initial = f"{self.path}.{name}", state
         gates.meta[MARK] = Mark(self.kind, layer, "input", time, reverse)
         steps = range(x.meta["val"].shape[time])
-        # A product with zeros would be folded away by an engine, its weight made float on the way.
+        # An engine would fold a product with zeros, and convert its weight to float.
         fresh = zero = op_name(state[0].all_input_nodes[0]) == "zeros"
         outputs: dict[int, fx.Node] = {}
         for t in reversed(steps) if reverse else steps:
-            now = self.call(aten.select.int, gates, time, t)
+            from_input = self.call(aten.select.int, gates, time, t)
             if zero:
-                then = state_bias or self.call(aten.zeros_like.default, now)
+                from_state = state_bias or self.call(aten.zeros_like.default, from_input)
             else:
                 title = f"{self.path}.state_{name}.{t}"
-                then = self.call(aten.linear.default, state[0], by_state, state_bias, title=title)
-                then.meta[MARK] = Mark(self.kind, layer, "state", time, reverse)
+                from_state = self.call(aten.linear.default, state[0], by_state, state_bias, title=title)
+                from_state.meta[MARK] = Mark(self.kind, layer, "state", time, reverse)
             zero = False
-            state = _STEPS[self.kind](self, now, then, state)
+            state = _STEPS[self.kind](self, from_input, from_state, state)
             outputs[t] = state[0]
         output = self.call(aten.stack.default, [outputs[t] for t in steps], time)
         roles = [(output, "output"), *zip(state, ("last_h", "last_c"), strict=False)]
-        roles += [] if fresh else zip(given, ("first_h", "first_c"), strict=False)
+        roles += [] if fresh else zip(initial, ("first_h", "first_c"), strict=False)
         for node, role in roles:
             node.meta[MARK] = Mark(self.kind, layer, role, time, reverse)
         return output, state
 
     def call(self, target: Any, *args: Any, title: str | None = None) -> fx.Node:
-        """A new node, its value known and its name a person's."""
+        """A new node with its traced value and a readable name."""
         new = self.graph.call_function(target, args)
-        # The steps are alike, and what is known of a value takes longer to find than all else here.
+        # Steps are alike, and tracing values dominates the cost, so traced values are cached.
         key = str((target, map_arg(args, lambda n: _shape(n.meta["val"]))))
-        if key not in self.known:
-            self.known[key] = target(*map_arg(args, lambda n: n.meta["val"]))
-        new.meta.update(val=self.known[key], path=self.path, title=title or f"{self.path}.{op_name(new)}")
+        if key not in self.traced:
+            self.traced[key] = target(*map_arg(args, lambda n: n.meta["val"]))
+        new.meta.update(val=self.traced[key], path=self.path, title=title or f"{self.path}.{op_name(new)}")
         return new
 
     def parts(self, x: fx.Node, count: int) -> list[fx.Node]:
-        """Neighbouring columns, so many equal parts."""
+        """Split the last dimension into ``count`` equal parts."""
         split = self.call(aten.split.Tensor, x, x.meta["val"].shape[-1] // count, -1)
         return [self.call(operator.getitem, split, k) for k in range(count)]
 
@@ -163,26 +165,26 @@ def _shape(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else [_shape(v) for v in value]
 
 
-def _lstm(u: _Unrolling, now: fx.Node, then: fx.Node, state: State) -> State:
-    i, f, g, o = u.parts(u.call(aten.add.Tensor, now, then), 4)
+def _lstm(u: _Unrolling, from_input: fx.Node, from_state: fx.Node, state: State) -> State:
+    i, f, g, o = u.parts(u.call(aten.add.Tensor, from_input, from_state), 4)
     i, f, o = (u.call(aten.sigmoid.default, gate) for gate in (i, f, o))
     kept = u.call(aten.mul.Tensor, f, state[1])
     cell = u.call(aten.add.Tensor, kept, u.call(aten.mul.Tensor, i, u.call(aten.tanh.default, g)))
     return u.call(aten.mul.Tensor, o, u.call(aten.tanh.default, cell)), cell
 
 
-def _gru(u: _Unrolling, now: fx.Node, then: fx.Node, state: State) -> State:
-    left, right = u.parts(now, 3), u.parts(then, 3)
-    sums = (u.call(aten.add.Tensor, a, b) for a, b in zip(left[:2], right[:2], strict=True))
+def _gru(u: _Unrolling, from_input: fx.Node, from_state: fx.Node, state: State) -> State:
+    inputs, states = u.parts(from_input, 3), u.parts(from_state, 3)
+    sums = (u.call(aten.add.Tensor, a, b) for a, b in zip(inputs[:2], states[:2], strict=True))
     reset, update = (u.call(aten.sigmoid.default, s) for s in sums)
-    bent = u.call(aten.add.Tensor, left[2], u.call(aten.mul.Tensor, reset, right[2]))
-    new = u.call(aten.tanh.default, bent)
+    gated = u.call(aten.add.Tensor, inputs[2], u.call(aten.mul.Tensor, reset, states[2]))
+    new = u.call(aten.tanh.default, gated)
     old = u.call(aten.mul.Tensor, update, u.call(aten.sub.Tensor, state[0], new))
     return (u.call(aten.add.Tensor, new, old),)
 
 
 def _plain(function: Any) -> Callable[[_Unrolling, fx.Node, fx.Node, State], State]:
-    return lambda u, now, then, state: (u.call(function, u.call(aten.add.Tensor, now, then)),)
+    return lambda u, from_input, from_state, state: (u.call(function, u.call(aten.add.Tensor, from_input, from_state)),)
 
 
 _STEPS: dict[str, Callable[[_Unrolling, fx.Node, fx.Node, State], State]] = {

@@ -17,7 +17,7 @@ from tersor.network.quantized import (
     QuantizedWeight,
     WeightOnly,
 )
-from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, WeightedModule, exchanged, weighted_modules
+from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, WeightedModule, replace_modules, weighted_modules
 from tersor.numerics import Granularity, QTensor, QuantSpec
 from tersor.pipeline.modules.host import MODULES
 from tersor.pipeline.progress import Stages
@@ -92,7 +92,7 @@ def quantize_dynamic(
         for module_plan in chosen:
             replacements[module_plan.weighted.module] = _replacement(module_plan, recipe, memory).train(model.training)
             bar.advance()
-    return exchanged(model, replacements)
+    return replace_modules(model, replacements)
 
 
 def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic") -> list[ModulePlan]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tersor.checkpoints.gguf.blocks import KINDS
-from tersor.checkpoints.gguf.write import _IN_BLOCK, _WHOLE, _Llama
+from tersor.checkpoints.gguf.llama import BLOCK, WHOLE, Llama
 from tersor.errors import CheckpointError
 from tersor.numerics import QTensor, QuantSpec
 
@@ -88,10 +88,10 @@ class _Header:
 
     def renamed(self, name: str) -> str:
         """The name in transformers."""
-        whole = {there: here for here, there in _WHOLE.items()}
+        whole = {there: here for here, there in WHOLE.items()}
         if name in whole:
             return whole[name]
-        layers = {there: here for here, there in _IN_BLOCK.items()}
+        layers = {there: here for here, there in BLOCK.items()}
         match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
         if match is None or match[2] not in layers:
             raise ValueError(f"its tensor {name} is none of a Llama")
@@ -101,7 +101,7 @@ class _Header:
         """The order that the writer gave the rows."""
         heads = self.metadata["llama.attention.head_count"]
         groups = self.metadata.get("llama.attention.head_count_kv", heads)
-        return _Llama({"num_attention_heads": heads, "num_key_value_heads": groups}).order(name, rows)
+        return Llama({"num_attention_heads": heads, "num_key_value_heads": groups}).row_order(name, rows)
 
 
 def _weight(file: BinaryIO, header: _Header, info: _Info) -> QTensor:

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 from onnx.numpy_helper import to_array
 from torch import Tensor
 
-from tersor.checkpoints.onnx.lstm import _ORDER
+from tersor.checkpoints.onnx.lstm import GATE_ORDER
 from tersor.checkpoints.onnx.qdq import FILE
 from tersor.checkpoints.stored import assemble
 from tersor.errors import CheckpointError
@@ -146,7 +146,7 @@ def _lstm(graph: _Graph, node: onnx.NodeProto) -> Weights:
     """A DynamicQuantizeLSTM: the weights of the input and of the state, gates in PyTorch's order."""
     for codes, scale in ((1, 8), (2, 10)):
         rows, steps = graph.array(node.input[codes])[0].T, graph.array(node.input[scale])[0]
-        both = [np.concatenate([np.split(t, 4)[k] for k in np.argsort(_ORDER)]) for t in (rows, steps)]
+        both = [np.concatenate([np.split(t, 4)[k] for k in np.argsort(GATE_ORDER)]) for t in (rows, steps)]
         held, name = torch.from_numpy(both[0]), _named(node.input[codes])
         column = torch.from_numpy(both[1]).reshape(-1, 1)
         yield name, assemble(name, held, column, torch.zeros_like(column), 0, 8)

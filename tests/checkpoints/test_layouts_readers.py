@@ -71,14 +71,3 @@ def test_compressed_tensors_itself_reads_the_same_values(case, tmp_path):
         scheme = next(s for s in schemes if layer in s.targets or s.targets == ["Linear"])
         state = {k.removeprefix(f"{layer}."): t for k, t in tensors.items() if k.startswith(f"{layer}.")}
         assert torch.equal(compressor.decompress(state, scheme)["weight"], q.dequantize().to(dtype)), name
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_tersor_reads_the_file_that_it_wrote(layout, tmp_path):
-    model = tiny_llama(torch.float16)
-    qtensors = quantized(model, one(QuantSpec("int4", "group:32", layout == "gptq", scale_dtype="float16")))
-    tensors = load_file(write_folder(tmp_path / "out", model, qtensors, layout) / "model.safetensors")
-    settings = LAYOUTS[layout].config({n: q.spec for n, q in qtensors.items()}, ["lm_head"])
-    assert LAYOUTS[layout].stored(tensors, settings) == qtensors.keys()
-    for name, q in qtensors.items():
-        assert torch.equal(LAYOUTS[layout].decode(name, tensors, settings).dequantize(), q.dequantize()), name

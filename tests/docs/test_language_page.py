@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tersor.checkpoints.layouts import LAYOUTS
 from tersor.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +18,11 @@ PAGE = ROOT / "docs/large-language-models.md"
 
 def fenced(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_page_has_a_row_for_every_layout():
+    rows = re.findall(r"^\| (`[a-z].*?) \|", PAGE.read_text(encoding="utf8"), re.MULTILINE)
+    assert set(LAYOUTS) <= {name for row in rows for name in re.findall("`(.*?)`", row)}
 
 
 @pytest.mark.slow

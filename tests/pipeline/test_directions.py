@@ -1,5 +1,7 @@
 """Directions, ties and known ranges that decide what a report says: a metric that is better when lower among them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from parts import task_of
@@ -53,6 +55,13 @@ def test_a_loss_that_falls_is_a_gain_and_the_headline_says_nothing_is_worse(quic
     assert report.ratios.metric_drop < 0
     assert report.compressed.metric_interval[1] < 0
     assert "worse by" not in report.headline
+
+
+def test_a_direction_that_is_not_the_metrics_own_is_a_warning(quick_report):
+    for metric, count in (("perplexity", 1), ("squared error", 0)):
+        task = replace(regression(), metric=metric, higher_is_better=True)
+        warnings = tersor.compress(task, coarse(), "torch", progress=False).report.warnings
+        assert sum("perplexity is better when lower" in warning for warning in warnings) == count
 
 
 def fitted(values: torch.Tensor, low: float, high: float) -> tuple[float, float]:

@@ -103,6 +103,14 @@ class Awq:
         """The weights that have a ``qweight``."""
         return packed_weights(names)
 
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        """Whether the ``quant_method`` is awq; ``decode`` refuses versions other than GEMM."""
+        return config.get("quant_method") == "awq"
+
+    def reader_limits(self, specs: Iterable[QuantSpec]) -> list[str]:
+        """No limits are known."""
+        return []
+
 
 def _pack_columns(codes: Tensor) -> Tensor:
     """Pack codes [n, out] into words [n, out/8]."""

@@ -134,6 +134,19 @@ class CompressedTensors:
                 )
         return {n.removesuffix("_scale") for n in names if n.endswith(".weight_scale")}
 
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        """Whether the ``quant_method`` is compressed-tensors."""
+        return config.get("quant_method") == "compressed-tensors"
+
+    def reader_limits(self, specs: Iterable[QuantSpec]) -> list[str]:
+        """Those of transformers with asymmetric weights."""
+        if all(spec.symmetric for spec in specs):
+            return []
+        return [
+            "transformers opens asymmetric weights of this layout with CompressedTensorsConfig(dequantize=True) alone, "
+            "and only where all have one spec; symmetric ones it opens as they are"
+        ]
+
 
 def _unpack(name: str, tensors: Mapping[str, Tensor], bits: int) -> Tensor:
     words = stored_tensor(name, "weight_packed", tensors)

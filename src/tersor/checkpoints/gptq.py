@@ -128,6 +128,14 @@ class Gptq:
         """The weights that have a ``qweight``."""
         return packed_weights(names)
 
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        """Whether it names this version; files older than version 2 name none."""
+        return config.get("quant_method") == "gptq" and config.get("checkpoint_format", "gptq") == self.name
+
+    def reader_limits(self, specs: Iterable[QuantSpec]) -> list[str]:
+        """No limits are known."""
+        return []
+
 
 def _sequential_g_idx(inputs: int, groups: int) -> Tensor:
     """The group of each input: 0 0 … 1 1 …"""

@@ -49,6 +49,14 @@ class Layout(Protocol):
         """The weights that are quantized, given the names of all tensors."""
         ...
 
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        """Whether a ``quantization_config``, by any tool, is of this layout."""
+        ...
+
+    def reader_limits(self, specs: Iterable[QuantSpec]) -> list[str]:
+        """What other tools cannot do with weights of ``specs`` in this layout, as sentences for the report."""
+        ...
+
 
 LAYOUTS: dict[str, Layout] = {
     "compressed-tensors": CompressedTensors(),
@@ -64,11 +72,8 @@ def layout_of(config: Mapping[str, Any]) -> Layout:
     >>> layout_of({"quant_method": "gptq", "checkpoint_format": "gptq_v2"})
     Gptq(version=2)
     """
-    method = config.get("quant_method")
-    # Files older than version 2 do not name their version.
-    name = config.get("checkpoint_format", "gptq") if method == "gptq" else method
-    if name not in LAYOUTS:
-        raise CheckpointError(
-            f"quantization_config has the unsupported layout {name!r}; supported: {', '.join(LAYOUTS)}"
-        )
-    return LAYOUTS[name]
+    for layout in LAYOUTS.values():
+        if layout.matches(config):
+            return layout
+    name = " ".join(str(config[key]) for key in ("quant_method", "checkpoint_format") if key in config)
+    raise CheckpointError(f"quantization_config has the unsupported layout {name!r}; supported: {', '.join(LAYOUTS)}")

@@ -4,6 +4,7 @@ import json
 import math
 import operator
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, fx
 
+from tersor.checkpoints.stored import assemble
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
 from tersor.network.network import Network, finish
-from tersor.numerics import fakequant  # noqa: F401  (registers torch.ops.tersor)
+from tersor.numerics import QTensor, fakequant  # noqa: F401  (registers torch.ops.tersor)
 from tersor.numerics.packing import pack, unpack
 
 FILES = ("network.json", "network.safetensors")
@@ -89,6 +91,21 @@ def read(folder: Path) -> Network:
         raise SavedFolderError(
             f"{path}: not a network that Tersor wrote ({type(error).__name__}: {error})"
         ) from error
+
+
+def read_weights(folder: Path) -> Iterator[tuple[str, QTensor]]:
+    """(name, QTensor) of every weight that the network stores as codes.
+
+    Raises:
+        SavedFolderError, CheckpointError: as ``read``; or the parts of a weight do not belong together.
+    """
+    network = read(folder)
+    for node in network.operators():
+        if node.target is torch.ops.tersor.dequantize.default:
+            codes, scale, zero_point = (network.tensor(part) for part in node.all_input_nodes[:3])
+            name = re.sub(r"[._]codes(_\d+)?$", "", str(node.all_input_nodes[0].target))
+            bits = int(node.meta.get("bits", 8 * codes.dtype.itemsize))
+            yield name, assemble(name, codes, scale, zero_point, int(node.args[3]), bits)  # type: ignore[arg-type]
 
 
 def _network(data: dict[str, Any], tensors: dict[str, Tensor]) -> Network:

@@ -3,6 +3,8 @@
 import re
 import unicodedata
 
+from tersor.metrics import known_metric
+
 _FRACTION = re.compile(r"accura|top-?\d|\bf1\b|recall|precision|agree|\biou\b|\bmap\b", re.IGNORECASE)
 
 
@@ -66,12 +68,15 @@ def change_text(value: float | None, better: str, worse: str) -> str:
 
 
 def is_fraction(name: str, *values: float | None) -> bool:
-    """Whether to format a metric in percent: its name is an accuracy's and all values are within 0 and 1.
+    """Whether to format a metric in percent: it is a fraction in ``tersor.metrics.METRICS`` or an accuracy by its name,
+    and all values are within 0 and 1.
 
     >>> is_fraction("top-1 accuracy", 0.917), is_fraction("perplexity", 0.5), is_fraction("accuracy", 91.7)
     (True, False, False)
     """
-    return bool(_FRACTION.search(name)) and all(0 <= value <= 1 for value in values if value is not None)
+    known = known_metric(name)
+    named = _FRACTION.search(name) is not None or (known is not None and known.unit == "fraction")
+    return named and all(0 <= value <= 1 for value in values if value is not None)
 
 
 def metric_text(value: float | None, fraction: bool, *, signed: bool = False) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import TaskError
+from tersor.metrics import known_metric
 
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 DRAWS = 2000  # bootstrap resamples
@@ -75,6 +76,24 @@ def metric_result(result: object, what: str = "the model") -> MetricResult:
             f"({int(bad.sum())} of {values.numel()} are not finite): return finite scores"
         )
     return MetricResult(values.mean().item(), values if values.dim() else None)
+
+
+def direction_warnings(name: str, higher_is_better: bool) -> list[str]:
+    """A sentence if a task's direction is not that of the metric in ``tersor.metrics.METRICS`` that it names.
+
+    >>> direction_warnings("perplexity", higher_is_better=True)
+    ['metric: perplexity is better when lower, but the task says higher_is_better=True, by which it was judged; ...']
+    >>> direction_warnings("perplexity", False), direction_warnings("squared error", True)
+    ([], [])
+    """
+    known = known_metric(name)
+    if known is None or known.higher_is_better == higher_is_better:
+        return []
+    better = "higher" if known.higher_is_better else "lower"
+    return [
+        f"metric: {name} is better when {better}, but the task says higher_is_better={higher_is_better}, by which it "
+        f"was judged; set higher_is_better={known.higher_is_better}, or rename a metric that runs the other way"
+    ]
 
 
 def paired_interval(

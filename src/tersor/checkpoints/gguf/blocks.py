@@ -81,7 +81,8 @@ def has_block_type(q: QTensor) -> bool:
     """Whether GGUF can store a matrix's codes and groups; the dtype of its scales is not checked."""
     size, format, per = q.spec.block or q.shape[1], q.spec.format, q.spec.granularity.kind
     integers = q.spec.symmetric and format.kind == "int" and format.signed and format.bits <= 8
-    return integers and per in ("group", "channel") and size % 32 == 0 and q.shape[1] % size == 0
+    rows = len(q.shape) == 2 and per in ("group", "channel") and q.spec.granularity.axis == 0
+    return integers and rows and size % 32 == 0 and q.shape[1] % size == 0
 
 
 def _f32(rows: Float[Tensor, "n m"]) -> UInt8[Tensor, "n bytes"]:

@@ -18,7 +18,7 @@ from tersor.numerics.fakequant import quantize_whole_op
 
 MICROSOFT = "com.microsoft"
 # The index in PyTorch's gate order of each gate in ONNX's order.
-_ORDER = (0, 3, 1, 2)
+GATE_ORDER = (0, 3, 1, 2)
 
 
 @torch.library.custom_op(
@@ -161,5 +161,5 @@ def _weight(constants: Constants, name: str, codes: Any, scale: Any) -> list[ir.
 def _reorder_gates(rows: np.ndarray) -> np.ndarray:
     """Reorder rows from PyTorch's gate order i, f, g, o to ONNX's i, o, f, g."""
     parts = np.split(rows, 4)
-    return np.concatenate([parts[k] for k in _ORDER])
+    return np.concatenate([parts[k] for k in GATE_ORDER])
 

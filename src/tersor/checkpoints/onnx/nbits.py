@@ -75,8 +75,10 @@ def _packed(node: ir.Node, bits: int) -> _Packed | None:
     group = node.attributes["block"].as_int()
     if codes is None or scale is None or zero_point is None or codes.ndim != 2 or bits not in _BITS:
         return None
+    if codes.dtype not in (np.int8, np.uint8):
+        return None
     (out, width), grouped = codes.shape, scale.shape[1] > 1
-    if scale.shape[0] not in (1, out) or (group % BLOCKS[0] if grouped else bits == 8):
+    if scale.shape[0] not in (1, out) or (not group or group % BLOCKS[0] if grouped else bits == 8):
         return None
     block = max(b for b in BLOCKS if group % b == 0) if grouped else _cheapest(width, bits)
     blocks, offset = -(-width // block), 0 if codes.dtype == np.uint8 else 2 ** (bits - 1)

@@ -20,7 +20,7 @@ from tersor.checkpoints.onnx.rewrites import (
     use_global_pooling,
 )
 from tersor.network.corrections.int32_bias import fit_biases
-from tersor.network.network import Network
+from tersor.network.network import Network, title
 
 FILE = "model.onnx"
 # Protobuf limits a message to 2 GiB.
@@ -50,7 +50,7 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
     write_lstms(graph, constants, lstms)
     write_products(graph, constants)
     packed = style.packed and write_packed(graph, constants, bits, INT8 if style.int8_products else FLOAT)
-    Writer(graph, constants, style, bits).write()
+    Writer(graph, constants, style, bits, {n.name: title(n) for n in network.operators()}).write()
     drop_dead(graph)
     graph.opset_imports.clear()
     graph.opset_imports[""] = OPSET

@@ -63,12 +63,14 @@ class Writer:
 
     Args:
         bits: the bits of the codes where fewer than 8, by the name of the dequantize node.
+        titles: the layer that errors name, by the name of the quantizer node.
     """
 
     graph: ir.Graph
     constants: Constants
     style: Style
     bits: dict[str, int]
+    titles: dict[str, str]
 
     def write(self) -> None:
         """Replace every quantizer node; the caller drops the nodes that are then unused.
@@ -82,7 +84,8 @@ class Writer:
                 try:
                     kinds[node.op_type](node)
                 except ValueError as error:
-                    raise EngineError(f"{node.name}: {error}; {_REMEDY}") from None
+                    name = self.titles.get(str(node.name), node.name)
+                    raise EngineError(f"{name}: {error}; {_REMEDY}") from None
         for node in list(self.graph) if self.style.integer_biases else ():
             if node.op_type in ("Conv", "Gemm"):
                 self._bias(node)

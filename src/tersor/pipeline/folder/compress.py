@@ -59,7 +59,7 @@ def compress_folder(
             file of records ``{"text": "..."}`` and ``{"messages": [{"role": ..., "content": ...}, ...]}``; a list of
             texts and of such lists of messages; or tokens int64 [windows, length].
         evaluate: the like, to report perplexity and divergence on; never what is calibrated on.
-        layout: ``compressed-tensors``, ``gptq``, ``gptq_v2`` or ``awq``.
+        layout: how the files store codes and scales, a name in ``LAYOUTS`` (``tersor compress --help`` prints them).
         samples: windows of ``data``; length: tokens of each window, by default 512, or fewer as the model takes.
         force: replace ``out``, and throw away parts of another run.
         build: makes the model where transformers does not know its architecture; its parameters are on ``meta`` then.

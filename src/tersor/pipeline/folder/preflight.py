@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from tersor.checkpoints.layouts import LAYOUTS
 from tersor.errors import CheckpointError
 from tersor.measure.formatting import size_text
 from tersor.measure.windows import Windows
@@ -123,11 +124,7 @@ def _warnings(metamodel: MetaModel, plans: list[WeightPlan], layout: str, calibr
         )
     if any(t.sparsity and t.spec is None for t in plans):
         found.append("zeros among float weights make neither the file smaller nor an engine here faster")
-    if layout == "compressed-tensors" and any(t.spec and not t.spec.symmetric for t in plans):
-        found.append(
-            "transformers opens asymmetric weights of this layout with CompressedTensorsConfig(dequantize=True) alone, "
-            "and only where all have one spec; symmetric ones it opens as they are"
-        )
+    found += LAYOUTS[layout].reader_limits([t.spec for t in plans if t.spec])
     bits = {t.spec.format.bits for t in plans if t.spec}
     if bits & {2, 3}:
         found.append("2 and 3 bits save memory here, not time: no engine on this machine computes with them")

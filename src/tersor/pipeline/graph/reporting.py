@@ -5,6 +5,7 @@ from typing import Any
 from tersor.engines.base import Runner
 from tersor.measure import describe_environment, peak_bytes, unknown, with_headline
 from tersor.measure.layers import LayerNoise
+from tersor.measure.metric import direction_warnings
 from tersor.measure.schema import (
     Audit,
     CalibrationSummary,
@@ -46,6 +47,7 @@ def make_report(
     peak = peak_bytes()
     warnings = [unknown(path, reason) for path, reason in _reasons_for_null(measured, layers, peak).items()]
     warnings += [*_network_notes(subjects, solved), *measured.warnings, *(quality.warnings if quality else ())]
+    warnings += direction_warnings(subjects.task.metric, subjects.task.higher_is_better)
     warnings += _simulation_warnings(measured)
     warnings += _half_warnings(audited)
     precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}[subjects.compressed_runner.precision]

@@ -12,7 +12,7 @@ from torch import nn
 import tersor
 from benchmarks import common
 from benchmarks.common import THREADS, Claim, Outcome, say
-from tersor.engines import check_numbers
+from tersor.engines.numbers import check_numbers
 
 
 def bench(quick: bool) -> Outcome:

@@ -13,7 +13,7 @@ from benchmarks.accuracy import in_float, look, ours, pair
 from benchmarks.accuracy_dynamic import few_sentences
 from benchmarks.common import THREADS, Claim, Outcome, say
 from tersor.engines import engine as find_engine
-from tersor.engines.openvino import OpenVINORunner
+from tersor.engines.openvino.runner import OpenVINORunner
 from tersor.network.capture import capture
 from tersor.recipe import int8_static
 

@@ -15,7 +15,7 @@ import tersor
 from benchmarks import common, peers
 from benchmarks.common import THREADS, Claim, Outcome, over, say
 from tersor.engines import engine as find_engine
-from tersor.engines.openvino import OpenVINORunner
+from tersor.engines.openvino.runner import OpenVINORunner
 from tersor.measure.latency import summarize
 from tersor.pipeline.graph.prepare import prepare
 from tersor.pipeline.graph.solve import solve

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 from benchmarks import common
 from benchmarks.common import THREADS, Claim, Outcome, milliseconds, say, timed
 from benchmarks.peers_llama import LlamaCpp
-from tersor.engines.openvino_decoder import OpenVinoDecoder
+from tersor.engines.openvino.decoder import OpenVinoDecoder
 from tersor.numerics import QTensor, QuantSpec
 
 LAYERS, PROMPT = 22, 32

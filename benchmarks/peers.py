@@ -12,8 +12,8 @@ import torch
 
 import tersor
 from benchmarks.common import THREADS, quiet
-from tersor.engines.onnxruntime import OnnxRuntimeRunner
-from tersor.engines.openvino import OpenVINORunner
+from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner
+from tersor.engines.openvino.runner import OpenVINORunner
 
 
 def openvino_model(task: tersor.Task) -> Any:
@@ -69,13 +69,14 @@ def _singles(task: tersor.Task) -> Iterator[list[np.ndarray]]:
 
 def nncf_weights(task: tersor.Task) -> Any:
     """NNCF's int8 weights; OpenVINO quantizes activations at run time, in groups as ours."""
-    from tersor.engines import openvino
+    from tersor.engines.openvino.lowering import GROUP
+    from tersor.engines.openvino.runner import GROUP_KEY
 
     with quiet():
         import nncf
 
         model = nncf.compress_weights(openvino_model(task), mode=nncf.CompressWeightsMode.INT8_SYM)
-    model.set_rt_info(str(openvino.GROUP), openvino.GROUP_KEY)
+    model.set_rt_info(str(GROUP), GROUP_KEY)
     return model
 
 

@@ -9,7 +9,7 @@ import onnx
 import tersor
 from benchmarks import common, peers
 from benchmarks.common import THREADS, Claim, Outcome, milliseconds, over, say, timed
-from tersor.engines.onnxruntime import OnnxRuntimeRunner
+from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner
 
 NETS = (("mobilenetv2", "MobileNetV2"), ("resnet50", "ResNet-50"))
 

@@ -7,7 +7,7 @@ import torch
 import tersor
 from benchmarks import common, peers
 from benchmarks.common import THREADS, Claim, Outcome, milliseconds, over, say, timed
-from tersor.engines.openvino import OpenVINORunner
+from tersor.engines.openvino.runner import OpenVINORunner
 
 NETS = (("mobilenetv2", "MobileNetV2", 1.8), ("resnet50", "ResNet-50", 4.0))
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import tersor
 from benchmarks import common, peers
 from benchmarks.common import THREADS, Claim, Outcome, milliseconds, over, quiet, say, timed
-from tersor.engines.onnxruntime import OnnxRuntimeRunner
-from tersor.engines.openvino import OpenVINORunner
+from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner
+from tersor.engines.openvino.runner import OpenVINORunner
 
 WIDTH, STEPS = 512, 64
 OURS = ("ours, OpenVINO", "ours, ONNX Runtime", "ours, PyTorch")

@@ -12,8 +12,8 @@ import torch
 import tersor
 from benchmarks import common, peers
 from benchmarks.common import THREADS, Claim, Outcome, milliseconds, over, quiet, say, timed
-from tersor.engines.onnxruntime import OnnxRuntimeRunner
-from tersor.engines.openvino import OpenVINORunner
+from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner
+from tersor.engines.openvino.runner import OpenVINORunner
 
 NETS = (("minilm", "MiniLM, 64 tokens"), ("bert_base", "BERT-base, 128 tokens"), ("vit_base", "ViT-B/16"))
 RECIPES = ("int8-static", "int8-dynamic")

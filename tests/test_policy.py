@@ -2,11 +2,14 @@
 
 import pytest
 
-from tersor.engines import onnxruntime, openvino, tensorrt
-from tersor.engines import torch as simulation
+from tersor.engines import ENGINES
 from tersor.errors import RecipeError
 from tersor.numerics.spec import Granularity, QuantSpec
 from tersor.policy import x86
+
+openvino, onnxruntime, simulation, tensorrt = (
+    ENGINES[name] for name in ("openvino", "onnxruntime", "torch", "tensorrt")
+)
 
 
 @pytest.mark.parametrize(
@@ -21,7 +24,7 @@ from tersor.policy import x86
 )
 @pytest.mark.parametrize("engine", [openvino, onnxruntime])
 def test_a_refusal_names_layer_part_and_who_can(engine, kind, spec, said):
-    with pytest.raises(RecipeError, match=rf"^head: {engine.NAME}.*{said}.*torch"):
+    with pytest.raises(RecipeError, match=rf"^head: {engine.name}.*{said}.*torch"):
         engine.policy().check("head", kind, spec)
     simulation.policy().check("head", kind, spec)
 

@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from tersor.checkpoints.onnx.nbits import BLOCKS, _cheapest
 from tersor.checkpoints.onnx.qdq import Style, to_onnx
-from tersor.engines import onnxruntime as engine
+from tersor.engines import ENGINES
+from tersor.engines.onnxruntime import OnnxRuntime
 from tersor.network.network import op_name
 from tersor.numerics.spec import QuantSpec
+
+engine = ENGINES["onnxruntime"]
 
 
 def narrow(*steps, shape, bits):
@@ -167,7 +170,7 @@ def test_other_readers_of_the_file_get_onnx_operators_alone():
 
 def test_products_in_int8_are_an_option():
     net = narrow(Few(256, 64, "int4", "group:32"), shape=(256,), bits=[4])
-    runner = engine.compile(net, threads=1, int8_products=True)
+    runner = OnnxRuntime(int8_products=True).compile(net, threads=1)
     assert [a["accuracy_level"] for a in attributes(runner.model)] == [4]
     x = draw(8, 256)
     error = float((runner(x) - net(x)).norm() / net(x).norm())

@@ -13,10 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from tersor.checkpoints.onnx.qdq import to_onnx
-from tersor.engines import onnxruntime as engine
+from tersor.engines import ENGINES
 from tersor.errors import EngineError
 from tersor.numerics.spec import QuantSpec
 
+engine = ENGINES["onnxruntime"]
 # Both widen the range to hold 0; below 1e-25 ours keeps its scale from vanishing.
 FLOATS = st.one_of(st.just(0.0), *(st.floats(a, b, width=32) for a, b in ((2**-80, 2.0**80), (-(2.0**80), -(2**-80)))))
 

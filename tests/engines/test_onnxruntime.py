@@ -9,11 +9,14 @@ from quantized import Branches, Q, QConv, QLinear, Residual, Then, draw, network
 from torch import nn
 from torch.nn import functional as F
 
-from tersor.engines import onnxruntime as engine
+from tersor.engines import ENGINES
 from tersor.engines.base import Executed
+from tersor.engines.onnxruntime.runner import FILES, OnnxRuntimeRunner
 from tersor.errors import EngineError
 from tersor.network.corrections.int32_bias import fit_biases
 from tersor.network.network import Network
+
+engine = ENGINES["onnxruntime"]
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +157,8 @@ def test_a_bias_beyond_int32_is_not_cut_off():
 
 
 def test_saved_and_loaded_it_computes_the_same_and_tells_the_same(runner, tmp_path):
-    assert runner.save(tmp_path) == engine.FILES
-    assert sorted(p.name for p in tmp_path.iterdir()) == list(engine.FILES)
+    assert runner.save(tmp_path) == FILES
+    assert sorted(p.name for p in tmp_path.iterdir()) == list(FILES)
     again = engine.load(tmp_path, threads=1)
     x = draw(3, 3, 8, 8)
     assert torch.equal(again(x), runner(x))
@@ -201,7 +204,7 @@ def test_an_altered_file_is_refused(tmp_path):
 
 def test_what_it_cannot_load_is_an_error_with_its_own_words():
     with pytest.raises(EngineError, match="cannot load"):
-        engine.OnnxRuntimeRunner(onnx.ModelProto(), 1)
+        OnnxRuntimeRunner(onnx.ModelProto(), 1)
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "onnx", "onnxscript"])

@@ -7,12 +7,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import tersor
-from tersor.engines import engine, openvino
-from tersor.engines.base import check_numbers
+from tersor.engines import ENGINES, engine
+from tersor.engines.numbers import check_numbers
+from tersor.engines.openvino.runner import FILES, OpenVINORunner
 from tersor.errors import EngineError
 from tersor.network.capture import capture
 
 SHAPE = (3, 12, 13)
+openvino = ENGINES["openvino"]
 POOLS = (
     nn.MaxPool2d(3, 2, ceil_mode=True),
     nn.AvgPool2d(3, 2, ceil_mode=True),
@@ -115,11 +117,11 @@ def done():
 
 
 def test_saved_files_give_the_same_bits(done, tmp_path):
-    assert done.runner.save(tmp_path) == openvino.FILES == tuple(sorted(p.name for p in tmp_path.iterdir()))[::-1]
+    assert done.runner.save(tmp_path) == FILES == tuple(sorted(p.name for p in tmp_path.iterdir()))[::-1]
     again = openvino.load(tmp_path, threads=1)
     for batch in (1, 2, 5):
         x = torch.randn(batch, *SHAPE)
-        assert torch.equal(again(x), openvino.OpenVINORunner(done.runner.model, 1)(x))
+        assert torch.equal(again(x), OpenVINORunner(done.runner.model, 1)(x))
 
 
 def test_weights_are_stored_in_8_bits(done, tmp_path):
@@ -151,17 +153,12 @@ def test_an_unreadable_model_is_named(tmp_path):
         openvino.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["openvino", "onnxruntime", "torch", "tensorrt"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_an_engine_that_is_absent_gives_the_command(name, monkeypatch):
-    import importlib
-
-    from tersor.engines import ENGINES
-
-    module, command = ENGINES[name]
-    monkeypatch.setattr(importlib.import_module(module), "version", lambda: None)
+    monkeypatch.setattr(type(ENGINES[name]), "version", lambda self: None)
     with pytest.raises(EngineError, match="not installed") as error:
         engine(name)
-    assert command in str(error.value)
+    assert ENGINES[name].install in str(error.value)
 
 
 def test_an_unknown_engine_lists_those_there_are():

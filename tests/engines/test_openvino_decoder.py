@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from scripts.stories260k import write
-from tersor.engines.openvino_decoder import OpenVinoDecoder
+from tersor.engines.openvino.decoder import OpenVinoDecoder
 from tersor.errors import EngineError
 from tersor.numerics import QTensor, QuantSpec, quantize_tensor
 

@@ -6,10 +6,12 @@ from parts import Lambda, flat, task_of
 from torch import nn
 
 import tersor
-from tersor.engines import openvino, openvino_graph
+from tersor.engines import ENGINES
+from tersor.engines.openvino import graph
 from tersor.network.capture import capture
 from tersor.network.network import Network, op_name
 
+openvino = ENGINES["openvino"]
 IDS = torch.tensor([[1, 2, 6], [0, 0, 3], [5, 4, 4]])
 
 
@@ -37,8 +39,8 @@ def refused(network):
 def test_every_plain_operator_is_read_as_it_stands(network, monkeypatch):
     named = {op_name(n) for n in network.operators()}
     # These two are what quantization puts in; the networks of test_recurrent hold them.
-    assert named == openvino_graph._PLAIN - {"quantize_rows", "dequantize"}
-    monkeypatch.setattr(openvino_graph, "_decomposed", refused)
+    assert named == graph._PLAIN - {"quantize_rows", "dequantize"}
+    monkeypatch.setattr(graph, "_decomposed", refused)
     runner = openvino.compile(network, threads=1)
     for ids in (IDS, IDS[:1]):
         for found, wanted in zip(flat(runner(ids)), flat(network(ids)), strict=True):
@@ -53,7 +55,7 @@ def test_both_ways_give_the_same_numbers_and_names(monkeypatch):
     network = tersor.compress(task, "int8-dynamic", "torch", report=False, progress=False).network
     assert {"quantize_rows", "dequantize"} < {op_name(n) for n in network.operators()}
     direct = openvino.compile(network, threads=1)
-    monkeypatch.setattr(openvino_graph, "_PLAIN", frozenset())
+    monkeypatch.setattr(graph, "_PLAIN", frozenset())
     decomposed = openvino.compile(network, threads=1)
     for batch in (1, 3):
         x = torch.randn(batch, 2, 128, generator=torch.Generator().manual_seed(batch))
@@ -73,5 +75,5 @@ def test_uneven_parts_take_the_long_way(form):
 
 def test_the_network_itself_keeps_its_names(network):
     before = [n.name for n in network.graph.nodes]
-    openvino_graph.readable(network)
+    graph.readable(network)
     assert [n.name for n in network.graph.nodes] == before

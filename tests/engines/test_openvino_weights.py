@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tersor.engines.openvino_weights import Codes, held, plain
+from tersor.engines.openvino.weights import Codes, held, plain
 from tersor.errors import EngineError
 from tersor.numerics import QTensor, QuantSpec, quantize_tensor
 

@@ -6,7 +6,7 @@ from parts import Lambda, task_of
 from torch import nn
 
 import tersor
-from tersor.engines import check_numbers
+from tersor.engines.numbers import check_numbers
 from tersor.network.capture import capture
 from tersor.network.network import op_name
 from tersor.pipeline.graph.audit import audit

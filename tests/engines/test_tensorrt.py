@@ -6,10 +6,14 @@ import torch
 from quantized import Q, QConv, QLinear, draw, network
 from torch import nn
 
-from tersor.engines import onnxruntime, tensorrt
+from tersor.engines import ENGINES
+from tersor.engines.tensorrt import TensorRT
+from tersor.engines.tensorrt.runner import FILES
 from tersor.errors import EngineError
 from tersor.network.network import Network
 from tersor.numerics.spec import QuantSpec
+
+tensorrt = ENGINES["tensorrt"]
 
 SYMMETRIC = QuantSpec("int8", symmetric=True)
 
@@ -92,8 +96,8 @@ def test_an_asymmetric_quantizer_is_refused_by_name():
 
 
 def test_saved_it_says_how_to_build_an_engine_and_loads_again(runner, tmp_path):
-    assert runner.save(tmp_path) == tensorrt.FILES
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(tensorrt.FILES)
+    assert runner.save(tmp_path) == FILES
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(FILES)
     text = (tmp_path / "README.txt").read_text(encoding="utf8")
     assert "trtexec --onnx=model.onnx --stronglyTyped" in text
     assert "--minShapes=x:1x3x8x8" in text
@@ -117,7 +121,7 @@ def test_an_unreadable_file_and_missing_packages_are_errors(tmp_path, monkeypatc
     (tmp_path / "model.onnx").write_bytes(b"\x08not a model")
     with pytest.raises(EngineError, match=r"model\.onnx"):
         tensorrt.load(tmp_path)
-    monkeypatch.setattr(tensorrt, "version", lambda: None)
-    assert onnxruntime.version() is not None
+    monkeypatch.setattr(TensorRT, "version", lambda self: None)
+    assert ENGINES["onnxruntime"].version() is not None
     with pytest.raises(EngineError, match=r'pip install "tersor\[onnx\]"'):
         tensorrt.compile(block)

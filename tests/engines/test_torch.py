@@ -6,7 +6,8 @@ from parts import distance, task_of
 from torch import nn
 
 import tersor
-from tersor.engines import torch as simulation
+from tersor.engines import simulation
+from tersor.engines.torch.runner import FILES
 from tersor.recipe import Quantization, Recipe
 
 
@@ -54,9 +55,9 @@ def test_it_says_that_it_simulates_and_keeps_the_callers_threads(tmp_path):
     assert {e.precision for e in done.runner.executed()} == {"fp32"}
     assert all(e.note and "simulation" in e.note for e in done.runner.executed())
     before = torch.get_num_threads()
-    runner = simulation.compile(done.network, threads=2)
+    runner = simulation().compile(done.network, threads=2)
     x = torch.randn(3, 4, 8, 8)
     out = runner(x)
     assert torch.get_num_threads() == before
-    assert runner.save(tmp_path) == simulation.FILES
-    torch.testing.assert_close(simulation.load(tmp_path, threads=2)(x), out, rtol=0, atol=0)
+    assert runner.save(tmp_path) == FILES
+    torch.testing.assert_close(simulation().load(tmp_path, threads=2)(x), out, rtol=0, atol=0)

@@ -7,7 +7,7 @@ import torch
 from parts import Lambda
 from torch import nn
 
-from tersor.engines import openvino
+from tersor.engines import ENGINES
 from tersor.errors import CalibrationError
 from tersor.network.calibrate import calibrate
 from tersor.network.capture import capture
@@ -25,7 +25,7 @@ def _conv():
 
 def _planned(model, shape=SHAPE):
     network = capture(model.eval(), (torch.zeros(1, *shape),))
-    return network, plan(network, int8_static(), openvino.policy())
+    return network, plan(network, int8_static(), ENGINES["openvino"].policy())
 
 
 def _calibrated(model, batches, mean_samples=0, shape=SHAPE):

@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from tersor.engines import onnxruntime, openvino, tensorrt
+from tersor.engines import ENGINES
 from tersor.errors import RecipeError
 from tersor.network.capture import capture
 from tersor.network.rewrites.fold_batchnorm import FoldBatchNorm
 from tersor.network.sites import plan
 from tersor.recipe import Quantization, Recipe, Rule, int8_static
+
+openvino, onnxruntime, tensorrt = (ENGINES[name] for name in ("openvino", "onnxruntime", "tensorrt"))
 
 
 class Residual(nn.Module):

@@ -143,7 +143,7 @@ def test_a_judge_that_gives_no_number(model, answer, said):
 
 
 def test_an_engine_that_is_absent_says_how_to_install_it(model, monkeypatch):
-    monkeypatch.setattr("tersor.engines.openvino.version", lambda: None)
+    monkeypatch.setattr("tersor.engines.openvino.OpenVINO.version", lambda self: None)
     with pytest.raises(EngineError, match="pip install openvino"):
         tersor.compress(_task(model), progress=False)
 

@@ -6,12 +6,14 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
+from toy_engine import Parrot, Toy
 from typer.testing import CliRunner
 
 import tersor
 from tersor.cli import app
-from tersor.engines import openvino
-from tersor.engines.openvino_decoder import OpenVinoDecoder
+from tersor.engines import ENGINES
+from tersor.engines.openvino import OpenVINO
+from tersor.engines.openvino.decoder import OpenVinoDecoder
 from tersor.errors import CaptureError, CheckpointError, EngineError
 
 IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -47,10 +49,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def no_openvino(monkeypatch):
-    def refuse():
+    def refuse(*_, **__):
         raise EngineError("OpenVINO is on holiday\nand nobody knows for how long")
 
-    monkeypatch.setattr(openvino, "require", refuse)
+    monkeypatch.setattr(OpenVINO, "decoder", refuse)
 
 
 def generated(*words):
@@ -81,12 +83,12 @@ def test_an_engine_that_is_named_fails_loudly(folder):
         tersor.load(folder("mixtral"), engine="openvino")
     done, _ = generated(folder("mixtral"), "--engine", "openvino")
     assert isinstance(done.exception, CaptureError)
-    with pytest.raises(EngineError, match="engine 'cuda' does not run language models"):
+    with pytest.raises(EngineError, match="engine 'cuda' does not run language models: choose openvino, torch or auto"):
         tersor.load(folder("gpt2"), engine="cuda")
 
 
 def test_openvino_that_is_not_here_is_an_error_only_where_it_was_named(folder, no_openvino):
-    with pytest.warns(UserWarning, match=r"cannot take it: OpenVINO is on holiday$"):
+    with pytest.warns(UserWarning, match=r"does not support this model: OpenVINO is on holiday$"):
         assert isinstance(tersor.load(folder("gpt2"), engine="auto"), transformers.GPT2LMHeadModel)
     with pytest.raises(EngineError, match="holiday"):
         tersor.load(folder("gpt2"), engine="openvino")
@@ -111,6 +113,14 @@ def test_the_command_takes_openvino_by_itself_and_torch_when_told(folder):
 
 def test_the_command_goes_on_in_torch_and_says_why_in_one_line(folder, no_openvino):
     done, said = generated(folder("gpt2"))
-    assert said[0] == "running in torch, as OpenVINO does not support this model: OpenVINO is on holiday"
+    assert said[0] == "running in torch, as openvino does not support this model: OpenVINO is on holiday"
     assert said[-1].endswith(", in torch")
     assert done.stdout == generated(folder("gpt2"), "--engine", "torch")[0].stdout
+
+
+def test_a_decoder_of_another_engine_is_found_in_the_table(folder, monkeypatch):
+    monkeypatch.setitem(ENGINES, "toy", Toy())
+    assert isinstance(tersor.load(folder("gpt2"), engine="toy"), Parrot)
+    done, said = generated(folder("gpt2"), "--engine", "toy")
+    assert done.stdout.split() == ["w5", "w9", *["w7"] * 4]
+    assert said[-1].endswith(", in toy")

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 import tersor
-from tersor.engines import check_numbers
 from tersor.engines import engine as find_engine
+from tersor.engines.numbers import check_numbers
 from tersor.errors import RecipeError
 from tersor.network.network import op_name
 from tersor.numerics.fakequant import quantize_rows_op

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tersor.engines import ENGINES, automatic
+
 
 def keys(module: str, table: str) -> str:
     """The keys of a table for a help text, read from its source: importing it would import PyTorch.
@@ -23,7 +25,6 @@ def keys(module: str, table: str) -> str:
 
 
 PRESETS = keys("recipe/recipe.py", "PRESETS")
-ENGINES = keys("engines/__init__.py", "ENGINES")
 LAYOUTS = keys("checkpoints/layouts.py", "LAYOUTS")
 
 console = Console()
@@ -48,7 +49,8 @@ EngineName = Annotated[
     typer.Option(
         "--engine",
         "-e",
-        help=f"{ENGINES} (`tersor engines` describes them); `compress` also takes auto: the fastest installed engine.",
+        help=f"{', '.join(ENGINES)} (`tersor engines` describes them); `compress` also takes auto: the fastest of "
+        f"{', '.join(automatic())} that is installed.",
     ),
 ]
 ChosenRecipe = Annotated[

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tersor.cli.options import Threads, console, errors, using_threads
+from tersor.engines import ENGINES, decoding
 
 
 def generate(
@@ -14,26 +15,23 @@ def generate(
     tokens: Annotated[int, typer.Option(help="Largest number of new tokens.", min=1)] = 100,
     engine: Annotated[
         str,
-        typer.Option("--engine", "-e", help="openvino, torch, or auto: openvino if it supports the model."),
+        typer.Option("--engine", "-e", help=f"{', '.join(decoding())}, or auto: the first that supports the model."),
     ] = "auto",
     threads: Threads = None,
 ) -> None:
     """Continue a prompt with a language model, by greedy decoding."""
     import time
 
-    from tersor.engines.openvino_decoder import OpenVinoDecoder
     from tersor.pipeline.folder.load import load_language
     from tersor.pipeline.folder.text import tokenizer_of
 
     with console.status("loading"), using_threads(threads):
         tokenizer = tokenizer_of(folder)
-        model, why_not = load_language(folder, engine, threads)
+        model, used, why_not = load_language(folder, engine, threads)
     if why_not is not None:
-        reason = f"running in torch, as OpenVINO does not support this model: {why_not}"
-        errors.print(reason, markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"running in {used}, as {why_not}", markup=False, highlight=False, soft_wrap=True)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
-    used = "openvino" if isinstance(model, OpenVinoDecoder) else "torch"
-    options = {"do_sample": False} if used == "torch" else {"eos_token_id": tokenizer.eos_token_id}
+    options = {"do_sample": False} if ENGINES[used].runs_modules else {"eos_token_id": tokenizer.eos_token_id}
     start = time.perf_counter()
     with using_threads(threads):
         out = model.generate(ids, max_new_tokens=tokens, **options)

@@ -1,29 +1,21 @@
-"""Where a network runs. Engines are imported when used; one that is absent says how to install it."""
+"""Where a network runs: a table of engines. Their libraries are imported when used."""
 
-import importlib
 from pathlib import Path
-from typing import Any
 
-from tersor.engines.base import Engine, Executed, NumbersCheck, Runner, check_numbers
+from tersor.engines.base import Engine, Executed, Runner, require
+from tersor.engines.onnxruntime import OnnxRuntime
+from tersor.engines.openvino import OpenVINO
+from tersor.engines.tensorrt import TensorRT
+from tersor.engines.torch import Torch
 from tersor.errors import EngineError
 
-__all__ = [
-    "ENGINES",
-    "Engine",
-    "Executed",
-    "NumbersCheck",
-    "Runner",
-    "check_numbers",
-    "engine",
-    "load_runner",
-]
+__all__ = ["ENGINES", "Engine", "Executed", "Runner", "automatic", "decoding", "engine", "load_runner", "simulation"]
 
-# name: (module, the command that installs what it needs)
-ENGINES: dict[str, tuple[str, str]] = {
-    "openvino": ("tersor.engines.openvino", "pip install openvino"),
-    "onnxruntime": ("tersor.engines.onnxruntime", 'pip install "tersor[onnx]"'),
-    "torch": ("tersor.engines.torch", "pip install torch"),
-    "tensorrt": ("tersor.engines.tensorrt", 'pip install "tersor[onnx]"'),
+ENGINES: dict[str, Engine] = {
+    "openvino": OpenVINO(),
+    "onnxruntime": OnnxRuntime(),
+    "torch": Torch(),
+    "tensorrt": TensorRT(),
 }
 
 
@@ -33,18 +25,39 @@ def engine(name: str) -> Engine:
     Raises:
         EngineError: an unknown name, or an engine that is not installed (with the pip command).
 
-    >>> engine("torch").NAME
-    'torch'
+    >>> engine("torch").simulates
+    True
     """
     if name not in ENGINES:
         raise EngineError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
-    module, command = ENGINES[name]
-    found: Any = importlib.import_module(module)
-    if found.version() is None:
-        raise EngineError(f"the engine {name!r} is not installed; run: {command}")
-    return found
+    require(ENGINES[name])
+    return ENGINES[name]
+
+
+def automatic() -> tuple[str, ...]:
+    """The names of the engines that ``auto`` chooses from, in the order in which it tries them.
+
+    >>> automatic()
+    ('openvino', 'onnxruntime')
+    """
+    return tuple(name for name, found in ENGINES.items() if found.cheap)
+
+
+def decoding() -> tuple[str, ...]:
+    """The names of the engines that run language models: those with a decoder, then PyTorch, which takes every one.
+
+    >>> decoding()
+    ('openvino', 'torch')
+    """
+    decoders = [name for name, found in ENGINES.items() if found.decoder is not None]
+    return (*decoders, *(name for name, found in ENGINES.items() if found.runs_modules))
+
+
+def simulation() -> Engine:
+    """The engine that simulates every format."""
+    return next(found for found in ENGINES.values() if found.simulates)
 
 
 def load_runner(name: str, folder: str, threads: int | None = None, precision: str = "f32") -> Runner:
-    """A runner of an engine's files; also what the process that measures memory calls."""
+    """A runner of an engine's files; the process that measures memory calls it, too."""
     return engine(name).load(Path(folder), threads=threads, precision=precision)

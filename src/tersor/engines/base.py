@@ -1,26 +1,29 @@
-"""What every engine gives: its policy, a compiled Runner, and an account of what really ran."""
+"""What every engine offers: its policy, a compiled Runner, and an account of what ran. Importing it is cheap."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
+from tersor.errors import EngineError
 
-from tersor.network.network import Network, op_name
-from tersor.policy import Policy
+if TYPE_CHECKING:
+    import torch
+
+    import tersor.network.network
+    import tersor.policy
 
 
 @dataclass(frozen=True)
 class Executed:
-    """One operator of a compiled model, by the engine's own account.
+    """One operator of a compiled model, as the engine reports it.
 
     Args:
         name: the engine's name for it.
         op: the engine's operator type.
         precision: what it computes in: int8, fp32, …
         nodes: the graph names of our operators that it does; the first gave it its type.
-        note: where it fell back to float, the rule that says why.
+        note: if it fell back to float, the rule that says why.
     """
 
     name: str
@@ -31,78 +34,119 @@ class Executed:
 
 
 class Runner(Protocol):
-    """A compiled network that takes and gives tensors."""
+    """A compiled network: tensors in, tensors out."""
 
     threads: int
     precision: str
 
-    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """One tensor, or a tuple of them where the network has several outputs."""
+    def __call__(self, *inputs: "torch.Tensor") -> "torch.Tensor | tuple[torch.Tensor, ...]":
+        """One tensor, or a tuple if the network has several outputs."""
         ...
 
     def executed(self) -> list[Executed]:
-        """Every operator with the precision that it really computes in."""
+        """Every operator with the precision that it computes in; empty if the engine does not report it here."""
         ...
 
     def save(self, folder: Path) -> tuple[str, ...]:
-        """Write the deployed files into an existing folder; their names are returned."""
+        """Write the deployed files into an existing folder and return their names."""
         ...
 
 
+@runtime_checkable
 class Engine(Protocol):
-    """Where a network runs."""
+    """Where a network runs: a frozen dataclass, and one entry of ``tersor.engines.ENGINES``.
 
-    name: str
+    Its methods import what they need, so that the table can be read where no engine is installed. A new engine is one
+    file with such a class and one entry: nothing else names it.
+    """
+
+    @property
+    def name(self) -> str:
+        """As ``--engine``, reports and saved folders write it."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """What it is, in one line of ``tersor engines``."""
+        ...
+
+    @property
+    def install(self) -> str:
+        """The command that installs what it needs."""
+        ...
+
+    @property
+    def libraries(self) -> tuple[str, ...]:
+        """Modules that are imported before memory is measured, so that none is charged to the network."""
+        ...
+
+    @property
+    def cheap(self) -> bool:
+        """Whether it runs networks here and compiles them quickly: ``auto`` tries it, others only run when named."""
+        ...
+
+    @property
+    def simulates(self) -> bool:
+        """Whether integer arithmetic is only simulated, in float: every format, and no speed-up."""
+        ...
+
+    @property
+    def runs_modules(self) -> bool:
+        """Whether it is PyTorch itself, in which a language model stays the class that its folder names."""
+        ...
+
+    @property
+    def decoder(self) -> Callable[..., Any] | None:
+        """Builds a decoder of a causal language model, or None.
+
+        It is called with a model of ``transformers`` (for its architecture; its parameters may be on the meta device),
+        its weights by name (Tensor or QTensor) and ``threads``, and gives an object with
+        ``generate(input_ids, max_new_tokens, eos_token_id)``.
+        """
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What every report on a network in this engine says."""
+        ...
+
+    @property
+    def unaudited(self) -> str:
+        """The note of a layer in the report when the engine does not report what it executed."""
+        ...
 
     def version(self) -> str | None:
-        """The installed version, or None where it is not installed."""
+        """The installed version; None if something that it needs is missing."""
         ...
 
-    def policy(self) -> Policy:
+    def policy(self) -> "tersor.policy.Policy":
         """What it can do, as data."""
         ...
 
-    def compile(self, network: Network, *, threads: int | None = None, precision: str = "f32") -> Runner:
-        """Lower and compile; EngineError where the engine refuses."""
+    def lower(self, network: "tersor.network.network.Network") -> Any:
+        """The network in the engine's own form, before it is compiled."""
+        ...
+
+    def compile(
+        self, network: "tersor.network.network.Network", *, threads: int | None = None, precision: str = "f32"
+    ) -> Runner:
+        """Lower and compile.
+
+        Raises:
+            EngineError: the engine is not installed, or refuses the network or the precision.
+        """
         ...
 
     def load(self, folder: Path, *, threads: int | None = None, precision: str = "f32") -> Runner:
-        """Compile what ``Runner.save`` wrote."""
+        """Compile what ``Runner.save`` wrote.
+
+        Raises:
+            EngineError: the engine is not installed, or cannot read the files.
+        """
         ...
 
 
-@dataclass(frozen=True)
-class NumbersCheck:
-    """The audit by numbers: how far the engine's output is from the simulation, and from the float network.
-
-    Both are relative root-mean-square distances. Where the engine really computes in integers as planned, it
-    stands nearer to the simulation.
-    """
-
-    to_simulation: float
-    to_float: float
-
-    @property
-    def integer(self) -> bool:
-        """Whether the engine's numbers are those of the simulation rather than of the float network."""
-        return self.to_simulation <= self.to_float
-
-
-def check_numbers(
-    runner: Runner, simulation: Network, original: Network, inputs: tuple[Any, ...]
-) -> NumbersCheck:
-    """Hold the engine's output against the simulation and the float network on one batch.
-
-    Where a scale is taken at run time from all of a tensor, an engine may take one for each thread's share of the
-    batch; then the first sample alone is compared.
-    """
-    if simulation.dynamic_batch and any(op_name(n) == "quantize_whole" for n in simulation.operators()):
-        inputs = tuple(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in inputs)
-    ours, simulated, exact = (_flat(f(*inputs)) for f in (runner, simulation, original))
-    norm = exact.norm().clamp_min(1e-12)
-    return NumbersCheck(float((ours - simulated).norm() / norm), float((ours - exact).norm() / norm))
-
-
-def _flat(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-    parts = (outputs,) if isinstance(outputs, Tensor) else outputs
-    return torch.cat([p.detach().double().reshape(-1) for p in parts if p.is_floating_point()])
+def require(engine: Engine) -> None:
+    """Raise EngineError, with the command that helps, if the engine is not installed."""
+    if engine.version() is None:
+        raise EngineError(f"the engine {engine.name!r} is not installed; run: {engine.install}")

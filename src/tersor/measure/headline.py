@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tersor.engines import ENGINES, automatic
 from tersor.measure.environment import exact_int8
 from tersor.measure.formatting import (
     change_text,
@@ -111,8 +112,11 @@ def _slower(report: Report) -> Problem | None:
     if speedup is None or speedup >= 1:
         return None
     what = f"{change_text(speedup, 'faster', 'slower')} than FP32 in the same engine"
-    if report.engine == "torch":
-        return Problem(what, "the torch engine only simulates integers", "--engine openvino or onnxruntime")
+    # A report may name an engine of another version.
+    engine = ENGINES.get(report.engine)
+    if engine is not None and engine.simulates:
+        others = " or ".join(automatic())
+        return Problem(what, f"the {engine.name} engine only simulates integers", f"--engine {others}")
     if wide := fallbacks(report):
         return Problem(
             what, f"{len(wide)} layers fell back to float", "the remedies for these layers that run in float"

@@ -16,9 +16,9 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
         folder: what ``Compressed.save`` or ``tersor compress`` wrote; or a language model in the Hugging Face layout,
             quantized (by Tersor or others, as compressed-tensors, GPTQ or AWQ) or not.
         threads: of the engine; by default all processors. In PyTorch it is ``torch.set_num_threads`` that decides.
-        engine: of a language model, ``torch`` (the default), ``openvino``, or ``auto``: OpenVINO where it takes the
-            model, otherwise PyTorch, with a UserWarning that says why. Any other network runs in the engine that it
-            was compressed for.
+        engine: of a language model, ``torch`` (the default), an engine with a decoder such as ``openvino``, or
+            ``auto``: the first such engine that takes the model, otherwise PyTorch, with a UserWarning that says why.
+            Any other network runs in the engine that it was compressed for.
 
     Returns:
         A ``Compressed`` to be called; of a language model something with ``generate(input_ids, max_new_tokens=…)``: in
@@ -27,13 +27,13 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
     Raises:
         SavedFolderError, CheckpointError: a file is missing, cut short or altered.
         EngineError: its engine is not installed, does not take it, or is not the one it was compressed for.
-        CaptureError: a language model that cannot be turned into a graph for OpenVINO, or is of an unknown kind.
+        CaptureError: a language model that cannot be turned into a graph for the engine, or is of an unknown kind.
     """
     folder = Path(folder)
     if is_language(folder):
-        model, why_not = load_language(folder, engine or "torch", threads)
+        model, used, why_not = load_language(folder, engine, threads)
         if why_not is not None:
-            warnings.warn(f"{folder} runs in torch, for OpenVINO cannot take it: {why_not}", stacklevel=2)
+            warnings.warn(f"{folder} runs in {used}, as {why_not}", stacklevel=2)
         return model
     found = load_network(folder, threads)
     if engine not in (None, "auto", found.engine):

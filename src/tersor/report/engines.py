@@ -1,7 +1,5 @@
 """Installed engines, and the integer features of this CPU."""
 
-import importlib
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -15,23 +13,14 @@ def engines_table() -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("engine", "version", "what it is"):
         table.add_column(column)
-    for name, (module, command) in ENGINES.items():
-        version = importlib.import_module(module).version()
-        table.add_row(name, version or f"not installed; run: {command}", _WHAT[name])
+    for name, engine in ENGINES.items():
+        table.add_row(name, engine.version() or f"not installed; run: {engine.install}", engine.summary)
     here = describe_environment(threads=1, precision="f32", packages=())
     words = [
         f"\nCPU: {here.cpu or 'unknown'} ({' '.join(here.isa) or 'no vector instructions known'})",
         meaning(here.isa),
     ]
     return Group(table, *(Text(w) for w in words))
-
-
-_WHAT = {
-    "openvino": "int8 on x86 and ARM CPUs; the default",
-    "onnxruntime": "int8 on x86 and ARM CPUs; a portable QDQ ONNX file",
-    "torch": "simulation: every format, no speed-up",
-    "tensorrt": "explicit QDQ ONNX for NVIDIA's TensorRT; checked here, built there",
-}
 
 
 def meaning(isa: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from parts import Lambda, flat, plain, task_of
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from tersor.engines.torch import policy as torch_policy
+from tersor.engines import simulation
 from tersor.errors import CaptureError
 from tersor.network.capture import capture
 from tersor.network.network import op_name, title
@@ -184,7 +184,7 @@ def test_a_network_without_recurrent_layers_is_itself():
 def test_recipes_that_calibrate_leave_the_operator(recipe, left):
     """Ranges that are fixed beforehand would be one for each step."""
     task = task_of(Recurrent("gru"), (LENGTH, WIDTH), batches=1)
-    prepared = prepare(task, PRESETS[recipe](), torch_policy())
+    prepared = prepare(task, PRESETS[recipe](), simulation().policy())
     assert len(recurrent(prepared.network)) == left
     assert len(recurrent(prepared.original)) == 1
     rows = [layer.reason for layer in prepared.plan.layers if layer.op in OPERATORS]
@@ -193,6 +193,6 @@ def test_recipes_that_calibrate_leave_the_operator(recipe, left):
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_the_plan_tells_why_a_layer_stays():
-    prepared = prepare(task_of(lstm(proj_size=3)[0], (LENGTH, WIDTH)), PRESETS["int8-dynamic"](), torch_policy())
+    prepared = prepare(task_of(lstm(proj_size=3)[0], (LENGTH, WIDTH)), PRESETS["int8-dynamic"](), simulation().policy())
     rows = [(r.name, r.planned, r.reason) for r in prepared.plan.layers if r.op == "lstm"]
     assert rows == [("rnn.lstm", "fp32", "not written out in steps: its state is projected")]

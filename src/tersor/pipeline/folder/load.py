@@ -1,16 +1,16 @@
-"""Load a compressed folder as a model that generates, in PyTorch or OpenVINO."""
+"""Load a compressed folder as a model that generates, in PyTorch or in an engine with a decoder."""
 
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, verify
 from tersor.checkpoints.quantized_folder import QuantizedFolder
-from tersor.engines.openvino_decoder import OpenVinoDecoder
+from tersor.engines import ENGINES, Engine, decoding
 from tersor.errors import CaptureError, CheckpointError, EngineError, SavedFolderError
 from tersor.network.quantized import QuantizedLinear, QuantizedWeight
 from tersor.network.swap import weighted_modules
@@ -29,36 +29,59 @@ def is_language(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def load_language(folder: Path, engine: str = "torch", threads: int | None = None) -> tuple[Any, str | None]:
-    """Load a model with ``generate``; also returns, in one line, why ``auto`` did not choose OpenVINO, or None.
+class LanguageModel(NamedTuple):
+    """A model with ``generate``, the name of its engine, and why an engine tried before does not support it, or None."""
+
+    model: Any
+    engine: str
+    why_not: str | None
+
+
+def load_language(folder: Path, engine: str | None = None, threads: int | None = None) -> LanguageModel:
+    """Load a model with ``generate``.
 
     Args:
         folder: a folder that ``compress_folder`` wrote, one from another tool in the layout of compressed-tensors, GPTQ
             or AWQ, or an unquantized one.
-        engine: ``torch``: the transformers class that config.json names, with quantized linear layers; ``openvino``: an
-            ``OpenVinoDecoder``; ``auto``: ``openvino`` if it can be built, otherwise ``torch``.
+        engine: None: PyTorch, the transformers class that config.json names, with quantized linear layers; the name of
+            an engine with a decoder; ``auto``: the first of ``tersor.engines.decoding()`` that supports the model.
 
     Raises:
         SavedFolderError: a file of the folder is missing or altered.
         CheckpointError: a file is missing, truncated or damaged.
-        EngineError: the engine is unknown, or is OpenVINO and not installed or unable to compile the model.
-        CaptureError: the architecture is unknown, or the engine is OpenVINO and torch.export fails.
+        EngineError: the engine has no decoder, is not installed, or cannot compile the model.
+        CaptureError: the architecture is unknown, or the engine needs a graph and torch.export fails.
     """
-    if engine not in ("auto", "openvino", "torch"):
-        raise EngineError(f"engine {engine!r} does not run language models: choose torch, openvino or auto")
+    candidates, why_not = _candidates(engine), None
     check_sums(folder)
     with quiet():
-        metamodel, why_not = MetaModel(open_folder(folder)), None
-        if engine != "torch":
+        for candidate in candidates[:-1]:
             try:
-                return OpenVinoDecoder.build(metamodel.model, _Weights(metamodel), threads=threads), None
+                return LanguageModel(_in_engine(candidate, folder, threads), candidate.name, why_not)
             except (EngineError, CaptureError) as error:
-                if engine == "openvino":
-                    raise
-                why_not = str(error).splitlines()[0]
-            # Start again with a model that was not traced.
-            metamodel = MetaModel(open_folder(folder))
-        return _in_torch(metamodel), why_not
+                why_not = f"{candidate.name} does not support this model: {str(error).splitlines()[0]}"
+        last = candidates[-1]
+        return LanguageModel(_in_engine(last, folder, threads), last.name, why_not)
+
+
+def _candidates(engine: str | None) -> list[Engine]:
+    """The engines to try; the last one's errors are raised."""
+    names = decoding()
+    if engine is None:
+        return [ENGINES[name] for name in names if ENGINES[name].runs_modules]
+    if engine == "auto":
+        return [ENGINES[name] for name in names]
+    if engine not in names:
+        raise EngineError(f"engine {engine!r} does not run language models: choose {', '.join(names)} or auto")
+    return [ENGINES[engine]]
+
+
+def _in_engine(engine: Engine, folder: Path, threads: int | None) -> Any:
+    """The folder's model in one engine, from a MetaModel of its own: one that was traced cannot be used again."""
+    metamodel = MetaModel(open_folder(folder))
+    if engine.decoder is None:
+        return _in_torch(metamodel)
+    return engine.decoder(metamodel.model, _Weights(metamodel), threads=threads)
 
 
 class _Weights(Mapping[str, Tensor | QTensor]):

@@ -21,14 +21,17 @@ class Audited:
         return is_fallback(self.layer.planned, self.executed)
 
 
-def audit(plan: Plan, runner: Runner) -> list[Audited]:
+def audit(plan: Plan, runner: Runner, unaudited: str = "the engine reports no operators") -> list[Audited]:
     """One row for every planned layer.
 
     An activation function inside its neighbour is ``fused``; a sum inside one computes in that one's precision.
+
+    Args:
+        unaudited: the note of every layer if the engine does not report what it executed (``Engine.unaudited``).
     """
     rows = runner.executed()
     if not rows:
-        return [Audited(layer, None, "this engine gives no account here") for layer in plan.layers]
+        return [Audited(layer, None, unaudited) for layer in plan.layers]
     layers = {layer.node: layer for layer in plan.layers}
     owner: dict[str, tuple[Executed, bool]] = {}
     for row in rows:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tersor.engines import check_numbers
+from tersor.engines import automatic
 from tersor.engines import engine as find_engine
+from tersor.engines.numbers import check_numbers
 from tersor.errors import EngineError, RecipeError
 from tersor.measure import Latency, interleave, ratio, shipped_bytes
 from tersor.measure.formatting import size_text
@@ -21,7 +22,6 @@ from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe
 from tersor.task import Task
 
-CANDIDATES = ("openvino", "onnxruntime")
 # Shares by which latencies, and then sizes, may differ and still count as the same.
 AS_FAST, AS_LARGE = 0.1, 0.01
 
@@ -35,11 +35,19 @@ class Choice:
 
 
 def choose_engine(
-    task: Task, recipe: Recipe, threads: int, precision: str, stages: Stages, candidates: tuple[str, ...] = CANDIDATES
+    task: Task,
+    recipe: Recipe,
+    threads: int,
+    precision: str,
+    stages: Stages,
+    candidates: tuple[str, ...] | None = None,
 ) -> Choice:
     """The engine in which the compressed network is best (``preferred``), batch 1, of those faithful to the simulation.
 
     Faithful: its output stands nearer to the simulation with integers than to the network in float.
+
+    Args:
+        candidates: names of engines; by default those whose compilation is cheap (``tersor.engines.automatic``).
 
     Raises:
         RecipeError: where no engine takes the recipe, with each one's reason.
@@ -48,7 +56,7 @@ def choose_engine(
     errors: dict[str, float] = {}
     inputs: tuple[Any, ...] = ()
     notes: list[str] = []
-    for name in candidates:
+    for name in automatic() if candidates is None else candidates:
         try:
             module = find_engine(name)
             with stages.stage("capture", f"{name}: planning"):

@@ -37,8 +37,8 @@ def compress(
 
     Args:
         recipe: a Recipe, the name of a preset, or the path of a YAML file.
-        engine: ``openvino``, ``onnxruntime``, ``torch`` (a simulation) or ``tensorrt`` (files only); ``auto``
-            compiles for the first two, where they are installed, and keeps the faster that is faithful.
+        engine: the name of an engine in ``tersor.engines.ENGINES``, as ``tersor engines`` lists them; ``auto``
+            compiles for those that are installed and cheap to compile for, and keeps the fastest that is faithful.
         threads: threads of the engine; all processors that this process may use, if None.
         precision: what float operators compute in, ``f32`` or ``bf16``; it is pinned and reported.
         evaluate: False leaves the metric out.
@@ -87,7 +87,7 @@ def compress(
             few = tuple(x[:NOISE_SAMPLES] if isinstance(x, Tensor) and x.ndim else x for x in solved.samples)
             names = {layer.node for layer in solved.prepared.plan.layers}
             noise = layer_noise(solved.prepared.network, solved.network, few, names)
-        rows = audit(solved.prepared.plan, runner)
+        rows = audit(solved.prepared.plan, runner, module.unaudited)
         found = make_report(subjects, recipe, solved, measured, rows, noise, stages.seconds)
         found = with_notes(found, choice)
     return Compressed(engine, recipe, runner, found, inputs, solved.network, solved.prepared.plan)

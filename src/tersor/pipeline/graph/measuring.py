@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from tersor.engines import ENGINES, check_numbers
+from tersor.engines import ENGINES
 from tersor.engines.base import Runner
+from tersor.engines.numbers import check_numbers
 from tersor.errors import TersorError
 from tersor.measure import (
     AgreementRecorder,
@@ -112,19 +113,13 @@ def _sizes_and_memory(subjects: Subjects, found: Measured, on_step: Callable[[],
                     "tersor.engines:load_runner",
                     arguments,
                     inputs,
-                    imports=[ENGINES[subjects.engine][0], *_libraries(subjects.engine)],
+                    imports=ENGINES[subjects.engine].libraries,
                     threads=subjects.threads,
                 )
                 found.memory[name] = memory.model_bytes
             except TersorError as error:
                 found.unknown[f"{name}.memory_bytes"] = f"it could not be measured ({error})"
             on_step()
-
-
-def _libraries(name: str) -> list[str]:
-    return {"openvino": ["openvino"], "onnxruntime": ["onnxruntime"], "tensorrt": ["onnxruntime"]}.get(
-        name, []
-    )
 
 
 def _latencies(subjects: Subjects, found: Measured, on_round: Callable[[int, int], None]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tersor.engines import engine as find_engine
+from tersor.engines import simulation
 from tersor.errors import CalibrationError, TaskError
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.compress import compress
@@ -113,7 +114,7 @@ def prepare(
     """
     task, recipe = Task(type(model).__name__, model, example, tuple), resolve(recipe)
     # ``auto`` has no policy of its own; the simulation's takes whatever one of its engines takes.
-    policy = find_engine("torch" if engine == "auto" else engine).policy()
+    policy = (simulation() if engine == "auto" else find_engine(engine)).policy()
     needs_data = _needs_data(recipe, planned(task, recipe, policy))
     return Recording(task, Goal(recipe, engine, threads, precision, needs_data))
 

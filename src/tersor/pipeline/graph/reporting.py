@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tersor.engines import ENGINES
 from tersor.engines.base import Runner
 from tersor.measure import describe_environment, peak_bytes, unknown, with_headline
 from tersor.measure.layers import LayerNoise
@@ -206,9 +207,7 @@ def _network_notes(subjects: Subjects, solved: Solved) -> list[str]:
             "this CPU has no VNNI: its u8·s8 kernels add pairs of products in 16 bits, which saturate without a word; "
             "weights keep to 7 bits (codes within ±63), which is exact"
         )
-    if subjects.engine == "torch":
-        notes.append("the engine `torch` simulates: it shows the accuracy of integers, not their speed")
-    return notes
+    return [*notes, *ENGINES[subjects.engine].notes]
 
 
 def _simulation_warnings(measured: Measured) -> list[str]:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from tersor.engines.openvino_decoder_trace import Trace, trace
-from tersor.engines.openvino_weights import Codes, held
+from tersor.engines.openvino.decoder_trace import Trace, trace
+from tersor.engines.openvino.weights import Codes, held
 from tersor.errors import EngineError
 from tersor.numerics import QTensor
 from tersor.process import quiet

@@ -1,7 +1,6 @@
-"""ONNX Runtime on the CPU: the network goes to it as explicit QDQ ONNX, the file that is also shipped."""
+"""A network in ONNX Runtime, and its file."""
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,7 @@ from torch import Tensor
 
 from tersor.engines.base import Executed
 from tersor.errors import EngineError
-from tersor.network.network import Network
-from tersor.numerics.spec import QuantSpec
-from tersor.policy import Policy, x86
 
-NAME = "onnxruntime"
 FILES = ("model.onnx",)
 # It would quantize, without a word, float weights that the plan keeps; our files leave it nothing else to do.
 _OPTIONS: dict[str, Any] = {
@@ -24,76 +19,6 @@ _OPTIONS: dict[str, Any] = {
 }
 # Only errors: it warns of every constant that nobody reads.
 _SILENT = 3
-
-
-def policy() -> Policy:
-    """What ONNX Runtime's CPU kernels compute in int8, and what they need for it."""
-    common = x86(NAME)
-    return replace(
-        common,
-        activation_formats=common.activation_formats | {"int16"},
-        rounded=frozenset({"int16"}),
-        layers=frozenset({"conv1d", "conv2d", "conv3d", "linear"}),
-        fuses=frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}),
-        needs_output_quantizer=frozenset({"conv1d", "conv2d", "conv3d"}),
-        decomposes=frozenset({"silu"}),
-        integer_biases=True,
-        runtime=QuantSpec("uint8", symmetric=False),
-        runtime_formats=frozenset({"uint8"}),
-        stored_formats=frozenset({"int2", "int4", "uint2", "uint4", "uint8"}),
-        stored_multiple=16,
-        stored_asymmetric=True,
-    )
-
-
-def version() -> str | None:
-    """The installed version, or None where it or the ONNX packages that write its files are absent."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError:
-        return None
-    return str(onnxruntime.__version__)
-
-
-def compile(
-    network: Network, *, threads: int | None = None, precision: str = "f32", int8_products: bool = False
-) -> "OnnxRuntimeRunner":
-    """Lower the network to ONNX and load it.
-
-    Args:
-        int8_products: let the products with weights of few bits quantize their inputs to int8 as they come, which is
-            faster and no longer what was simulated.
-
-    Raises:
-        EngineError: where ONNX Runtime is not installed, the precision is not f32, or the network is refused.
-    """
-    _require(precision)
-    from tersor.checkpoints.onnx.qdq import Style, to_onnx
-
-    return OnnxRuntimeRunner(to_onnx(network, Style(packed=True, int8_products=int8_products)), threads)
-
-
-def load(folder: Path, *, threads: int | None = None, precision: str = "f32") -> "OnnxRuntimeRunner":
-    """A runner of what ``OnnxRuntimeRunner.save`` wrote."""
-    _require(precision)
-    import onnx
-
-    try:
-        model = onnx.load(str(folder / FILES[0]))
-    except Exception as error:
-        raise EngineError(f"ONNX Runtime cannot read {folder / FILES[0]}: {_summary(error)}") from error
-    return OnnxRuntimeRunner(model, threads)
-
-
-def _require(precision: str) -> None:
-    if version() is None:
-        raise EngineError('the engine `onnxruntime` is not installed; run: pip install "tersor[onnx]"')
-    if precision != "f32":
-        raise EngineError(
-            f"ONNX Runtime's CPU kernels compute float in FP32, not in {precision}; leave precision at f32"
-        )
 
 
 class OnnxRuntimeRunner:
@@ -150,7 +75,7 @@ class OnnxRuntimeRunner:
         """Every operator of the optimized graph, which ONNX Runtime itself writes out, with its precision."""
         import onnx
 
-        from tersor.engines.onnxruntime_audit import account
+        from tersor.engines.onnxruntime.audit import account
 
         with tempfile.TemporaryDirectory() as folder:
             path = str(Path(folder) / "optimized.onnx")
@@ -162,6 +87,20 @@ class OnnxRuntimeRunner:
         from tersor.checkpoints.onnx.qdq import write_onnx
 
         return write_onnx(self.model, folder)
+
+
+def read_model(folder: Path) -> Any:
+    """The onnx.ModelProto that ``OnnxRuntimeRunner.save`` wrote.
+
+    Raises:
+        EngineError: the file is missing or damaged.
+    """
+    import onnx
+
+    try:
+        return onnx.load(str(folder / FILES[0]))
+    except Exception as error:
+        raise EngineError(f"the ONNX file {folder / FILES[0]} cannot be read: {_summary(error)}") from error
 
 
 def _session(model: Any, options: Any) -> Any:

@@ -1,0 +1,104 @@
+"""ONNX Runtime on the CPU: the network goes to it as explicit QDQ ONNX, the file that is also shipped."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tersor.engines.base import require
+from tersor.errors import EngineError
+
+if TYPE_CHECKING:
+    import tersor.engines.onnxruntime.runner
+    import tersor.network.network
+    import tersor.policy
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """ONNX Runtime's CPU kernels.
+
+    Args:
+        int8_products: let the products with weights of few bits quantize their inputs to int8 as they come, which is
+            faster and no longer what was simulated.
+    """
+
+    int8_products: bool = False
+    name: str = "onnxruntime"
+    summary: str = "int8 on x86 and ARM CPUs; a portable QDQ ONNX file"
+    install: str = 'pip install "tersor[onnx]"'
+    libraries: tuple[str, ...] = ("tersor.engines.onnxruntime.runner", "onnxruntime")
+    cheap: bool = True
+    simulates: bool = False
+    runs_modules: bool = False
+    decoder: None = None
+    notes: tuple[str, ...] = ()
+    unaudited: str = "the engine reports no operators"
+
+    def version(self) -> str | None:
+        """The installed version; None if it or one of the ONNX packages that write its files is missing."""
+        try:
+            import onnx  # noqa: F401
+            import onnxruntime
+            import onnxscript  # noqa: F401
+        except ImportError:
+            return None
+        return str(onnxruntime.__version__)
+
+    def policy(self) -> "tersor.policy.Policy":
+        """What ONNX Runtime's CPU kernels compute in int8, and what they need for it."""
+        from dataclasses import replace
+
+        from tersor.numerics.spec import QuantSpec
+        from tersor.policy import x86
+
+        common = x86(self.name)
+        return replace(
+            common,
+            activation_formats=common.activation_formats | {"int16"},
+            rounded=frozenset({"int16"}),
+            layers=frozenset({"conv1d", "conv2d", "conv3d", "linear"}),
+            fuses=frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}),
+            needs_output_quantizer=frozenset({"conv1d", "conv2d", "conv3d"}),
+            decomposes=frozenset({"silu"}),
+            integer_biases=True,
+            runtime=QuantSpec("uint8", symmetric=False),
+            runtime_formats=frozenset({"uint8"}),
+            stored_formats=frozenset({"int2", "int4", "uint2", "uint4", "uint8"}),
+            stored_multiple=16,
+            stored_asymmetric=True,
+        )
+
+    def lower(self, network: "tersor.network.network.Network") -> Any:
+        """The network as an onnx.ModelProto with explicit quantizers."""
+        from tersor.checkpoints.onnx.qdq import Style, to_onnx
+
+        return to_onnx(network, Style(packed=True, int8_products=self.int8_products))
+
+    def compile(
+        self, network: "tersor.network.network.Network", *, threads: int | None = None, precision: str = "f32"
+    ) -> "tersor.engines.onnxruntime.runner.OnnxRuntimeRunner":
+        """Lower the network to ONNX and load it.
+
+        Raises:
+            EngineError: ONNX Runtime is not installed, the precision is not f32, or the network is refused.
+        """
+        self._check(precision)
+        from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(self.lower(network), threads)
+
+    def load(
+        self, folder: Path, *, threads: int | None = None, precision: str = "f32"
+    ) -> "tersor.engines.onnxruntime.runner.OnnxRuntimeRunner":
+        """A runner of what ``OnnxRuntimeRunner.save`` wrote."""
+        self._check(precision)
+        from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner, read_model
+
+        return OnnxRuntimeRunner(read_model(folder), threads)
+
+    def _check(self, precision: str) -> None:
+        require(self)
+        if precision != "f32":
+            raise EngineError(
+                f"ONNX Runtime's CPU kernels compute float in FP32, not in {precision}; leave precision at f32"
+            )

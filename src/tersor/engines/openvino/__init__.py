@@ -1,0 +1,110 @@
+"""OpenVINO: the default engine. The graph goes to it directly; our quantizers become its FakeQuantize."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tersor.engines.base import require
+
+if TYPE_CHECKING:
+    import tersor.engines.openvino.runner
+    import tersor.network.network
+    import tersor.policy
+
+
+@dataclass(frozen=True)
+class OpenVINO:
+    """OpenVINO's CPU plugin."""
+
+    name: str = "openvino"
+    summary: str = "int8 on x86 and ARM CPUs; the default"
+    install: str = "pip install openvino"
+    libraries: tuple[str, ...] = ("tersor.engines.openvino.runner", "openvino")
+    cheap: bool = True
+    simulates: bool = False
+    runs_modules: bool = False
+    notes: tuple[str, ...] = ()
+    unaudited: str = "the engine reports no operators"
+
+    def version(self) -> str | None:
+        """The installed version, or None."""
+        try:
+            import openvino
+        except ImportError:
+            return None
+        return str(openvino.__version__).split("-")[0]
+
+    def policy(self) -> "tersor.policy.Policy":
+        """What OpenVINO's CPU plugin computes in int8.
+
+        Of a residual sum that no ReLU follows only the shortcut is quantized: the other branch is added inside its
+        convolution, and a quantizer there would be computed without its rounding. Where a ReLU follows, OpenVINO merges
+        the sum only if both branches are quantized; the rounding that the simulation makes on the convolution's
+        branch is then missing. Its FakeQuantize of 65,536 levels rounds in float, and what reads it computes in float.
+        """
+        from dataclasses import replace
+
+        from tersor.engines.openvino.lowering import GROUP
+        from tersor.policy import x86
+
+        common = x86(self.name)
+        return replace(
+            common,
+            activation_formats=common.activation_formats | {"int16"},
+            rounded=frozenset({"int16"}),
+            stored_formats=frozenset({"int4"}),
+            half_arithmetic=frozenset({"bf16"} if self._computes_bf16() else ()),
+            skip_branch_only="bare",
+            runtime_formats=frozenset({"int8"}),
+            runtime_group=GROUP,
+            stores_embeddings=True,
+        )
+
+    def _computes_bf16(self) -> bool:
+        """Whether this CPU has BF16 products; without them OpenVINO computes in FP32, whatever a model says."""
+        if self.version() is None:
+            return False
+        import openvino
+
+        return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+    def lower(self, network: "tersor.network.network.Network") -> Any:
+        """The network as an openvino.Model whose operators keep our node names."""
+        from tersor.engines.openvino.lowering import lowered
+
+        return lowered(network)
+
+    def compile(
+        self, network: "tersor.network.network.Network", *, threads: int | None = None, precision: str = "f32"
+    ) -> "tersor.engines.openvino.runner.OpenVINORunner":
+        """Lower the network to OpenVINO and compile it.
+
+        Raises:
+            EngineError: OpenVINO is not installed, or cannot convert or compile the network.
+        """
+        require(self)
+        from tersor.engines.openvino.runner import OpenVINORunner
+
+        return OpenVINORunner(self.lower(network), threads, precision)
+
+    def load(
+        self, folder: Path, *, threads: int | None = None, precision: str = "f32"
+    ) -> "tersor.engines.openvino.runner.OpenVINORunner":
+        """A runner of what ``OpenVINORunner.save`` wrote."""
+        require(self)
+        from tersor.engines.openvino.runner import OpenVINORunner, read_model
+
+        return OpenVINORunner(read_model(folder), threads, precision)
+
+    def decoder(self, model: Any, weights: Mapping[str, Any], threads: int | None = None) -> Any:
+        """An ``OpenVinoDecoder`` of a causal model of ``transformers`` and its weights by name.
+
+        Raises:
+            EngineError: OpenVINO is not installed or does not take the model or a weight.
+            CaptureError: what torch.export cannot take, with the line at fault.
+        """
+        require(self)
+        from tersor.engines.openvino.decoder import OpenVinoDecoder
+
+        return OpenVinoDecoder.build(model, weights, threads=threads)

@@ -1,0 +1,79 @@
+"""From the Network to an openvino.Model."""
+
+from typing import Any
+
+from tersor.engines.openvino.graph import MARK, readable
+from tersor.engines.openvino.pools import plain_pools
+from tersor.engines.openvino.quantizers import dequantize, fake_quantize, float_inputs
+from tersor.engines.openvino.runner import GROUP_KEY, first_lines
+from tersor.errors import EngineError
+from tersor.network.network import Network, op_name
+
+# Neighbours of a token that share a scale when it is quantized at run time.
+GROUP = 128
+
+
+def lowered(network: Network) -> Any:
+    """The network as an openvino.Model whose operators keep our node names."""
+    import openvino as ov
+    from openvino.frontend.pytorch import ConversionExtension
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    module = readable(float_inputs(network, GROUP))
+    extensions = [
+        ConversionExtension("tersor.fake_quantize.default", fake_quantize),
+        ConversionExtension("tersor.dequantize.default", dequantize),
+        ConversionExtension("tersor.quantize_rows.default", lambda context: [context.get_input(0)]),
+        ConversionExtension("aten.softmax.int", _softmax),
+    ]
+    try:
+        model = ov.convert_model(TorchFXPythonDecoder(module, dynamic_shapes=True), extension=extensions)
+    except Exception as error:
+        raise EngineError(f"OpenVINO cannot convert this network: {first_lines(error)}") from error
+    batch = -1 if network.dynamic_batch else None
+    shapes = {}
+    for port, example in zip(model.inputs, network.example, strict=True):
+        port.get_node().set_element_type(ov.Type(example.numpy().dtype))
+        shapes[port] = [batch or example.shape[0], *example.shape[1:]] if example.ndim else []
+    try:
+        model.reshape(shapes)
+    except RuntimeError as error:
+        raise EngineError(f"OpenVINO cannot give this network its shapes: {first_lines(error)}") from error
+    if any(op_name(n) == "quantize_rows" for n in network.operators()):
+        model.set_rt_info(str(GROUP), GROUP_KEY)
+    plain_pools(model)
+    _share_bounds(model)
+    _shorten_names(model)
+    for port, name in zip(model.inputs, network.input_names, strict=True):
+        port.get_tensor().set_names({name})
+    for port, name in zip(model.outputs, network.output_names, strict=True):
+        port.get_tensor().set_names({name})
+    return model
+
+
+def _share_bounds(model: Any) -> None:
+    """Equal bounds of FakeQuantize become one constant: the converter makes four of its own for each."""
+    shared: dict[bytes, Any] = {}
+    for op in model.get_ordered_ops():
+        if op.get_type_name() == "FakeQuantize":
+            for k in range(1, 5):
+                source = op.input(k).get_source_output()
+                constant = source.get_node()
+                if constant.get_type_name() == "Constant":
+                    key = constant.get_data().tobytes() + str(source.get_shape()).encode()
+                    op.input(k).replace_source_output(shared.setdefault(key, source))
+
+
+def _shorten_names(model: Any) -> None:
+    """Our node's name and a number: in small networks the names would outweigh the weights."""
+    for number, op in enumerate(model.get_ordered_ops()):
+        owner, found, _ = op.get_friendly_name().partition(MARK)
+        op.set_friendly_name(f"{owner}/{number}" if found else f"/{number}")
+        for port in op.outputs():
+            port.get_tensor().set_names(set())
+
+
+def _softmax(context: Any) -> Any:
+    from openvino import opset13 as ops
+
+    return ops.softmax(context.get_input(0), context.get_values_from_const_input(1)).outputs()

@@ -1,0 +1,59 @@
+"""The file for TensorRT, computed in ONNX Runtime for comparison."""
+
+from pathlib import Path
+from typing import Any
+
+from tersor.engines.base import Executed
+from tersor.engines.onnxruntime.runner import FILES as MODEL_FILES
+from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner
+from tersor.errors import EngineError
+
+README = "README.txt"
+FILES = (*MODEL_FILES, README)
+
+
+def check_symmetric(model: Any) -> None:
+    from onnx import numpy_helper
+
+    tensors = {t.name: t for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and numpy_helper.to_array(tensors[node.input[2]]).any():
+            raise EngineError(
+                f"{node.name.split('/')[0]}: TensorRT takes only zero point 0; compress with activations "
+                "that are int8 and symmetric, as the preset int8-tensorrt does"
+            )
+
+
+class TensorRTRunner(OnnxRuntimeRunner):
+    """The exported file, computed operator by operator in ONNX Runtime: its numbers, not its speed."""
+
+    optimize = False
+
+    def executed(self) -> list[Executed]:
+        """Nothing: what is fused, and into which precision, only TensorRT can tell (``--dumpLayerInfo``)."""
+        return []
+
+    def save(self, folder: Path) -> tuple[str, ...]:
+        """Write the ONNX file, and beside it how to build an engine from it."""
+        files = super().save(folder)
+        (folder / README).write_text(_instructions(self.model), encoding="utf8")
+        return (*files, README)
+
+
+def _instructions(model: Any) -> str:
+    shapes = {}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        shapes[value.name] = [d.dim_value or None for d in dims]
+    ranges = ""
+    if any(None in dims for dims in shapes.values()):
+        for flag, batch in (("min", 1), ("opt", 8), ("max", 32)):
+            text = ",".join(f"{n}:{'x'.join(str(d or batch) for d in dims)}" for n, dims in shapes.items())
+            ranges += f" \\\n    --{flag}Shapes={text}"
+    return f"""model.onnx holds explicit quantizers (QuantizeLinear and DequantizeLinear, int8, zero point 0);
+opset 21 needs TensorRT 10 or later. Its types are decided by the file, so build a strongly typed engine:
+
+  trtexec --onnx=model.onnx --stronglyTyped --saveEngine=model.plan{ranges}
+
+Add --profilingVerbosity=detailed --dumpLayerInfo to see which precision every layer got.
+"""

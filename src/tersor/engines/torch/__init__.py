@@ -1,0 +1,71 @@
+"""PyTorch: the simulation of what is planned. Every format and granularity works here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import tersor.engines.torch.runner
+    import tersor.network.network
+    import tersor.policy
+
+
+@dataclass(frozen=True)
+class Torch:
+    """The network as planned, in float arithmetic, with every rounding that an integer engine would make."""
+
+    name: str = "torch"
+    summary: str = "simulation: every format, no speed-up"
+    install: str = "pip install torch"
+    libraries: tuple[str, ...] = ("tersor.engines.torch.runner",)
+    cheap: bool = False
+    simulates: bool = True
+    runs_modules: bool = True
+    decoder: None = None
+    notes: tuple[str, ...] = ("the engine `torch` simulates: it shows the accuracy of integers, not their speed",)
+    unaudited: str = "the engine reports no operators"
+
+    def version(self) -> str | None:
+        """The installed version."""
+        import torch
+
+        return torch.__version__
+
+    def policy(self) -> "tersor.policy.Policy":
+        """Everything is simulated; quantizers stand where the CPU engines have them."""
+        from tersor.numerics.formats import FORMATS
+        from tersor.numerics.spec import Granularity, QuantSpec
+        from tersor.policy import Policy
+
+        everything = frozenset(FORMATS)
+        return Policy(
+            engine=self.name,
+            activation=QuantSpec("uint8", Granularity.tensor(), symmetric=False),
+            weight=QuantSpec("int8", Granularity.channel(0), symmetric=True),
+            activation_formats=everything,
+            weight_formats=everything,
+            granularities=frozenset({"tensor", "channel", "group", "filters", "token"}),
+            half_arithmetic=frozenset({"fp16", "bf16"}),
+            stores_embeddings=True,
+            runtime_formats=frozenset({"int4", "int8", "int16"}),
+        )
+
+    def lower(self, network: "tersor.network.network.Network") -> "tersor.network.network.Network":
+        """The network itself."""
+        return network
+
+    def compile(
+        self, network: "tersor.network.network.Network", *, threads: int | None = None, precision: str = "f32"
+    ) -> "tersor.engines.torch.runner.TorchRunner":
+        """A runner of the network; nothing is lowered."""
+        from tersor.engines.torch.runner import TorchRunner
+
+        return TorchRunner(network, threads, precision)
+
+    def load(
+        self, folder: Path, *, threads: int | None = None, precision: str = "f32"
+    ) -> "tersor.engines.torch.runner.TorchRunner":
+        """A runner of what ``TorchRunner.save`` wrote."""
+        from tersor.checkpoints import network as checkpoint
+
+        return self.compile(checkpoint.read(folder), threads=threads, precision=precision)

@@ -1,0 +1,41 @@
+"""The simulation: the network as Tersor planned it, run by PyTorch."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tersor.checkpoints import network as checkpoint
+from tersor.engines.base import Executed
+from tersor.network.network import Network, op_name
+from tersor.network.quantize import is_quantizer
+
+FILES = checkpoint.FILES
+
+
+class TorchRunner:
+    """The quantized graph in float arithmetic, with every rounding that an integer engine would make."""
+
+    def __init__(self, network: Network, threads: int | None = None, precision: str = "f32") -> None:
+        self.network = network
+        self.threads = threads or torch.get_num_threads()
+        self.precision = precision
+
+    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """One tensor, or a tuple if there are several outputs."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return self.network(*inputs)
+        finally:
+            torch.set_num_threads(before)
+
+    def executed(self) -> list[Executed]:
+        """Every operator; a simulation computes in FP32 all that is not kept in half precision, and says so."""
+        note = "a simulation: integers are rounded to, the arithmetic is float"
+        operators = [n for n in self.network.operators() if not is_quantizer(n)]
+        return [Executed(n.name, op_name(n), n.meta.get("half", "fp32"), (n.name,), note) for n in operators]
+
+    def save(self, folder: Path) -> tuple[str, ...]:
+        """Write the graph as JSON and the tensors as safetensors."""
+        return checkpoint.write(self.network, folder)

@@ -1,0 +1,59 @@
+"""An engine that no file of Tersor names: tests put it into the table."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tersor.engines import ENGINES
+from tersor.engines.base import Executed
+from tersor.engines.torch.runner import TorchRunner
+from tersor.policy import Policy, x86
+
+
+class Silent(TorchRunner):
+    """Computes as the simulation, and reports nothing."""
+
+    def executed(self) -> list[Executed]:
+        return []
+
+
+class Parrot:
+    """A decoder that always answers the same."""
+
+    def generate(self, input_ids: Tensor, max_new_tokens: int, eos_token_id: int | None = None) -> Tensor:
+        return torch.cat([input_ids, torch.full((len(input_ids), max_new_tokens), 7)], 1)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The simulation under another name, with the rules of a CPU engine."""
+
+    name: str = "toy"
+    summary: str = "an engine for this test"
+    install: str = "pip install toy"
+    libraries: tuple[str, ...] = ("json",)
+    cheap: bool = True
+    simulates: bool = False
+    runs_modules: bool = False
+    notes: tuple[str, ...] = ("a toy ran this",)
+    unaudited: str = "a toy says nothing"
+    def version(self) -> str | None:
+        return "0.0"
+
+    def policy(self) -> Policy:
+        return x86(self.name)
+
+    def lower(self, network):
+        return network
+
+    def compile(self, network, *, threads=None, precision="f32"):
+        return Silent(network, threads, precision)
+
+    def load(self, folder: Path, *, threads=None, precision="f32"):
+        return Silent(ENGINES["torch"].load(folder).network, threads, precision)
+
+    def decoder(self, model: Any, weights: Any, threads: int | None = None) -> Parrot:
+        return Parrot()

@@ -38,6 +38,18 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def cpu(monkeypatch, tmp_path_factory):
+    """Call it with names of instruction sets: this machine's CPU then has these and no others."""
+
+    def has(*flags: str) -> None:
+        path = tmp_path_factory.mktemp("proc") / "cpuinfo"
+        path.write_text(f"model name\t: A CPU of a test\nflags\t\t: {' '.join(flags)}\n")
+        monkeypatch.setattr("tersor.engines.targets.CPUINFO", path)
+
+    return has
+
+
+@pytest.fixture
 def quick_report(monkeypatch):
     """Reports without memory, whose measuring starts processes of several seconds, and with few rounds of timing."""
 

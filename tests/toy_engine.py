@@ -1,6 +1,6 @@
 """An engine that no file of Tersor names: tests put it into the table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tersor.engines import ENGINES
 from tersor.engines.base import Executed
+from tersor.engines.targets import CPUS, Target
 from tersor.engines.torch.runner import TorchRunner
-from tersor.policy import Policy, x86
+from tersor.policy import Policy
 
 
 class Silent(TorchRunner):
@@ -40,11 +41,12 @@ class Toy:
     runs_modules: bool = False
     notes: tuple[str, ...] = ("a toy ran this",)
     unaudited: str = "a toy says nothing"
+    targets: tuple[Target, ...] = CPUS
     def version(self) -> str | None:
         return "0.0"
 
-    def policy(self) -> Policy:
-        return x86(self.name)
+    def policy(self, target: str | None = None) -> Policy:
+        return replace(ENGINES["openvino"].policy(target), engine=self.name)
 
     def lower(self, network):
         return network

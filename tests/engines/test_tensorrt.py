@@ -6,10 +6,11 @@ import torch
 from quantized import Q, QConv, QLinear, draw, network
 from torch import nn
 
+import tersor
 from tersor.engines import ENGINES
 from tersor.engines.tensorrt import TensorRT
 from tersor.engines.tensorrt.runner import FILES
-from tersor.errors import EngineError
+from tersor.errors import EngineError, RecipeError
 from tersor.network.network import Network
 from tersor.numerics.spec import QuantSpec
 
@@ -90,9 +91,12 @@ def test_activations_and_sums_stay_where_tensorrt_merges_them(runner):
     assert "Clip" not in {n.op_type for n in model.graph.node}
 
 
-def test_an_asymmetric_quantizer_is_refused_by_name():
-    with pytest.raises(EngineError, match=r"fake_quantize.*zero point 0.*int8-tensorrt"):
-        tensorrt.compile(network(Q(0.1, 3, QuantSpec("int8", symmetric=False)), QConv(3, 4)))
+def test_asymmetric_activations_are_refused_before_any_data_is_run():
+    recipe = tersor.Recipe(activations=tersor.Quantization(format="int8", symmetric=False))
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1)).eval()
+    task = tersor.Task("t", model, (torch.zeros(1, 3, 8, 8),), lambda: pytest.fail("data was run"))
+    with pytest.raises(RecipeError, match=r"^input: tensorrt takes only symmetric activations .*`symmetric: false`"):
+        tersor.compress(task, recipe, "tensorrt", progress=False)
 
 
 def test_saved_it_says_how_to_build_an_engine_and_loads_again(runner, tmp_path):
@@ -113,7 +117,8 @@ def test_its_policy_is_the_documentation(runner):
     policy = tensorrt.policy()
     assert policy.activation == SYMMETRIC
     assert policy.weight == QuantSpec("int8", "channel", symmetric=True)
-    assert policy.skip_branch_only == "always"
+    assert policy.row("arithmetic", "add").shortcut_only == "always"
+    assert policy.row("arithmetic", "mul") is None
     assert not policy.needs_output_quantizer
 
 

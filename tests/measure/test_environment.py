@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tersor.measure import describe_environment, exact_int8
-from tersor.measure.environment import cpu_name, isa_flags, versions
+from tersor.engines.targets import CPUS, UNKNOWN, exact_int8, here, isa_flags
+from tersor.measure import describe_environment
+from tersor.measure.environment import cpu_name, versions
 
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm bf16\nCPU part\t: 0xd40\n"
 X86 = "processor\t: 0\nmodel name\t: Old CPU\nflags\t\t: sse4_2 avx2 fma\nbugs\t\t: avx512_vnni\n"
@@ -36,3 +37,26 @@ def test_this_machine():
 
 def test_what_is_not_installed_has_no_version():
     assert list(versions(["tersor-no-such-package"])) == ["python"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("avx2", "x86-avx2"),
+        ("avx2 avx512_vnni", "x86-vnni"),
+        ("avx2 avx_vnni avx512_bf16", "x86-bf16"),
+        ("avx2 avx512_vnni avx512_bf16 amx_int8", "x86-amx"),
+        ("asimd", "arm-neon"),
+        ("asimd asimddp", "arm-dotprod"),
+        ("sse2", "an unknown CPU"),
+    ],
+)
+def test_a_cpu_is_the_last_target_that_it_has_the_instructions_of(cpu, flags, name):
+    cpu(*flags.split())
+    assert here().name == name
+    assert here().exact_int8 is exact_int8(flags.split())
+    assert here() in (*CPUS, UNKNOWN)
+
+
+def test_the_target_stands_in_the_environment():
+    assert describe_environment(threads=1, precision="f32", target="x86-amx").target == "x86-amx"

@@ -148,8 +148,8 @@ def test_an_engine_that_is_absent_says_how_to_install_it(model, monkeypatch):
         tersor.compress(_task(model), progress=False)
 
 
-def test_without_vnni_weights_keep_to_seven_bits(model, monkeypatch):
-    monkeypatch.setattr("tersor.pipeline.graph.prepare.exact_int8", lambda isa: False)
+def test_without_vnni_weights_keep_to_seven_bits(model, cpu):
+    cpu("avx2")
     done = tersor.compress(_task(model), engine="torch", report=False, progress=False)
     codes = [t for name, t in done.network.tensors() if name.endswith("codes")]
     assert codes

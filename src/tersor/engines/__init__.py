@@ -9,7 +9,18 @@ from tersor.engines.tensorrt import TensorRT
 from tersor.engines.torch import Torch
 from tersor.errors import EngineError
 
-__all__ = ["ENGINES", "Engine", "Executed", "Runner", "automatic", "decoding", "engine", "load_runner", "simulation"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Executed",
+    "Runner",
+    "automatic",
+    "decoding",
+    "engine",
+    "load_runner",
+    "simulation",
+    "target_names",
+]
 
 ENGINES: dict[str, Engine] = {
     "openvino": OpenVINO(),
@@ -56,6 +67,11 @@ def decoding() -> tuple[str, ...]:
 def simulation() -> Engine:
     """The engine that simulates every format."""
     return next(found for found in ENGINES.values() if found.simulates)
+
+
+def target_names() -> tuple[str, ...]:
+    """The names of the targets that some engine plans for."""
+    return tuple(dict.fromkeys(target.name for found in ENGINES.values() for target in found.targets))
 
 
 def load_runner(name: str, folder: str, threads: int | None = None, precision: str = "f32") -> Runner:

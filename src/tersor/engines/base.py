@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from tersor.engines.targets import Target
 from tersor.errors import EngineError
 
 if TYPE_CHECKING:
@@ -119,8 +120,20 @@ class Engine(Protocol):
         """The installed version; None if something that it needs is missing."""
         ...
 
-    def policy(self) -> "tersor.policy.Policy":
-        """What it can do, as data."""
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The hardware that it can plan for; empty if its plans do not depend on it."""
+        ...
+
+    def policy(self, target: str | None = None) -> "tersor.policy.Policy":
+        """What it can do on a target, as data.
+
+        Args:
+            target: the name of one of ``targets``; None: this machine.
+
+        Raises:
+            EngineError: a target that it does not know.
+        """
         ...
 
     def lower(self, network: "tersor.network.network.Network") -> Any:

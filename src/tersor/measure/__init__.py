@@ -1,8 +1,9 @@
 """Measure the result (latency, memory, size, metric, error per layer, energy) as one Report."""
 
+from tersor.engines.targets import exact_int8
 from tersor.measure.agreement import Agreement, AgreementRecorder, prediction_agreement, same_inputs
 from tersor.measure.energy import joules_per_call
-from tersor.measure.environment import describe_environment, exact_int8
+from tersor.measure.environment import describe_environment
 from tersor.measure.fidelity import SignalNoise, compare, sqnr_db
 from tersor.measure.headline import Diagnosis, Problem, diagnose, with_headline
 from tersor.measure.latency import Ratio, interleave, ratio

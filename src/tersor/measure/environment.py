@@ -4,49 +4,22 @@ import os
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
+from tersor.engines import ENGINES
+from tersor.engines.targets import cpuinfo, isa_flags
 from tersor.measure.schema import Environment
 
-CPUINFO = Path("/proc/cpuinfo")
-
-# Instruction sets that determine speed and exactness of low precision: x86, then Arm, by their Linux names.
-ISA = (
-    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
-    "asimd", "asimddp", "i8mm", "bf16", "sve",
-)  # fmt: skip
-EXACT_INT8 = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
-PACKAGES = ("tersor", "torch", "openvino", "onnxruntime", "numpy")
+_LIBRARIES = (library.partition(".")[0] for engine in ENGINES.values() for library in engine.libraries)
+PACKAGES = tuple(dict.fromkeys(("tersor", "torch", *_LIBRARIES, "numpy")))
 
 
-def isa_flags(cpuinfo: str) -> tuple[str, ...]:
-    """The instruction sets of `ISA` listed in the text of /proc/cpuinfo.
-
-    >>> isa_flags("flags\\t\\t: fpu sse2 avx2 avx512_vnni")
-    ('avx2', 'avx512_vnni')
-    """
-    flags = {
-        word for line in cpuinfo.splitlines() if _key(line) in ("flags", "features") for word in line.split()
-    }
-    return tuple(name for name in ISA if name in flags)
-
-
-def exact_int8(isa: Iterable[str]) -> bool:
-    """Whether uint8 × int8 products are summed in 32 bits; plain AVX2 adds pairs in 16 bits and saturates.
-
-    >>> exact_int8(["avx2"]), exact_int8(["avx2", "avx_vnni"])
-    (False, True)
-    """
-    return bool(EXACT_INT8 & set(isa))
-
-
-def cpu_name(cpuinfo: str) -> str | None:
+def cpu_name(text: str) -> str | None:
     """The processor's name, or None if neither /proc/cpuinfo nor Python knows it.
 
     >>> cpu_name("processor : 0\\nmodel name\\t: Example CPU @ 3 GHz")
     'Example CPU @ 3 GHz'
     """
-    names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if _key(line) == "model name"]
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if _key(line) == "model name"]
     return next(iter(names), None) or platform.processor() or None
 
 
@@ -61,16 +34,19 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     return installed
 
 
-def describe_environment(*, threads: int, precision: str, packages: Iterable[str] = PACKAGES) -> Environment:
-    """Describe this machine; `threads` and `precision` are the engine's settings."""
-    cpuinfo = CPUINFO.read_text() if CPUINFO.is_file() else ""
+def describe_environment(
+    *, threads: int, precision: str, packages: Iterable[str] = PACKAGES, target: str | None = None
+) -> Environment:
+    """Describe this machine; `threads` and `precision` are the engine's settings, `target` is what was planned for."""
+    text = cpuinfo()
     return Environment(
-        cpu=cpu_name(cpuinfo),
-        isa=isa_flags(cpuinfo),
+        cpu=cpu_name(text),
+        isa=isa_flags(text),
         threads=threads,
         precision=precision,
         versions=versions(packages),
         system=f"{platform.system()} {platform.machine()}, {os.cpu_count()} logical processors",
+        target=target,
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tersor.engines import ENGINES, automatic
-from tersor.measure.environment import exact_int8
+from tersor.engines.targets import exact_int8, saturates
 from tersor.measure.formatting import (
     change_text,
     interval_text,
@@ -201,7 +201,11 @@ def _why_worse(report: Report, drop: float) -> tuple[str, str]:
     simulated, before = report.compressed.metric_simulated, report.original.metric
     if simulated is not None and before is not None and abs(simulated - before) < drop / 2:
         why = f"the simulation keeps it and {plain(report.engine)} does not"
-        return why, "another engine, or 7-bit activations if this CPU has no VNNI"
+        target, isa = report.environment.target, report.environment.isa
+        if target is not None and saturates(target, isa):
+            why += f": planned for {plain(target)}, it saturates on this CPU, which has no VNNI"
+            return why, "judging it on the target, or a plan for this CPU (without --target)"
+        return why, "another engine"
     if report.calibration is not None and not report.calibration.adequate:
         notes = plain("; ".join(report.calibration.notes[:1])) or "ranges still changed in its second half"
         return f"the calibration data is inadequate ({notes})", "more, and more varied, calibration samples"

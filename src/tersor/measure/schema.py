@@ -36,7 +36,10 @@ class Latency(ReportPart):
 
 
 class Environment(ReportPart):
-    """The environment of the measurement. `precision` is the engine's setting for float operators."""
+    """The environment of the measurement. `precision` is the engine's setting for float operators.
+
+    `target` is the hardware that was planned for, or None in a report of a version that did not know targets.
+    """
 
     cpu: str | None
     isa: tuple[str, ...]
@@ -44,6 +47,7 @@ class Environment(ReportPart):
     precision: str
     versions: dict[str, str]
     system: str = ""
+    target: str | None = None
 
 
 class Samples(ReportPart):
@@ -170,7 +174,7 @@ class Timings(ReportPart):
 # Null means "absent" for these, not "unknown", and needs no warning.
 _MAY_BE_ABSENT = re.compile(
     r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline)$"
-    r"|^calibration(\.|$)"
+    r"|^environment\.target$|^calibration(\.|$)"
 )
 
 

@@ -30,6 +30,7 @@ class Site:
         asked: what the recipe asks for there: the estimator of the range, or the solver of the weight.
         group: sites of one group share their parameters; ``source``: it measures the group's range.
         reason: why it stands there.
+        fixed: the range of an activation's codes, if it is known without data.
 
     Raises:
         RecipeError: a kind that is none of KINDS, a spec that is none, or an empty name.
@@ -47,6 +48,7 @@ class Site:
     group: str
     source: bool = True
     reason: str = ""
+    fixed: tuple[float, float] | None = None
 
     @property
     def range(self) -> str:
@@ -100,7 +102,7 @@ def planned_layers(
             if role == "stored":
                 planned, reason = "fp32", f"{site.reason}, stored in {site.spec.format.name}; arithmetic stays float"
                 if decision.activations.when == "dynamic" and node.target not in EMBEDDINGS:
-                    reason += f": fewer than the {policy.runtime_group} inputs that {policy.engine} quantizes together"
+                    reason += f": fewer than the {policy.runtime.group} inputs that {policy.engine} quantizes together"
             weight_format = str(site.spec.format.name)
         elif role in ("arithmetic", "average"):
             planned, reason = "int8", f"{name} of quantized values"

@@ -12,6 +12,8 @@ _NORMS = ("layer_norm", "rms_norm", "native_layer_norm")
 # What a layer is called by when its input is quantized.
 _LAYERS = {"static": "layer", "dynamic": "runtime", "never": "stored"}
 WEIGHTED = tuple(_LAYERS.values())
+# The roles that compute on calibrated codes.
+INTEGER = ("layer", "arithmetic", "average")
 # What a residual stream passes through on its way; a class token is selected from it.
 _STREAM = frozenset(
     "add dropout cat expand slice select index_select transpose permute view reshape flatten unflatten squeeze "
@@ -34,18 +36,18 @@ def roles_of(operators: list[fx.Node], decisions: Mapping[fx.Node, Decision], po
             roles[node] = "transparent"
         elif decision.keep is not None or not is_float_tensor(node):
             roles[node] = "float"
-        elif name == "embedding" and policy.stores_embeddings and weight_node(node) is not None:
+        elif name == "embedding" and policy.row("stored", name) is not None and weight_node(node) is not None:
             roles[node] = "float" if when == "static" else "stored"
         elif name in policy.layers and weight_node(node) is not None:
             # Run-time ranges are for matrix products: a convolution would take them for every window.
             roles[node] = "float" if when == "dynamic" and node.target not in LINEARS else _LAYERS[when]
             if roles[node] == "runtime" and _left_in_float(node, decision.activations.format, policy):
                 roles[node] = "stored"
-        elif name in policy.arithmetic and node not in normalised and _both_activations(node):
+        elif policy.row("arithmetic", name) is not None and node not in normalised and _both_activations(node):
             roles[node] = "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"
-        elif name in policy.averages and _is_spatial(node):
+        elif policy.row("average", name) is not None and _is_spatial(node):
             roles[node] = "average" if _comes_from(node.all_input_nodes[0], roles) else "float"
-        elif name in policy.fuses and _follows(node, roles):
+        elif policy.row("fused", name) is not None and _follows(node, roles):
             roles[node] = "fused"
         else:
             roles[node] = "float"
@@ -55,7 +57,7 @@ def roles_of(operators: list[fx.Node], decisions: Mapping[fx.Node, Decision], po
 def _left_in_float(node: fx.Node, format: str, policy: Policy) -> bool:
     """Whether a linear layer's input is narrower than what the engine quantizes together at run time."""
     width = int(node.args[0].meta["val"].shape[-1])  # type: ignore[union-attr]
-    return width < policy.runtime_group and format == "auto"
+    return width < policy.runtime.group and format == "auto"
 
 
 def _both_activations(node: fx.Node) -> bool:
@@ -78,7 +80,7 @@ def _is_spatial(node: fx.Node) -> bool:
 def _comes_from(node: fx.Node, roles: dict[fx.Node, str]) -> bool:
     """Whether a value is made by integer arithmetic, looking through what only moves or bends it."""
     role = roles.get(node)
-    if role in ("layer", "arithmetic", "average"):
+    if role in INTEGER:
         return True
     return role in ("transparent", "fused") and any(_comes_from(i, roles) for i in node.all_input_nodes)
 

@@ -9,9 +9,9 @@ from torch import fx
 from tersor.errors import RecipeError
 from tersor.network.network import CONVOLUTIONS, LINEARS, TRANSPOSED, Network, groups_of, op_name, title, weight_node
 from tersor.network.planned import PlannedLayer, Site, planned_layers
-from tersor.network.roles import WEIGHTED, is_float_tensor, roles_of
+from tersor.network.roles import INTEGER, WEIGHTED, is_float_tensor, roles_of
 from tersor.numerics.spec import Granularity, QuantSpec
-from tersor.policy import Policy
+from tersor.policy import Fixed, Own, Policy, Shared
 from tersor.recipe import Decision, Quantization, Quantize, decide, with_names
 
 
@@ -75,7 +75,7 @@ def plan(network: Network, step: Quantize, policy: Policy) -> Plan:
     order = {n.name: k for k, n in enumerate(network.graph.nodes)}
     sites.sort(key=lambda s: (order[s.node], s.kind == "activation"))
     layers = planned_layers(operators, roles, decisions, sites, policy)
-    return Plan(tuple(sites), tuple(layers), policy.runtime_group)
+    return Plan(tuple(sites), tuple(layers), policy.runtime.group)
 
 
 def _decision(node: fx.Node, step: Quantize, policy: Policy) -> Decision:
@@ -95,7 +95,7 @@ def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[
         if role in ("layer", "average"):
             sources = [node.args[0]]
         elif role == "arithmetic":
-            sources = _residual_inputs(node, roles, policy)
+            sources = _arithmetic_inputs(node, roles, policy)
         else:
             sources = []
         for source in sources:
@@ -104,17 +104,25 @@ def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[
         if role == "layer" and op_name(node) in policy.needs_output_quantizer:
             wanted.add(_behind_activation(node, roles))
         # An average of integers is rounded to integers by an engine, even where a float operator reads it.
-        if role == "average" or (role == "arithmetic" and policy.skip_branch_only != "always"):
+        if role in ("average", "arithmetic") and isinstance(_output(node, roles, policy), Own):
             behind = _behind_activation(node, roles)
             if not all(u.op == "output" for u in behind.users):
                 wanted.add(behind)
     return {n for n in wanted if is_float_tensor(n)}
 
 
-def _residual_inputs(node: fx.Node, roles: dict[fx.Node, str], policy: Policy) -> list[fx.Node]:
+def _output(node: fx.Node, roles: dict[fx.Node, str], policy: Policy) -> Own | Shared | Fixed | None:
+    """What the engine asks of an operator's output, in the role that it has here."""
+    row = policy.row(roles[node], op_name(node)) if node in roles else None
+    return None if row is None else row.output
+
+
+def _arithmetic_inputs(node: fx.Node, roles: dict[fx.Node, str], policy: Policy) -> list[fx.Node]:
+    """The operands to be quantized: of a sum perhaps only the shortcut."""
     inputs = [a for a in node.args[:2] if isinstance(a, fx.Node)]
+    row = policy.row("arithmetic", op_name(node))
     bare = _behind_activation(node, roles) is node
-    if op_name(node) != "add" or policy.skip_branch_only not in ("always", *(["bare"] if bare else [])):
+    if row is None or row.shortcut_only not in ("always", *(["bare"] if bare else [])):
         return inputs
     # The layer that only this sum reads is computed together with it; the other branch is the shortcut.
     fusable = [a for a in inputs if roles.get(a) == "layer" and len(a.users) == 1]
@@ -131,7 +139,7 @@ def _want(node: fx.Node, roles: dict[fx.Node, str], wanted: set[fx.Node], policy
     if node.op == "get_attr" or node in wanted:
         return
     if roles.get(node) == "transparent":
-        if policy.requantizes_transparent and is_float_tensor(node):
+        if isinstance(_output(node, roles, policy), Own) and is_float_tensor(node):
             wanted.add(node)
         for source in node.all_input_nodes:
             if source.op != "get_attr" and "val" in source.meta:
@@ -156,12 +164,12 @@ def _activation_sites(
         choice = _asked(node, roles, decisions, step, policy)
         spec = choice.spec(policy.activation)
         name = title(node) if node.op == "call_function" else str(node.target)
-        policy.check(name, "activations", spec)
-        source = roles.get(node) != "transparent"
+        policy.check_activation(name, spec, {op_name(u) for u in node.users if roles.get(u) in INTEGER})
+        source = not isinstance(_output(node, roles, policy), Shared)
+        fixed = policy.fixed_range(op_name(node), spec) if source and node.op == "call_function" else None
         readers = ", ".join(sorted({op_name(u) for u in node.users if u.op == "call_function"})) or "the output"
-        sites.append(
-            Site(name, node.name, "activation", spec, choice, groups[node], source, f"read by {readers}")
-        )
+        reason, group = f"read by {readers}", groups[node]
+        sites.append(Site(name, node.name, "activation", spec, choice, group, source, reason, fixed=fixed))
     return sites
 
 
@@ -197,8 +205,8 @@ def _shared_groups(network: Network, roles: dict[fx.Node, str], policy: Policy) 
             node = parent[node]
         return node
 
-    for node, role in roles.items():
-        if role != "transparent":
+    for node in roles:
+        if not isinstance(_output(node, roles, policy), Shared):
             continue
         for source in node.all_input_nodes:
             if source.op != "get_attr" and "val" in source.meta:
@@ -218,9 +226,10 @@ def _layer_sites(
         if node.target in TRANSPOSED and spec.granularity == Granularity.channel(0):
             axis = Granularity.channel(1) if groups_of(node) == 1 else Granularity.tensor()
             spec = QuantSpec(spec.format, axis, spec.symmetric, spec.rounding, spec.scale_dtype)
-        # Without a group of its own, what is quantized at run time takes the weights that a calibrated input takes.
-        integer = roles[node] == "layer" or (roles[node] == "runtime" and not policy.runtime_group)
-        policy.check(title(node), "weights" if integer else "stored", spec)
+        if roles[node] == "runtime":
+            asked = decisions[node].activations.spec(policy.runtime.default)
+            policy.check_runtime(title(node), op_name(node), asked, spec)
+        policy.check_weight(title(node), roles[node], op_name(node), spec)
         weight = weight_node(node)
         assert weight is not None
         reason = f"weight of {op_name(node)}"
@@ -230,9 +239,8 @@ def _layer_sites(
             wanted = wanted.without_data()
         sites.append(Site(title(node), node.name, "weight", spec, wanted, str(weight.target), True, reason))
         if roles[node] == "runtime":
-            weight_spec, wanted = spec, decisions[node].activations
-            spec = wanted.spec(policy.runtime)
-            policy.check_runtime(title(node), spec, weight_spec)
+            wanted = decisions[node].activations
+            spec = wanted.spec(policy.runtime.default)
             reason = f"input of {op_name(node)}, quantized when it runs"
             sites.append(Site(title(node), node.name, "runtime", spec, wanted, node.name, True, reason))
     return sites

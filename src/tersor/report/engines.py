@@ -5,7 +5,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.engines import ENGINES
-from tersor.measure.environment import describe_environment, exact_int8
+from tersor.engines.targets import exact_int8, here
+from tersor.measure.environment import describe_environment
 
 
 def engines_table() -> RenderableType:
@@ -15,10 +16,10 @@ def engines_table() -> RenderableType:
         table.add_column(column)
     for name, engine in ENGINES.items():
         table.add_row(name, engine.version() or f"not installed; run: {engine.install}", engine.summary)
-    here = describe_environment(threads=1, precision="f32", packages=())
+    found = describe_environment(threads=1, precision="f32", packages=())
     words = [
-        f"\nCPU: {here.cpu or 'unknown'} ({' '.join(here.isa) or 'no vector instructions known'})",
-        meaning(here.isa),
+        f"\nCPU: {found.cpu or 'unknown'} ({' '.join(found.isa) or 'no vector instructions known'})",
+        f"Plans are made for it as for the target {here().name}. {meaning(found.isa)}",
     ]
     return Group(table, *(Text(w) for w in words))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.engines.base import require
+from tersor.engines.targets import CPUS, Target, planned_for, target_of
 from tersor.errors import EngineError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class OnnxRuntime:
     runs_modules: bool = False
     decoder: None = None
     notes: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = CPUS
     unaudited: str = "the engine reports no operators"
 
     def version(self) -> str | None:
@@ -44,29 +46,35 @@ class OnnxRuntime:
             return None
         return str(onnxruntime.__version__)
 
-    def policy(self) -> "tersor.policy.Policy":
+    def policy(self, target: str | None = None) -> "tersor.policy.Policy":
         """What ONNX Runtime's CPU kernels compute in int8, and what they need for it."""
-        from dataclasses import replace
-
         from tersor.numerics.spec import QuantSpec
-        from tersor.policy import x86
+        from tersor.policy import ARITHMETIC, AVERAGES, COMMON, Allowed, AtRunTime, Derived, Own, Policy, Row
 
-        common = x86(self.name)
-        return replace(
-            common,
-            activation_formats=common.activation_formats | {"int16"},
+        convolutions, linear = frozenset({"conv1d", "conv2d", "conv3d"}), frozenset({"linear"})
+        fused = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"})
+        narrow, per_channel = frozenset({"int2", "int4", "uint2", "uint4", "uint8"}), frozenset({"tensor", "channel"})
+        activation = Allowed(
+            QuantSpec("uint8", "tensor", symmetric=False),
+            frozenset({"uint8", "int8", "int16"}),
+            frozenset({"tensor"}),
             rounded=frozenset({"int16"}),
-            layers=frozenset({"conv1d", "conv2d", "conv3d", "linear"}),
-            fuses=frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"}),
-            needs_output_quantizer=frozenset({"conv1d", "conv2d", "conv3d"}),
-            decomposes=frozenset({"silu"}),
-            integer_biases=True,
-            runtime=QuantSpec("uint8", symmetric=False),
-            runtime_formats=frozenset({"uint8"}),
-            stored_formats=frozenset({"int2", "int4", "uint2", "uint4", "uint8"}),
-            stored_multiple=16,
-            stored_asymmetric=True,
         )
+        weight = Allowed(QuantSpec("int8", "channel"), frozenset({"int8"}), per_channel, symmetric=True)
+        stored = Allowed(weight.default, narrow | {"int8"}, per_channel | {"group"}, multiple=16)
+        at_run_time = AtRunTime(QuantSpec("uint8", "tensor", symmetric=False), frozenset({"uint8"}))
+        rows = (
+            Row("layer", convolutions, activation, weight, Derived(), Own()),
+            Row("layer", linear, activation, weight, Derived()),
+            Row("arithmetic", ARITHMETIC, activation, output=Own()),
+            Row("average", AVERAGES, activation, output=Own()),
+            Row("fused", fused),
+            Row("runtime", linear, at_run_time, weight),
+            Row("stored", convolutions | linear, weight=stored),
+            *COMMON,
+        )
+        policy = Policy(self.name, rows, decomposes=frozenset({"silu"}))
+        return planned_for(policy, target_of(self.name, self.targets, target))
 
     def lower(self, network: "tersor.network.network.Network") -> Any:
         """The network as an onnx.ModelProto with explicit quantizers."""

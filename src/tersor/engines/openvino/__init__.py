@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.engines.base import require
+from tersor.engines.targets import CPUS, Target, planned_for, target_of
 
 if TYPE_CHECKING:
     import tersor.engines.openvino.runner
@@ -25,6 +26,7 @@ class OpenVINO:
     simulates: bool = False
     runs_modules: bool = False
     notes: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = CPUS
     unaudited: str = "the engine reports no operators"
 
     def version(self) -> str | None:
@@ -35,31 +37,41 @@ class OpenVINO:
             return None
         return str(openvino.__version__).split("-")[0]
 
-    def policy(self) -> "tersor.policy.Policy":
+    def policy(self, target: str | None = None) -> "tersor.policy.Policy":
         """What OpenVINO's CPU plugin computes in int8.
 
         Of a residual sum that no ReLU follows only the shortcut is quantized: the other branch is added inside its
         convolution, and a quantizer there would be computed without its rounding. Where a ReLU follows, OpenVINO merges
         the sum only if both branches are quantized; the rounding that the simulation makes on the convolution's
         branch is then missing. Its FakeQuantize of 65,536 levels rounds in float, and what reads it computes in float.
+        What this machine computes in BF16 OpenVINO itself tells; of other targets their description does.
         """
-        from dataclasses import replace
-
         from tersor.engines.openvino.lowering import GROUP
-        from tersor.policy import x86
+        from tersor.numerics.spec import QuantSpec
+        from tersor.policy import ACTIVATIONS, AVERAGES, COMMON, LAYERS, Allowed, AtRunTime, Own, Policy, Row
 
-        common = x86(self.name)
-        return replace(
-            common,
-            activation_formats=common.activation_formats | {"int16"},
+        chosen = target_of(self.name, self.targets, target)
+        bf16 = self._computes_bf16() if target is None else chosen.bf16
+        activation = Allowed(
+            QuantSpec("uint8", "tensor", symmetric=False),
+            frozenset({"uint8", "int8", "int16"}),
+            frozenset({"tensor"}),
             rounded=frozenset({"int16"}),
-            stored_formats=frozenset({"int4"}),
-            half_arithmetic=frozenset({"bf16"} if self._computes_bf16() else ()),
-            skip_branch_only="bare",
-            runtime_formats=frozenset({"int8"}),
-            runtime_group=GROUP,
-            stores_embeddings=True,
         )
+        int8, per_channel = frozenset({"int8"}), frozenset({"tensor", "channel"})
+        weight = Allowed(QuantSpec("int8", "channel"), int8, per_channel, symmetric=True)
+        stored = Allowed(weight.default, int8 | {"int4"}, per_channel | {"group"}, symmetric=True)
+        rows = (
+            Row("layer", LAYERS, activation, weight),
+            Row("arithmetic", frozenset({"add"}), activation, output=Own(), shortcut_only="bare"),
+            Row("arithmetic", frozenset({"mul"}), activation, output=Own()),
+            Row("average", AVERAGES, activation, output=Own()),
+            Row("fused", ACTIVATIONS),
+            Row("runtime", frozenset({"linear"}), AtRunTime(QuantSpec("int8", "token"), int8, GROUP), stored),
+            Row("stored", LAYERS | {"embedding"}, weight=stored),
+            *COMMON,
+        )
+        return planned_for(Policy(self.name, rows, half_arithmetic=frozenset({"bf16"} if bf16 else ())), chosen)
 
     def _computes_bf16(self) -> bool:
         """Whether this CPU has BF16 products; without them OpenVINO computes in FP32, whatever a model says."""
@@ -80,13 +92,18 @@ class OpenVINO:
     ) -> "tersor.engines.openvino.runner.OpenVINORunner":
         """Lower the network to OpenVINO and compile it.
 
+        A plan for another target may keep operators in BF16, which this machine computes in FP32: ``executed`` says so.
+
         Raises:
             EngineError: OpenVINO is not installed, or cannot convert or compile the network.
         """
         require(self)
         from tersor.engines.openvino.runner import OpenVINORunner
 
-        return OpenVINORunner(self.lower(network), threads, precision)
+        halves = [n.name for n in network.operators() if n.meta.get("half") == "bf16"]
+        note = "this CPU has no BF16 products, so OpenVINO computes in FP32 what is planned for one that has them"
+        notes = dict.fromkeys(halves, note) if halves and not self._computes_bf16() else {}
+        return OpenVINORunner(self.lower(network), threads, precision, notes)
 
     def load(
         self, folder: Path, *, threads: int | None = None, precision: str = "f32"

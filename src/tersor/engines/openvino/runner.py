@@ -1,6 +1,8 @@
 """A network compiled by OpenVINO, and its files."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +56,23 @@ class OpenVINORunner:
 
     A batch of 1 gets a model of its own fixed shape, which is faster; the model for all other batches is
     compiled when the first of them comes.
+
+    Args:
+        model: an openvino.Model.
+        threads: of one call; by default as many as PyTorch uses.
+        precision: what its float operators compute in, ``f32`` or ``bf16``.
+        notes: by the graph names of our operators, why the engine computes them in another precision than planned.
     """
 
-    def __init__(self, model: Any, threads: int | None = None, precision: str = "f32") -> None:
+    def __init__(
+        self,
+        model: Any,
+        threads: int | None = None,
+        precision: str = "f32",
+        notes: Mapping[str, str] | None = None,
+    ) -> None:
         self.model = model
+        self.notes = notes or {}
         self.threads = threads or torch.get_num_threads()
         self.precision = precision
         self._dynamic = all(
@@ -104,7 +119,8 @@ class OpenVINORunner:
 
         What depends on no input is computed once while compiling and is left out.
         """
-        return account(self.model, self._for(self._dynamic).get_runtime_model(), self._runtime)
+        rows = account(self.model, self._for(self._dynamic).get_runtime_model(), self._runtime)
+        return [replace(row, note=next((self.notes[n] for n in row.nodes if n in self.notes), None)) for row in rows]
 
     def save(self, folder: Path) -> tuple[str, ...]:
         """Write the model's own files into ``folder``; their names are returned."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tersor.engines.base import require
 from tersor.engines.onnxruntime import OnnxRuntime
+from tersor.engines.targets import Target, target_of
 
 if TYPE_CHECKING:
     import tersor.engines.tensorrt.runner
@@ -30,47 +31,49 @@ class TensorRT:
     runs_modules: bool = False
     decoder: None = None
     notes: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
     unaudited: str = "TensorRT chooses its kernels on the target machine: `trtexec --dumpLayerInfo` lists them there"
 
     def version(self) -> str | None:
         """The version of ONNX Runtime, which computes the file here; None if an ONNX package is missing."""
         return OnnxRuntime().version()
 
-    def policy(self) -> "tersor.policy.Policy":
-        """int8 symmetric with zero point 0 everywhere, weights per channel.
+    def policy(self, target: str | None = None) -> "tersor.policy.Policy":
+        """int8 symmetric with zero point 0 everywhere, weights per channel; the same for every GPU.
 
         What a layer reads is quantized, not what it writes, and of a residual sum only the shortcut, so that
         convolution, sum and ReLU become one kernel.
         """
-        from dataclasses import replace
+        from tersor.numerics.spec import QuantSpec
+        from tersor.policy import ACTIVATIONS, AVERAGES, COMMON, LAYERS, Allowed, Own, Policy, Row
 
-        from tersor.numerics.spec import Granularity, QuantSpec
-        from tersor.policy import x86
-
-        return replace(
-            x86(self.name),
-            activation=QuantSpec("int8", Granularity.tensor(), symmetric=True),
-            weight=QuantSpec("int8", Granularity.channel(0), symmetric=True),
-            activation_formats=frozenset({"int8", "fp8_e4m3"}),
-            weight_formats=frozenset({"int8", "fp8_e4m3"}),
-            arithmetic=frozenset({"add"}),
-            skip_branch_only="always",
+        if target is not None:
+            target_of(self.name, self.targets, target)
+        formats, per_channel = frozenset({"int8", "fp8_e4m3"}), frozenset({"tensor", "channel"})
+        activation = Allowed(QuantSpec("int8", "tensor"), formats, frozenset({"tensor"}), symmetric=True)
+        weight = Allowed(QuantSpec("int8", "channel"), formats, per_channel, symmetric=True)
+        rows = (
+            Row("layer", LAYERS, activation, weight),
+            Row("arithmetic", frozenset({"add"}), activation, shortcut_only="always"),
+            Row("average", AVERAGES, activation, output=Own()),
+            Row("fused", ACTIVATIONS),
+            Row("stored", LAYERS, weight=weight),
+            *COMMON,
         )
+        return Policy(self.name, rows, target="TensorRT")
 
     def lower(self, network: "tersor.network.network.Network") -> Any:
         """The network as an onnx.ModelProto with explicit quantizers, checked.
 
         Raises:
-            EngineError: ONNX cannot express the network, or a quantizer is not symmetric.
+            EngineError: ONNX cannot express the network.
         """
         import onnx
 
         from tersor.checkpoints.onnx.qdq import Style, to_onnx
-        from tersor.engines.tensorrt.runner import check_symmetric
 
         style = Style(merge_activations=False, on_codes=False, narrow_codes=False, integer_biases=False)
         model = to_onnx(network, style)
-        check_symmetric(model)
         onnx.checker.check_model(model, full_check=True)
         return model
 

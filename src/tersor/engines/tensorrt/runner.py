@@ -6,22 +6,9 @@ from typing import Any
 from tersor.engines.base import Executed
 from tersor.engines.onnxruntime.runner import FILES as MODEL_FILES
 from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner
-from tersor.errors import EngineError
 
 README = "README.txt"
 FILES = (*MODEL_FILES, README)
-
-
-def check_symmetric(model: Any) -> None:
-    from onnx import numpy_helper
-
-    tensors = {t.name: t for t in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and numpy_helper.to_array(tensors[node.input[2]]).any():
-            raise EngineError(
-                f"{node.name.split('/')[0]}: TensorRT takes only zero point 0; compress with activations "
-                "that are int8 and symmetric, as the preset int8-tensorrt does"
-            )
 
 
 class TensorRTRunner(OnnxRuntimeRunner):

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tersor.engines.targets import CPUS, Target, planned_for, target_of
+
 if TYPE_CHECKING:
     import tersor.engines.torch.runner
     import tersor.network.network
@@ -23,6 +25,7 @@ class Torch:
     runs_modules: bool = True
     decoder: None = None
     notes: tuple[str, ...] = ("the engine `torch` simulates: it shows the accuracy of integers, not their speed",)
+    targets: tuple[Target, ...] = CPUS
     unaudited: str = "the engine reports no operators"
 
     def version(self) -> str | None:
@@ -31,24 +34,38 @@ class Torch:
 
         return torch.__version__
 
-    def policy(self) -> "tersor.policy.Policy":
+    def policy(self, target: str | None = None) -> "tersor.policy.Policy":
         """Everything is simulated; quantizers stand where the CPU engines have them."""
         from tersor.numerics.formats import FORMATS
-        from tersor.numerics.spec import Granularity, QuantSpec
-        from tersor.policy import Policy
-
-        everything = frozenset(FORMATS)
-        return Policy(
-            engine=self.name,
-            activation=QuantSpec("uint8", Granularity.tensor(), symmetric=False),
-            weight=QuantSpec("int8", Granularity.channel(0), symmetric=True),
-            activation_formats=everything,
-            weight_formats=everything,
-            granularities=frozenset({"tensor", "channel", "group", "filters", "token"}),
-            half_arithmetic=frozenset({"fp16", "bf16"}),
-            stores_embeddings=True,
-            runtime_formats=frozenset({"int4", "int8", "int16"}),
+        from tersor.numerics.spec import QuantSpec
+        from tersor.policy import (
+            ACTIVATIONS,
+            ARITHMETIC,
+            AVERAGES,
+            COMMON,
+            LAYERS,
+            Allowed,
+            AtRunTime,
+            Own,
+            Policy,
+            Row,
         )
+
+        formats, granularities = frozenset(FORMATS), frozenset({"tensor", "channel", "group", "filters", "token"})
+        activation = Allowed(QuantSpec("uint8", "tensor", symmetric=False), formats, granularities)
+        weight = Allowed(QuantSpec("int8", "channel"), formats, granularities)
+        at_run_time = AtRunTime(QuantSpec("int8", "token"), frozenset({"int4", "int8", "int16"}))
+        rows = (
+            Row("layer", LAYERS, activation, weight),
+            Row("arithmetic", ARITHMETIC, activation, output=Own()),
+            Row("average", AVERAGES, activation, output=Own()),
+            Row("fused", ACTIVATIONS),
+            Row("runtime", frozenset({"linear"}), at_run_time, weight),
+            Row("stored", LAYERS | {"embedding"}, weight=weight),
+            *COMMON,
+        )
+        policy = Policy(self.name, rows, half_arithmetic=frozenset({"fp16", "bf16"}))
+        return planned_for(policy, target_of(self.name, self.targets, target))
 
     def lower(self, network: "tersor.network.network.Network") -> "tersor.network.network.Network":
         """The network itself."""

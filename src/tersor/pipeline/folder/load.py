@@ -30,7 +30,7 @@ def is_language(folder: Path) -> bool:
 
 
 class LanguageModel(NamedTuple):
-    """A model with ``generate``, the name of its engine, and why an engine tried before does not support it, or None."""
+    """A model with ``generate``, the name of its engine, and why one before did not support it, or None."""
 
     model: Any
     engine: str

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from tersor.measure.environment import describe_environment, exact_int8
 from tersor.network.capture import capture
 from tersor.network.network import Network
 from tersor.network.rewrites import REWRITES
@@ -39,8 +38,6 @@ def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
     if recipe.quantize.activations.when != "static":
         network = rewritten(network, REWRITES["unroll"]())
     network = rewritten(network, REWRITES["decompose"](policy.decomposes))
-    if not exact_int8(describe_environment(threads=1, precision="f32", packages=()).isa):
-        policy = policy.without_vnni()
     return Prepared(original, network, plan(network, recipe.quantize, policy), policy)
 
 

@@ -30,8 +30,6 @@ from tersor.task import Task, batch_size
 PROBED = 64
 # Rows of a value on which strengths of smoothing are tried.
 TRIED = 256
-# Behind these the range of 256 codes is known without data.
-_KNOWN = {"sigmoid": (0.0, 255 / 256), "softmax": (0.0, 255 / 256), "hardsigmoid": (0.0, 1.0)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def solve(task: Task, recipe: Recipe, prepared: Prepared, stages: Stages) -> Sol
         calibration = calibrate(prepared.network, prepared.plan, batches, mean_samples, extra, on_batch=bar.at)
     hessians = _hessians(task, prepared, stages)
     with stages.stage("solve", "choosing ranges and weights", len(prepared.plan.sites)) as bar:
-        ranges = activation_ranges(prepared.network, prepared.plan, calibration, bar.advance)
+        ranges = activation_ranges(prepared.plan, calibration, bar.advance)
         ranges = fitted_input_ranges(prepared.network, prepared.plan, ranges, one_batch(prepared.network, first, 16))
         solutions = _solve_weights(task, recipe, prepared, ranges, hessians, bar.advance)
         ranges = _with_solved_inputs(prepared, ranges, solutions)
@@ -141,18 +139,16 @@ def correction_samples(recipe: Recipe, network: Network, budget: int = 2**31) ->
 
 
 def activation_ranges(
-    network: Network, plan: Plan, calibration: Calibration, on_site: Callable[[], None] = lambda: None
+    plan: Plan, calibration: Calibration, on_site: Callable[[], None] = lambda: None
 ) -> dict[str, Range]:
-    """The range of every group of activation sites, each by its estimator."""
-    nodes = {n.name: n for n in network.graph.nodes}
+    """The range of every group of activation sites: fixed by the policy, or by its estimator."""
     ranges: dict[str, Range] = {}
     for site in plan.activations():
         on_site()
         if site.group in ranges:
             continue
-        known = _KNOWN.get(op_name(nodes[site.node])) if site.source and site.spec.format.bits == 8 else None
         try:
-            ranges[site.group] = known or site.asked.observer().range(
+            ranges[site.group] = site.fixed or site.asked.observer().range(
                 calibration.of_group(plan, site.group), site.spec
             )
         except TersorError as error:

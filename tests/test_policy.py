@@ -168,7 +168,8 @@ def test_the_output_of_some_functions_has_a_fixed_range(op, spec, scale, zero_po
     assert len(fixed) == 1
     found = qparams(*fixed.pop(), QuantSpec(spec, symmetric=False))
     assert (float(found[0]), int(found[1])) == (pytest.approx(scale, rel=1e-6), zero_point)
-    wide = plan(capture(Net().eval(), (torch.zeros(1, 8),)), Recipe(activations=Quantization(format="int16")).quantize, policy)
+    recipe = Recipe(activations=Quantization(format="int16"))
+    wide = plan(capture(Net().eval(), (torch.zeros(1, 8),)), recipe.quantize, policy)
     assert {s.fixed for s in wide.activations()} == {None}, "of 8 bits only"
 
 

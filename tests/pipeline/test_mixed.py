@@ -101,6 +101,18 @@ def test_a_softmax_that_names_its_type_is_computed_in_half_precision_too(engine)
     assert (executed["softmax"], executed["matmul"], executed["linear"]) == ("bf16", "bf16", "fp32")
 
 
+def test_bf16_planned_for_another_target_is_noted_where_this_cpu_has_none(monkeypatch):
+    task = task_of(Attention(fused=False), (12, 32))
+    monkeypatch.setattr("tersor.engines.openvino.OpenVINO._computes_bf16", lambda self: False)
+    recipe = resolve("int8-weight").model_copy(update={"rules": (Rule(op="softmax", keep="bf16"),)})
+    with pytest.raises(RecipeError, match="openvino does not compute softmax in bf16 on"):
+        tersor.compress(task, recipe, "openvino", report=False, progress=False)
+    made = tersor.compress(task, recipe, "openvino", target="x86-amx", report=False, progress=False)
+    noted = [row for row in made.runner.executed() if row.note]
+    assert noted
+    assert all("softmax" in row.nodes and "no BF16 products" in str(row.note) for row in noted)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_layer_kept_in_half_is_stored_so_everywhere_and_computed_so_where_it_can_be(attention, engine):
     half = done(attention, "int8-static", engine, Rule(layer="[qkv]", keep="bf16"))

@@ -6,7 +6,8 @@ from parts import Named, conv, head, task_of
 from torch import nn
 
 import tersor
-from tersor.errors import CaptureError, TaskError
+from tersor.engines.targets import here
+from tersor.errors import CaptureError, EngineError, TaskError
 
 pytestmark = pytest.mark.usefixtures("quick_report")
 
@@ -22,17 +23,40 @@ def _task(**changes):
     return replace(task_of(_model(), (3, 8, 8)), **changes)
 
 
-def test_without_vnni_the_report_says_what_was_done(monkeypatch):
-    monkeypatch.setattr("tersor.pipeline.graph.prepare.exact_int8", lambda isa: False)
-    done = tersor.compress(_task(), engine="torch", progress=False)
-    assert any("no VNNI" in w and "±63" in w for w in done.report.warnings)
+# A recipe is planned for a target, whatever the CPU is that plans.
+@pytest.mark.parametrize(
+    ("flags", "target", "most", "said"),
+    [
+        (("avx2",), None, 63, "planned for x86-avx2, which has no VNNI"),
+        (("avx2", "avx512_vnni"), None, 127, None),
+        (("avx2",), "x86-vnni", 127, "planned for x86-vnni, measured on x86-avx2, which has no VNNI"),
+        (("avx2", "amx_int8"), "x86-avx2", 63, "planned for x86-avx2, which has no VNNI"),
+        ((), None, 63, "planned for an unknown CPU, which has no VNNI"),
+        (("asimd", "asimddp"), "arm-neon", 63, "planned for arm-neon, which has no VNNI"),
+    ],
+)
+def test_a_plan_is_made_for_a_target(cpu, flags, target, most, said):
+    cpu(*flags)
+    done = tersor.compress(_task(), engine="torch", target=target, progress=False)
+    assert max(int(t.abs().max()) for name, t in done.network.tensors() if name.endswith("_codes")) == most
+    told = [w for w in done.report.warnings if "VNNI" in w]
+    assert ([said] if said else []) == [w[: len(said or "")] for w in told]
+    assert all(("±63" in w) == (most == 63) for w in told)
+    assert done.report.environment.target == (target or here().name)
 
 
-def test_with_vnni_nothing_is_said(monkeypatch):
-    monkeypatch.setattr("tersor.pipeline.graph.prepare.exact_int8", lambda isa: True)
-    done = tersor.compress(_task(), engine="torch", progress=False)
-    assert not any("VNNI" in w for w in done.report.warnings)
+def test_a_prepared_model_is_converted_for_its_target(cpu):
+    cpu("avx2")
+    prepared = tersor.prepare(_model().eval(), example=(torch.zeros(1, 3, 8, 8),), engine="torch", target="x86-vnni")
+    prepared(torch.rand(8, 3, 8, 8))
+    done = tersor.convert(prepared, progress=False)
     assert max(int(t.abs().max()) for name, t in done.network.tensors() if name.endswith("_codes")) == 127
+
+
+@pytest.mark.parametrize(("engine", "known"), [("torch", "x86-avx2, x86-vnni"), ("tensorrt", "depend on none")])
+def test_an_unknown_target_lists_those_of_the_engine(engine, known):
+    with pytest.raises(EngineError, match=f"the engine '{engine}' knows no target 'x86-mmx'.*{known}"):
+        tersor.compress(_task(), "int8-tensorrt", engine, target="x86-mmx", progress=False)
 
 
 def _raises(predict):

@@ -11,6 +11,7 @@ from tersor.cli.options import (
     Layout,
     RecipeName,
     Source,
+    TargetName,
     TaskFile,
     Threads,
     console,
@@ -28,6 +29,7 @@ def inspect(
     task: Source,
     recipe: ChosenRecipe = None,
     engine: EngineName = "openvino",
+    target: TargetName = None,
     layout: Layout = "compressed-tensors",
 ) -> None:
     """Show what would be quantized, what not and why, and the predicted size; no data is run."""
@@ -41,7 +43,7 @@ def inspect(
         _inspect_folder(task, recipe or _OF_FOLDERS, layout)
         return
     with console.status("capturing the network"):
-        prepared = prepare(load_task(task), resolve(recipe or _OF_TASKS), find_engine(engine).policy())
+        prepared = prepare(load_task(task), resolve(recipe or _OF_TASKS), find_engine(engine).policy(target))
     console.print(
         plan_table(prepared.plan, *predicted_bytes(prepared.network, prepared.plan), prepared.original.notes)
     )
@@ -53,6 +55,7 @@ def compress(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write; it must not exist yet.")],
     recipe: ChosenRecipe = None,
     engine: EngineName = "openvino",
+    target: TargetName = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
     evaluate: Annotated[
         bool, typer.Option("--evaluate/--no-evaluate", help="Measure the metric of original and compressed.")
@@ -103,8 +106,8 @@ def compress(
                 raise
         print_language_report(found, console)
     else:
-        chosen, options = recipe or _OF_TASKS, {"threads": threads, "precision": precision, "evaluate": evaluate}
-        done = run(load_task(task), chosen, engine, **options)
+        options = {"threads": threads, "precision": precision, "evaluate": evaluate}
+        done = run(load_task(task), recipe or _OF_TASKS, engine, target=target, **options)
         done.save(out, force)
         assert done.report is not None
         print_report(done.report, console)
@@ -116,7 +119,8 @@ def _check_source(context: typer.Context, source: Path) -> None:
     folder = source.is_dir()
     if not folder:
         find_task(source)
-    of_tasks, of_folders = ("engine", "precision", "evaluate"), ("data", "valid", "samples", "length", "layout")
+    of_tasks = ("engine", "target", "precision", "evaluate")
+    of_folders = ("data", "valid", "samples", "length", "layout")
     for name in of_tasks if folder else of_folders:
         given = context.get_parameter_source(name)
         if given is not None and given.name == "COMMANDLINE":

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tersor.engines import ENGINES, automatic
+from tersor.engines import ENGINES, automatic, target_names
 
 
 def keys(module: str, table: str) -> str:
@@ -51,6 +51,14 @@ EngineName = Annotated[
         "-e",
         help=f"{', '.join(ENGINES)} (`tersor engines` describes them); `compress` also takes auto: the fastest of "
         f"{', '.join(automatic())} that is installed.",
+    ),
+]
+TargetName = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        help=f"The hardware to plan for: {', '.join(target_names())}; by default this machine. Figures are of this "
+        "machine in any case.",
     ),
 ]
 ChosenRecipe = Annotated[

@@ -212,6 +212,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     return [
         ("Processor", environment.cpu or "unknown"),
         ("Instructions", ", ".join(environment.isa) or "unknown"),
+        ("Planned for", environment.target or "the machine that planned"),
         ("System", environment.system or "unknown"),
         ("Threads", str(environment.threads)),
         ("Float precision", environment.precision),

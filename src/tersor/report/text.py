@@ -156,9 +156,10 @@ def _environment(report: Report) -> Text:
     took = ", ".join(f"{name} {value:.1f} s" for name, value in steps.items() if value is not None)
     calibrated, evaluated = report.samples.calibration or "no", report.samples.evaluation or "no"
     samples = f"calibrated on {calibrated} samples, evaluated on {evaluated}"
+    target = f", planned for {environment.target}" if environment.target else ""
     lines = (
         f"{environment.cpu or 'unknown CPU'} ({' '.join(environment.isa)}), {environment.threads} threads, "
-        f"{environment.precision}",
+        f"{environment.precision}{target}",
         f"{versions}; seed {report.seed}; {samples}",
         f"{took}; peak memory {size_text(report.peak_memory_bytes)}",
     )

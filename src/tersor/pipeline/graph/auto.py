@@ -41,6 +41,7 @@ def choose_engine(
     precision: str,
     stages: Stages,
     candidates: tuple[str, ...] | None = None,
+    target: str | None = None,
 ) -> Choice:
     """The engine in which the compressed network is best (``preferred``), batch 1, of those faithful to the simulation.
 
@@ -48,6 +49,7 @@ def choose_engine(
 
     Args:
         candidates: names of engines; by default those whose compilation is cheap (``tersor.engines.automatic``).
+        target: the hardware to plan for; this machine, if None.
 
     Raises:
         RecipeError: where no engine takes the recipe, with each one's reason.
@@ -60,7 +62,7 @@ def choose_engine(
         try:
             module = find_engine(name)
             with stages.stage("capture", f"{name}: planning"):
-                prepared = prepare(task, recipe, module.policy())
+                prepared = prepare(task, recipe, module.policy(target))
             solved = solve(task, recipe, prepared, stages)
             with stages.stage("compile", f"{name}: compiling"):
                 runner = module.compile(solved.network, threads=threads, precision=precision)

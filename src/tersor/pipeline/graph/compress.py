@@ -27,6 +27,7 @@ def compress(
     recipe: Recipe | str | Path = "int8-static",
     engine: str = "openvino",
     *,
+    target: str | None = None,
     threads: int | None = None,
     precision: str = "f32",
     evaluate: bool = True,
@@ -39,6 +40,8 @@ def compress(
         recipe: a Recipe, the name of a preset, or the path of a YAML file.
         engine: the name of an engine in ``tersor.engines.ENGINES``, as ``tersor engines`` lists them; ``auto``
             compiles for those that are installed and cheap to compile for, and keeps the fastest that is faithful.
+        target: the hardware to plan for, such as ``x86-vnni``: one of the engine's ``targets``; this machine, if None.
+            Figures are measured on this machine in any case.
         threads: threads of the engine; all processors that this process may use, if None.
         precision: what float operators compute in, ``f32`` or ``bf16``; it is pinned and reported.
         evaluate: False leaves the metric out.
@@ -60,11 +63,11 @@ def compress(
     recipe, threads, choice = resolve(recipe), threads or usable_processors(), None
     with Stages(progress) as stages:
         if engine == "auto":
-            choice = choose_engine(task, recipe, threads, precision, stages)
+            choice = choose_engine(task, recipe, threads, precision, stages, target=target)
             engine = choice.engine
         module = find_engine(engine)
         with stages.stage("capture", "capturing and planning"):
-            prepared = prepare(task, recipe, module.policy())
+            prepared = prepare(task, recipe, module.policy(target))
         solved = solve(task, recipe, prepared, stages)
         with stages.stage("compile", "compiling"):
             runner = module.compile(solved.network, threads=threads, precision=precision)

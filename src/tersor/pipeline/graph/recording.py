@@ -27,6 +27,7 @@ class Goal:
 
     recipe: Recipe
     engine: str
+    target: str | None
     threads: int | None
     precision: str
     needs_data: bool
@@ -84,6 +85,7 @@ def prepare(
     example: Arguments = (),
     *,
     engine: str = "openvino",
+    target: str | None = None,
     threads: int | None = None,
     precision: str = "f32",
 ) -> Recording:
@@ -95,7 +97,7 @@ def prepare(
 
     Args:
         model: the trained network in eval mode.
-        recipe, engine, threads, precision: as of ``compress``.
+        recipe, engine, target, threads, precision: as of ``compress``.
         example: the arguments of one call, as a tuple, or a dict of keyword arguments.
 
     Raises:
@@ -114,9 +116,9 @@ def prepare(
     """
     task, recipe = Task(type(model).__name__, model, example, tuple), resolve(recipe)
     # ``auto`` has no policy of its own; the simulation's takes whatever one of its engines takes.
-    policy = (simulation() if engine == "auto" else find_engine(engine)).policy()
+    policy = (simulation() if engine == "auto" else find_engine(engine)).policy(target)
     needs_data = _needs_data(recipe, planned(task, recipe, policy))
-    return Recording(task, Goal(recipe, engine, threads, precision, needs_data))
+    return Recording(task, Goal(recipe, engine, target, threads, precision, needs_data))
 
 
 def convert(prepared: Recording, *, report: bool = False, progress: bool = True) -> Compressed:
@@ -143,7 +145,14 @@ def convert(prepared: Recording, *, report: bool = False, progress: bool = True)
         )
     data = task if prepared.samples else replace(task, calibration=lambda: [task.example])
     return compress(
-        data, goal.recipe, goal.engine, threads=goal.threads, precision=goal.precision, report=report, progress=progress
+        data,
+        goal.recipe,
+        goal.engine,
+        target=goal.target,
+        threads=goal.threads,
+        precision=goal.precision,
+        report=report,
+        progress=progress,
     )
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from tersor.engines import ENGINES
 from tersor.engines.base import Runner
+from tersor.engines.targets import cpuinfo, here, isa_flags, saturates
 from tersor.measure import describe_environment, peak_bytes, unknown, with_headline
 from tersor.measure.layers import LayerNoise
 from tersor.measure.metric import direction_warnings
@@ -56,7 +57,9 @@ def make_report(
         task=subjects.task.name,
         recipe=recipe.name,
         engine=subjects.engine,
-        environment=describe_environment(threads=subjects.threads, precision=precision),
+        environment=describe_environment(
+            threads=subjects.threads, precision=precision, target=solved.prepared.policy.target
+        ),
         seed=recipe.seed,
         samples=Samples(
             calibration=solved.calibration.samples, evaluation=original.samples if original else None
@@ -201,11 +204,16 @@ def _verdict(verdict: CalibrationQuality | None) -> CalibrationSummary | None:
 
 
 def _network_notes(subjects: Subjects, solved: Solved) -> list[str]:
-    notes = list(subjects.original.notes)
-    if solved.prepared.policy.reduced_weights:
+    notes, policy = list(subjects.original.notes), solved.prepared.policy
+    if policy.reduced_weights:
         notes.append(
-            "this CPU has no VNNI: its u8·s8 kernels add pairs of products in 16 bits, which saturate without a word; "
-            "weights keep to 7 bits (codes within ±63), which is exact"
+            f"planned for {policy.target}, which has no VNNI: its u8·s8 kernels add pairs of products in 16 bits, "
+            "which saturate without a word; weights keep to 7 bits (codes within ±63), which is exact"
+        )
+    if not policy.reduced_weights and saturates(policy.target, isa_flags(cpuinfo())):
+        notes.append(
+            f"planned for {policy.target}, measured on {here().name}, which has no VNNI: products of 8-bit weights "
+            "saturate here, so metric and latency in the engine are not those of the target"
         )
     return [*notes, *ENGINES[subjects.engine].notes]
 

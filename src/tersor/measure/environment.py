@@ -31,6 +31,11 @@ def isa_flags(cpuinfo: str) -> tuple[str, ...]:
     return tuple(name for name in ISA if name in flags)
 
 
+def usable_processors() -> int:
+    """The processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def exact_int8(isa: Iterable[str]) -> bool:
     """Whether uint8 × int8 products are summed in 32 bits; plain AVX2 adds pairs in 16 bits and saturates.
 

@@ -15,8 +15,8 @@ from tersor.errors import EngineError, RecipeError
 from tersor.measure import Latency, interleave, ratio, shipped_bytes
 from tersor.measure.formatting import size_text
 from tersor.pipeline.graph.measuring import single
-from tersor.pipeline.graph.prepare import prepare
-from tersor.pipeline.graph.solve import solve
+from tersor.pipeline.graph.quantize import GraphHost, start
+from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe
 from tersor.task import Task
@@ -51,9 +51,11 @@ def choose_engine(
     for name in candidates:
         try:
             module = find_engine(name)
-            with stages.stage("capture", f"{name}: planning"):
-                prepared = prepare(task, recipe, module.policy())
-            solved = solve(task, recipe, prepared, stages)
+            subject = start(task, recipe, GraphHost(module.policy()), stages)
+            for step in recipe.steps:
+                subject = step(subject, task, stages)
+            solved: Solved = subject.details
+            prepared = solved.prepared
             with stages.stage("compile", f"{name}: compiling"):
                 runner = module.compile(solved.network, threads=threads, precision=precision)
         except (EngineError, RecipeError) as error:

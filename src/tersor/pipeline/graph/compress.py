@@ -1,20 +1,20 @@
 """The whole way in one readable function."""
 
-import os
 from pathlib import Path
 
 from torch import Tensor
 
 from tersor.engines import engine as find_engine
 from tersor.errors import TaskError
+from tersor.measure.environment import usable_processors
 from tersor.measure.layers import layer_noise
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.audit import audit
 from tersor.pipeline.graph.auto import choose_engine, with_notes
 from tersor.pipeline.graph.measuring import Subjects, measure
-from tersor.pipeline.graph.prepare import prepare
+from tersor.pipeline.graph.quantize import GraphHost, start
 from tersor.pipeline.graph.reporting import make_report
-from tersor.pipeline.graph.solve import solve
+from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
@@ -63,9 +63,11 @@ def compress(
             choice = choose_engine(task, recipe, threads, precision, stages)
             engine = choice.engine
         module = find_engine(engine)
-        with stages.stage("capture", "capturing and planning"):
-            prepared = prepare(task, recipe, module.policy())
-        solved = solve(task, recipe, prepared, stages)
+        subject = start(task, recipe, GraphHost(module.policy()), stages)
+        for step in recipe.steps:
+            subject = step(subject, task, stages)
+        solved: Solved = subject.details
+        prepared = solved.prepared
         with stages.stage("compile", "compiling"):
             runner = module.compile(solved.network, threads=threads, precision=precision)
         inputs = tuple(
@@ -91,11 +93,6 @@ def compress(
         found = make_report(subjects, recipe, solved, measured, rows, noise, stages.seconds)
         found = with_notes(found, choice)
     return Compressed(engine, recipe, runner, found, inputs, solved.network, solved.prepared.plan)
-
-
-def usable_processors() -> int:
-    """The processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _shape(x: Tensor, dynamic: bool) -> list[int | None]:

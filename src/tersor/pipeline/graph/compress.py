@@ -1,16 +1,19 @@
 """The whole way in one readable function."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from tersor.engines import engine as find_engine
 from tersor.errors import TaskError
+from tersor.measure import Report
 from tersor.measure.environment import usable_processors
 from tersor.measure.layers import layer_noise
+from tersor.network.network import Network
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.audit import audit
-from tersor.pipeline.graph.auto import choose_engine, with_notes
+from tersor.pipeline.graph.auto import Choice, choose_engine, with_notes
 from tersor.pipeline.graph.measuring import Subjects, measure
 from tersor.pipeline.graph.quantize import GraphHost, start
 from tersor.pipeline.graph.reporting import make_report
@@ -57,42 +60,52 @@ def compress(
     """
     if not isinstance(task, Task):
         raise TaskError(f"{task!r:.80} is no tersor.Task; the folder of a language model is for tersor.compress_folder")
-    recipe, threads, choice = resolve(recipe), threads or usable_processors(), None
+    recipe, threads = resolve(recipe), threads or usable_processors()
     with Stages(progress) as stages:
         if engine == "auto":
-            choice = choose_engine(task, recipe, threads, precision, stages)
-            engine = choice.engine
-        module = find_engine(engine)
-        subject = start(task, recipe, GraphHost(module.policy()), stages)
-        for step in recipe.steps:
-            subject = step(subject, task, stages)
-        solved: Solved = subject.details
-        prepared = solved.prepared
-        with stages.stage("compile", "compiling"):
-            runner = module.compile(solved.network, threads=threads, precision=precision)
-        inputs = tuple(
-            {
-                "name": name,
-                "dtype": str(x.dtype).removeprefix("torch."),
-                "shape": _shape(x, prepared.original.dynamic_batch),
-            }
-            for name, x in zip(prepared.original.input_names, prepared.original.example, strict=True)
-        )
-        done = Compressed(engine, recipe, runner, None, inputs, solved.network, solved.prepared.plan)
-        if not report:
-            return done
-        with stages.stage("compile", "compiling the original"):
-            original = module.compile(prepared.original, threads=threads, precision=precision)
-        subjects = Subjects(task, engine, prepared.original, solved.network, original, runner, threads)
-        measured = measure(subjects, solved.samples, stages, evaluate)
-        with stages.stage("measure", "error of every layer"):
-            few = tuple(x[:NOISE_SAMPLES] if isinstance(x, Tensor) and x.ndim else x for x in solved.samples)
-            names = {layer.node for layer in solved.prepared.plan.layers}
-            noise = layer_noise(solved.prepared.network, solved.network, few, names)
-        rows = audit(solved.prepared.plan, runner)
-        found = make_report(subjects, recipe, solved, measured, rows, noise, stages.seconds)
-        found = with_notes(found, choice)
-    return Compressed(engine, recipe, runner, found, inputs, solved.network, solved.prepared.plan)
+            made = choose_engine(task, recipe, threads, precision, stages)
+        else:
+            made = in_engine(task, recipe, engine, threads, precision, stages)
+        found = _report(task, recipe, made, threads, stages, evaluate) if report else None
+    solved: Solved = made.subject.details
+    inputs = inputs_of(solved.prepared.original)
+    return Compressed(made.engine, recipe, made.runner, found, inputs, solved.network, solved.prepared.plan)
+
+
+def in_engine(
+    task: Task, recipe: Recipe, engine: str, threads: int, precision: str, stages: Stages
+) -> Choice:
+    """The network compressed for one engine, and compiled."""
+    module = find_engine(engine)
+    subject = start(task, recipe, GraphHost(module.policy()), stages)
+    for step in recipe.steps:
+        subject = step(subject, task, stages)
+    with stages.stage("compile", "compiling"):
+        return Choice(engine, subject, module.compile(subject.network, threads=threads, precision=precision))
+
+
+def _report(task: Task, recipe: Recipe, made: Choice, threads: int, stages: Stages, evaluate: bool) -> Report:
+    """Everything that is measured, original and compressed in the same engine."""
+    solved: Solved = made.subject.details
+    prepared = solved.prepared
+    with stages.stage("compile", "compiling the original"):
+        module = find_engine(made.engine)
+        original = module.compile(prepared.original, threads=threads, precision=made.runner.precision)
+    subjects = Subjects(task, made.engine, prepared.original, solved.network, original, made.runner, threads)
+    measured = measure(subjects, solved.samples, stages, evaluate)
+    with stages.stage("measure", "error of every layer"):
+        few = tuple(x[:NOISE_SAMPLES] if isinstance(x, Tensor) and x.ndim else x for x in solved.samples)
+        noise = layer_noise(prepared.network, solved.network, few, {layer.node for layer in prepared.plan.layers})
+    rows = audit(prepared.plan, made.runner)
+    return with_notes(make_report(subjects, recipe, solved, measured, rows, noise, stages.seconds), made.notes)
+
+
+def inputs_of(network: Network) -> tuple[dict[str, Any], ...]:
+    """Name, dtype and shape of each input, as a manifest holds them."""
+    return tuple(
+        {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": _shape(x, network.dynamic_batch)}
+        for name, x in zip(network.input_names, network.example, strict=True)
+    )
 
 
 def _shape(x: Tensor, dynamic: bool) -> list[int | None]:

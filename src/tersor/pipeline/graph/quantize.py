@@ -7,7 +7,7 @@ from tersor.pipeline.graph.host import GRAPH
 from tersor.pipeline.graph.observe import observables, observe
 from tersor.pipeline.graph.prepare import captured, planned
 from tersor.pipeline.graph.rewriting import rewrite_by_probe
-from tersor.pipeline.graph.solve import solve
+from tersor.pipeline.graph.solve import Solved, solve
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.policy import Policy
@@ -37,9 +37,13 @@ class GraphHost:
             prepared = planned(original, step, self.policy)
         prepared = rewrite_by_probe(task, step, prepared, stages, subject.seed)
         observations = observe(task, prepared.network, observables(step, prepared), stages, subject.seed)
-        solved = solve(step, prepared, observations, stages, subject.seed)
-        history = (*subject.history, step)
-        return replace(subject, network=solved.network, plan=solved.prepared.plan, history=history, details=solved)
+        return settled(subject, step, solve(step, prepared, observations, stages, subject.seed))
+
+
+def settled(subject: Subject, step: Quantize, solved: Solved) -> Subject:
+    """The subject with what a step solved."""
+    history = (*subject.history, step)
+    return replace(subject, network=solved.network, plan=solved.prepared.plan, history=history, details=solved)
 
 
 def start(task: Task, recipe: Recipe, host: Any, stages: Stages) -> Subject:

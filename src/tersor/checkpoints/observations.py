@@ -72,7 +72,7 @@ def read(folder: Path) -> Observations:
 
 
 def _observations(data: dict[str, Any], tensors: Mapping[str, Tensor]) -> Observations:
-    observed = {k: frozenset(v) if isinstance(v, list) else v for k, v in data["observed"].items()}
+    observed: dict[str, Any] = {k: frozenset(v) if isinstance(v, list) else v for k, v in data["observed"].items()}
     statistics = {
         name: _statistics(numbers, f"statistics/{name}", tensors) for name, numbers in data["statistics"].items()
     }

@@ -21,22 +21,22 @@ def generate(
     """Continue a prompt with a language model, by greedy decoding."""
     import time
 
-    from tersor.engines.openvino_decoder import OpenVinoDecoder
-    from tersor.pipeline.folder.load import load_language
+    from tersor.pipeline.folder.deployed import InFolder
     from tersor.pipeline.folder.text import tokenizer_of
 
     with console.status("loading"), using_threads(threads):
         tokenizer = tokenizer_of(folder)
-        model, why_not = load_language(folder, engine, threads)
+        model = InFolder(folder, engine, threads)
+        why_not = model.skip_reason
     if why_not is not None:
         reason = f"running in torch, as OpenVINO does not support this model: {why_not}"
         errors.print(reason, markup=False, highlight=False, soft_wrap=True)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
-    used = "openvino" if isinstance(model, OpenVinoDecoder) else "torch"
+    used = model.engine
     options = {"do_sample": False} if used == "torch" else {"eos_token_id": tokenizer.eos_token_id}
     start = time.perf_counter()
     with using_threads(threads):
-        out = model.generate(ids, max_new_tokens=tokens, **options)
+        out = model.runner.generate(ids, max_new_tokens=tokens, **options)
     seconds, count = time.perf_counter() - start, out.shape[1] - ids.shape[1]
     console.print(tokenizer.decode(out[0], skip_special_tokens=True), markup=False, highlight=False, soft_wrap=True)
     errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} per second, in {used}", highlight=False)
@@ -104,7 +104,7 @@ def run(
     threads: Threads = None,
 ) -> None:
     """Run a saved network on NumPy files, without the network's source code."""
-    from tersor.pipeline.compressed import load_network as load
+    from tersor.pipeline.graph.deployed import load_network as load
     from tersor.pipeline.graph.files import run_files
 
     for path in run_files(load(folder, threads), input, output):

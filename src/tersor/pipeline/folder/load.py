@@ -29,7 +29,9 @@ def is_language(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def load_language(folder: Path, engine: str = "torch", threads: int | None = None) -> tuple[Any, str | None]:
+def load_language(
+    folder: Path, engine: str = "torch", threads: int | None = None, precision: str = "f32"
+) -> tuple[Any, str | None]:
     """Load a model with ``generate``; also returns, in one line, why ``auto`` did not choose OpenVINO, or None.
 
     Args:
@@ -37,21 +39,26 @@ def load_language(folder: Path, engine: str = "torch", threads: int | None = Non
             or AWQ, or an unquantized one.
         engine: ``torch``: the transformers class that config.json names, with quantized linear layers; ``openvino``: an
             ``OpenVinoDecoder``; ``auto``: ``openvino`` if it can be built, otherwise ``torch``.
+        precision: of OpenVINO's float operators; in torch it is the folder's own dtype.
 
     Raises:
         SavedFolderError: a file of the folder is missing or altered.
         CheckpointError: a file is missing, truncated or damaged.
-        EngineError: the engine is unknown, or is OpenVINO and not installed or unable to compile the model.
+        EngineError: the engine is unknown, or is OpenVINO and not installed or unable to compile the model; or a
+            precision for torch.
         CaptureError: the architecture is unknown, or the engine is OpenVINO and torch.export fails.
     """
     if engine not in ("auto", "openvino", "torch"):
         raise EngineError(f"engine {engine!r} does not run language models: choose torch, openvino or auto")
+    if precision != "f32" and engine != "openvino":
+        raise EngineError(f"in torch a language model computes in its own dtype, not in {precision}; use openvino")
     check_sums(folder)
     with quiet():
         metamodel, why_not = MetaModel(open_folder(folder)), None
         if engine != "torch":
             try:
-                return OpenVinoDecoder.build(metamodel.model, _Weights(metamodel), threads=threads), None
+                weights = _Weights(metamodel)
+                return OpenVinoDecoder.build(metamodel.model, weights, threads=threads, precision=precision), None
             except (EngineError, CaptureError) as error:
                 if engine == "openvino":
                     raise

@@ -104,6 +104,7 @@ def choose_engine(
     engines, notes = _installed(candidates)
     hosts = Candidates({name: GraphHost(engine.policy()) for name, engine in engines.items()})
     subject = start(task, recipe, hosts, stages)
+    assert subject.network is not None
     inputs = single(subject.network)
     for step in recipe.steps:
         subject = step(subject, task, stages)

@@ -1,7 +1,6 @@
 """The whole way in one readable function."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -10,10 +9,10 @@ from tersor.errors import TaskError
 from tersor.measure import Report
 from tersor.measure.environment import usable_processors
 from tersor.measure.layers import layer_noise
-from tersor.network.network import Network
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.audit import audit
 from tersor.pipeline.graph.auto import Choice, choose_engine, with_notes
+from tersor.pipeline.graph.deployed import InEngine, inputs_of
 from tersor.pipeline.graph.measuring import Subjects, measure
 from tersor.pipeline.graph.quantize import GraphHost, start
 from tersor.pipeline.graph.reporting import make_report
@@ -68,8 +67,8 @@ def compress(
             made = in_engine(task, recipe, engine, threads, precision, stages)
         found = _report(task, recipe, made, threads, stages, evaluate) if report else None
     solved: Solved = made.subject.details
-    inputs = inputs_of(solved.prepared.original)
-    return Compressed(made.engine, recipe, made.runner, found, inputs, solved.network, solved.prepared.plan)
+    deployed = InEngine(made.engine, made.runner, inputs_of(solved.prepared.original))
+    return Compressed(made.subject.result(), recipe, found, deployed)
 
 
 def in_engine(
@@ -98,15 +97,3 @@ def _report(task: Task, recipe: Recipe, made: Choice, threads: int, stages: Stag
         noise = layer_noise(prepared.network, solved.network, few, {layer.node for layer in prepared.plan.layers})
     rows = audit(prepared.plan, made.runner)
     return with_notes(make_report(subjects, recipe, solved, measured, rows, noise, stages.seconds), made.notes)
-
-
-def inputs_of(network: Network) -> tuple[dict[str, Any], ...]:
-    """Name, dtype and shape of each input, as a manifest holds them."""
-    return tuple(
-        {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": _shape(x, network.dynamic_batch)}
-        for name, x in zip(network.input_names, network.example, strict=True)
-    )
-
-
-def _shape(x: Tensor, dynamic: bool) -> list[int | None]:
-    return [None if dynamic and k == 0 else int(n) for k, n in enumerate(x.shape)]

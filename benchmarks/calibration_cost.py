@@ -57,13 +57,13 @@ def _cost(
             network(*inputs)
 
     def asked() -> None:
-        found = calibrate(network, plan, batches)
+        found = calibrate(network, plan.sources(), batches)
         for group, site in sites.items():
             statistics = found.of_group(plan, group)
             for observer in OBSERVERS.values():
                 observer.range(statistics, site.spec)
 
-    calls = {"bare": bare, "observed": lambda: calibrate(network, plan, batches), "asked": asked}
+    calls = {"bare": bare, "observed": lambda: calibrate(network, plan.sources(), batches), "asked": asked}
     found = interleave(calls, rounds=1 if quick else 7, warmup=1, min_time=0.0, settle=0.0)
     pictures = sum(len(b[0]) for b in batches)
     details[title] = milliseconds(found) | {"pictures": pictures, "sites": len(sites)}
@@ -90,7 +90,7 @@ def _subsampling(title: str, ready: Prepared, batches: list[Any], details: dict[
 
     for inputs in batches:
         walk(ready.network, inputs, visit)
-    sampled = calibrate(ready.network, ready.plan, batches).statistics
+    sampled = calibrate(ready.network, ready.plan.sources(), batches).statistics
     apart: dict[str, float] = dict.fromkeys(OBSERVERS, 0.0)
     for node, whole in counted.items():
         assert whole is not None
@@ -165,7 +165,7 @@ def calibrate_once(name: str, pictures: int) -> int:
     """
     task = common.task(name)
     ready = prepare(task, resolve("int8-static"), find_engine("openvino").policy())
-    calibrate(ready.network, ready.plan, _stream(name, pictures))
+    calibrate(ready.network, ready.plan.sources(), _stream(name, pictures))
     lines = Path("/proc/self/status").read_text().splitlines()
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
 

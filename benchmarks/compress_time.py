@@ -17,8 +17,7 @@ from benchmarks.common import THREADS, Claim, Outcome, over, say
 from tersor.engines import engine as find_engine
 from tersor.engines.openvino.runner import OpenVINORunner
 from tersor.measure.latency import summarize
-from tersor.pipeline.graph.prepare import prepare
-from tersor.pipeline.graph.solve import solve
+from tersor.pipeline.graph.quantize import GraphHost, start
 from tersor.pipeline.progress import Stages
 from tersor.recipe import resolve
 
@@ -65,11 +64,11 @@ def our_parts(task: tersor.Task) -> dict[str, float]:
     """Seconds of every stage that `compress` goes through, in one run."""
     recipe, module = resolve("int8-static"), find_engine("openvino")
     with Stages(show=False) as stages:
-        with stages.stage("capture", ""):
-            prepared = prepare(task, recipe, module.policy())
-        solved = solve(task, recipe, prepared, stages)
+        subject = start(task, recipe, GraphHost(module.policy()), stages)
+        for step in recipe.steps:
+            subject = step(subject, task, stages)
         with stages.stage("compile", ""):
-            module.compile(solved.network, threads=THREADS)
+            module.compile(subject.network, threads=THREADS)
     return stages.seconds
 
 

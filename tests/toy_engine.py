@@ -57,5 +57,5 @@ class Toy:
     def load(self, folder: Path, *, threads=None, precision="f32"):
         return Silent(ENGINES["torch"].load(folder).network, threads, precision)
 
-    def decoder(self, model: Any, weights: Any, threads: int | None = None) -> Parrot:
+    def decoder(self, model: Any, weights: Any, threads: int | None = None, precision: str = "f32") -> Parrot:
         return Parrot()

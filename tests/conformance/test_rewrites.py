@@ -15,7 +15,6 @@ from tersor.network.capture import capture
 from tersor.network.network import WEIGHTED, add_tensor, aten, finish
 from tersor.network.rewrites import REWRITES
 from tersor.network.rewrites.smooth import smoothable
-from tersor.network.sites import Plan
 from tersor.network.verify import rewritten, verify
 
 MORE: dict[str, Builder] = {
@@ -69,7 +68,7 @@ def statistics_of(network, inputs, rewrite):
     """What the rewrite is told: of the inputs of linear layers, channels last, or of the outputs of all layers."""
     last = list(smoothable(network)) if rewrite == "smooth" else []
     names = last or [n.name for n in network.operators() if n.target in WEIGHTED]
-    return calibrate(network, Plan((), ()), [inputs], extra=names, channels_last=last).statistics
+    return calibrate(network, names, [inputs], channels_last=last).statistics
 
 
 def content(network):

@@ -29,7 +29,11 @@ def _planned(model, shape=SHAPE):
 
 
 def _calibrated(model, batches, mean_samples=0, shape=SHAPE):
-    return calibrate(*_planned(model, shape), [(b,) for b in batches], mean_samples)
+    return _observed(*_planned(model, shape), [(b,) for b in batches], mean_samples)
+
+
+def _observed(network, made, batches, mean_samples):
+    return calibrate(network, made.sources(), batches, [s.node for s in made.weights()], mean_samples)
 
 
 def _exact_means(model, x, shape=SHAPE):
@@ -109,7 +113,7 @@ def test_memory_does_not_grow_with_the_number_of_batches():
         generator = torch.Generator().manual_seed(0)
         batches = ((torch.randn(16, *SHAPE, generator=generator),) for _ in range(count))
         tracemalloc.start()
-        held = calibrate(network, made, batches, mean_samples=16).statistics
+        held = _observed(network, made, batches, 16).statistics
         python = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return python, sum(_tensor_bytes(s) for s in held.values())

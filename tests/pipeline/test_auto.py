@@ -1,14 +1,18 @@
 """engine="auto": the fastest faithful engine, and what is said of the others."""
 
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import tersor
 from tersor.engines import automatic
+from tersor.engines import engine as find_engine
 from tersor.errors import RecipeError
 from tersor.measure import Latency
-from tersor.pipeline.graph import auto
+from tersor.pipeline.graph import auto, quantize
 from tersor.pipeline.progress import Stages
 from tersor.recipe import PRESETS, Quantization
 
@@ -43,6 +47,59 @@ def test_an_engine_that_refuses_is_named_with_its_reason(task):
     assert any("onnxruntime is out" in note and "at run time" in note for note in found.notes)
     with pytest.raises(RecipeError, match=r"no engine takes this recipe: .*onnxruntime is out"):
         auto.choose_engine(task, recipe, 1, "f32", Stages(False), ("onnxruntime",))
+
+
+def tensors(network):
+    return dict(network.tensors())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["int8-static", "int4-gptq"])
+def test_the_data_is_read_once_and_the_winner_is_kept(task, recipe, monkeypatch):
+    """Each candidate is captured, observed, solved and compiled once, and is what compress makes for that engine."""
+    calls = Counter()
+
+    def counted(name, module=auto, key=None):
+        original = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, **k: calls.update([key or name]) or original(*a, **k)
+        )
+
+    for name in ("planned", "observe", "solve"):
+        counted(name)
+    for name in automatic():
+        counted("compile", type(find_engine(name)), name)
+    counted("captured", quantize)
+    batches = list(task.calibration())
+    reading = replace(task, calibration=lambda: calls.update(["pass"]) or batches)
+    done = tersor.compress(reading, recipe, "auto", threads=1, report=False, progress=False)
+    passes = 2 if recipe == "int4-gptq" else 1  # the Hessians have one of their own
+    once = dict.fromkeys((*automatic(), "captured", "observe"), 1)
+    assert calls == {**once, "planned": 2, "solve": 2, "pass": passes}
+    alone = tersor.compress(task, recipe, done.engine, threads=1, report=False, progress=False)
+    mine, other = tensors(done.network), tensors(alone.network)
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in mine.items())
+    assert done.plan == alone.plan
+
+
+def test_networks_that_differ_after_rewrites_are_observed_apart(monkeypatch):
+    """ONNX Runtime writes SiLU out, OpenVINO does not."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 1)).eval()
+    batches = [(torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(1)),)]
+    silu = tersor.Task("silu", net, (torch.zeros(1, 3, 6, 6),), lambda: batches)
+    hosts = {name: quantize.GraphHost(find_engine(name).policy()) for name in automatic()}
+    seen, original = [], auto.observe
+    monkeypatch.setattr(auto, "observe", lambda *a: seen.append(a[1]) or original(*a))
+    recipe = PRESETS["int8-static"]()
+    (step,) = recipe.steps
+    subject = quantize.start(silu, recipe, auto.Candidates(hosts), Stages(False))
+    found = step(subject, silu, Stages(False)).details
+    assert len(seen) == 2
+    for name, host in hosts.items():
+        alone = host.quantize(step, subject, silu, Stages(False))
+        assert all(torch.equal(a, tensors(alone.network)[n]) for n, a in tensors(found[name].network).items())
 
 
 @pytest.mark.slow
@@ -86,7 +143,7 @@ def test_of_engines_as_fast_as_each_other_the_smaller_file_wins(case):
 
 @pytest.mark.slow
 def test_a_near_tie_of_real_engines_is_decided_by_the_files(task, monkeypatch):
-    monkeypatch.setattr(auto, "interleave", lambda calls: dict(zip(calls, (took(1.0), took(1.02)), strict=True)))
+    monkeypatch.setattr(auto, "interleave", lambda calls, **_: dict(zip(calls, (took(1.0), took(1.02)), strict=True)))
     found = choose(task, "int8-static")
     sizes = {}
     for name in automatic():

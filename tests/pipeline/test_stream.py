@@ -658,7 +658,7 @@ def test_padding_that_would_count_is_refused(kind, change, what, folder, tokens,
 
 
 def test_a_language_model_is_not_run_on_numpy_files(folder, tmp_path):
-    from tersor.pipeline.compressed import load_network
+    from tersor.pipeline.graph.deployed import load_network
 
     tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), progress=False)
     with pytest.raises(SavedFolderError, match=r"holds a language model: run it with `tersor generate`"):

@@ -104,7 +104,7 @@ def compress(
             except KeyboardInterrupt:
                 errors.print("interrupted; the same command resumes after the last finished block", highlight=False)
                 raise
-        print_language_report(found, console)
+        print_language_report(found.report, console)
     else:
         options = {"threads": threads, "precision": precision, "evaluate": evaluate}
         done = run(load_task(task), recipe or _OF_TASKS, engine, target=target, **options)

@@ -22,19 +22,20 @@ def generate(
     """Continue a prompt with a language model, by greedy decoding."""
     import time
 
-    from tersor.pipeline.folder.load import load_language
+    from tersor.pipeline.folder.deployed import InFolder
     from tersor.pipeline.folder.text import tokenizer_of
 
     with console.status("loading"), using_threads(threads):
         tokenizer = tokenizer_of(folder)
-        model, used, why_not = load_language(folder, engine, threads)
+        model = InFolder(folder, engine, threads)
+        used, why_not = model.engine, model.skip_reason
     if why_not is not None:
         errors.print(f"running in {used}, as {why_not}", markup=False, highlight=False, soft_wrap=True)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     options = {"do_sample": False} if ENGINES[used].runs_modules else {"eos_token_id": tokenizer.eos_token_id}
     start = time.perf_counter()
     with using_threads(threads):
-        out = model.generate(ids, max_new_tokens=tokens, **options)
+        out = model.runner.generate(ids, max_new_tokens=tokens, **options)
     seconds, count = time.perf_counter() - start, out.shape[1] - ids.shape[1]
     console.print(tokenizer.decode(out[0], skip_special_tokens=True), markup=False, highlight=False, soft_wrap=True)
     errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} per second, in {used}", highlight=False)
@@ -102,7 +103,7 @@ def run(
     threads: Threads = None,
 ) -> None:
     """Run a saved network on NumPy files, without the network's source code."""
-    from tersor.pipeline.compressed import load_network as load
+    from tersor.pipeline.graph.deployed import load_network as load
     from tersor.pipeline.graph.files import run_files
 
     for path in run_files(load(folder, threads), input, output):

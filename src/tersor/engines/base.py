@@ -101,7 +101,7 @@ class Engine(Protocol):
         """Builds a decoder of a causal language model, or None.
 
         It is called with a model of ``transformers`` (for its architecture; its parameters may be on the meta device),
-        its weights by name (Tensor or QTensor) and ``threads``, and gives an object with
+        its weights by name (Tensor or QTensor), ``threads`` and ``precision``, and gives an object with
         ``generate(input_ids, max_new_tokens, eos_token_id)``.
         """
         ...

@@ -13,6 +13,11 @@ _LIBRARIES = (library.partition(".")[0] for engine in ENGINES.values() for libra
 PACKAGES = tuple(dict.fromkeys(("tersor", "torch", *_LIBRARIES, "numpy")))
 
 
+def usable_processors() -> int:
+    """The processors that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu_name(text: str) -> str | None:
     """The processor's name, or None if neither /proc/cpuinfo nor Python knows it.
 

@@ -56,19 +56,19 @@ class Calibrated:
 
 def calibrate(
     network: Network,
-    plan: Plan,
+    values: Collection[str],
     batches: Iterable[tuple[Any, ...]],
+    layers: Collection[str] = (),
     mean_samples: int = 0,
-    extra: Iterable[str] = (),
     channels_last: Collection[str] = (),
     keep: int = 0,
     on_batch: Callable[[int], None] = lambda samples: None,
 ) -> Calibration:
-    """Stream the batches through the float network and observe the source of every group of sites.
+    """Stream the batches through the float network and gather statistics of values and means of layers.
 
     Args:
-        mean_samples: over how many samples the channel means of the layers are taken (0: none).
-        extra: more nodes to observe, by graph name.
+        values: the nodes whose values are observed, by graph name.
+        layers: the layers whose outputs' channel means are taken, over the first ``mean_samples`` samples.
         channels_last: nodes whose channels are their last dimension, and not dimension 1.
         keep: where not 0, a row is one vector of channels (a token, a position) and not a sample, and so many of
             them are kept in ``Statistics.sample``.
@@ -77,8 +77,7 @@ def calibrate(
     Raises:
         CalibrationError: naming the layer where a value is not finite, or the batch that the model refuses.
     """
-    sources = {s.node for s in plan.activations() if s.source} | set(extra)
-    layers = {s.node for s in plan.weights()}
+    values, layers = frozenset(values), frozenset(layers)
     statistics: dict[str, Statistics] = {}
     sums: dict[str, tuple[Any, int]] = {}
     first: list[tuple[int, ...]] = []
@@ -97,7 +96,7 @@ def calibrate(
                 counted += batch_size(part) if counting else 0
 
     def seen(chunk: _Chunk) -> _ChunkStatistics:
-        return _look(network, chunk, sources, layers if chunk.counting else set(), channels_last, keep)
+        return _look(network, chunk, values, layers if chunk.counting else frozenset(), channels_last, keep)
 
     batch: dict[str, Statistics] = {}
     with workers() as pool:
@@ -134,12 +133,17 @@ class _ChunkStatistics:
 
 
 def _look(
-    network: Network, chunk: _Chunk, sources: set[str], layers: set[str], channels_last: Collection[str], keep: int
+    network: Network,
+    chunk: _Chunk,
+    values: frozenset[str],
+    layers: frozenset[str],
+    channels_last: Collection[str],
+    keep: int,
 ) -> _ChunkStatistics:
     found = _ChunkStatistics({}, {})
 
     def visit(node: fx.Node, value: Any) -> None:
-        if node.name in sources:
+        if node.name in values:
             axis = -1 if node.name in channels_last else 1
             seen = value.movedim(axis, -1).reshape(-1, value.shape[axis]) if keep else value
             try:

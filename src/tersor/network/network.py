@@ -154,8 +154,7 @@ def op_name(node: fx.Node) -> str:
 def add_tensor(network: Network, name: str, value: Tensor) -> str:
     """Add a tensor to an edited network under ``name``, with a suffix if that is taken; returns its name."""
     free, k = name, 0
-    taken = {n for n, _ in network.tensors()}
-    while free in taken or _exists(network.module, free):
+    while _exists(network.module, free):
         k += 1
         free = f"{name}_{k}"
     set_tensor(network, free, value)

@@ -51,6 +51,10 @@ class Plan:
     def activations(self) -> tuple[Site, ...]:
         return tuple(s for s in self.sites if s.kind == "activation")
 
+    def sources(self) -> tuple[str, ...]:
+        """The graph names of the values whose statistics give the ranges."""
+        return tuple(dict.fromkeys(s.node for s in self.activations() if s.source))
+
     def weights(self) -> tuple[Site, ...]:
         return tuple(s for s in self.sites if s.kind == "weight")
 

@@ -1,55 +1,159 @@
-"""The result: a network in an engine with its recipe and report, saved and loaded."""
+"""The result of a recipe, whatever was compressed: it runs, is saved, and moves to other engines."""
 
-import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor
-
-from tersor.checkpoints.manifest import (
-    FORMAT,
-    MANIFEST,
-    check_free,
-    hidden_name,
-    read_manifest,
-    replace_folder,
-    sha256,
-    verify,
-)
-from tersor.engines import load_runner
-from tersor.engines.base import Runner
-from tersor.measure import Report, read_report
+from tersor.checkpoints.manifest import check_free, hidden_name, replace_folder
+from tersor.errors import EngineError
 from tersor.network.network import Network
-from tersor.network.sites import Plan
+from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
-from tersor.report import html
 
 
-@dataclass(frozen=True)
+class Deployed(Protocol):
+    """A result in an engine, as its host provides it."""
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine."""
+        ...
+
+    @property
+    def runner(self) -> Any:
+        """What runs in it."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[dict[str, Any], ...]:
+        """Name, dtype and shape of each input."""
+        ...
+
+    @property
+    def folder(self) -> Path | None:
+        """Where it is saved, if what runs is read from there."""
+        ...
+
+    @property
+    def loaded(self) -> Any:
+        """The runner, or None if nobody has asked for it yet."""
+        ...
+
+    @property
+    def skip_reason(self) -> str | None:
+        """Why it does not run in the engine that was preferred; None: it does."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        ...
+
+    def write(self, folder: Path, result: "Compressed") -> None:
+        """Write all of the result into an existing, empty folder."""
+        ...
+
+    def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "Deployed":
+        """The same in another engine."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
 class Compressed:
-    """A compressed network.
+    """What ``compress``, ``compress_folder`` and ``load`` return: a network, or a language model in a folder.
+
+    Of a language model, everything that its report and its model have is an attribute too: ``weights``, ``divergence``,
+    ``headline()`` of the report, and once the model is loaded, ``config``, ``state_dict()``, ``parameters()``.
 
     Args:
-        engine: the name of the engine it runs on; ``runner`` runs it.
+        subject: what became of the model: its quantized network, its plan, the steps carried out.
         recipe: how it was made.
-        report: what was measured; None where measuring was switched off.
-        network, plan: the quantized graph and its plan; None when it was loaded from an engine's files.
-        inputs: name, dtype and shape of each input.
+        report: what was measured, a ``Report``, of a folder a ``LanguageReport``; None where nothing was measured.
+        deployed: it in an engine.
     """
 
-    engine: str
+    subject: Subject
     recipe: Recipe
-    runner: Runner
-    report: Report | None
-    inputs: tuple[dict[str, Any], ...]
-    network: Network | None = None
-    plan: Plan | None = None
+    report: Any
+    deployed: Deployed
 
-    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Run it: one tensor, or a tuple where the network has several outputs."""
-        return self.runner(*inputs)
+    @property
+    def engine(self) -> str:
+        """The name of the engine it runs in."""
+        return self.deployed.engine
+
+    @property
+    def runner(self) -> Any:
+        """What runs it: an engine's ``Runner``; of a language model the same as ``model``."""
+        return self.deployed.runner
+
+    @property
+    def model(self) -> Any:
+        """Of a language model the model of transformers or OpenVINO's decoder, loaded when first asked for.
+
+        Of a network its ``runner``.
+        """
+        return self.deployed.runner
+
+    @property
+    def network(self) -> Network | None:
+        """The quantized graph; None for folders, and where it was loaded from files that do not hold it."""
+        return self.subject.network
+
+    @property
+    def plan(self) -> Any:
+        """What is quantized and how: a ``Plan``, or of a folder its ``WeightPlan`` values; None where it was loaded."""
+        return self.subject.plan
+
+    @property
+    def inputs(self) -> tuple[dict[str, Any], ...]:
+        """Name, dtype and shape of each input of a network."""
+        return self.deployed.inputs
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that a language model runs from; None for a network."""
+        return self.deployed.folder
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it: of a network one tensor, or a tuple of several outputs; of a language model what that gives."""
+        return self.deployed(*args, **kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Let a language model continue ``input_ids`` by ``max_new_tokens``; the arguments are those of its engine.
+
+        Raises:
+            EngineError: it is no language model.
+        """
+        if self.folder is None:
+            raise EngineError("only a language model in a folder generates; call a network with its inputs")
+        return self.deployed.runner.generate(*args, **kwargs)
+
+    def compile(self, engine: str, *, threads: int | None = None, precision: str = "f32") -> "Compressed":
+        """The same in another engine; the model's code, its data and its recipe are not needed.
+
+        Args:
+            engine: a name as for ``compress``; of a language model as for ``load``.
+            threads: of the engine; all processors that this process may use, if None.
+            precision: what float operators compute in, ``f32`` or ``bf16``.
+
+        Returns:
+            A result whose report is None: what was measured was measured in the other engine. The report of a
+            language model is of no engine, and stays.
+
+        Raises:
+            EngineError: an engine that is not installed or does not take what was planned for another one; or a network
+                that was loaded from files which do not hold it.
+
+        >>> import torch, tersor
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
+        >>> task = tersor.Task("tiny", net, (torch.zeros(1, 3, 8, 8),), lambda: [(torch.rand(8, 3, 8, 8),)])
+        >>> done = tersor.compress(task, engine="torch", report=False)
+        >>> done.compile("openvino").engine
+        'openvino'
+        """
+        deployed = self.deployed.compile(self.subject, engine, threads, precision)
+        return replace(self, report=self.report if self.folder else None, deployed=deployed)
 
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write everything into a new folder, whole or not at all.
@@ -63,54 +167,20 @@ class Compressed:
         staging = hidden_name(folder)
         staging.mkdir()
         try:
-            self._write(staging)
+            self.deployed.write(staging, self)
             replace_folder(staging, folder)
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
         return folder
 
-    def _write(self, folder: Path) -> None:
-        shipped = self.runner.save(folder)
-        (folder / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf8")
-        if self.report is not None:
-            (folder / "report.json").write_text(self.report.to_json(), encoding="utf8")
-            (folder / "report.html").write_text(html(self.report), encoding="utf8")
-        files = {
-            p.relative_to(folder).as_posix(): {
-                "sha256": sha256(p),
-                "bytes": p.stat().st_size,
-                "shipped": p.name in shipped,
-            }
-            for p in sorted(folder.rglob("*"))
-            if p.is_file()
-        }
-        manifest = {
-            "format": FORMAT,
-            "engine": self.engine,
-            "precision": self.runner.precision,
-            "inputs": list(self.inputs),
-            "files": files,
-        }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf8")
-
-
-def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
-    """Load what ``Compressed.save`` wrote; checksums are compared, and nothing in it is executed.
-
-    Raises:
-        SavedFolderError: a file is missing or altered.
-        EngineError: its engine is not installed.
-    """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    verify(folder, manifest)
-    recipe_file, report_file = folder / "recipe.yaml", folder / "report.json"
-    recipe = (
-        Recipe.from_yaml(recipe_file.read_text(encoding="utf8"), str(recipe_file))
-        if recipe_file.is_file()
-        else Recipe()
-    )
-    runner = load_runner(manifest["engine"], str(folder), threads, manifest["precision"])
-    report = read_report(report_file) if report_file.is_file() else None
-    return Compressed(manifest["engine"], recipe, runner, report, tuple(manifest["inputs"]))
+    def __getattr__(self, name: str) -> Any:
+        """What the report of a language model has under this name, or its model if that is loaded."""
+        deployed = self.__dict__.get("deployed")
+        if deployed is None or name.startswith("_") or deployed.folder is None:
+            raise AttributeError(f"Compressed has no attribute {name!r}")
+        for source in (self.report, deployed.loaded):
+            if source is not None and hasattr(source, name):
+                return getattr(source, name)
+        hint = "" if deployed.loaded is not None else "; its model is not loaded yet, and `.model` loads it"
+        raise AttributeError(f"neither Compressed nor the report has an attribute {name!r}{hint}")

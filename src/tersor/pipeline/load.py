@@ -2,14 +2,15 @@
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 from tersor.errors import EngineError
-from tersor.pipeline.compressed import load_network
-from tersor.pipeline.folder.load import is_language, load_language
+from tersor.pipeline.compressed import Compressed
+from tersor.pipeline.folder.deployed import load_folder
+from tersor.pipeline.folder.load import is_language
+from tersor.pipeline.graph.deployed import load_network
 
 
-def load(folder: str | Path, threads: int | None = None, engine: str | None = None) -> Any:
+def load(folder: str | Path, threads: int | None = None, engine: str | None = None) -> Compressed:
     """Load a saved folder; checksums are compared, and nothing in it is executed.
 
     Args:
@@ -18,11 +19,11 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
         threads: of the engine; by default all processors. In PyTorch it is ``torch.set_num_threads`` that decides.
         engine: of a language model, ``torch`` (the default), an engine with a decoder such as ``openvino``, or
             ``auto``: the first such engine that takes the model, otherwise PyTorch, with a UserWarning that says why.
-            Any other network runs in the engine that it was compressed for.
+            Any other network runs in the engine that it was compressed for; ``Compressed.compile`` moves it to another.
 
     Returns:
-        A ``Compressed`` to be called; of a language model something with ``generate(input_ids, max_new_tokens=…)``: in
-        torch the model of transformers itself.
+        A ``Compressed``: call it with the network's inputs; of a language model also
+        ``generate(input_ids, max_new_tokens=…)``, and ``model`` is, in torch, the model of transformers itself.
 
     Raises:
         SavedFolderError, CheckpointError: a file is missing, cut short or altered.
@@ -31,10 +32,10 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
     """
     folder = Path(folder)
     if is_language(folder):
-        model, used, why_not = load_language(folder, engine, threads)
-        if why_not is not None:
-            warnings.warn(f"{folder} runs in {used}, as {why_not}", stacklevel=2)
-        return model
+        found = load_folder(folder, engine, threads)
+        if (reason := found.deployed.skip_reason) is not None:
+            warnings.warn(f"{folder} runs in {found.engine}, as {reason}", stacklevel=2)
+        return found
     found = load_network(folder, threads)
     if engine not in (None, "auto", found.engine):
         raise EngineError(f"{folder} was compressed for {found.engine}, not for {engine}; compress it again for that")

@@ -114,7 +114,9 @@ class OpenVINO:
 
         return OpenVINORunner(read_model(folder), threads, precision)
 
-    def decoder(self, model: Any, weights: Mapping[str, Any], threads: int | None = None) -> Any:
+    def decoder(
+        self, model: Any, weights: Mapping[str, Any], threads: int | None = None, precision: str = "f32"
+    ) -> Any:
         """An ``OpenVinoDecoder`` of a causal model of ``transformers`` and its weights by name.
 
         Raises:
@@ -124,4 +126,4 @@ class OpenVINO:
         require(self)
         from tersor.engines.openvino.decoder import OpenVinoDecoder
 
-        return OpenVinoDecoder.build(model, weights, threads=threads)
+        return OpenVinoDecoder.build(model, weights, threads=threads, precision=precision)

@@ -16,7 +16,9 @@ from tersor.measure.environment import describe_environment
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.measure.perplexity import comparison
 from tersor.measure.windows import Windows
+from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.folder.blockwise import SolvedWeight
+from tersor.pipeline.folder.deployed import InFolder
 from tersor.pipeline.folder.job import Job, fingerprint, prepare_job, with_padding
 from tersor.pipeline.folder.journal import journal
 from tersor.pipeline.folder.metamodel import quiet
@@ -26,6 +28,7 @@ from tersor.pipeline.folder.text import Data
 from tersor.pipeline.folder.token_batches import TokenBatches
 from tersor.pipeline.folder.write import finish
 from tersor.pipeline.progress import Stages
+from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
 
 
@@ -44,7 +47,7 @@ def compress_folder(
     progress: bool = True,
     build: Callable[[], nn.Module] | None = None,
     token_mask: Tensor | None = None,
-) -> LanguageReport:
+) -> Compressed:
     """Quantize the weights of a language model block by block, and write a folder that other tools open.
 
     At any time one block, the embeddings or the head is in memory, besides a batch of activations; these are kept
@@ -65,6 +68,10 @@ def compress_folder(
         build: makes the model where transformers does not know its architecture; its parameters are on ``meta`` then.
         token_mask: for ``data`` given as tokens: bool [windows, length], True for real tokens, False for padding.
             The former name ``counted`` is still taken.
+
+    Returns:
+        A ``Compressed``, whose ``report`` is a LanguageReport and whose ``model`` is loaded when it is first asked for;
+        what the report has is an attribute of the result too.
 
     Raises:
         CheckpointError: a folder that is incomplete, or a weight that the layout cannot hold.
@@ -95,7 +102,8 @@ def compress_folder(
             raise CheckpointError(
                 f"the disk of {out.parent} is full; what is done is kept in {notes.folder}: make room and repeat"
             ) from error
-    return report
+    subject = Subject(None, plan=tuple(job.plans), seed=job.recipe.seed, history=(job.recipe,))
+    return Compressed(subject, job.recipe, report, InFolder(out))
 
 
 class _Run:

@@ -37,7 +37,9 @@ class LanguageModel(NamedTuple):
     why_not: str | None
 
 
-def load_language(folder: Path, engine: str | None = None, threads: int | None = None) -> LanguageModel:
+def load_language(
+    folder: Path, engine: str | None = None, threads: int | None = None, precision: str = "f32"
+) -> LanguageModel:
     """Load a model with ``generate``.
 
     Args:
@@ -45,26 +47,32 @@ def load_language(folder: Path, engine: str | None = None, threads: int | None =
             or AWQ, or an unquantized one.
         engine: None: PyTorch, the transformers class that config.json names, with quantized linear layers; the name of
             an engine with a decoder; ``auto``: the first of ``tersor.engines.decoding()`` that supports the model.
+        precision: of a decoder's float operators; in torch it is the folder's own dtype.
 
     Raises:
         SavedFolderError: a file of the folder is missing or altered.
         CheckpointError: a file is missing, truncated or damaged.
-        EngineError: the engine has no decoder, is not installed, or cannot compile the model.
+        EngineError: the engine has no decoder, is not installed, or cannot compile the model; or a precision for torch.
         CaptureError: the architecture is unknown, or the engine needs a graph and torch.export fails.
     """
-    candidates, why_not = _candidates(engine), None
+    tried, why_not = candidates(engine), None
+    if precision != "f32" and tried[0].decoder is None:
+        raise EngineError(
+            f"in {tried[0].name} a language model computes in its own dtype, not in {precision}; choose an engine "
+            f"with a decoder: {', '.join(n for n in decoding() if ENGINES[n].decoder is not None)}"
+        )
     check_sums(folder)
     with quiet():
-        for candidate in candidates[:-1]:
+        for candidate in tried[:-1]:
             try:
-                return LanguageModel(_in_engine(candidate, folder, threads), candidate.name, why_not)
+                return LanguageModel(_in_engine(candidate, folder, threads, precision), candidate.name, why_not)
             except (EngineError, CaptureError) as error:
                 why_not = f"{candidate.name} does not support this model: {str(error).splitlines()[0]}"
-        last = candidates[-1]
-        return LanguageModel(_in_engine(last, folder, threads), last.name, why_not)
+        last = tried[-1]
+        return LanguageModel(_in_engine(last, folder, threads, precision), last.name, why_not)
 
 
-def _candidates(engine: str | None) -> list[Engine]:
+def candidates(engine: str | None) -> list[Engine]:
     """The engines to try; the last one's errors are raised."""
     names = decoding()
     if engine is None:
@@ -76,12 +84,12 @@ def _candidates(engine: str | None) -> list[Engine]:
     return [ENGINES[engine]]
 
 
-def _in_engine(engine: Engine, folder: Path, threads: int | None) -> Any:
+def _in_engine(engine: Engine, folder: Path, threads: int | None, precision: str) -> Any:
     """The folder's model in one engine, from a MetaModel of its own: one that was traced cannot be used again."""
     metamodel = MetaModel(open_folder(folder))
     if engine.decoder is None:
         return _in_torch(metamodel)
-    return engine.decoder(metamodel.model, _Weights(metamodel), threads=threads)
+    return engine.decoder(metamodel.model, _Weights(metamodel), threads=threads, precision=precision)
 
 
 class _Weights(Mapping[str, Tensor | QTensor]):

@@ -1,37 +1,92 @@
-"""``engine="auto"``: compile for every engine that is here, measure, keep the best that does what was planned.
+"""``engine="auto"``: plan for every engine that is here, observe once, solve and compile each, keep the best.
 
 The fastest is the best; but of those that are as fast but for chance, the one with the smallest file.
 """
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tersor.engines import automatic
 from tersor.engines import engine as find_engine
+from tersor.engines.base import Engine, Runner
 from tersor.engines.numbers import check_numbers
-from tersor.errors import EngineError, RecipeError
-from tersor.measure import Latency, interleave, ratio, shipped_bytes
+from tersor.errors import EngineError, RecipeError, TersorError
+from tersor.measure import Latency, Report, interleave, ratio, shipped_bytes
 from tersor.measure.formatting import size_text
+from tersor.network.observations import signature
 from tersor.pipeline.graph.measuring import single
-from tersor.pipeline.graph.prepare import prepare
-from tersor.pipeline.graph.solve import solve
+from tersor.pipeline.graph.observe import observables, observe
+from tersor.pipeline.graph.prepare import Prepared, captured, planned
+from tersor.pipeline.graph.quantize import GraphHost, settled, start
+from tersor.pipeline.graph.rewriting import rewrite_by_probe
+from tersor.pipeline.graph.solve import Solved, solve
 from tersor.pipeline.progress import Stages
-from tersor.recipe import Recipe
+from tersor.pipeline.subject import Subject
+from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
 
 # Shares by which latencies, and then sizes, may differ and still count as the same.
 AS_FAST, AS_LARGE = 0.1, 0.01
+# Seconds of calls in each of the rounds that are timed: enough to tell 10 % apart.
+ROUND = 0.02
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine chosen, and what is to be said about the others."""
+    """An engine, the network that was compressed for it, and where it was chosen what the report says of the others."""
 
     engine: str
-    notes: tuple[str, ...]
+    subject: Subject
+    runner: Runner
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """A host that quantizes for several engines at once: plans of one network are observed in one pass.
+
+    Args:
+        hosts: by the names of the engines.
+    """
+
+    hosts: Mapping[str, GraphHost]
+    name: ClassVar[str] = GraphHost.name
+
+    def quantize(self, step: Quantize, subject: Subject, task: Task, stages: Stages) -> Subject:
+        """The subject; ``details`` holds for each engine the subject quantized for it, or the error of a refusal."""
+        ready: dict[str, Prepared] = {}
+        found: dict[str, Subject | TersorError] = {}
+        for name, host in self.hosts.items():
+            try:
+                with stages.stage("capture", f"{name}: planning"):
+                    original = captured(task) if subject.network is None else subject.network
+                    prepared = planned(original, step, host.policy)
+                ready[name] = rewrite_by_probe(task, step, prepared, stages, subject.seed)
+            except (EngineError, RecipeError) as error:
+                found[name] = error
+        for names in _of_one_network(ready):
+            wanted = reduce(or_, (observables(step, ready[name]) for name in names))
+            observations = observe(task, ready[names[0]].network, wanted, stages, subject.seed)
+            for name in names:
+                try:
+                    solved = solve(step, ready[name], observations, stages, subject.seed)
+                    found[name] = settled(replace(subject, host=self.hosts[name]), step, solved)
+                except (EngineError, RecipeError) as error:
+                    found[name] = error
+        return replace(subject, history=(*subject.history, step), details=found)
+
+
+def _of_one_network(ready: Mapping[str, Prepared]) -> list[list[str]]:
+    """The engines whose rewritten networks are the same, together."""
+    groups: dict[str, list[str]] = {}
+    for name, prepared in ready.items():
+        groups.setdefault(signature(prepared.network), []).append(name)
+    return list(groups.values())
 
 
 def choose_engine(
@@ -45,47 +100,73 @@ def choose_engine(
 ) -> Choice:
     """The engine in which the compressed network is best (``preferred``), batch 1, of those faithful to the simulation.
 
-    Faithful: its output stands nearer to the simulation with integers than to the network in float.
+    Faithful: its output stands nearer to the simulation with integers than to the network in float. Each candidate is
+    solved and compiled once.
 
     Args:
         candidates: names of engines; by default those whose compilation is cheap (``tersor.engines.automatic``).
         target: the hardware to plan for; this machine, if None.
 
     Raises:
-        RecipeError: where no engine takes the recipe, with each one's reason.
+        RecipeError: no engine takes the recipe, with each one's reason.
     """
-    runners: dict[str, Any] = {}
+    engines, notes = _installed(automatic() if candidates is None else candidates)
+    hosts = Candidates({name: GraphHost(engine.policy(target)) for name, engine in engines.items()})
+    subject = start(task, recipe, hosts, stages)
+    assert subject.network is not None
+    inputs = single(subject.network)
+    for step in recipe.steps:
+        subject = step(subject, task, stages)
+    subjects: dict[str, Subject] = {}
+    runners: dict[str, Runner] = {}
     errors: dict[str, float] = {}
-    inputs: tuple[Any, ...] = ()
-    notes: list[str] = []
-    for name in automatic() if candidates is None else candidates:
+    for name, engine in engines.items():
+        found = subject.details[name]
         try:
-            module = find_engine(name)
-            with stages.stage("capture", f"{name}: planning"):
-                prepared = prepare(task, recipe, module.policy(target))
-            solved = solve(task, recipe, prepared, stages)
+            if isinstance(found, TersorError):
+                raise found
             with stages.stage("compile", f"{name}: compiling"):
-                runner = module.compile(solved.network, threads=threads, precision=precision)
+                runner = engine.compile(found.network, threads=threads, precision=precision)
+            errors[name] = _faithful(runner, found.details)
         except (EngineError, RecipeError) as error:
             notes.append(f"engine auto: {name} is out: {error}")
             continue
-        numbers = check_numbers(runner, solved.network, prepared.original, solved.samples)
-        if not numbers.integer and numbers.to_simulation > 1e-3:
-            notes.append(
-                f"engine auto: {name} is out: its output is {numbers.to_simulation:.4f} from the simulation and "
-                f"{numbers.to_float:.4f} from the float network"
-            )
-            continue
-        runners[name], inputs = runner, single(prepared.original)
-        errors[name] = numbers.to_float
+        subjects[name], runners[name] = found, runner
     if not runners:
         raise RecipeError(f"no engine takes this recipe: {'; '.join(notes)}")
     with stages.stage("measure", "timing the engines"):
-        found = interleave({name: (lambda r=r: r(*inputs)) for name, r in runners.items()})
+        times = interleave({name: (lambda r=r: r(*inputs)) for name, r in runners.items()}, min_time=ROUND)
     sizes = {name: _bytes(runner) for name, runner in runners.items()}
-    best, why = preferred(found, sizes, errors)
-    told = ", ".join(f"{name} {found[name].median:.2f} ms, {size_text(sizes[name])}" for name in found)
-    return Choice(best, (f"engine auto: {best} chosen, {why} ({told})", *notes))
+    best, why = preferred(times, sizes, errors)
+    told = ", ".join(f"{name} {times[name].median:.2f} ms, {size_text(sizes[name])}" for name in times)
+    note = f"engine auto: {best} chosen, {why} ({told})"
+    return Choice(best, subjects[best], runners[best], (note, *notes))
+
+
+def _installed(names: tuple[str, ...]) -> tuple[dict[str, Engine], list[str]]:
+    """The engines that are installed, and a note on each of the others."""
+    engines, notes = {}, []
+    for name in names:
+        try:
+            engines[name] = find_engine(name)
+        except EngineError as error:
+            notes.append(f"engine auto: {name} is out: {error}")
+    return engines, notes
+
+
+def _faithful(runner: Runner, solved: Solved) -> float:
+    """How far the output is from the float network's.
+
+    Raises:
+        EngineError: it is far from that of the simulation.
+    """
+    numbers = check_numbers(runner, solved.network, solved.prepared.original, solved.samples)
+    if not numbers.integer and numbers.to_simulation > 1e-3:
+        raise EngineError(
+            f"its output is {numbers.to_simulation:.4f} from the simulation and {numbers.to_float:.4f} from the float "
+            "network"
+        )
+    return numbers.to_float
 
 
 def preferred(
@@ -125,9 +206,7 @@ def _bytes(runner: Any) -> int:
         return shipped_bytes(folder)
 
 
-def with_notes(report: Any, choice: Choice | None) -> Any:
-    """The report with what the choice has to say."""
-    if choice is None:
-        return report
-    return report.model_copy(update={"warnings": (*choice.notes, *report.warnings)})
+def with_notes(report: Report, notes: tuple[str, ...]) -> Report:
+    """The report with notes on the choice in front of its warnings."""
+    return report.model_copy(update={"warnings": (*notes, *report.warnings)})
 

@@ -1,6 +1,7 @@
 """Calibration batches as the steps of the pipeline want them: cut, kept, counted, joined."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -35,6 +36,21 @@ def cut(inputs: Batch, size: int) -> Iterator[tuple[Batch, int]]:
         yield tuple(x[rows] if x.ndim else x for x in inputs), real
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Random numbers of PyTorch from a seed while inside, so that data which draws some draws the same in every pass.
+
+    >>> state = torch.get_rng_state()
+    >>> with seeded(0):
+    ...     _ = torch.rand(1)
+    >>> bool((torch.get_rng_state() == state).all())
+    True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def some(batches: Iterator[Batch], samples: int) -> Iterator[Batch]:
     """Batches until that many samples have come."""
     seen = 0
@@ -67,7 +83,12 @@ def keeping(batches: Iterator[Batch], kept: list[Batch], samples: int) -> Iterat
         yield inputs
 
 
-def joined(batches: list[Batch], samples: int) -> Batch:
+def one_batch(network: Network, batches: Sequence[Batch], samples: int) -> Batch:
+    """So many samples as one batch; the first batch where the network fixes its batch."""
+    return joined(batches, samples) if network.dynamic_batch else batches[0]
+
+
+def joined(batches: Sequence[Batch], samples: int) -> Batch:
     """The first samples of some batches as one batch; the first batch of another shape ends it."""
     parts: list[Batch] = []
     for inputs in batches:

@@ -6,8 +6,8 @@ from tersor.engines import engine as find_engine
 from tersor.network.calibrate import Calibrated, calibrate
 from tersor.observers import OBSERVERS, assess, compare
 from tersor.pipeline.graph.batches import passing
+from tersor.pipeline.graph.observe import observed_inputs
 from tersor.pipeline.graph.prepare import prepare
-from tersor.pipeline.graph.solve import observed_inputs
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
@@ -22,10 +22,8 @@ def calibrated(
         with stages.stage("capture", "capturing and planning"):
             prepared = prepare(task, recipe, find_engine(engine).policy())
         with stages.stage("calibrate", "calibrating") as bar:
-            extra = observed_inputs(prepared.network)
-            found = calibrate(
-                prepared.network, prepared.plan, passing(task, prepared.network), extra=extra, on_batch=bar.at
-            )
+            values = [*prepared.plan.sources(), *observed_inputs(prepared.network)]
+            found = calibrate(prepared.network, values, passing(task, prepared.network), on_batch=bar.at)
     sites = [s for s in prepared.plan.activations() if s.source]
     estimates = {s.name: compare(found.statistics[s.node], s.spec, OBSERVERS) for s in sites}
     return Calibrated(

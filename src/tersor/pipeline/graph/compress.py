@@ -1,20 +1,22 @@
 """The whole way in one readable function."""
 
-import os
 from pathlib import Path
 
 from torch import Tensor
 
 from tersor.engines import engine as find_engine
 from tersor.errors import TaskError
+from tersor.measure import Report
+from tersor.measure.environment import usable_processors
 from tersor.measure.layers import layer_noise
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.audit import audit
-from tersor.pipeline.graph.auto import choose_engine, with_notes
+from tersor.pipeline.graph.auto import Choice, choose_engine, with_notes
+from tersor.pipeline.graph.deployed import InEngine, inputs_of
 from tersor.pipeline.graph.measuring import Subjects, measure
-from tersor.pipeline.graph.prepare import prepare
+from tersor.pipeline.graph.quantize import GraphHost, start
 from tersor.pipeline.graph.reporting import make_report
-from tersor.pipeline.graph.solve import solve
+from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
@@ -60,46 +62,48 @@ def compress(
     """
     if not isinstance(task, Task):
         raise TaskError(f"{task!r:.80} is no tersor.Task; the folder of a language model is for tersor.compress_folder")
-    recipe, threads, choice = resolve(recipe), threads or usable_processors(), None
+    recipe, threads = resolve(recipe), threads or usable_processors()
     with Stages(progress) as stages:
         if engine == "auto":
-            choice = choose_engine(task, recipe, threads, precision, stages, target=target)
-            engine = choice.engine
-        module = find_engine(engine)
-        with stages.stage("capture", "capturing and planning"):
-            prepared = prepare(task, recipe, module.policy(target))
-        solved = solve(task, recipe, prepared, stages)
-        with stages.stage("compile", "compiling"):
-            runner = module.compile(solved.network, threads=threads, precision=precision)
-        inputs = tuple(
-            {
-                "name": name,
-                "dtype": str(x.dtype).removeprefix("torch."),
-                "shape": _shape(x, prepared.original.dynamic_batch),
-            }
-            for name, x in zip(prepared.original.input_names, prepared.original.example, strict=True)
-        )
-        done = Compressed(engine, recipe, runner, None, inputs, solved.network, solved.prepared.plan)
-        if not report:
-            return done
-        with stages.stage("compile", "compiling the original"):
-            original = module.compile(prepared.original, threads=threads, precision=precision)
-        subjects = Subjects(task, engine, prepared.original, solved.network, original, runner, threads)
-        measured = measure(subjects, solved.samples, stages, evaluate)
-        with stages.stage("measure", "error of every layer"):
-            few = tuple(x[:NOISE_SAMPLES] if isinstance(x, Tensor) and x.ndim else x for x in solved.samples)
-            names = {layer.node for layer in solved.prepared.plan.layers}
-            noise = layer_noise(solved.prepared.network, solved.network, few, names)
-        rows = audit(solved.prepared.plan, runner, module.unaudited)
-        found = make_report(subjects, recipe, solved, measured, rows, noise, stages.seconds)
-        found = with_notes(found, choice)
-    return Compressed(engine, recipe, runner, found, inputs, solved.network, solved.prepared.plan)
+            made = choose_engine(task, recipe, threads, precision, stages, target=target)
+        else:
+            made = in_engine(task, recipe, engine, threads, precision, stages, target)
+        found = _report(task, recipe, made, threads, stages, evaluate) if report else None
+    solved: Solved = made.subject.details
+    deployed = InEngine(made.engine, made.runner, inputs_of(solved.prepared.original))
+    return Compressed(made.subject.result(), recipe, found, deployed)
 
 
-def usable_processors() -> int:
-    """The processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def in_engine(
+    task: Task,
+    recipe: Recipe,
+    engine: str,
+    threads: int,
+    precision: str,
+    stages: Stages,
+    target: str | None = None,
+) -> Choice:
+    """The network compressed for one engine, and compiled."""
+    module = find_engine(engine)
+    subject = start(task, recipe, GraphHost(module.policy(target)), stages)
+    for step in recipe.steps:
+        subject = step(subject, task, stages)
+    solved: Solved = subject.details
+    with stages.stage("compile", "compiling"):
+        return Choice(engine, subject, module.compile(solved.network, threads=threads, precision=precision))
 
 
-def _shape(x: Tensor, dynamic: bool) -> list[int | None]:
-    return [None if dynamic and k == 0 else int(n) for k, n in enumerate(x.shape)]
+def _report(task: Task, recipe: Recipe, made: Choice, threads: int, stages: Stages, evaluate: bool) -> Report:
+    """Everything that is measured, original and compressed in the same engine."""
+    solved: Solved = made.subject.details
+    prepared = solved.prepared
+    with stages.stage("compile", "compiling the original"):
+        module = find_engine(made.engine)
+        original = module.compile(prepared.original, threads=threads, precision=made.runner.precision)
+    subjects = Subjects(task, made.engine, prepared.original, solved.network, original, made.runner, threads)
+    measured = measure(subjects, solved.samples, stages, evaluate)
+    with stages.stage("measure", "error of every layer"):
+        few = tuple(x[:NOISE_SAMPLES] if isinstance(x, Tensor) and x.ndim else x for x in solved.samples)
+        noise = layer_noise(prepared.network, solved.network, few, {layer.node for layer in prepared.plan.layers})
+    rows = audit(prepared.plan, made.runner, module.unaudited)
+    return with_notes(make_report(subjects, recipe, solved, measured, rows, noise, stages.seconds), made.notes)

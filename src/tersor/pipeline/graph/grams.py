@@ -1,21 +1,21 @@
-"""Gram matrices of the layers' inputs, one pass over the calibration data."""
+"""Layers as problems for a solver, and the Gram matrices of their inputs: one pass over the calibration data."""
 
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from tersor.network.network import walk
+from tersor.network.network import Network, argument, groups_of, op_name, title, walk, weight_node
+from tersor.numerics import QuantSpec
 from tersor.observers.gram import Gram
 from tersor.pipeline.graph.batches import passing
-from tersor.pipeline.graph.prepare import Prepared
 from tersor.solvers.patches import gram_of
-from tersor.solvers.problem import LayerProblem
+from tersor.solvers.problem import Geometry, LayerProblem
 from tersor.task import Task
 
 
 def grams(
-    task: Task, prepared: Prepared, problems: dict[str, LayerProblem], on_batch: Callable[[int], None]
+    task: Task, network: Network, problems: dict[str, LayerProblem], on_batch: Callable[[int], None]
 ) -> dict[str, Gram]:
     """2·mean(x·xᵀ) of the inputs of every layer in ``problems``, by the layer's node.
 
@@ -24,7 +24,7 @@ def grams(
     Raises:
         CalibrationError: naming the layer whose input is NaN or infinite.
     """
-    nodes = {n.name: n for n in prepared.network.operators()}
+    nodes = {n.name: n for n in network.operators()}
     owners: dict[Any, str] = {}
     shared: dict[str, str] = {}
     readers: dict[str, list[str]] = {}
@@ -43,8 +43,27 @@ def grams(
             gram = gram_of(problems[name], value, token_mask)
             found[name] = found[name].merged(gram) if name in found else gram
 
-    for number, batch in enumerate(passing(task, prepared.network)):
+    for number, batch in enumerate(passing(task, network)):
         token_mask = None if task.token_mask is None else task.token_mask(*batch).bool()
-        walk(prepared.network, batch, see)
+        walk(network, batch, see)
         on_batch(number + 1)
     return {name: found[owner] for name, owner in shared.items()}
+
+
+def layer_problem(network: Network, layer: Any) -> LayerProblem:
+    """A layer's weight and geometry as a problem whose spec is still float."""
+    weight = weight_node(layer)
+    assert weight is not None
+    return LayerProblem(title(layer), network.tensor(weight), QuantSpec("fp32"), _geometry(layer))
+
+
+def _geometry(node: Any) -> Geometry:
+    if not op_name(node).startswith("conv"):
+        return Geometry()
+    spatial = int(op_name(node)[-2]) if op_name(node)[-2].isdigit() else 2
+
+    def each(position: int, name: str, default: int) -> Any:
+        value = argument(node, position, name, [default])
+        return value if isinstance(value, str) else tuple(value) * (spatial if len(value) == 1 else 1)
+
+    return Geometry(each(3, "stride", 1), each(4, "padding", 0), each(5, "dilation", 1), groups_of(node))

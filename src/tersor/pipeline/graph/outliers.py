@@ -18,7 +18,6 @@ from tersor.network.network import LINEARS, WEIGHTED, Network, title, weight_nod
 from tersor.network.rewrites.fold_batchnorm import FoldBatchNorm
 from tersor.network.rewrites.fold_constants import FoldConstants
 from tersor.network.rewrites.smooth import smoothable, smoothing
-from tersor.network.sites import Plan
 from tersor.observers import Statistics
 from tersor.pipeline.graph.batches import exactly, passing
 from tersor.pipeline.progress import Stages
@@ -128,9 +127,7 @@ def _observed(
         inputs = {_source(n).name for n in group}
         last = {_source(n).name for n in group if n.target in LINEARS}
         batches = exactly(passing(task, network), samples, network.dynamic_batch)
-        seen = calibrate(
-            network, Plan((), ()), batches, extra=inputs, channels_last=last, keep=ROWS, on_batch=on_batch
-        )
+        seen = calibrate(network, inputs, batches, channels_last=last, keep=ROWS, on_batch=on_batch)
         found |= {n: seen.statistics[_source(n).name] for n in group}
         count = seen.samples
     return found, count

@@ -9,7 +9,7 @@ from tersor.network.sites import Plan, plan
 from tersor.network.verify import rewritten
 from tersor.pipeline.graph.host import GRAPH
 from tersor.policy import Policy
-from tersor.recipe import Recipe
+from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
 
 
@@ -22,23 +22,31 @@ class Prepared:
     plan: Plan
     policy: Policy
 
-    def planned_again(self, network: Network, recipe: Recipe) -> "Prepared":
+    def planned_again(self, network: Network, step: Quantize) -> "Prepared":
         """The same with another network of the same function."""
-        return replace(self, network=network, plan=plan(network, recipe.quantize, self.policy))
+        return replace(self, network=network, plan=plan(network, step, self.policy))
 
 
 def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
     """Capture, fold and plan; no data is run."""
     GRAPH.check(recipe)
-    # Engines refuse some forms of a global pool, so the original takes this rewrite too.
-    original = rewritten(capture(task.model, task.example), REWRITES["global_pool"]())
+    return planned(captured(task), recipe.quantize, policy)
+
+
+def captured(task: Task) -> Network:
+    """The task's model as a graph that every engine takes: some refuse forms of a global pool."""
+    return rewritten(capture(task.model, task.example), REWRITES["global_pool"]())
+
+
+def planned(original: Network, step: Quantize, policy: Policy) -> Prepared:
+    """A captured network, folded and planned; no data is run."""
     network = original
     for name in ("fold_constants", "fold_batchnorm", "fold_pad", "hoist_activations"):
         network = rewritten(network, REWRITES[name]())
-    if recipe.quantize.activations.when != "static":
+    if step.activations.when != "static":
         network = rewritten(network, REWRITES["unroll"]())
     network = rewritten(network, REWRITES["decompose"](policy.decomposes))
-    return Prepared(original, network, plan(network, recipe.quantize, policy), policy)
+    return Prepared(original, network, plan(network, step, policy), policy)
 
 
 def predicted_bytes(network: Network, plan: Plan) -> tuple[int, int]:

@@ -16,8 +16,8 @@ from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.compress import compress
 from tersor.pipeline.graph.prepare import Prepared
 from tersor.pipeline.graph.prepare import prepare as planned
-from tersor.pipeline.graph.solve import wants_equalization, wants_smoothing
-from tersor.recipe import Recipe, resolve
+from tersor.pipeline.graph.rewriting import wants_equalization, wants_smoothing
+from tersor.recipe import Quantize, Recipe, resolve
 from tersor.task import Arguments, Task
 
 
@@ -117,7 +117,7 @@ def prepare(
     task, recipe = Task(type(model).__name__, model, example, tuple), resolve(recipe)
     # ``auto`` has no policy of its own; the simulation's takes whatever one of its engines takes.
     policy = (simulation() if engine == "auto" else find_engine(engine)).policy(target)
-    needs_data = _needs_data(recipe, planned(task, recipe, policy))
+    needs_data = _needs_data(recipe.quantize, planned(task, recipe, policy))
     return Recording(task, Goal(recipe, engine, target, threads, precision, needs_data))
 
 
@@ -156,7 +156,7 @@ def convert(prepared: Recording, *, report: bool = False, progress: bool = True)
     )
 
 
-def _needs_data(recipe: Recipe, found: Prepared) -> bool:
+def _needs_data(step: Quantize, found: Prepared) -> bool:
     """Whether a value of the data can reach the result."""
-    wanted = recipe.bias_correction or wants_equalization(recipe, found.plan) or wants_smoothing(recipe, found)
+    wanted = step.bias_correction or wants_equalization(step, found.plan) or wants_smoothing(step, found)
     return wanted or bool(found.plan.activations()) or any(s.asked.choice().needs for s in found.plan.weights())

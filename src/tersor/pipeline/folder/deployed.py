@@ -1,0 +1,94 @@
+"""A language model in a folder, loaded into an engine when it is first asked for."""
+
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tersor.errors import TersorError
+from tersor.measure.language import LanguageReport, is_language_report, read_language_report
+from tersor.pipeline.compressed import Compressed
+from tersor.pipeline.folder.load import LanguageModel, candidates, load_language
+from tersor.pipeline.subject import Subject
+from tersor.recipe import Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class InFolder:
+    """A language model that an engine runs from a folder.
+
+    Args:
+        folder: in the Hugging Face layout.
+        wanted: an engine's name, or ``auto``, as of ``load_language``; None: PyTorch.
+        threads: of OpenVINO; by default as many as PyTorch uses.
+        precision: what float operators compute in.
+    """
+
+    folder: Path
+    wanted: str | None = None
+    threads: int | None = None
+    precision: str = "f32"
+    inputs = ()
+
+    @cached_property
+    def _found(self) -> LanguageModel:
+        return load_language(self.folder, self.wanted, self.threads, self.precision)
+
+    @property
+    def runner(self) -> Any:
+        """The model of transformers, or OpenVINO's decoder."""
+        return self._found.model
+
+    @property
+    def skip_reason(self) -> str | None:
+        """Why ``auto`` passed over an engine; None: it runs in the first one."""
+        return self._found.why_not
+
+    @property
+    def loaded(self) -> Any:
+        """The runner, or None if nobody has asked for it yet."""
+        return self.runner if "_found" in self.__dict__ else None
+
+    @property
+    def engine(self) -> str:
+        """The name of the engine; with ``auto`` the model is loaded to tell."""
+        return self._found.engine if self.wanted == "auto" else candidates(self.wanted)[-1].name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives for its arguments; OpenVINO's decoder gives logits."""
+        runner = self.runner
+        return runner(*args, **kwargs) if callable(runner) else runner.logits(*args, **kwargs)
+
+    def write(self, folder: Path, result: Compressed) -> None:
+        """A copy of all files."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+
+    def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "InFolder":
+        """The same folder in another engine, loaded."""
+        found = InFolder(self.folder, engine, threads, precision)
+        _ = found.runner
+        return found
+
+
+def load_folder(folder: Path, engine: str | None = None, threads: int | None = None) -> Compressed:
+    """A language model, loaded, with its recipe and report where Tersor wrote them.
+
+    Raises:
+        TersorError: as ``load_language``.
+    """
+    deployed = InFolder(folder, engine, threads)
+    _ = deployed.runner
+    recipe = _recipe(folder / "recipe.yaml")
+    return Compressed(Subject(None, seed=recipe.seed), recipe, _report(folder), deployed)
+
+
+def _recipe(path: Path) -> Recipe:
+    return Recipe.from_yaml(path.read_text(encoding="utf8"), str(path)) if path.is_file() else Recipe()
+
+
+def _report(folder: Path) -> LanguageReport | None:
+    try:
+        return read_language_report(folder) if is_language_report(folder) else None
+    except TersorError:
+        return None

@@ -1,0 +1,137 @@
+"""A compressed network in an engine: its runner, what is saved of it, and how it gets to another engine."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tersor.checkpoints.manifest import FORMAT, MANIFEST, read_manifest, sha256, verify
+from tersor.engines import engine as find_engine
+from tersor.engines import load_runner
+from tersor.engines.base import Runner
+from tersor.errors import EngineError, RecipeError
+from tersor.measure import read_report
+from tersor.measure.environment import usable_processors
+from tersor.network.network import Network, op_name, title
+from tersor.numerics import FORMATS, QuantSpec
+from tersor.pipeline.compressed import Compressed
+from tersor.pipeline.subject import Subject
+from tersor.policy import Policy
+from tersor.recipe import Recipe
+from tersor.report import html
+
+
+@dataclass(frozen=True, eq=False)
+class InEngine:
+    """A network that an engine runs.
+
+    Args:
+        engine: its name; ``runner`` runs the network.
+        inputs: name, dtype and shape of each input; None: a batch of any size.
+    """
+
+    engine: str
+    runner: Runner
+    inputs: tuple[dict[str, Any], ...]
+    folder = None
+    skip_reason = None
+
+    @property
+    def loaded(self) -> Runner:
+        """The runner."""
+        return self.runner
+
+    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """One tensor, or a tuple where the network has several outputs."""
+        return self.runner(*inputs)
+
+    def write(self, folder: Path, result: Compressed) -> None:
+        """The engine's files, recipe, report and manifest, into an existing folder."""
+        shipped = self.runner.save(folder)
+        (folder / "recipe.yaml").write_text(result.recipe.to_yaml(), encoding="utf8")
+        if result.report is not None:
+            (folder / "report.json").write_text(result.report.to_json(), encoding="utf8")
+            (folder / "report.html").write_text(html(result.report), encoding="utf8")
+        files = {
+            p.relative_to(folder).as_posix(): {
+                "sha256": sha256(p),
+                "bytes": p.stat().st_size,
+                "shipped": p.name in shipped,
+            }
+            for p in sorted(folder.rglob("*"))
+            if p.is_file()
+        }
+        manifest = {
+            "format": FORMAT,
+            "engine": self.engine,
+            "precision": self.runner.precision,
+            "inputs": list(self.inputs),
+            "files": files,
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf8")
+
+    def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "InEngine":
+        """The subject's network in another engine."""
+        if subject.network is None:
+            raise EngineError(
+                f"this was loaded from the files of {self.engine}, which hold no network of Tersor's; compile what "
+                f"tersor.compress returned, or compress again for {engine}"
+            )
+        found = find_engine(engine)
+        _check_activations(subject.network, found.policy())
+        runner = found.compile(subject.network, threads=threads or usable_processors(), precision=precision)
+        return InEngine(engine, runner, self.inputs)
+
+
+def _check_activations(network: Network, policy: Policy) -> None:
+    """Refuse activations that were quantized for another engine in a way that this one does not take."""
+    for node in network.operators():
+        if op_name(node) != "fake_quantize":
+            continue
+        source, _, zero_point, low, high = node.args[:5]
+        symmetric = not bool(network.tensor(zero_point).any())  # type: ignore[arg-type]
+        formats = (f for f in FORMATS.values() if f.kind == "int" and f.signed == (low < 0))  # type: ignore[operator]
+        held = next((f for f in formats if f.low <= low and f.high >= high), None)  # type: ignore[operator]
+        if held is None:
+            continue
+        try:
+            policy.check_activation(title(source), QuantSpec(held, symmetric=symmetric))  # type: ignore[arg-type]
+        except RecipeError as error:
+            raise EngineError(f"{error}; compress again for {policy.engine}") from error
+
+
+def inputs_of(network: Network) -> tuple[dict[str, Any], ...]:
+    """Name, dtype and shape of each input, as a manifest holds them."""
+    return tuple(
+        {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": _shape(x, network.dynamic_batch)}
+        for name, x in zip(network.input_names, network.example, strict=True)
+    )
+
+
+def _shape(x: Tensor, dynamic: bool) -> list[int | None]:
+    return [None if dynamic and k == 0 else int(n) for k, n in enumerate(x.shape)]
+
+
+def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
+    """Load what ``Compressed.save`` wrote of a network; checksums are compared, and nothing in it is executed.
+
+    Raises:
+        SavedFolderError: a file is missing or altered.
+        EngineError: its engine is not installed.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    verify(folder, manifest)
+    recipe_file, report_file = folder / "recipe.yaml", folder / "report.json"
+    recipe = (
+        Recipe.from_yaml(recipe_file.read_text(encoding="utf8"), str(recipe_file))
+        if recipe_file.is_file()
+        else Recipe()
+    )
+    runner = load_runner(manifest["engine"], str(folder), threads, manifest["precision"])
+    report = read_report(report_file) if report_file.is_file() else None
+    # The simulation's files are the network itself.
+    subject = Subject(None, network=getattr(runner, "network", None), seed=recipe.seed)
+    return Compressed(subject, recipe, report, InEngine(manifest["engine"], runner, tuple(manifest["inputs"])))

@@ -26,9 +26,10 @@ def quiet(*loggers: str) -> Iterator[None]:
     """
     with (
         logging_at(logging.CRITICAL, "torch.fx.experimental.symbolic_shapes", *loggers),
-        _while_inside("warnings", partial(_filters_kept, silent=True)),
+        _while_inside("warnings", _filters_kept),
         _while_inside("environment", _environment_kept),
     ):
+        warnings.simplefilter("ignore")
         yield
 
 
@@ -49,7 +50,7 @@ def importing() -> Iterator[None]:
     """
     before = random.getstate()
     try:
-        with _while_inside("imports", _filters_kept), _while_inside("environment", _environment_kept):
+        with _while_inside("warnings", _filters_kept), _while_inside("environment", _environment_kept):
             yield
     finally:
         random.setstate(before)
@@ -85,11 +86,9 @@ class _WhileInside:
 _while_inside = _WhileInside()
 
 
-def _filters_kept(silent: bool = False) -> Callable[[], object]:
+def _filters_kept() -> Callable[[], object]:
     caught = warnings.catch_warnings()
     caught.__enter__()
-    if silent:
-        warnings.simplefilter("ignore")
     return lambda: caught.__exit__(None, None, None)
 
 

@@ -184,3 +184,34 @@ def test_an_unknown_method_is_refused():
 
 def test_scales_are_stored_in_the_dtype_that_the_layout_names():
     assert [LAYOUTS[name].scale_dtype(torch.bfloat16) for name in LAYOUTS] == ["bfloat16", *["float16"] * 3]
+
+
+def stored(name):
+    """A weight of two groups a row as the layout stores it; the configuration; the name of its scales."""
+    q = random_weight(QuantSpec("int4", "group:32", scale_dtype="float16"), 32, 64)
+    tensors, config = LAYOUTS[name].encode(NAME, q, torch.float16), LAYOUTS[name].config({NAME: q.spec}, [])
+    return q, tensors, config, next(k for k in tensors if k.endswith(("scales", "weight_scale")))
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_scale_of_zero_stands_for_zeros(name):
+    """FP16 has no number for a group of nearly nothing, and some writers store 0 for one of nothing."""
+    q, tensors, config, scales = stored(name)
+    scale = tensors[scales].clone()
+    scale[0, 0] = 0
+    back = LAYOUTS[name].decode(NAME, {**tensors, scales: scale}, config)
+    expected = q.dequantize()
+    expected[0, :32] = 0
+    assert torch.equal(back.dequantize(), expected)
+    assert (back.scale > 0).all()
+    assert back.codes.dtype == torch.int8
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
+def test_a_damaged_scale_names_the_weight(name, wrong):
+    _, tensors, config, scales = stored(name)
+    scale = tensors[scales].clone()
+    scale[0, 0] = wrong
+    with pytest.raises(CheckpointError, match=rf"{NAME}: 1 of 64 scales are not positive and finite.*damaged"):
+        LAYOUTS[name].decode(NAME, {**tensors, scales: scale}, config)

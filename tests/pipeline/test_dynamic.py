@@ -89,6 +89,17 @@ def test_a_state_dict_of_another_recipe_is_refused():
         small.load_state_dict(tersor.quantize_dynamic(mlp(), "int4-weight").state_dict())
 
 
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "int4-weight"])
+def test_a_damaged_state_dict_is_refused(recipe):
+    small = tersor.quantize_dynamic(mlp(), recipe)
+    state = {k: v.clone() for k, v in small.state_dict().items()}
+    name = next(k for k in state if k.endswith("scale"))
+    state[name].view(-1)[0] = 0.0
+    layer = name.removesuffix(".scale")
+    with pytest.raises(RuntimeError, match=rf"{layer}: 1 of .* scales are not positive and finite"):
+        small.load_state_dict(state)
+
+
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tersor.engines.targets import Target
 from tersor.errors import EngineError
+from tersor.process import importing
 
 if TYPE_CHECKING:
     import torch
@@ -161,5 +162,7 @@ class Engine(Protocol):
 
 def require(engine: Engine) -> None:
     """Raise EngineError, with the command that helps, if the engine is not installed."""
-    if engine.version() is None:
+    with importing():
+        version = engine.version()
+    if version is None:
         raise EngineError(f"the engine {engine.name!r} is not installed; run: {engine.install}")

@@ -4,7 +4,7 @@ import re
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from math import prod
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -13,8 +13,8 @@ from tersor.numerics.formats import FORMATS, NumberFormat
 from tersor.numerics.packing import packed_bytes
 
 Rounding = Literal["nearest", "stochastic"]
-Kind = Literal["tensor", "channel", "group", "filters", "token"]
 ScaleDtype = Literal["float32", "float16", "bfloat16"]
+KINDS = ("tensor", "channel", "group", "filters", "token")
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Granularity:
     'channel:1'
     """
 
-    kind: Kind
+    kind: str
     axis: int = 0
     size: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise RecipeError(f"granularity {self.kind!r} is unknown: {', '.join(get_args(Kind))}")
+        if self.kind not in KINDS:
+            raise RecipeError(f"granularity {self.kind!r} is unknown: {', '.join(KINDS)}")
         blocked = self.kind in ("group", "filters")
         sized = self.size >= 1 if blocked else self.size == 0
         if not sized or (self.axis and self.kind != "channel"):
@@ -87,8 +87,7 @@ class Granularity:
                 "write tensor, channel, channel:1, group:32, filters:16 or token"
             )
         whole, channel, axis, blocked, size = match.groups()
-        kind = cast(Kind, whole or channel or blocked)
-        return cls(kind, axis=int(axis or 0), size=int(size or 0))
+        return cls(whole or channel or blocked, axis=int(axis or 0), size=int(size or 0))
 
     def scale_shape(self, shape: tuple[int, ...] | torch.Size) -> tuple[int, ...]:
         """The shape of the scale for a tensor of ``shape``: the same number of dimensions, each 1 (shared), n (one per

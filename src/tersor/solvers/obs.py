@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
+from tersor.process import importing
 from tersor.solvers.cholesky import inverse_factor
 
 # Elements of V of the rows that are processed together: more do not fit the cache, fewer cost more calls.
@@ -141,6 +141,8 @@ def counts_of_rows(losses: Float[Tensor, "rows steps"], total: int) -> Int[Tenso
     >>> counts_of_rows(torch.tensor([[1.0, 0.0, 5.0], [0.4, 0.7, 0.8]]), 3).tolist()
     [2, 1]
     """
+    with importing():
+        from scipy.optimize import isotonic_regression
     slopes = np.stack([isotonic_regression(row.double().numpy()).x for row in losses])
     flat = torch.from_numpy(slopes).reshape(-1)
     taken = flat.argsort(stable=True)[:total] // losses.shape[1]

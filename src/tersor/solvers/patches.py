@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tersor.errors import CalibrationError, TersorError
 from tersor.observers.gram import Gram
+from tersor.process import importing
 from tersor.solvers.problem import Geometry, LayerProblem
 
 # Positions of one batch that a convolution's matrix is made of; neighbours are alike.
@@ -46,7 +47,8 @@ def patches(problem: LayerProblem, rows: int, seed: int = 0) -> Float[Tensor, ".
     places = windows.shape[: 1 + len(kernel)]
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(places.numel(), generator=generator)[:rows].sort().values
-    found = windows[torch.unravel_index(chosen, places)]
+    with importing():  # of PyTorch's own, at the first call
+        found = windows[torch.unravel_index(chosen, places)]
     return found.reshape(len(chosen), groups, -1).transpose(0, 1).contiguous()
 
 

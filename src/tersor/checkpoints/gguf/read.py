@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tersor.checkpoints.gguf.blocks import KINDS
 from tersor.checkpoints.gguf.llama import BLOCK, WHOLE, Llama
-from tersor.errors import CheckpointError
+from tersor.errors import CheckpointError, NumericsError
 from tersor.numerics import QTensor, QuantSpec
 
 # struct's letter for each type of number in the metadata; 8 is text, 9 a list.
@@ -124,7 +124,10 @@ def _weight(file: BinaryIO, header: _Header, info: _Info) -> QTensor:
         codes, scale, zero_point = (t[order.argsort()] for t in (codes, scale, zero_point))
     bits = 4 if info.kind == "q4_0" else 8
     spec = QuantSpec(f"int{bits}", "group:32", symmetric=not negative.any(), scale_dtype="float16")
-    return QTensor(codes.to(torch.int8).contiguous(), scale, zero_point, spec)
+    try:
+        return QTensor(codes.to(torch.int8).contiguous(), scale, zero_point, spec)
+    except NumericsError as error:
+        raise CheckpointError(f"{name}: {error}; the file is damaged: get it again") from error
 
 
 def _q4_0(nibbles: Tensor) -> Tensor:

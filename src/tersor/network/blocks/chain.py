@@ -78,7 +78,7 @@ def parameters_on_meta() -> Iterator[None]:
     """
     builder = threading.get_ident()
 
-    def moved(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+    def moved(module: nn.Module, name: str, parameter: nn.Parameter | None) -> Any:
         if parameter is None or parameter.is_meta or threading.get_ident() != builder:
             return None
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)

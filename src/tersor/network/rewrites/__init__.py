@@ -1,7 +1,7 @@
 """Rewrites that make a network easier to quantize without changing its float output."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from tersor.network.network import Network
 from tersor.network.rewrites.absorb import AbsorbBias
@@ -25,7 +25,7 @@ class Rewrite(Protocol):
     ``idempotent``: whether a second application changes nothing. Apply it with ``tersor.network.verify.rewritten``.
     """
 
-    idempotent: bool
+    idempotent: ClassVar[bool]
 
     def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network: ...
 

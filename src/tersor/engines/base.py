@@ -34,6 +34,7 @@ class Executed:
     note: str | None = None
 
 
+@runtime_checkable
 class Runner(Protocol):
     """A compiled network: tensors in, tensors out."""
 

@@ -1,7 +1,7 @@
 """Rewrites that make a network easier to quantize without changing its float output."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from tersor.network.network import Network
 from tersor.network.rewrites.absorb import AbsorbBias
@@ -19,13 +19,14 @@ from tersor.observers import Statistics
 __all__ = ["REWRITES", "Rewrite"]
 
 
+@runtime_checkable
 class Rewrite(Protocol):
     """Maps a network to an equivalent one, without changing its argument.
 
     ``idempotent``: whether a second application changes nothing. Apply it with ``tersor.network.verify.rewritten``.
     """
 
-    idempotent: bool
+    idempotent: ClassVar[bool]
 
     def __call__(self, network: Network, statistics: Mapping[str, Statistics] | None = None) -> Network: ...
 

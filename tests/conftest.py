@@ -3,13 +3,13 @@
 import os
 from pathlib import Path
 
+import checking
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
-# Before anything imports it: while testing, every shape and type in the signatures of numerics is checked.
-install_import_hook("tersor.numerics", "beartype.beartype")
+if os.environ.get("HOOK") != "none":
+    checking.install(Path(__file__).parents[1] / "src")
 
 SHARED = Path(os.environ.get("TERSOR_SHARED") or Path(__file__).parents[1] / "../shared").resolve()
 

@@ -25,7 +25,7 @@ def _conv():
 
 def _planned(model, shape=SHAPE):
     network = capture(model.eval(), (torch.zeros(1, *shape),))
-    return network, plan(network, int8_static(), ENGINES["openvino"].policy())
+    return network, plan(network, int8_static().quantize, ENGINES["openvino"].policy())
 
 
 def _calibrated(model, batches, mean_samples=0, shape=SHAPE):

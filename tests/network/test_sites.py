@@ -36,7 +36,7 @@ def network():
 
 @pytest.mark.parametrize("engine", [openvino, onnxruntime, tensorrt])
 def test_one_quantizer_a_tensor_and_none_inside_a_layer(network, engine):
-    made = plan(network, int8_static(), engine.policy())
+    made = plan(network, int8_static().quantize, engine.policy())
     nodes = [s.node for s in made.activations()]
     assert len(nodes) == len(set(nodes))
     assert "conv2d" not in nodes, "a quantizer between a convolution and its ReLU"
@@ -47,7 +47,7 @@ def test_one_quantizer_a_tensor_and_none_inside_a_layer(network, engine):
 
 @pytest.mark.parametrize(("engine", "both"), [(openvino, True), (onnxruntime, True), (tensorrt, False)])
 def test_both_branches_of_a_sum_before_a_relu(network, engine, both):
-    nodes = {s.node for s in plan(network, int8_static(), engine.policy()).activations()}
+    nodes = {s.node for s in plan(network, int8_static().quantize, engine.policy()).activations()}
     assert ("conv2d_1" in nodes) == both
 
 
@@ -62,12 +62,12 @@ def test_both_branches_of_a_bare_sum(engine, both):
             x = self.a(x)
             return self.c(x + self.b(x))
 
-    made = plan(capture(Bare().eval(), (torch.zeros(1, 4, 4, 4),)), int8_static(), engine.policy())
+    made = plan(capture(Bare().eval(), (torch.zeros(1, 4, 4, 4),)), int8_static().quantize, engine.policy())
     assert ("conv2d_1" in {s.node for s in made.activations()}) == both
 
 
 def test_pool_shares_its_inputs_parameters(network):
-    made = plan(network, int8_static(), openvino.policy())
+    made = plan(network, int8_static().quantize, openvino.policy())
     groups = {s.node: s.group for s in made.activations()}
     assert "max_pool2d" not in groups or groups["max_pool2d"] == groups["relu_1"]
     pool = next(layer for layer in made.layers if layer.op == "max_pool2d")
@@ -83,7 +83,7 @@ def test_concatenated_inputs_share_parameters():
         def forward(self, x):
             return self.c(torch.cat([torch.relu(self.a(x)), torch.relu(self.b(x))], 1))
 
-    made = plan(capture(Join().eval(), (torch.zeros(1, 2, 4, 4),)), int8_static(), openvino.policy())
+    made = plan(capture(Join().eval(), (torch.zeros(1, 2, 4, 4),)), int8_static().quantize, openvino.policy())
     groups = {s.node: s.group for s in made.activations()}
     assert groups["relu"] == groups["relu_1"] != groups["x"]
 
@@ -97,14 +97,14 @@ def test_sums_that_a_layernorm_reads_stay_float():
         def forward(self, x):
             return self.g(self.norm(x + self.f(x)))
 
-    made = plan(capture(Block().eval(), (torch.zeros(1, 3, 4),)), int8_static(), openvino.policy())
+    made = plan(capture(Block().eval(), (torch.zeros(1, 3, 4),)), int8_static().quantize, openvino.policy())
     assert {layer.op: layer.planned for layer in made.layers}["add"] == "fp32"
 
 
 def test_rules_keep_by_name_and_later_rules_win(network):
     per_tensor = Quantization(granularity="tensor")
     rules = (Rule(layer="*", weights=per_tensor), Rule(layer="head", keep="fp16"), Rule(op="add", keep="fp32"))
-    made = plan(network, Recipe(rules=rules), openvino.policy())
+    made = plan(network, Recipe(rules=rules).quantize, openvino.policy())
     assert {s.name: s.spec.granularity.kind for s in made.weights()} == {"stem": "tensor", "body.0": "tensor"}
     layers = {layer.name: layer for layer in made.layers}
     assert (layers["head"].planned, layers["head"].weight_format) == ("fp32", "fp16"), "stored in FP16"
@@ -113,9 +113,9 @@ def test_rules_keep_by_name_and_later_rules_win(network):
 
 def test_a_rule_that_matches_nothing_names_the_nearest(network):
     with pytest.raises(RecipeError, match=r"nearest names: .*head"):
-        plan(network, Recipe(rules=(Rule(layer="haed", keep="fp32"),)), openvino.policy())
+        plan(network, Recipe(rules=(Rule(layer="haed", keep="fp32"),)).quantize, openvino.policy())
 
 
 def test_an_engine_refuses_what_it_cannot_express(network):
     with pytest.raises(RecipeError, match=r"stem: openvino cannot run int4 weights.*torch"):
-        plan(network, Recipe(weights=Quantization(format="int4")), openvino.policy())
+        plan(network, Recipe(weights=Quantization(format="int4")).quantize, openvino.policy())

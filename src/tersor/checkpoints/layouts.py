@@ -1,7 +1,7 @@
 """The layouts in which quantized language models are exchanged: LAYOUTS, by name."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from tersor.numerics import QTensor, QuantSpec
 from tersor.numerics.spec import ScaleDtype
 
 
+@runtime_checkable
 class Layout(Protocol):
     """How a folder in the Hugging Face layout stores the quantized weights [out, in] of linear layers.
 

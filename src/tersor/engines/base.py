@@ -35,6 +35,7 @@ class Executed:
     note: str | None = None
 
 
+@runtime_checkable
 class Runner(Protocol):
     """A compiled network: tensors in, tensors out."""
 

@@ -1,6 +1,6 @@
 """The protocol of range estimators, and the checks that they share."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tersor.errors import CalibrationError
 from tersor.numerics import QuantSpec
@@ -8,6 +8,7 @@ from tersor.observers.histogram import BINS
 from tersor.observers.statistics import Statistics
 
 
+@runtime_checkable
 class Observer(Protocol):
     """A range estimator: a frozen dataclass of its options with one verb."""
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -126,6 +126,7 @@ class LayerRecord:
         return self.output_error / self.rtn_error if self.output_error is not None and self.rtn_error else None
 
 
+@runtime_checkable
 class Solver(Protocol):
     """A frozen dataclass of options that turns a LayerProblem into a LayerSolution.
 

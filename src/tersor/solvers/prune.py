@@ -134,14 +134,14 @@ def prune_columns(
     for a in range(0, w.shape[1], block):
         b = min(a + block, w.shape[1])
         errors = torch.empty_like(w[:, a:b])
-        for k in range(a, b):
-            if (k - a) % span == 0:
-                m = slice(k, min(k + span, b))
-                kept = sparsity.kept(w[:, m].square() / factor.diagonal()[m].square())
-            fixed = torch.where(kept[:, (k - a) % span], target(w[:, k], k), 0.0)
-            errors[:, k - a] = (w[:, k] - fixed) / factor[k, k]
-            w[:, k] = fixed
-            w[:, k + 1 : b] -= errors[:, k - a, None] * factor[k, k + 1 : b]
+        for start in range(a, b, span):
+            m = slice(start, min(start + span, b))
+            kept = sparsity.kept(w[:, m].square() / factor.diagonal()[m].square())
+            for k in range(m.start, m.stop):
+                fixed = torch.where(kept[:, k - start], target(w[:, k], k), 0.0)
+                errors[:, k - a] = (w[:, k] - fixed) / factor[k, k]
+                w[:, k] = fixed
+                w[:, k + 1 : b] -= errors[:, k - a, None] * factor[k, k + 1 : b]
         w[:, b:] -= errors @ factor[a:b, b:]
     return w
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -103,6 +103,7 @@ class PrunedLayer:
         return float((self.weight == 0).float().mean())
 
 
+@runtime_checkable
 class Pruner(Protocol):
     """A frozen dataclass of options that makes weights of a layer zero."""
 

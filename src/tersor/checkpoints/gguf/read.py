@@ -17,7 +17,7 @@ from tersor.errors import CheckpointError, NumericsError
 from tersor.numerics import QTensor, QuantSpec
 
 # struct's letter for each type of number in the metadata; 8 is text, 9 a list.
-_NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
+_NUMBERS: dict[int, str] = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd", strict=True))
 _TEXT, _LIST = 8, 9
 
 

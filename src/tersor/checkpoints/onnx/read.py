@@ -19,7 +19,7 @@ from tersor.errors import CheckpointError
 from tersor.numerics import QTensor, unpack
 
 Weights = Iterator[tuple[str, QTensor]]
-_BITS = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
+_BITS: dict[int, int] = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
 
 
 def read_weights(folder: Path) -> Weights:

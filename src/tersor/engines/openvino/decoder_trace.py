@@ -100,7 +100,7 @@ def _filled(past: list[Tensor]) -> Any:
 
     cache = DynamicCache()
     for keys, values in zip(past[::2], past[1::2], strict=True):
-        layer = DynamicLayer()
+        layer: Any = DynamicLayer()  # not all versions of transformers have a dtype in it
         # Its own way to begin would concatenate an empty tensor.
         layer.keys, layer.values, layer.is_initialized = keys, values, True
         layer.dtype, layer.device = keys.dtype, keys.device

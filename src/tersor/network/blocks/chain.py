@@ -83,7 +83,8 @@ def parameters_on_meta() -> Iterator[None]:
             return None
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(moved)
+    # PyTorch's annotation has no hook that returns a parameter; its documentation has.
+    hook = register_module_parameter_registration_hook(moved)  # type: ignore[arg-type]
     try:
         yield
     finally:

@@ -92,22 +92,32 @@ class QuantizedWeight(nn.Module):
             self._packed = Packed(q.codes.to(torch.int8), q.scale.reshape(-1).expand(self.shape[0]))
         return self._packed
 
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         self._packed = None
-        errors: list[str] = args[-1]
         for name in ("codes", "scale", "zero_point"):
-            loaded, current = state.get(prefix + name), getattr(self, name)
+            loaded, current = state_dict.get(prefix + name), getattr(self, name)
             if loaded is not None and current is not None and loaded.dtype != current.dtype:
-                errors.append(
+                error_msgs.append(
                     f"{prefix}{name} is {loaded.dtype}, this layer's is {current.dtype}: the state_dict belongs to "
                     f"another recipe; quantize the model with that recipe first (this layer: {self.spec})"
                 )
-        super()._load_from_state_dict(state, prefix, *args)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
         loaded_weight = self.qtensor()
         try:
             QTensor(loaded_weight.codes, loaded_weight.scale, loaded_weight.zero_point, loaded_weight.spec)
         except NumericsError as error:
-            errors.append(f"{prefix.rstrip('.')}: {error}; the state_dict is damaged: save it again")
+            error_msgs.append(f"{prefix.rstrip('.')}: {error}; the state_dict is damaged: save it again")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_packed": None}

@@ -1,7 +1,7 @@
 """Rewrites that make a network easier to quantize without changing its float output."""
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from tersor.network.network import Network
 from tersor.network.rewrites.absorb import AbsorbBias
@@ -19,6 +19,7 @@ from tersor.observers import Statistics
 __all__ = ["REWRITES", "Rewrite"]
 
 
+@runtime_checkable
 class Rewrite(Protocol):
     """Maps a network to an equivalent one, without changing its argument.
 

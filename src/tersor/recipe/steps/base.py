@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +13,7 @@ from tersor.task import Task
 Phase = Literal["float", "quantize", "any"]
 
 
+@runtime_checkable
 class Subject(Protocol):
     """What a step takes and returns: a model, and the host that works on it."""
 
@@ -38,6 +39,7 @@ class Step(BaseModel):
         """The subject as it is after the step; the one given is not changed."""
 
 
+@runtime_checkable
 class Host(Protocol):
     """One way to address a network, which carries out the steps that its ``Capabilities`` declare."""
 

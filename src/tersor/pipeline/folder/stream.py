@@ -57,8 +57,8 @@ class Streaming:
             streams.append(self.reference)
         metamodel, model, blocks = self.metamodel, self.metamodel.model, self.metamodel.blocks
         metamodel.load([*metamodel.outside(), *metamodel.parameters(blocks.name(0))], self.dtype)
+        first = next(streams[0].inputs())
         try:
-            first = next(streams[0].inputs())
             ((hidden, *args), kwargs) = calls(model, blocks, _plain(model, _row(first)), count=1)[0]
             with torch.no_grad():
                 self.tupled = isinstance(blocks.modules[0](hidden, *args, **kwargs), tuple)

@@ -8,9 +8,13 @@ from beartype.claw import beartype_package
 from jaxtyping import install_import_hook
 from pydantic import SerializationInfo
 
-# A protocol of pydantic's that cannot be checked at run time. As for any type checker, an int is a float.
+# A protocol of pydantic's cannot be checked at run time. As for any type checker, an int is a float. The command
+# line is left out: typer calls its functions with classes of its own.
 CONF = BeartypeConf(
-    hint_overrides=FrozenDict({SerializationInfo: Any}), is_pep484_tower=True, claw_is_pep526=False
+    hint_overrides=FrozenDict({SerializationInfo: Any}),
+    is_pep484_tower=True,
+    claw_is_pep526=False,
+    claw_skip_package_names=("tersor.cli",),
 )
 
 
@@ -29,3 +33,8 @@ def install(source: Path) -> None:
 def check(function: Any) -> Any:
     """What jaxtyping's hook checks a function or method with."""
     return beartype(function, conf=CONF)
+
+
+def unchecked(function: Any) -> Any:
+    """The function itself, to be called with values of types that it refuses by a message of its own."""
+    return getattr(function, "__wrapped__", function)

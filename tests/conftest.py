@@ -8,8 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-if os.environ.get("HOOK") != "none":
-    checking.install(Path(__file__).parents[1] / "src")
+checking.install(Path(__file__).parents[1] / "src")
 
 SHARED = Path(os.environ.get("TERSOR_SHARED") or Path(__file__).parents[1] / "../shared").resolve()
 

@@ -1,9 +1,10 @@
 """The result of a recipe, whatever was compressed: it runs, is saved, and moves to other engines."""
 
 import shutil
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tersor.checkpoints.manifest import check_free, hidden_name, replace_folder
 from tersor.errors import EngineError
@@ -12,50 +13,36 @@ from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
 
 
-class Deployed(Protocol):
-    """A result in an engine, as its host provides it."""
+class Deployed(ABC):
+    """A result in an engine, as its host provides it.
 
-    @property
-    def engine(self) -> str:
-        """The name of the engine."""
-        ...
+    Attributes:
+        engine: the name of the engine.
+        runner: what runs in it.
+        inputs: name, dtype and shape of each input.
+        folder: where it is saved, if what runs is read from there.
+        loaded: the runner, or None if nobody has asked for it yet.
+        skip_reason: why it does not run in the engine that was preferred; None: it does.
+    """
 
-    @property
-    def runner(self) -> Any:
-        """What runs in it."""
-        ...
+    engine: Any
+    runner: Any
+    inputs: Any
+    folder: Any
+    loaded: Any
+    skip_reason: Any
 
-    @property
-    def inputs(self) -> tuple[dict[str, Any], ...]:
-        """Name, dtype and shape of each input."""
-        ...
-
-    @property
-    def folder(self) -> Path | None:
-        """Where it is saved, if what runs is read from there."""
-        ...
-
-    @property
-    def loaded(self) -> Any:
-        """The runner, or None if nobody has asked for it yet."""
-        ...
-
-    @property
-    def skip_reason(self) -> str | None:
-        """Why it does not run in the engine that was preferred; None: it does."""
-        ...
-
+    @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""
-        ...
 
+    @abstractmethod
     def write(self, folder: Path, result: "Compressed") -> None:
         """Write all of the result into an existing, empty folder."""
-        ...
 
+    @abstractmethod
     def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "Deployed":
         """The same in another engine."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)

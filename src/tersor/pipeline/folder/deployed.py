@@ -8,14 +8,14 @@ from typing import Any
 
 from tersor.errors import TersorError
 from tersor.measure.language import LanguageReport, is_language_report, read_language_report
-from tersor.pipeline.compressed import Compressed
+from tersor.pipeline.compressed import Compressed, Deployed
 from tersor.pipeline.folder.load import LanguageModel, candidates, load_language
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
 
 
 @dataclass(frozen=True, eq=False)
-class InFolder:
+class InFolder(Deployed):
     """A language model that an engine runs from a folder.
 
     Args:

@@ -16,7 +16,7 @@ from tersor.measure import read_report
 from tersor.measure.environment import usable_processors
 from tersor.network.network import Network, op_name, title
 from tersor.numerics import FORMATS, QuantSpec
-from tersor.pipeline.compressed import Compressed
+from tersor.pipeline.compressed import Compressed, Deployed
 from tersor.pipeline.subject import Subject
 from tersor.policy import Policy
 from tersor.recipe import Recipe
@@ -24,7 +24,7 @@ from tersor.report import html
 
 
 @dataclass(frozen=True, eq=False)
-class InEngine:
+class InEngine(Deployed):
     """A network that an engine runs.
 
     Args:

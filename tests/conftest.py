@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import checking
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -59,3 +60,9 @@ def quick_report(monkeypatch):
 
     monkeypatch.setattr("tersor.pipeline.graph.measuring.measure_memory", refused)
     monkeypatch.setattr("tersor.pipeline.graph.measuring.ROUNDS", 3)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Lets arguments through that jaxtyping's annotations forbid, to test what the package itself says of them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

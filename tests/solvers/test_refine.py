@@ -145,7 +145,7 @@ def test_following_nothing_is_the_weight_itself():
     assert "following" not in alone.method
 
 
-def test_what_was_wanted_of_another_layer_is_refused():
+def test_what_was_wanted_of_another_layer_is_refused(unchecked):
     problem, _, _ = drifted(QuantSpec("int4", "channel"))
     with pytest.raises(CalibrationError, match=r"fc: cross of shape \(24, 10\) does not fit .* must be \(10, 24\)"):
         Gptq()(replace(problem, cross=problem.cross.T))

@@ -46,6 +46,7 @@ def test_inspect_runs_no_data(task_file):
     assert "smaller (predicted)" in said.output
 
 
+@pytest.mark.slow
 def test_a_plan_for_another_target(task_file, tmp_path, cpu):
     cpu("avx2")
     words = ("--engine", "torch", "--target", "x86-vnni")

@@ -119,6 +119,7 @@ def test_auto_tries_a_cheap_toy(toy, monkeypatch):
     assert tersor.compress(_task(), engine="auto", report=False, progress=False).engine == "toy"
 
 
+@pytest.mark.slow
 def test_the_commands_take_a_toy_and_name_it(toy, tmp_path):
     (tmp_path / "task.py").write_text(MODEL)
     run = CliRunner().invoke
@@ -130,6 +131,7 @@ def test_the_commands_take_a_toy_and_name_it(toy, tmp_path):
     assert read_report(tmp_path / "out").engine == "toy"
 
 
+@pytest.mark.slow
 def test_a_report_of_an_engine_that_is_gone_is_still_read(toy, tmp_path, monkeypatch):
     (tmp_path / "task.py").write_text(MODEL)
     run = CliRunner().invoke

@@ -261,18 +261,21 @@ def test_every_public_function_is_called_here():
     assert public == set(CALLS) == {name.split(":")[0] for name in RAISE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_leaves_no_trace(name, model, folder, tmp_path, quick_report):
     with nothing_changes(model):
         CALLS[name](model, folder, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RAISE)
 def test_a_call_that_raises_leaves_no_trace(name, model, folder, tmp_path, quick_report):
     with nothing_changes(model), pytest.raises((TersorError, RuntimeError)):
         RAISE[name](model, folder, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["prepare", "quantize_dynamic"])
 def test_a_call_under_no_grad_leaves_no_trace(name, model, folder, tmp_path, quick_report):
     with torch.no_grad(), nothing_changes(model):
@@ -333,6 +336,7 @@ def test_every_command_is_called_here():
     assert {c.name or c.callback.__name__ for c in app.registered_commands} == set(COMMANDS) == set(WRONG_COMMANDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow(COMMANDS))
 def test_a_command_leaves_no_trace(name, words):
     with nothing_changes():
@@ -340,6 +344,7 @@ def test_a_command_leaves_no_trace(name, words):
     assert done.exit_code == 0, done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG_COMMANDS)
 def test_a_command_that_fails_leaves_no_trace(name, words):
     with nothing_changes():
@@ -374,6 +379,7 @@ tersor.compress(task, engine="onnxruntime", threads=1, report=False, progress=Fa
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow(FIRST_CALLS))
 def test_importing_tersor_and_the_first_call_leave_no_trace(name, folder):
     """The first call imports what others have imported already in this process."""

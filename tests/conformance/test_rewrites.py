@@ -95,7 +95,13 @@ def check(factory, network, inputs, rewrite=""):
     return not same(content(made), before)
 
 
-@pytest.mark.parametrize("network", EVERY)
+# Those that a rewrite is known to change run with the fast tests.
+QUICK = set(CHANGES.values())
+
+
+@pytest.mark.parametrize(
+    "network", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in EVERY]
+)
 def test_every_rewrite_keeps_its_promises(network):
     starts, inputs = networks(network)
     for start in starts:

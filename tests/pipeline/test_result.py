@@ -63,6 +63,7 @@ def test_what_was_measured_in_one_engine_is_not_said_of_another(task):
     assert measured.compile("openvino").report is None
 
 
+@pytest.mark.slow
 def test_a_loaded_simulation_moves_to_an_engine_and_is_saved_there(task, tmp_path):
     done = compressed(task)
     loaded = tersor.load(done.save(tmp_path / "simulated"))
@@ -143,6 +144,7 @@ def test_a_folder_of_others_has_no_report(source):
     assert (loaded.report, loaded.engine, loaded.folder) == (None, "torch", source)
 
 
+@pytest.mark.slow
 def test_a_folder_moves_to_openvino_and_back(language):
     moved = language.compile("openvino", threads=1)
     assert isinstance(moved.model, OpenVinoDecoder)

@@ -21,7 +21,8 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("observers",),
     ("task",),
     ("numerics", "metrics"),
-    ("errors",),
+    ("tables", "former_names"),
+    ("errors", "process"),
 )
 # (the room's row, what happens to the weight there)
 STEPS: tuple[tuple[int, str], ...] = (

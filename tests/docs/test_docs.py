@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_recipes_load(page):
 
 def test_recipe_page_has_a_recipe():
     assert blocks(DOCS / "recipes.md", "yaml")
+
+
+def test_every_room_is_on_the_page_and_in_the_picture():
+    """`python scripts/draw_rooms.py docs/images/rooms.svg` draws the picture anew."""
+    contracts = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    rooms = {name for row in contracts[0]["layers"] for name in re.findall(r"\((\w+)\)", row)} - {"training", "search"}
+    page, picture = ((DOCS / name).read_text() for name in ("how-it-is-built.md", "images/rooms.svg"))
+    assert {room for room in rooms if f"`{room}`" not in page or f">{room}" not in picture} == set()
 
 
 def test_schema_is_current():

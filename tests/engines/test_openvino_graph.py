@@ -48,6 +48,7 @@ def test_every_plain_operator_is_read_as_it_stands(network, monkeypatch):
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_ways_give_the_same_numbers_and_names(monkeypatch):
     torch.manual_seed(0)
     net = Lambda(lambda m, x: m.head(m.rnn(x)[0]), rnn=nn.GRU(128, 128, batch_first=True), head=nn.Linear(128, 4))

@@ -37,6 +37,7 @@ def loader(tmp_path, monkeypatch):
     return "memory_loader"
 
 
+@pytest.mark.slow
 def test_what_is_loaded_is_seen(loader):
     inputs = (torch.ones(3), torch.ones(3))
     small, large = (measure_memory(f"{loader}:load", [size], inputs, calls=2, threads=1) for size in (1, 101))

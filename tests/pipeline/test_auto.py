@@ -40,6 +40,7 @@ def test_every_engine_is_measured_and_one_is_kept(task):
     assert done.engine in automatic()
 
 
+@pytest.mark.slow
 def test_an_engine_that_refuses_is_named_with_its_reason(task):
     recipe = PRESETS["int8-dynamic"]().model_copy(update={"activations": SYMMETRIC})
     found = auto.choose_engine(task, recipe, 1, "f32", Stages(False))

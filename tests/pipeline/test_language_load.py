@@ -101,6 +101,7 @@ def test_a_damaged_folder_is_no_reason_for_another_engine(folder, tmp_path):
         tersor.load(tmp_path, engine="auto")
 
 
+@pytest.mark.slow
 def test_the_command_takes_openvino_by_itself_and_torch_when_told(folder):
     done, said = generated(folder("gpt2"))
     assert len(said) == 1

@@ -101,6 +101,7 @@ def test_a_softmax_that_names_its_type_is_computed_in_half_precision_too(engine)
     assert (executed["softmax"], executed["matmul"], executed["linear"]) == ("bf16", "bf16", "fp32")
 
 
+@pytest.mark.slow
 def test_bf16_planned_for_another_target_is_noted_where_this_cpu_has_none(monkeypatch):
     task = task_of(Attention(fused=False), (12, 32))
     monkeypatch.setattr("tersor.engines.openvino.OpenVINO._computes_bf16", lambda self: False)

@@ -141,6 +141,7 @@ def test_sampled_rows_are_saved_too(convolutions, tmp_path):
     assert same(found, checkpoint.read(tmp_path))
 
 
+@pytest.mark.slow
 def test_one_pass_serves_every_recipe_and_engine(model):
     """Solved from the observations of all of them, each is what compress makes of it alone; no data is read again."""
     read, data = [], batches(16, 16)

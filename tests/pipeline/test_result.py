@@ -46,6 +46,7 @@ def language(source, tmp_path):
     return tersor.compress_folder(source, tmp_path / "out", "int8-weight", progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
 def test_compiled_for_another_engine_it_gives_that_engines_numbers(task, target):
     done = compressed(task)

@@ -34,8 +34,3 @@ def install(source: Path) -> None:
 def check(function: Any) -> Any:
     """What jaxtyping's hook checks a function or method with."""
     return beartype(function, conf=CONF)
-
-
-def unchecked(function: Any) -> Any:
-    """The function itself, to be called with values of types that it refuses by a message of its own."""
-    return getattr(function, "__wrapped__", function)

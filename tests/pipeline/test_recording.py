@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from checking import unchecked
 from torch import nn
 
 import tersor
@@ -189,12 +188,12 @@ def test_what_the_model_cannot_take_is_not_kept(model):
 )
 def test_what_is_wrong_is_said_before_any_data(model, changes, error, said):
     with pytest.raises(error, match=said):
-        unchecked(tersor.prepare)(**{"model": model, "example": EXAMPLE, "engine": "torch", **changes})
+        tersor.prepare(**{"model": model, "example": EXAMPLE, "engine": "torch", **changes})
 
 
 def test_only_what_was_prepared_is_converted(model):
     with pytest.raises(TaskError, match=r"what tersor\.prepare returned, got Sequential"):
-        unchecked(tersor.convert)(model)
+        tersor.convert(model)
 
 
 def test_the_model_is_neither_copied_nor_changed(model):

@@ -7,7 +7,7 @@ from torch import nn
 
 import tersor
 from tersor.engines import ENGINES
-from tersor.engines.openvino import graph
+from tersor.engines.openvino import graph, spelling
 from tersor.network.capture import capture
 from tersor.network.network import Network, op_name
 
@@ -32,18 +32,44 @@ def network() -> Network:
     return capture(Lambda(everything, words=nn.Embedding(7, 6), up=nn.Linear(6, 6)).eval(), (IDS[:2],))
 
 
+def layers(m, x):
+    """All operators that are spelled differently, in the forms that are taken."""
+    y = m.conv(nn.functional.pad(x, (1, 0, 0, 1)))  # [n, 4, 5, 5]
+    z = m.wide(y).flatten(1)
+    depth = m.deep(y.unsqueeze(1)).relu()
+    row = m.row(x.select(2, 0)).flatten(1)
+    return nn.functional.adaptive_avg_pool2d(y, 1).flatten(1), z, depth, row, nn.functional.pad(row, (2, 1), value=3)
+
+
+@pytest.fixture(scope="module")
+def images() -> Network:
+    torch.manual_seed(0)
+    parts = {
+        "conv": nn.Conv2d(2, 4, 3, stride=(1, 2), padding=(1, 2), dilation=(2, 1)),
+        "wide": nn.Conv2d(4, 4, 1, groups=2, bias=False),
+        "deep": nn.Conv3d(1, 2, 2, padding=1),
+        "row": nn.Conv1d(2, 3, 3, padding=1, groups=1),
+    }
+    return capture(Lambda(layers, **parts).eval(), (torch.zeros(2, 2, 8, 8),))
+
+
 def refused(network):
     raise AssertionError("it took the long way")
 
 
-def test_every_plain_operator_is_read_as_it_stands(network, monkeypatch):
-    named = {op_name(n) for n in network.operators()}
-    # These two are what quantization puts in; the networks of test_recurrent hold them.
-    assert named == graph._PLAIN - {"quantize_rows", "dequantize"}
+@pytest.mark.parametrize("kind", ["plain", "spelled"])
+def test_every_operator_of_the_tables_is_read_without_decomposing(kind, network, images, monkeypatch):
+    net, inputs = {"plain": (network, IDS), "spelled": (images, torch.randn(3, 2, 8, 8))}[kind]
+    named = {op_name(n) for n in net.operators()}
+    # These are what quantization puts in; the networks of test_recurrent and test_openvino hold them.
+    plain = spelling._PLAIN - {"quantize_rows", "dequantize", "fake_quantize"}
+    apart = {"conv1d", "conv2d", "conv3d", "pad", "adaptive_avg_pool2d", "flatten"}
+    assert plain | {"split", "contiguous"} == named if kind == "plain" else apart <= named
+    assert apart | {"split"} == {*spelling._SPELLED, "flatten"}
     monkeypatch.setattr(graph, "_decomposed", refused)
-    runner = openvino.compile(network, threads=1)
-    for ids in (IDS, IDS[:1]):
-        for found, wanted in zip(flat(runner(ids)), flat(network(ids)), strict=True):
+    runner = openvino.compile(net, threads=1)
+    for x in (inputs, inputs[:1]):
+        for found, wanted in zip(flat(runner(x)), flat(net(x)), strict=True):
             assert found.dtype == wanted.dtype
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
@@ -56,7 +82,7 @@ def test_both_ways_give_the_same_numbers_and_names(monkeypatch):
     network = tersor.compress(task, "int8-dynamic", "torch", report=False, progress=False).network
     assert {"quantize_rows", "dequantize"} < {op_name(n) for n in network.operators()}
     direct = openvino.compile(network, threads=1)
-    monkeypatch.setattr(graph, "_PLAIN", frozenset())
+    monkeypatch.setattr(spelling, "_PLAIN", frozenset())
     decomposed = openvino.compile(network, threads=1)
     for batch in (1, 3):
         x = torch.randn(batch, 2, 128, generator=torch.Generator().manual_seed(batch))
@@ -67,11 +93,28 @@ def test_both_ways_give_the_same_numbers_and_names(monkeypatch):
         assert found == dict.fromkeys(linears, "int8")
 
 
-@pytest.mark.parametrize("form", [lambda x: x.split(4, -1), lambda x: x.split([2, 4], -1)])
-def test_uneven_parts_take_the_long_way(form):
-    network = capture(Lambda(lambda m, x: torch.cat(form(x)[::-1], -1)).eval(), (torch.zeros(1, 6),))
-    x = torch.randn(3, 6)
-    assert torch.equal(openvino.compile(network, threads=1)(x), network(x))
+FORMS = {
+    "uneven parts": lambda m, x: torch.cat(x.split(4, -1)[::-1], -1),
+    "parts of given sizes": lambda m, x: torch.cat(x.split([2, 4], -1)[::-1], -1),
+    "a reflecting pad": lambda m, x: nn.functional.pad(x, (1, 1, 2, 0), mode="reflect"),
+    "several pooled positions": lambda m, x: nn.functional.adaptive_avg_pool2d(x, (2, 3)),
+    "padding as a word": lambda m, x: m.conv(x),
+    "flattening within": lambda m, x: x.flatten(2) + 1,
+    "flattening some": lambda m, x: x.flatten(1, 2) + 1,
+    "flattening all": lambda m, x: (x * 2).sum(0, keepdim=True).flatten(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_other_forms_take_the_long_way(form, monkeypatch):
+    torch.manual_seed(0)
+    net = Lambda(FORMS[form], conv=nn.Conv2d(2, 3, 3, padding="same"))
+    network = capture(net.eval(), (torch.zeros(2, 2, 6, 6),))
+    taken, decomposed = [], graph._decomposed
+    monkeypatch.setattr(graph, "_decomposed", lambda network: taken.append(form) or decomposed(network))
+    x = torch.randn(3, 2, 6, 6)
+    torch.testing.assert_close(openvino.compile(network, threads=1)(x), network(x), rtol=0, atol=1e-5)
+    assert taken == [form]
 
 
 def test_the_network_itself_keeps_its_names(network):

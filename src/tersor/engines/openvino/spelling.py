@@ -1,0 +1,108 @@
+"""The operators that OpenVINO's frontend does not read as captured, in a form that it does.
+
+Operators spelled here need neither a second export nor its decompositions, which cost seconds of every compilation.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx
+
+from tersor.network.network import argument, aten, op_name
+
+Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
+# Read as they stand.
+_PLAIN = frozenset(
+    "linear embedding add sub mul sigmoid tanh relu softmax sum select getitem stack cat unsqueeze slice zeros "
+    "zeros_like sym_size full argmax arange index fake_quantize quantize_rows dequantize".split()
+)
+
+
+def spelled(node: fx.Node, batch: fx.Node | None) -> Call | None:
+    """An operator as the frontend reads it, in this form; None where only its decomposition is read.
+
+    Args:
+        node: an operator of the network.
+        batch: the node that holds the size of the batch, where the batch may vary.
+    """
+    name = op_name(node)
+    if name == "flatten":
+        return _flattened(node, batch)
+    if name in _SPELLED:
+        return _SPELLED[name](node)
+    return (node.target, node.args, node.kwargs) if name in _PLAIN else None
+
+
+def batch_size(graph: fx.Graph) -> fx.Node | None:
+    """A new node with the size of the batch, read from the first input that has one; None where none varies."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in inputs:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor) and value.ndim and not isinstance(value.shape[0], int):
+            with graph.inserting_after(inputs[-1]):
+                size = graph.call_function(aten.sym_size.int, (node, 0))
+            size.meta["val"] = value.shape[0]
+            return size
+    return None
+
+
+def _convolution(node: fx.Node) -> Call | None:
+    dims = int(op_name(node)[4])
+    if node.target is not getattr(aten, f"conv{dims}d").default:  # "same" and "valid" as words
+        return None
+
+    def each(position: int, name: str, default: int) -> list[int]:
+        values = list(argument(node, position, name, [default]))
+        return values * dims if len(values) == 1 else values
+
+    steps = (each(3, "stride", 1), each(4, "padding", 0), each(5, "dilation", 1))
+    rest = (False, [0] * dims, argument(node, 6, "groups", 1))
+    return aten.convolution.default, (*node.args[:2], argument(node, 2, "bias"), *steps, *rest), {}
+
+
+def _padded(node: fx.Node) -> Call | None:
+    if argument(node, 2, "mode", "constant") != "constant":
+        return None
+    return aten.constant_pad_nd.default, (*node.args[:2], float(argument(node, 3, "value") or 0.0)), {}
+
+
+def _pooled(node: fx.Node) -> Call | None:
+    """The mean over all positions; None where a channel keeps several."""
+    sizes: Any = node.args[1]
+    return (aten.mean.dim, (node.args[0], [-1, -2], True), {}) if list(sizes) == [1, 1] else None
+
+
+def _split(node: fx.Node) -> Call | None:
+    """Into equal parts as it stands; None otherwise."""
+    source: Any = node.args[0]
+    size, length = node.args[1], source.meta["val"].shape[argument(node, 2, "dim", 0)]
+    equal = isinstance(size, int) and isinstance(length, int) and length % size == 0
+    return (node.target, node.args, node.kwargs) if equal else None
+
+
+def _flattened(node: fx.Node, batch: fx.Node | None) -> Call | None:
+    """All but the batch flattened; None for other dimensions, or where the first one is no batch."""
+    source: Any = node.args[0]
+    value = source.meta.get("val")
+    if not isinstance(value, Tensor) or value.ndim < 2:
+        return None
+    first, *rest = value.shape
+    start, end = argument(node, 1, "start_dim", 0), argument(node, 2, "end_dim", -1)
+    if (start, end % value.ndim) != (1, value.ndim - 1) or not all(isinstance(n, int) for n in rest):
+        return None
+    if not isinstance(first, int):
+        if batch is None or str(batch.meta["val"]) != str(first):
+            return None
+        first = batch
+    return aten.view.default, (source, [first, math.prod(rest)]), {}
+
+
+_SPELLED: dict[str, Callable[[fx.Node], Call | None]] = {
+    "conv1d": _convolution,
+    "conv2d": _convolution,
+    "conv3d": _convolution,
+    "pad": _padded,
+    "adaptive_avg_pool2d": _pooled,
+    "split": _split,
+}

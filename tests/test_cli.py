@@ -55,8 +55,10 @@ def test_a_plan_for_another_target(task_file, tmp_path, cpu):
     said = json.loads((tmp_path / "out" / "report.json").read_text())
     assert said["environment"]["target"] == "x86-vnni"
     assert any("measured on x86-avx2" in w for w in said["warnings"])
-    with pytest.raises(EngineError, match=r"no target 'x86'.*x86-vnni"):
-        _run("inspect", task_file, "--target", "x86")
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["target"] == "x86-vnni"
+    for command in ("inspect", "calibrate"):
+        with pytest.raises(EngineError, match=r"no target 'x86'.*x86-vnni"):
+            _run(command, task_file, "--target", "x86")
 
 
 def test_compress_report_run(task_file, tmp_path):

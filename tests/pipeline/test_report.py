@@ -45,6 +45,13 @@ def test_a_plan_is_made_for_a_target(cpu, flags, target, most, said):
     assert done.report.environment.target == (target or here().name)
 
 
+def test_a_saved_network_names_its_target(cpu, tmp_path):
+    cpu("avx2")
+    done = tersor.compress(_task(), engine="torch", target="x86-vnni", report=False, progress=False)
+    again = tersor.load(done.save(tmp_path / "saved")).compile("torch")
+    assert [each.deployed.target for each in (done, again)] == ["x86-vnni"] * 2
+
+
 def test_a_prepared_model_is_converted_for_its_target(cpu):
     cpu("avx2")
     prepared = tersor.prepare(_model().eval(), example=(torch.zeros(1, 3, 8, 8),), engine="torch", target="x86-vnni")

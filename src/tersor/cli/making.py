@@ -147,12 +147,13 @@ def calibrate(
     ] = None,
     recipe: RecipeName = "int8-static",
     engine: EngineName = "openvino",
+    target: TargetName = None,
 ) -> None:
     """Only observe ranges: what each estimator would choose, its error, and the quality of the data."""
     from tersor.pipeline.graph.calibration import calibrated
     from tersor.report.calibration import comparison, drawing, ranges, verdict
 
-    found = calibrated(load_task(task), recipe, engine)
+    found = calibrated(load_task(task), recipe, engine, target=target)
     console.print(comparison(found) if compare else ranges(found))
     if site is not None:
         console.print(drawing(found, site))

@@ -14,13 +14,21 @@ from tersor.task import Task
 
 
 def calibrated(
-    task: Task, recipe: Recipe | str | Path = "int8-static", engine: str = "openvino"
+    task: Task,
+    recipe: Recipe | str | Path = "int8-static",
+    engine: str = "openvino",
+    *,
+    target: str | None = None,
 ) -> Calibrated:
-    """Run the calibration data through the float network and ask every estimator."""
+    """Run the calibration data through the float network and ask every estimator.
+
+    Args:
+        target: the hardware to plan for, one of the engine's ``targets``; None: this machine.
+    """
     recipe = resolve(recipe)
     with Stages() as stages:
         with stages.stage("capture", "capturing and planning"):
-            prepared = prepare(task, recipe, find_engine(engine).policy())
+            prepared = prepare(task, recipe, find_engine(engine).policy(target))
         with stages.stage("calibrate", "calibrating") as bar:
             values = [*prepared.plan.sources(), *observed_inputs(prepared.network)]
             found = calibrate(prepared.network, values, passing(task, prepared.network), on_batch=bar.at)

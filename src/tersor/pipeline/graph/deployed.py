@@ -30,11 +30,13 @@ class InEngine(Deployed):
     Args:
         engine: its name; ``runner`` runs the network.
         inputs: name, dtype and shape of each input; None: a batch of any size.
+        target: the hardware that was planned for; None in a folder of a version that did not store it.
     """
 
     engine: str
     runner: Runner
     inputs: tuple[dict[str, Any], ...]
+    target: str | None = None
     folder = None
     skip_reason = None
 
@@ -67,6 +69,7 @@ class InEngine(Deployed):
             "format": FORMAT,
             "engine": self.engine,
             "precision": self.runner.precision,
+            "target": self.target,
             "inputs": list(self.inputs),
             "files": files,
         }
@@ -82,7 +85,7 @@ class InEngine(Deployed):
         found = find_engine(engine)
         _check_activations(subject.network, found.policy())
         runner = found.compile(subject.network, threads=threads or usable_processors(), precision=precision)
-        return InEngine(engine, runner, self.inputs)
+        return InEngine(engine, runner, self.inputs, self.target)
 
 
 def _check_activations(network: Network, policy: Policy) -> None:
@@ -134,4 +137,5 @@ def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
     report = read_report(report_file) if report_file.is_file() else None
     # The simulation's files are the network itself.
     subject = Subject(None, network=getattr(runner, "network", None), seed=recipe.seed)
-    return Compressed(subject, recipe, report, InEngine(manifest["engine"], runner, tuple(manifest["inputs"])))
+    deployed = InEngine(manifest["engine"], runner, tuple(manifest["inputs"]), manifest.get("target"))
+    return Compressed(subject, recipe, report, deployed)

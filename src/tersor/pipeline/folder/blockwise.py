@@ -14,7 +14,7 @@ from tersor.network.blocks.reads import Added, See, watching
 from tersor.numerics import QTensor, QuantSpec
 from tersor.pipeline.folder.hessians import Hessians
 from tersor.pipeline.folder.plan import WeightPlan
-from tersor.recipe import Recipe
+from tersor.recipe import Quantize
 from tersor.solvers import Choice, LayerProblem, LayerRecord, ask, joint_choice, pruner_choice
 
 # The statistics of a layer's inputs that are gathered here.
@@ -76,19 +76,21 @@ def solve_block(
     part: BlockWeights,
     plans: Sequence[WeightPlan],
     run: Run,
-    recipe: Recipe,
+    step: Quantize,
+    seed: int,
     on_weight: Callable[[SolvedWeight], None],
     original: BlockWeights | None = None,
 ) -> list[SolvedWeight]:
     """Quantize the weights of a block in place, those that are read first first: the later ones see the error.
 
     Args:
-        targets: those of the block that are to be quantized.
+        plans: of the weights of the block that are to be quantized.
+        step: the options; seed: of everything random.
         on_weight: told of each solution, before its parameter changes.
         original: the block as it was, where the run computes it too.
 
     Raises:
-        TersorError: naming the layer that cannot be solved, unless the recipe says ``fallback: float``.
+        TersorError: naming the layer that cannot be solved, unless the step says ``fallback: float``.
     """  # fmt: skip
     needing = {t.slice.parameter for t in plans if needs_data(t)}
     groups, added = _groups(part, needing, run)
@@ -99,7 +101,7 @@ def solve_block(
             _watch(part, watched, hessians, run(), all(part.parameters[n].ndim == 2 for n in watched), original)
         for plan in plans:
             if plan.slice.parameter in group:
-                solved = solve_weight(plan, part.parameters[plan.slice.parameter], hessians, recipe)
+                solved = solve_weight(plan, part.parameters[plan.slice.parameter], hessians, step, seed)
                 on_weight(solved)
                 put(solved, part.parameters[plan.slice.parameter])
                 done.append(solved)
@@ -126,9 +128,9 @@ def corrects_upstream_error(plan: WeightPlan) -> bool:
     return plan.touched and not plan.tail and "cross" in choice_of(plan).wants
 
 
-def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, recipe: Recipe) -> SolvedWeight:
+def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, step: Quantize, seed: int) -> SolvedWeight:
     """One weight against its Hessian."""
-    start, choice = time.perf_counter(), choice_of(plan, recipe.seed)
+    start, choice = time.perf_counter(), choice_of(plan, seed)
     weight = oriented(plan, plan.slice.part(parameter.detach())).float().contiguous()
     problem = LayerProblem(plan.name, weight, plan.spec or QuantSpec("fp32"))
     try:
@@ -138,7 +140,7 @@ def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, recipe
             problem = replace(problem, gram=gram.hessian, tokens=gram.rows, cross=cross)
         answer = ask(problem, choice)
     except TersorError as error:
-        if recipe.fallback == "error":
+        if step.fallback == "error":
             text = str(error) if plan.name in str(error) else f"layer {plan.name}: {error}"
             raise CalibrationError(f"{text}; or let it stay float: `fallback: float` in the recipe") from error
         return SolvedWeight(plan, None, note=f"stays float by `fallback: float`: {error}")

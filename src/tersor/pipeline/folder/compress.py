@@ -2,8 +2,9 @@
 
 import resource
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,9 @@ from tersor.measure.windows import Windows
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.folder.blockwise import SolvedWeight
 from tersor.pipeline.folder.deployed import InFolder
+from tersor.pipeline.folder.host import FOLDER
 from tersor.pipeline.folder.job import Job, fingerprint, prepare_job, with_padding
-from tersor.pipeline.folder.journal import journal
+from tersor.pipeline.folder.journal import Journal, journal
 from tersor.pipeline.folder.metamodel import quiet
 from tersor.pipeline.folder.plan import WeightPlan
 from tersor.pipeline.folder.stream import Streaming, journal_row
@@ -29,7 +31,8 @@ from tersor.pipeline.folder.token_batches import TokenBatches
 from tersor.pipeline.folder.write import finish
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
-from tersor.recipe import Recipe
+from tersor.recipe import Quantize, Recipe
+from tersor.task import Task
 
 
 @takes_former_name("counted", "token_mask")
@@ -92,100 +95,119 @@ def compress_folder(
         job = with_padding(job, token_mask[:samples])
     job.preflight.check_disk(out)
     with journal(out, fingerprint(job), force) as notes, Stages(progress) as stages, quiet():
-        run = _Run(job, Streaming(job.metamodel, job.recipe, LAYOUTS[layout], job.plans, notes), stages)
+        subject = Subject(None, FolderHost(job, notes), seed=job.recipe.seed)
         try:
-            report = run.report(run.solve())
-            finish(job, notes, run.head, report, out, force)
+            for step in job.recipe.steps:
+                subject = step(subject, None, stages)
+            report = _report(job, subject.details, stages)
+            finish(job, notes, subject.details.outside, report, out, force)
         except OSError as error:
             if error.errno != 28:
                 raise
             raise CheckpointError(
                 f"the disk of {out.parent} is full; what is done is kept in {notes.folder}: make room and repeat"
             ) from error
-    subject = Subject(None, plan=tuple(job.plans), seed=job.recipe.seed, history=(job.recipe,))
-    return Compressed(subject, job.recipe, report, InFolder(out))
+    return Compressed(subject.result(), job.recipe, report, InFolder(out))
 
 
-class _Run:
-    """One run over all blocks."""
+@dataclass(frozen=True)
+class Streamed:
+    """What became of a folder's weights.
 
-    def __init__(self, job: Job, streaming: Streaming, stages: Stages) -> None:
-        self.job, self.streaming, self.stages = job, streaming, stages
-        self.records: list[dict[str, Any]] = []
-        self.head: dict[str, Tensor] = {}
-        self.original = self._text("original", job.evaluation)
-        self.compressed = self._text("compressed", job.evaluation)
-        self.calibration = self._text("calibration", job.calibration, job.token_mask)
+    Args:
+        streaming: the model after its last block, with its embeddings and head.
+        records: a line for every weight that was solved.
+        outside: the tensors that the folder stores besides its blocks.
+        original, compressed: the text to evaluate on, at the last block of either model; None where none is.
+    """
 
-    @staticmethod
-    def _text(name: str, windows: Windows | None, token_mask: Tensor | None = None) -> TokenBatches | None:
-        return None if windows is None else TokenBatches(name, windows.ids, token_mask)
+    streaming: Streaming
+    records: list[dict[str, Any]]
+    outside: dict[str, Tensor]
+    original: TokenBatches | None
+    compressed: TokenBatches | None
 
-    def solve(self) -> list[dict[str, Any]]:
-        """Every block, then the head; what is told of each weight."""
-        streaming, job = self.streaming, self.job
-        texts = [t for t in (self.calibration, self.original, self.compressed) if t is not None]
-        count = len(job.metamodel.blocks)
-        done = 0
+
+@dataclass(frozen=True)
+class FolderHost:
+    """Folders in the Hugging Face layout, one block in memory at a time.
+
+    Args:
+        job: the folder, its plans and its data.
+        journal: what is done already.
+    """
+
+    job: Job
+    journal: Journal
+    name: ClassVar[str] = FOLDER.host
+
+    def quantize(self, step: Quantize, subject: Subject, task: Task | None, stages: Stages) -> Subject:
+        """The subject with every block and the head solved; ``details`` holds a ``Streamed``."""
+        job = self.job
+        streaming = Streaming(job.metamodel, step, subject.seed, LAYOUTS[job.layout], job.plans, self.journal)
+        original, compressed = _text("original", job.evaluation), _text("compressed", job.evaluation)
+        calibration = _text("calibration", job.calibration, job.token_mask)
+        texts = [t for t in (calibration, original, compressed) if t is not None]
+        count, done = len(job.metamodel.blocks), streaming.finished([])
         if texts:
-            with self.stages.stage("record", "embedding the text"):
-                done = self._begin(texts)
-        else:
-            done = streaming.finished([])
-        self.records = [record for k in range(done) for record in streaming.journal.record(k)]
-        weights = [t for t in job.plans if t.touched]
-        with self.stages.stage("solve", f"block {done + 1} of {count}", len(weights)) as bar:
-            bar.at(len(self.records))
+            with stages.stage("record", "embedding the text"):
+                streaming.begin(texts, done)
+                # Where the last run stopped is seen by its files, whose sizes the first block's input tells.
+                done = streaming.finished(texts)
+        records = [record for k in range(done) for record in streaming.journal.record(k)]
+        with stages.stage("solve", f"block {done + 1} of {count}", sum(t.touched for t in job.plans)) as bar:
+            bar.at(len(records))
+            number = done
 
             def on_weight(weight: SolvedWeight) -> None:
-                self.records.append(journal_row(weight))
-                bar.say(_line(weight, number, count))
+                records.append(journal_row(weight))
+                bar.say(_line(weight, min(number, count - 1), count))
                 bar.advance()
 
             for number in range(done, count):
-                streaming.block(number, self.calibration, self.original, self.compressed, on_weight)
-            number = count - 1
+                streaming.block(number, calibration, original, compressed, on_weight)
             streaming.load_outside()
-            head = streaming.solve_head(self.calibration, on_weight)
-            self.head = streaming.outside(head)
-        return self.records
+            outside = streaming.outside(streaming.solve_head(calibration, on_weight))
+        streamed = Streamed(streaming, records, outside, original, compressed)
+        history = (*subject.history, step)
+        return replace(subject, plan=tuple(job.plans), history=history, details=streamed)
 
-    def _begin(self, texts: list[TokenBatches]) -> int:
-        # Where the last run stopped is seen by its files, whose sizes the first block's input tells.
-        self.streaming.begin(texts, self.streaming.finished([]))
-        return self.streaming.finished(texts)
 
-    def report(self, records: list[dict[str, Any]]) -> LanguageReport:
-        """Measure on the text that was kept apart, and write it all down."""
-        job, scores = self.job, {}
-        if job.evaluation is not None and self.original and self.compressed:
-            with self.stages.stage("measure", "perplexity", len(job.evaluation)) as bar:
-                after, before = (self.streaming.tail(text) for text in (self.compressed, self.original))
-                found = comparison(after, before, job.evaluation, batch=1, progress=bar.at)
-            scores = {"original": found.reference, "compressed": found.model, "divergence": found.divergence}
-        by_name = {r["name"]: r for r in records}
-        weights = tuple(_record(t, by_name.get(t.name), job) for t in job.plans)
-        quantized = [(w, t) for w, t in zip(weights, job.plans, strict=True) if w.format and t.spec]
-        elements = sum(t.shape[0] * t.shape[1] for _, t in quantized)
-        before = job.source.nbytes
-        saved = sum(job.source.entries[t.slice.name].nbytes - w.bytes for w, t in quantized)
-        return LanguageReport(
-            model=job.source.path.resolve().name,
-            architecture=type(job.metamodel.model).__name__,
-            recipe=job.recipe.name,
-            layout=job.layout,
-            environment=describe_environment(threads=torch.get_num_threads(), precision=str(self.streaming.dtype)[6:]),
-            seed=job.recipe.seed,
-            calibration=str(job.calibration.protocol) if job.calibration else None,
-            original_bytes=before,
-            compressed_bytes=before - saved + sum(t.nbytes for t in self.streaming.untied.values()),
-            bits_per_weight=8 * sum(w.bytes for w, _ in quantized) / elements if elements else None,
-            weights=weights,
-            warnings=(*job.preflight.warnings, *self.streaming.notes),
-            timings_s=self.stages.seconds,
-            peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-            **scores,
-        )
+def _text(name: str, windows: Windows | None, token_mask: Tensor | None = None) -> TokenBatches | None:
+    return None if windows is None else TokenBatches(name, windows.ids, token_mask)
+
+
+def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
+    """Measure on the held-out text, and put all figures together."""
+    streaming, scores = found.streaming, {}
+    if job.evaluation is not None and found.original and found.compressed:
+        with stages.stage("measure", "perplexity", len(job.evaluation)) as bar:
+            after, before = streaming.tail(found.compressed), streaming.tail(found.original)
+            scored = comparison(after, before, job.evaluation, batch=1, progress=bar.at)
+        scores = {"original": scored.reference, "compressed": scored.model, "divergence": scored.divergence}
+    by_name = {r["name"]: r for r in found.records}
+    weights = tuple(_record(t, by_name.get(t.name), job) for t in job.plans)
+    quantized = [(w, t) for w, t in zip(weights, job.plans, strict=True) if w.format and t.spec]
+    elements = sum(t.shape[0] * t.shape[1] for _, t in quantized)
+    before = job.source.nbytes
+    saved = sum(job.source.entries[t.slice.name].nbytes - w.bytes for w, t in quantized)
+    return LanguageReport(
+        model=job.source.path.resolve().name,
+        architecture=type(job.metamodel.model).__name__,
+        recipe=job.recipe.name,
+        layout=job.layout,
+        environment=describe_environment(threads=torch.get_num_threads(), precision=str(streaming.dtype)[6:]),
+        seed=job.recipe.seed,
+        calibration=str(job.calibration.protocol) if job.calibration else None,
+        original_bytes=before,
+        compressed_bytes=before - saved + sum(t.nbytes for t in streaming.untied.values()),
+        bits_per_weight=8 * sum(w.bytes for w, _ in quantized) / elements if elements else None,
+        weights=weights,
+        warnings=(*job.preflight.warnings, *streaming.notes),
+        timings_s=stages.seconds,
+        peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        **scores,
+    )
 
 
 def _record(plan: WeightPlan, solved: dict[str, Any] | None, job: Job) -> WeightRecord:

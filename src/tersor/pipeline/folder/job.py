@@ -68,10 +68,11 @@ def prepare_job(
     plans = plan_weights(metamodel, recipe, LayoutFit(LAYOUTS[layout], folder.dtype))
     if not any(t.touched for t in plans):
         raise RecipeError(f"nothing in {folder.path} can be compressed by {recipe.name}: {plans[0].reason}")
+    step = recipe.quantize
     turned = next((p.name for p in metamodel.slices.values() if not p.whole), None)
-    if turned and (recipe.awq or recipe.rotate):
+    if turned and (step.awq or step.rotate):
         raise RecipeError(f"{turned}: transformers turns or mixes it on loading; leave `awq` and `rotate` out")
-    if needs and data is None and (recipe.awq or recipe.rotate):
+    if needs and data is None and (step.awq or step.rotate):
         raise RecipeError(f"`awq` and `rotate` of the recipe {recipe.name} ask for calibration text: give --data TEXT")
     if needs and data is None and (asking := [t for t in plans if t.touched and needs_data(t)]):
         raise RecipeError(
@@ -97,8 +98,8 @@ def with_padding(job: Job, token_mask: Tensor) -> Job:
         TaskError: it does not fit the windows.
     """
     experts = next((t.name for t in job.plans if t.touched and t.slice.index is not None), None)
-    if job.recipe.awq or experts:
-        what = "`awq`" if job.recipe.awq else f"the experts ({experts})"
+    if job.recipe.quantize.awq or experts:
+        what = "`awq`" if job.recipe.quantize.awq else f"the experts ({experts})"
         raise TaskError(f"padding would count for {what}; give windows without padding, and no `token_mask`")
     windows = job.calibration
     if windows is None or token_mask.shape != windows.ids.shape:

@@ -21,7 +21,7 @@ from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.pipeline.folder.plan import WeightPlan
 from tersor.pipeline.folder.rewriting import block_calls, ends, rotate_block, rotate_ends, scale_block
 from tersor.pipeline.folder.token_batches import TokenBatches, shared
-from tersor.recipe import Recipe
+from tersor.recipe import Quantize
 
 
 class Streaming:
@@ -29,15 +29,16 @@ class Streaming:
 
     Args:
         metamodel: the model, without weights.
+        step: the options; seed: of everything random.
         plans: the plan of each weight.
-        layout: the layout in which blocks are written.
-        journal: where blocks are written.
+        layout: the layout in which blocks are written, to ``journal``.
     """
 
     def __init__(
-        self, metamodel: MetaModel, recipe: Recipe, layout: Layout, plans: list[WeightPlan], journal: Journal
+        self, metamodel: MetaModel, step: Quantize, seed: int, layout: Layout, plans: list[WeightPlan], journal: Journal
     ) -> None:
-        self.metamodel, self.recipe, self.layout, self.plans, self.journal = metamodel, recipe, layout, plans, journal
+        self.metamodel, self.step, self.seed, self.layout = metamodel, step, seed, layout
+        self.plans, self.journal = plans, journal
         self.stored = metamodel.folder.dtype
         # FP16, with 5 exponent bits, overflows in products on a CPU.
         self.dtype = torch.float32 if self.stored == torch.float16 else self.stored
@@ -72,8 +73,8 @@ class Streaming:
             windows, length = batches.ids.shape
             where = (self.journal.folder, batches.name)
             batches.activations = Activations(*where, windows, length, hidden.shape[-1], self.dtype, batches.batch)
-            if self.recipe.rotate:
-                self.rotation = Rotation(hidden.shape[-1], self.recipe.seed)
+            if self.step.rotate:
+                self.rotation = Rotation(hidden.shape[-1], self.seed)
             if calibrated == 0 and not batches.activations.ready(0):
                 batches.activations.write(0, self._record(batches))
             else:
@@ -84,7 +85,7 @@ class Streaming:
     def _check_end(self, streams: list[TokenBatches], inputs: Mapping[str, Tensor], hidden: Tensor) -> None:
         """Check before any solving that the steps after the last block are possible."""
         model, blocks = self.metamodel.model, self.metamodel.blocks
-        if self.recipe.rotate:
+        if self.step.rotate:
             ends(model, blocks, hidden.shape[-1])
         if any(t.name == "original" for t in streams):
             out = run_tail(model, blocks, _plain(model, inputs), hidden, self.tupled)
@@ -137,7 +138,7 @@ class Streaming:
         weights = BlockWeights(block, {n: p for n, p in tensors.items() if isinstance(p, torch.nn.Parameter)})
         original_weights = self._original_block(weights, name, number)
         run = partial(self._batch_runs, block, number, calibration, original_weights) if calibration else list
-        solved = solve_block(weights, plans, run, self.recipe, on_weight, original_weights)
+        solved = solve_block(weights, plans, run, self.step, self.seed, on_weight, original_weights)
         for batches in (calibration, compressed):
             if batches is not None:
                 self._advance(block, number, batches)
@@ -155,7 +156,7 @@ class Streaming:
         calls = block_calls(partial(batches.activations.read, number), [b[number] for b in batches.arguments])
         if self.rotation is not None:
             rotate_block(block, self.rotation, calls)
-        if self.recipe.awq:
+        if self.step.awq:
             specs = {t.slice.parameter.removeprefix(name + "."): t.spec for t in plans if t.spec}
             scale_block(block, specs, calls)
 
@@ -270,7 +271,8 @@ class Streaming:
                 plain = _plain(metamodel.model, inputs)
                 yield BatchRun(partial(run_tail, metamodel.model, metamodel.blocks, plain, hidden, self.tupled), mask)
 
-        return solve_block(BlockWeights(metamodel.model, parameters), plans, batch_runs, self.recipe, on_weight)
+        head = BlockWeights(metamodel.model, parameters)
+        return solve_block(head, plans, batch_runs, self.step, self.seed, on_weight)
 
 
 def journal_row(weight: SolvedWeight) -> dict[str, Any]:

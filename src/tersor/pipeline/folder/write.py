@@ -70,7 +70,7 @@ def _link_or_copy(source: Path, destination: Path) -> None:
 def _config(job: Job, report: LanguageReport) -> dict[str, Any]:
     solved = {w.name for w in report.weights if w.format}
     stored = {t.name: t.spec for t in job.plans if t.spec and t.name in solved}
-    untied = {"tie_word_embeddings": False} if job.recipe.rotate else {}
+    untied = {"tie_word_embeddings": False} if job.recipe.quantize.rotate else {}
     if not stored:
         return {**job.source.config, **untied}
     specs = {f"{name}.weight": spec for name, spec in stored.items()}

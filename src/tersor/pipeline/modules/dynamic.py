@@ -1,9 +1,9 @@
 """Quantization without data, in PyTorch: the user's own model class comes back, computing in integers."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,10 @@ from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, WeightedModule, 
 from tersor.numerics import Granularity, QTensor, QuantSpec
 from tersor.pipeline.modules.host import MODULES
 from tersor.pipeline.progress import Stages
+from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantization, Quantize, Recipe, decide, resolve, with_names
 from tersor.solvers import LayerProblem, ask
+from tersor.task import Task
 
 _WEIGHT = QuantSpec("int8", "channel")
 _ACTIVATION = QuantSpec("int8", "token", symmetric=False)
@@ -81,18 +83,13 @@ def quantize_dynamic(
     ('Sequential', True)
     """
     recipe = resolve(recipe)
-    plan = dynamic_plan(model, recipe)
-    chosen = [e for e in plan if e.weights is not None]
-    if not chosen:
-        why = "; ".join(map(str, plan[:3])) or "it has no layer with weights"
-        raise RecipeError(f"nothing in this {type(model).__name__} can be quantized by {recipe.name}: {why}")
-    memory: dict[tuple[int, str, bool], QuantizedWeight] = {}
-    with Stages(progress) as stages, stages.stage("solve", "quantizing", len(chosen)) as bar:
-        replacements = {}
-        for module_plan in chosen:
-            replacements[module_plan.weighted.module] = _replacement(module_plan, recipe, memory).train(model.training)
-            bar.advance()
-    return replace_modules(model, replacements)
+    MODULES.check(recipe)
+    subject = Subject(model, ModuleHost(recipe.name), seed=recipe.seed)
+    with Stages(progress) as stages:
+        for step in recipe.steps:
+            subject = step(subject, None, stages)
+    assert subject.model is not None
+    return subject.model
 
 
 def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic") -> list[ModulePlan]:
@@ -105,10 +102,44 @@ def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic")
     """
     recipe = resolve(recipe)
     MODULES.check(recipe)
-    step = recipe.quantize
+    return _plans(model, recipe.quantize, recipe.name)
+
+
+@dataclass(frozen=True)
+class ModuleHost:
+    """Models whose modules are replaced by quantized ones of the same interface.
+
+    Args:
+        recipe: the recipe's name, as errors print it.
+    """
+
+    recipe: str
+    name: ClassVar[str] = MODULES.host
+
+    def quantize(self, step: Quantize, subject: Subject, task: Task | None, stages: Stages) -> Subject:
+        """The subject with a quantized copy of its model."""
+        model = subject.model
+        assert model is not None
+        plan = _plans(model, step, self.recipe)
+        chosen = [e for e in plan if e.weights is not None]
+        if not chosen:
+            why = "; ".join(map(str, plan[:3])) or "it has no layer with weights"
+            raise RecipeError(f"nothing in this {type(model).__name__} can be quantized by {self.recipe}: {why}")
+        memory: dict[tuple[int, str, bool], QuantizedWeight] = {}
+        with stages.stage("solve", "quantizing", len(chosen)) as bar:
+            replacements = {}
+            for module_plan in chosen:
+                module = _replacement(module_plan, subject.seed, memory).train(model.training)
+                replacements[module_plan.weighted.module] = module
+                bar.advance()
+        changed = replace_modules(model, replacements)
+        return replace(subject, model=changed, plan=tuple(plan), history=(*subject.history, step))
+
+
+def _plans(model: nn.Module, step: Quantize, recipe: str) -> list[ModulePlan]:
     if step.activations.when == "static":
         raise RecipeError(
-            f"the recipe {recipe.name} calibrates its activations: use tersor.compress, or a recipe whose "
+            f"the recipe {recipe} calibrates its activations: use tersor.compress, or a recipe whose "
             "activations have `range: dynamic` or `format: fp32`"
         )
     found = weighted_modules(model)
@@ -179,7 +210,7 @@ def _check(weighted: WeightedModule, spec: QuantSpec, activation: QuantSpec | No
 
 
 def _replacement(
-    module_plan: ModulePlan, recipe: Recipe, memory: dict[tuple[int, str, bool], QuantizedWeight]
+    module_plan: ModulePlan, seed: int, memory: dict[tuple[int, str, bool], QuantizedWeight]
 ) -> nn.Module:
     weighted, activation, wanted = module_plan.weighted, module_plan.activation, module_plan.weights
     module: Any = weighted.module
@@ -190,7 +221,7 @@ def _replacement(
         # Tied weights share their codes.
         key = (id(tensor), str(wanted), weighted.transposed)
         if key not in memory:
-            memory[key] = _solved(f"{module_plan.name}.{name}", tensor, wanted, recipe.seed, weighted.transposed)
+            memory[key] = _solved(f"{module_plan.name}.{name}", tensor, wanted, seed, weighted.transposed)
         return memory[key]
 
     if weighted.op == "linear":

@@ -35,8 +35,14 @@ class Step(BaseModel):
     phase: ClassVar[Phase]
 
     @abstractmethod
-    def __call__(self, subject: Any, task: Task, stages: Any) -> Any:
-        """The subject as it is after the step; the one given is not changed."""
+    def __call__(self, subject: Any, task: Task | None, stages: Any) -> Any:
+        """The subject as it is after the step; the one given is not changed.
+
+        Args:
+            subject: a ``tersor.pipeline.Subject``.
+            task: what a graph calibrates on; None where the host brings its own data, or calibrates nothing.
+            stages: the progress to report to.
+        """
 
 
 @runtime_checkable
@@ -48,7 +54,7 @@ class Host(Protocol):
         """As errors print it."""
         ...
 
-    def quantize(self, step: Any, subject: Any, task: Task, stages: Any) -> Any:
+    def quantize(self, step: Any, subject: Any, task: Task | None, stages: Any) -> Any:
         """The subject with the ``quantize`` step done."""
         ...
 

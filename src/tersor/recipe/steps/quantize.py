@@ -81,6 +81,6 @@ class Quantize(Step):
             raise ValueError(f"{error}{by}") from error
         return self
 
-    def __call__(self, subject: Subject, task: Task, stages: Any) -> Any:
+    def __call__(self, subject: Subject, task: Task | None, stages: Any) -> Any:
         """The subject, quantized by its host."""
         return subject.host.quantize(self, subject, task, stages)

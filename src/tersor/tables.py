@@ -7,6 +7,7 @@ defaults, ``{gptq: {damping: 0.02}}`` with options of its own.
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from tersor.errors import RecipeError, TersorError
@@ -41,7 +42,7 @@ def described(named: Named) -> str:
 
 def allowed(entry: Any, option: str) -> tuple[Any, ...]:
     """The values of an option whose type is a ``Literal``; none for options of other types."""
-    return tuple(a for a in get_args(get_type_hints(_class(entry))[option]) if not isinstance(a, type))
+    return tuple(a for a in get_args(_hints(_class(entry), False)[option]) if not isinstance(a, type))
 
 
 def option_names(entry: Any) -> list[str]:
@@ -119,19 +120,31 @@ def _class(entry: Any) -> type:
     return entry if isinstance(entry, type) else type(entry)
 
 
+@cache
+def _hints(kind: type, constraints: bool) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=constraints)
+
+
+@cache
+def _adapter(kind: type, option: str) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_hints(kind, True)[option])
+
+
 def _validated(name: str, entry: Any, options: Mapping[str, Any], what: str) -> dict[str, Any]:
     if not options:
         return {}
-    from pydantic import TypeAdapter, ValidationError  # takes a while to import, and most entries have no options
+    from pydantic import ValidationError  # takes a while to import, and most entries have no options
 
-    known, hints = option_names(entry), get_type_hints(_class(entry), include_extras=True)
+    known = option_names(entry)
     values = {}
     for key, value in options.items():
         if key not in known:
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise RecipeError(f"{what} {name} has no option {key}={value!r}{nearest(str(key), known)}; {takes}")
         try:
-            values[key] = TypeAdapter(hints[key]).validate_python(value)
+            values[key] = _adapter(_class(entry), key).validate_python(value)
         except ValidationError as error:
             why = "; ".join(e["msg"] for e in error.errors())
             why += nearest(str(value), map(str, allowed(entry, key)))

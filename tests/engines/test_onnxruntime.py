@@ -77,13 +77,13 @@ def test_the_numbers_are_those_of_the_simulation_at_any_batch(residual, runner):
 
 
 RULES = {
-    "no quantizer stands directly behind it (but the output)": lambda: network(Q(0.02, 128), QConv(3, 4)),
-    "no quantizer stands directly behind it (but Tanh)": lambda: network(
+    "its value goes to the output, not directly to a quantizer": lambda: network(Q(0.02, 128), QConv(3, 4)),
+    "its value goes to Tanh, not directly to a quantizer": lambda: network(
         Q(0.02, 128), QConv(3, 4), torch.tanh
     ),
-    "an input of it is not quantized": lambda: network(QConv(3, 4), Q(0.02, 128)),
+    "one of its inputs is not quantized": lambda: network(QConv(3, 4), Q(0.02, 128)),
     "its weight is not quantized": lambda: network(Q(0.02, 128), nn.Conv2d(3, 4, 3), Q(0.02, 128)),
-    "its value has readers besides one quantizer": lambda: network(
+    "its value has consumers other than one quantizer": lambda: network(
         Q(0.02, 128), QConv(3, 4), Branches(Then(Q(0.02, 128), torch.neg), Then(Q(0.03, 128), torch.neg))
     ),
     "it has no integer kernel": lambda: network(Q(0.02, 128), Transposed(), Q(0.02, 128)),

@@ -211,7 +211,7 @@ def test_drawing_follows_the_softmax_and_the_seed(llama):
     [
         (torch.tensor([[61]]), 1, "tokens from 61 to 61, but the model knows 61"),
         (torch.tensor([[-1]]), 1, "tokens from -1"),
-        (torch.tensor([[5] * 40]), 9, "49 tokens, but the model was made for 48"),
+        (torch.tensor([[5] * 40]), 9, "49 tokens, but the model takes at most 48"),
         (torch.tensor([5]), 1, r"\[batch, n\]"),
         (torch.zeros(1, 0, dtype=torch.long), 1, r"\[batch, n\]"),
     ],
@@ -230,7 +230,7 @@ def test_a_weight_that_is_missing_is_named(llama):
 
 def test_models_without_a_cache_of_keys_and_values_are_refused():
     mamba = _empty(MambaConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1))
-    with pytest.raises(EngineError, match="MambaForCausalLM remembers nothing"):
+    with pytest.raises(EngineError, match="MambaForCausalLM keeps no cache between tokens"):
         OpenVinoDecoder.build(mamba, dict(mamba.named_parameters()))
     with torch.device("meta"):
         model = T5ForConditionalGeneration(T5Config(vocab_size=61, d_model=16, num_layers=1, num_heads=2, d_ff=16))

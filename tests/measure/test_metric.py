@@ -51,7 +51,7 @@ def test_an_evaluate_that_raises_is_named_with_its_cause():
         raise KeyError("labels")
 
     with pytest.raises(TaskError, match=r"evaluate of the int8 network raised KeyError: 'labels'") as caught:
-        evaluate_metric(evaluate, predict=None, what="the int8 network")
+        evaluate_metric(evaluate, predict=print, what="the int8 network")
     assert isinstance(caught.value.__cause__, KeyError)
 
 

@@ -230,8 +230,8 @@ def site(name="fc", node="linear", kind="activation", **changes):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kind": "wieght"}, f"fc has the kind 'wieght', there are {', '.join(KINDS)}"),
-        ({"spec": "int8"}, "fc has the spec 'int8', which is no QuantSpec"),
+        ({"kind": "wieght"}, f"fc has the unknown kind 'wieght'; kinds are {', '.join(KINDS)}"),
+        ({"spec": "int8"}, "fc has the spec 'int8', which is not a QuantSpec"),
         ({"name": ""}, "'linear' has no name"),
         ({"group": ""}, "'fc' has no group"),
     ],
@@ -259,7 +259,7 @@ def test_a_plan_has_one_line_for_an_operator():
     layer = PlannedLayer("fc", "linear", "linear", "int8", "why")
     with pytest.raises(RecipeError, match="operator linear is planned 2 times"):
         Plan((), (layer, layer))
-    with pytest.raises(RecipeError, match="-1 neighbours"):
+    with pytest.raises(RecipeError, match="runtime_group is -1"):
         Plan((), (), -1)
 
 

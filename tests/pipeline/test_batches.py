@@ -8,6 +8,7 @@ from parts import Lambda, conv, distance, head
 from torch import nn
 
 import tersor
+from tersor.network.capture import capture
 from tersor.pipeline.graph.batches import cut, joined, keeping, some
 from tersor.pipeline.graph.measuring import predictor
 
@@ -69,9 +70,10 @@ def test_predict_is_called_like_the_model():
     model = Lambda(lambda m, x, y=None, scale=1.0: x - y, a=nn.Linear(1, 1))
     a, b = torch.ones(2, 1), torch.zeros(2, 1)
     keyed = tersor.Task("k", model, {"y": b, "x": a}, lambda: [])
-    network = type("N", (), {"dynamic_batch": True})()
-    seen = predictor(keyed, network, lambda *t: t)  # type: ignore[arg-type]
+    network = capture(nn.ReLU().eval(), (a,))
+    assert network.dynamic_batch
+    seen = predictor(keyed, network, lambda *t: t)
     assert [t is w for t, w in zip(seen(x=a, y=b), (b, a), strict=True)] == [True, True], "the example's order"
     nested = tersor.Task("n", model, ([a, b], 2.0), lambda: [])
-    seen = predictor(nested, network, lambda *t: t)  # type: ignore[arg-type]
+    seen = predictor(nested, network, lambda *t: t)
     assert len(seen([a, b], 2.0)) == 2

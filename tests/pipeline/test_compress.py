@@ -178,5 +178,5 @@ def test_integer_arithmetic_by_hand(model):
 
 
 def test_what_is_no_task_is_sent_to_where_it_belongs():
-    with pytest.raises(TaskError, match=r"'llama/' is no tersor.Task; the folder of a language model is for"):
+    with pytest.raises(TaskError, match=r"'llama/' is not a tersor.Task; for a language model's folder, use"):
         tersor.compress("llama/")

@@ -201,7 +201,7 @@ def test_bad_input(net, inputs, labelled):
         prune_iteratively(net, inputs, "50%", skip=["haed"])
     with pytest.raises(RecipeError, match="2:4 in 2 steps"):
         prune_iteratively(net, inputs, "2:4", steps=2)
-    with pytest.raises(RecipeError, match="by the loss takes weights wherever they are"):
+    with pytest.raises(RecipeError, match="with a loss prunes without structure"):
         prune_iteratively(net, labelled, "50% per row", loss=cross_entropy)
     with pytest.raises(RecipeError, match="layer first: 4 inputs are no multiple of 8"):
         prune_iteratively(net, inputs, "4:8", "magnitude")

@@ -174,7 +174,7 @@ def test_observations_of_something_else_are_refused(model, convolutions):
     rtn = dataclasses.replace(found, observed=dataclasses.replace(found.observed, grams=frozenset()))
     with pytest.raises(CalibrationError, match=r"lack the grams conv2d, conv2d_1, linear; observe the network"):
         solve(GPTQ.quantize, prepared, rtn, STAGES)
-    with pytest.raises(CalibrationError, match="means of 12 samples, 64 are asked for"):
+    with pytest.raises(CalibrationError, match="means of 12 samples, but 64 are needed"):
         found.only(dataclasses.replace(found.observed, mean_samples=64))
 
 

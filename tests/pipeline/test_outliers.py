@@ -144,7 +144,7 @@ def test_only_the_layers_that_were_asked_for():
 def test_what_cannot_be_looked_at():
     with pytest.raises(TaskError, match="no linear layer and no convolution"):
         report(nn.Sequential(nn.ReLU()), gaussian())
-    with pytest.raises(CalibrationError, match="0 samples"):
+    with pytest.raises(CalibrationError, match="samples is 0: it must be at least 1"):
         report(linear(), gaussian(), samples=0)
 
 

@@ -161,7 +161,7 @@ def test_bad_data_is_refused_when_it_comes(model, args, kwargs, error, said):
 
 def test_keywords_that_the_example_has_not():
     prepared = tersor.prepare(Pair().eval(), example={"a": torch.zeros(1, 4)}, engine="torch")
-    with pytest.raises(TaskError, match=r"called with \['b'\], which the example has not"):
+    with pytest.raises(TaskError, match=r"called with \['b'\], which the example lacks"):
         prepared(a=torch.zeros(2, 4), b=torch.zeros(2, 6))
 
 

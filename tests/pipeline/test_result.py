@@ -73,7 +73,7 @@ def test_a_loaded_simulation_moves_to_an_engine_and_is_saved_there(task, tmp_pat
     again = tersor.load(moved.save(tmp_path / "moved"), threads=1)
     assert (again.engine, again.inputs) == ("openvino", done.inputs)
     assert torch.equal(again(X), moved(X))
-    with pytest.raises(EngineError, match=r"loaded from the files of openvino, which hold no network.*for torch"):
+    with pytest.raises(EngineError, match=r"loaded from the files of openvino, which hold no Tersor graph.*for torch"):
         again.compile("torch")
 
 

@@ -175,8 +175,8 @@ def test_the_step_is_done_by_the_subjects_host():
     asked = []
     subject = SimpleNamespace(host=SimpleNamespace(quantize=lambda *given: asked.append(given) or "done"))
     step = Quantize()
-    assert step(subject, "task", "stages") == "done"
-    assert asked == [(step, subject, "task", "stages")]
+    assert step(subject, None, "stages") == "done"
+    assert asked == [(step, subject, None, "stages")]
 
 
 @pytest.mark.parametrize("host", [GRAPH, FOLDER, MODULES], ids=lambda h: h.host)

@@ -75,7 +75,7 @@ Threads = Annotated[int | None, typer.Option(help="Threads of the engine; defaul
 
 @contextlib.contextmanager
 def using_threads(count: int | None) -> Iterator[None]:
-    """Run PyTorch with ``count`` threads inside the block; None leaves the number as it is."""
+    """Run PyTorch with ``count`` threads inside the block; None keeps the current number."""
     import torch
 
     before = torch.get_num_threads()

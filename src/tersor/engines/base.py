@@ -24,7 +24,7 @@ class Executed:
         name: the engine's name for it.
         op: the engine's operator type.
         precision: what it computes in: int8, fp32, …
-        nodes: the graph names of our operators that it does; the first gave it its type.
+        nodes: the graph names of the network's operators that it computes; the first determines its type.
         note: if it fell back to float, the rule that says why.
     """
 
@@ -103,7 +103,7 @@ class Engine(Protocol):
         """Builds a decoder of a causal language model, or None.
 
         It is called with a model of ``transformers`` (for its architecture; its parameters may be on the meta device),
-        its weights by name (Tensor or QTensor), ``threads`` and ``precision``, and gives an object with
+        its weights by name (Tensor or QTensor), ``threads`` and ``precision``, and returns an object with
         ``generate(input_ids, max_new_tokens, eos_token_id)``.
         """
         ...
@@ -124,11 +124,11 @@ class Engine(Protocol):
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """The hardware that it can plan for; empty if its plans do not depend on it."""
+        """The hardware that it can plan for; empty if its plans do not depend on the hardware."""
         ...
 
     def policy(self, target: str | None = None) -> "tersor.policy.Policy":
-        """What it can do on a target, as data.
+        """Its capabilities on a target, as data.
 
         Args:
             target: the name of one of ``targets``; None: this machine.
@@ -162,7 +162,7 @@ class Engine(Protocol):
 
 
 def require(engine: Engine) -> None:
-    """Raise EngineError, with the command that helps, if the engine is not installed."""
+    """Raise EngineError, with the install command, if the engine is not installed."""
     with importing():
         version = engine.version()
     if version is None:

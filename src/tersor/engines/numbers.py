@@ -1,4 +1,4 @@
-"""The audit by numbers: whether an engine's output is that of the simulation, or of the float network."""
+"""The audit by numbers: whether an engine's output is closer to the simulation or to the float network."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,9 @@ from tersor.network.network import Network, op_name
 
 @dataclass(frozen=True)
 class NumbersCheck:
-    """How far the engine's output is from the simulation, and from the float network.
+    """The distances of the engine's output from the simulation and from the float network.
 
-    Both are relative root-mean-square distances. An engine that computes in integers as planned is nearer to the
+    Both are relative root-mean-square distances. An engine that computes in integers as planned is closer to the
     simulation.
     """
 
@@ -23,17 +23,17 @@ class NumbersCheck:
 
     @property
     def integer(self) -> bool:
-        """Whether the engine's numbers are those of the simulation rather than of the float network."""
+        """Whether the engine's output is closer to the simulation than to the float network."""
         return self.to_simulation <= self.to_float
 
 
 def check_numbers(
     runner: Runner, simulation: Network, original: Network, inputs: tuple[Any, ...]
 ) -> NumbersCheck:
-    """Compare the engine's output on one batch with those of the simulation and the float network.
+    """Compare the engine's output on one batch with the outputs of the simulation and the float network.
 
-    An engine that takes one scale of a whole tensor at run time may take one for each thread's share of the batch; then
-    the first sample alone is compared.
+    An engine with one run-time scale per tensor may use one scale for each thread's share of the batch; then only the
+    first sample is compared.
     """
     if simulation.dynamic_batch and any(op_name(n) == "quantize_whole" for n in simulation.operators()):
         inputs = tuple(x[:1] if isinstance(x, Tensor) and x.ndim else x for x in inputs)

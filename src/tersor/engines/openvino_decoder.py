@@ -1,4 +1,4 @@
-"""The former place of ``OpenVinoDecoder``."""
+"""The former module of ``OpenVinoDecoder``."""
 
 from tersor.engines.openvino.decoder import OpenVinoDecoder
 

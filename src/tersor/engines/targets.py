@@ -1,4 +1,4 @@
-"""What a plan is made for: a kind of CPU, by what its instructions mean for integers. Importing it is cheap."""
+"""Targets of plans: kinds of CPU, by their integer instructions. Importing this module is cheap."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import tersor.policy
 
 CPUINFO = Path("/proc/cpuinfo")
-# What decides how fast and how exactly low precision is computed, x86 first, then Arm (by Linux's names).
+# Instruction sets that determine speed and exactness of low precision, x86 first, then Arm (Linux's names).
 ISA = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
     "asimd", "asimddp", "i8mm", "bf16", "sve",
@@ -25,9 +25,9 @@ class Target:
 
     Args:
         name: as ``--target`` takes it.
-        isa: of these instruction sets it has at least one.
-        exact_int8: whether uint8 × int8 products are summed in 32 bits; otherwise weights keep to 7 bits.
-        bf16: whether it has products in BF16.
+        isa: instruction sets; the target has at least one of them.
+        exact_int8: whether uint8 × int8 products are summed in 32 bits; otherwise weights are limited to 7 bits.
+        bf16: whether it has BF16 products.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Target:
     bf16: bool = False
 
 
-# A CPU is the last of these that it has an instruction set of.
+# A CPU matches the last of these targets with which it shares an instruction set.
 CPUS = (
     Target("x86-avx2", frozenset({"avx2"}), exact_int8=False),
     Target("x86-vnni", frozenset({"avx_vnni", "avx512_vnni"}), exact_int8=True),
@@ -45,7 +45,7 @@ CPUS = (
     Target("arm-neon", frozenset({"asimd"}), exact_int8=False),
     Target("arm-dotprod", frozenset({"asimddp", "i8mm"}), exact_int8=True),
 )
-# Seven bits are right on every CPU.
+# Weights of 7 bits are exact on every CPU.
 UNKNOWN = Target("an unknown CPU", frozenset(), exact_int8=False)
 
 
@@ -61,7 +61,7 @@ def isa_flags(cpuinfo: str) -> tuple[str, ...]:
 
 
 def exact_int8(isa: Iterable[str]) -> bool:
-    """Whether uint8 × int8 products are summed in 32 bits: without it AVX2 adds pairs in 16 and saturates.
+    """Whether uint8 × int8 products are summed in 32 bits; plain AVX2 adds pairs of products in 16 bits and saturates.
 
     >>> exact_int8(["avx2"]), exact_int8(["avx2", "avx_vnni"])
     (False, True)
@@ -70,7 +70,7 @@ def exact_int8(isa: Iterable[str]) -> bool:
 
 
 def cpuinfo() -> str:
-    """The text that describes this machine's CPU; empty where there is none."""
+    """The text that describes this machine's CPU, or an empty string."""
     return CPUINFO.read_text() if CPUINFO.is_file() else ""
 
 
@@ -81,7 +81,7 @@ def here() -> Target:
 
 
 def saturates(target: str, isa: Iterable[str]) -> bool:
-    """Whether 8-bit products, exact on the target of that name, saturate on a CPU with those instruction sets.
+    """Whether 8-bit products are exact on the named target but saturate on a CPU with the given instruction sets.
 
     >>> saturates("x86-vnni", ["avx2"]), saturates("x86-avx2", ["avx2"])
     (True, False)
@@ -90,10 +90,10 @@ def saturates(target: str, isa: Iterable[str]) -> bool:
 
 
 def target_of(engine: str, targets: tuple[Target, ...], name: str | None) -> Target:
-    """The target of that name among those of an engine; by default this machine.
+    """The engine's target of that name; by default this machine.
 
     Raises:
-        EngineError: a name that is not among them.
+        EngineError: the engine has no target of that name.
 
     >>> target_of("torch", CPUS, "x86-vnni").exact_int8
     True
@@ -109,7 +109,7 @@ def target_of(engine: str, targets: tuple[Target, ...], name: str | None) -> Tar
 
 
 def planned_for(policy: "tersor.policy.Policy", target: Target) -> "tersor.policy.Policy":
-    """The policy for a target: with weights of 7 bits if products of 8 bits saturate there."""
+    """The policy for a target: with 7-bit weights if 8-bit products saturate there."""
     from dataclasses import replace
 
     policy = replace(policy, target=target.name)

@@ -34,9 +34,9 @@ def evaluate_metric(evaluate: Callable[[Callable], object], predict: Callable, w
 
     Raises TaskError if evaluate raises, or returns NaN, infinity, nothing or a non-number.
 
-    >>> evaluate_metric(lambda predict: [1, 0, 1, 1], predict=None).value
+    >>> evaluate_metric(lambda predict: [1, 0, 1, 1], predict=print).value
     0.75
-    >>> evaluate_metric(lambda predict: float("nan"), predict=None, what="FP32")
+    >>> evaluate_metric(lambda predict: float("nan"), predict=print, what="FP32")
     Traceback (most recent call last):
     tersor.errors.TaskError: evaluate of FP32 returned nan: return a finite number (is the data empty?)
     """

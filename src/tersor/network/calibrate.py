@@ -70,8 +70,8 @@ def calibrate(
         values: the nodes whose values are observed, by graph name.
         layers: the layers whose outputs' channel means are taken, over the first ``mean_samples`` samples.
         channels_last: nodes whose channels are their last dimension, and not dimension 1.
-        keep: where not 0, a row is one vector of channels (a token, a position) and not a sample, and so many of
-            them are kept in ``Statistics.sample``.
+        keep: if not 0, a row is one vector of channels (a token, a position) instead of a sample, and this number
+            of rows is kept in ``Statistics.sample``.
         on_batch: called with the number of samples after each batch.
 
     Raises:
@@ -87,7 +87,7 @@ def calibrate(
         nonlocal counted, alike, first
         for number, inputs in enumerate(batches):
             shapes = [tuple(x.shape) for x in inputs]
-            # Means are of samples of one shape, which bias correction can walk with as one batch.
+            # Take means over samples of one shape, which bias correction can run as one batch.
             alike = alike and (first := first or shapes) and [s[1:] for s in shapes] == [s[1:] for s in first]
             parts = cut(network, inputs, mean_samples - counted if alike else 0)
             for k, part in enumerate(parts):

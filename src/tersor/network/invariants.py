@@ -1,4 +1,4 @@
-"""The invariants of a graph as a table; ``tersor.network.verify`` holds networks against it."""
+"""The invariants of a graph as a table; ``tersor.network.verify`` checks networks against it."""
 
 import operator
 from collections import Counter
@@ -29,13 +29,13 @@ _QUANTIZERS = (torch.ops.tersor.fake_quantize.default, torch.ops.tersor.cast.def
 _DEQUANTIZE = torch.ops.tersor.dequantize.default
 _WIDENING = torch.ops.aten.to.dtype
 
-# A node (or None for the whole graph) and what is wrong with it.
+# A node (or None for the whole graph) and its fault.
 Fault = tuple[fx.Node | None, str]
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A network, and what several invariants ask of it."""
+    """A network, with properties that several invariants use."""
 
     network: Network
 
@@ -46,7 +46,7 @@ class Facts:
 
     @cached_property
     def has_values(self) -> bool:
-        """Whether the nodes know the shape of their value: those of a captured network do, of a loaded one not."""
+        """Whether the nodes know the shapes of their values, as in a captured network but not in a loaded one."""
         return any(_value(n) is not None for n in self.nodes if n.op == "placeholder")
 
     def tensor(self, node: object) -> Tensor | None:
@@ -60,7 +60,7 @@ class Facts:
         return found if isinstance(found, Tensor) else None
 
     def shape(self, node: object) -> tuple[Any, ...] | None:
-        """The shape of a value: a stored weight's own, else what was captured; None where it is not known."""
+        """The shape of a value: that of a stored weight, else the captured shape, or None if unknown."""
         if isinstance(node, fx.Node) and node.target in (_DEQUANTIZE, _WIDENING):
             return self.shape(node.args[0])
         found = self.tensor(node)
@@ -70,12 +70,12 @@ class Facts:
 
 @dataclass(frozen=True)
 class Invariant:
-    """One promise that every graph keeps.
+    """A condition that every graph satisfies.
 
     Args:
-        name: as tests and errors call it.
-        states: the promise, as a sentence.
-        faults: the nodes that break it, each with what is wrong.
+        name: the invariant's name in tests and errors.
+        states: the condition, as a sentence.
+        faults: yields the nodes that violate it, each with its fault.
     """
 
     name: str
@@ -89,7 +89,7 @@ def _value(node: object) -> Tensor | None:
 
 
 def _differ(a: object, b: object) -> bool:
-    """Whether two sizes are known numbers, and not the same."""
+    """Whether two sizes are known numbers and differ."""
     return type(a) is int and type(b) is int and a != b
 
 
@@ -140,7 +140,7 @@ def _outputs(facts: Facts) -> Iterator[Fault]:
 def _tensors(facts: Facts) -> Iterator[Fault]:
     for node in facts.nodes:
         if node.op == "get_attr" and facts.tensor(node) is None:
-            yield node, f"there is no tensor {node.target}"
+            yield node, f"the module has no tensor {node.target}"
 
 
 def _dead(facts: Facts) -> Iterator[Fault]:
@@ -196,10 +196,10 @@ def _layers(facts: Facts) -> Iterator[Fault]:
 
 
 def _grid(facts: Facts, scale: object, zero_point: object, low: int, high: int) -> str | None:
-    """What is wrong with a quantizer's parameters."""
+    """The fault of a quantizer's parameters, or None."""
     step, zero = facts.tensor(scale), facts.tensor(zero_point)
     if step is None or (zero is None and zero_point is not None):
-        return "its scale and zero point are no stored tensors"
+        return "its scale and zero point are not stored tensors"
     least, most = (float(one) for one in step.aminmax())
     if not (least > 0 and most < float("inf")):
         return f"its scale is from {least:.4g} to {most:.4g}"
@@ -231,7 +231,7 @@ def _codes(facts: Facts) -> Iterator[Fault]:
         source, scale, zero_point, block = node.args
         codes = facts.tensor(source)
         if codes is None:
-            yield node, "its codes are no stored tensor"
+            yield node, "its codes are not a stored tensor"
             continue
         low, high = _range(codes.dtype, node.meta)
         if (fault := _grid(facts, scale, zero_point, low, high)) is not None:
@@ -247,7 +247,7 @@ def _codes(facts: Facts) -> Iterator[Fault]:
 
 
 def _range(dtype: torch.dtype, meta: Mapping[str, Any]) -> tuple[int, int]:
-    """The smallest and the largest code of so many bits; of a single one, which is binary's, −1 and 1."""
+    """The smallest and the largest code of the stored bit width; −1 and 1 for binary, which has one bit."""
     if dtype.is_floating_point:
         return 0, 0
     bits = meta.get("bits", torch.iinfo(dtype).bits)
@@ -267,16 +267,16 @@ def _titles(facts: Facts) -> Iterator[Fault]:
 
 
 INVARIANTS: tuple[Invariant, ...] = (
-    Invariant("operators", "nodes are inputs, tensors, the output, and functions that change nothing", _operators),
-    Invariant("order", "a node reads what comes before it", _order),
-    Invariant("inputs", "placeholders, input names and examples belong together", _inputs),
+    Invariant("operators", "nodes are inputs, tensors, the output, and functions without side effects", _operators),
+    Invariant("order", "a node reads only nodes that come before it", _order),
+    Invariant("inputs", "placeholders, input names and examples match", _inputs),
     Invariant("output", "the last node is the only output, a tuple of nodes, each with a name", _outputs),
     Invariant("tensors", "every get_attr node reads a tensor", _tensors),
-    Invariant("dead", "what is computed is read", _dead),
+    Invariant("dead", "every computed value is read", _dead),
     Invariant("values", "a captured network knows the shape and dtype of every operator's value", _values),
     Invariant("stored", "meta['val'] of a stored tensor has its shape and dtype", _stored),
     Invariant("layers", "weight, bias, input and output of a layer have the same channels", _layers),
     Invariant("quantizers", "a scale is positive and finite, a zero point one of the codes", _quantizers),
     Invariant("codes", "codes, scale and zero point of a stored weight fit its format and shape", _codes),
-    Invariant("titles", "every operator has a title, and no two layers the same", _titles),
+    Invariant("titles", "every operator has a title, and no two layers have the same title", _titles),
 )

@@ -1,4 +1,4 @@
-"""What was observed of a network on its data: statistics, means, Gram matrices and samples; a value that merges."""
+"""Observations of a network on its data: statistics, means, Gram matrices and samples, as a mergeable value."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from tersor.observers import Statistics, merge
 from tersor.observers.gram import Gram
 from tersor.task import batch_size
 
-INPUT_SAMPLES = 8  # of a layer's input that a solver searches on
+INPUT_SAMPLES = 8  # samples of a layer's input for solvers that search on them
 
 Batch = tuple[Tensor, ...]
 Value = TypeVar("Value")
@@ -23,15 +23,15 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Observables:
-    """What is to be observed of a network; nodes by their graph names.
+    """The values to observe in a network; nodes are given by their graph names.
 
     Args:
-        values: the nodes of whose value ``Statistics`` are gathered.
-        layers: the layers of whose output the mean of each channel is taken, over the first ``mean_samples`` samples.
-        grams: the layers of whose input the Gram matrix is accumulated.
-        inputs: the layers of which the first ``INPUT_SAMPLES`` inputs are kept.
-        mean_samples: see ``layers``; so many samples are kept too.
-        samples: how many samples suffice for ``values``; None: all.
+        values: the nodes whose values' ``Statistics`` are gathered.
+        layers: the layers whose output means are taken per channel, over the first ``mean_samples`` samples.
+        grams: the layers whose inputs' Gram matrices are accumulated.
+        inputs: the layers whose first ``INPUT_SAMPLES`` inputs are kept.
+        mean_samples: see ``layers``; at least this number of samples is kept too.
+        samples: the number of samples that suffices for ``values``; None: all.
 
     >>> both = Observables(frozenset("a"), samples=64) | Observables(frozenset("b"))
     >>> sorted(both.values), both.samples
@@ -47,11 +47,11 @@ class Observables:
 
     @property
     def kept(self) -> int:
-        """How many of the first samples are kept."""
+        """The number of first samples to keep."""
         return max(self.mean_samples, INPUT_SAMPLES if self.inputs else 0, 1)
 
     def __or__(self, other: "Observables") -> "Observables":
-        """What either asks for."""
+        """The union of both."""
         counts = (self.samples, other.samples)
         return Observables(
             self.values | other.values,
@@ -65,11 +65,11 @@ class Observables:
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """What one pass over the data gathered. It serves every plan whose observables are among those gathered.
+    """The result of observing the data; it serves every plan whose observables are among those gathered.
 
     Args:
-        network: the ``signature`` of the network that was observed.
-        observed: what was gathered.
+        network: the ``signature`` of the observed network.
+        observed: the gathered observables.
         calibration: the statistics and the means.
         grams: 2·mean(x·xᵀ) of a layer's inputs, by layer.
         inputs: the first inputs of a layer, by layer.
@@ -84,10 +84,10 @@ class Observations:
     first: tuple[Batch, ...]
 
     def only(self, wanted: Observables) -> "Observations":
-        """The part that was asked for.
+        """The wanted part of the observations.
 
         Raises:
-            CalibrationError: naming what was not observed.
+            CalibrationError: naming the observables that were not gathered.
         """
         for field in fields(Observables):
             asked, found = getattr(wanted, field.name), getattr(self.observed, field.name)
@@ -98,8 +98,8 @@ class Observations:
                 )
         if wanted.mean_samples > self.observed.mean_samples:
             raise CalibrationError(
-                f"these observations hold means of {self.observed.mean_samples} samples, {wanted.mean_samples} are "
-                "asked for; observe the network with as many `correction_samples`"
+                f"these observations hold means of {self.observed.mean_samples} samples, but {wanted.mean_samples} are "
+                "needed; observe the network with at least as many `correction_samples`"
             )
         found = self.calibration
         calibration = replace(
@@ -109,10 +109,10 @@ class Observations:
         return replace(self, observed=wanted, calibration=calibration, grams=grams, inputs=inputs)
 
     def merged(self, other: "Observations") -> "Observations":
-        """Those of this data followed by the other's, observed for the same.
+        """The observations of this data followed by the other's, for the same observables.
 
-        Statistics and Gram matrices merge as theirs do. Where this part holds fewer samples than the means are taken
-        over, the other's count too, so that the means may be of up to twice as many.
+        Statistics and Gram matrices are merged by their own methods. If this part has fewer samples than the means
+        need, the other part's samples count too, so that the means may cover up to twice as many.
 
         Raises:
             CalibrationError: the two are of different networks, or of different observables.
@@ -122,7 +122,7 @@ class Observations:
         if self.observed != other.observed:
             raise CalibrationError("these observations are of different values or layers; observe both for the same")
         enough = self.calibration.samples >= self.observed.mean_samples or not _alike(self.first, other.first)
-        # What the means are of is what a bias is corrected on, so it is kept.
+        # Keep the samples that the means are taken over, since biases are corrected on them.
         first = self.first if enough and self._kept() >= self.observed.kept else self.first + other.first
         inputs = {
             name: x if len(x) >= INPUT_SAMPLES else torch.cat([x, other.inputs[name]])[:INPUT_SAMPLES]
@@ -152,7 +152,7 @@ def signature(network: Network) -> str:
 
 
 def _merged(a: Calibration, b: Calibration, means: bool) -> Calibration:
-    """The statistics of both; the means of both, or of ``a`` alone."""
+    """The merged statistics of both; the merged means of both, or those of ``a`` alone."""
     names = [*a.statistics, *(n for n in b.statistics if n not in a.statistics)]
     statistics: dict[str, Statistics] = {}
     for name in names:
@@ -169,7 +169,7 @@ def _merged(a: Calibration, b: Calibration, means: bool) -> Calibration:
 
 
 def _alike(a: tuple[Batch, ...], b: tuple[Batch, ...]) -> bool:
-    """Whether all batches have samples of one shape, which can be joined to one batch."""
+    """Whether all batches have samples of the same shape, so that they can be joined to one batch."""
     shapes: list[Any] = [[x.shape[1:] for x in batch] for batch in (*a, *b)]
     return all(s == shapes[0] for s in shapes)
 

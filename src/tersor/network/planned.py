@@ -1,4 +1,4 @@
-"""What is planned: the places where numbers become integers, and the precision of every operator with its reason."""
+"""The parts of a plan: the sites where values are quantized, and the precision of every operator with its reason."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,30 +14,30 @@ from tersor.policy import Policy
 from tersor.recipe import Decision, Quantization
 from tersor.tables import name_of
 
-# What becomes integers at a site: an operator's value, a layer's weight, or a layer's input anew at every call.
+# What a site quantizes: an operator's value, a layer's weight, or a layer's input at run time.
 KINDS = ("activation", "weight", "runtime")
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place where numbers become integers.
+    """One place where values are quantized.
 
     Args:
-        name: the layer's or value's name as people know it; unique with its kind.
+        name: the readable name of the layer or value; unique within its kind.
         node: the graph name of the operator whose value (activation), weight, or input (runtime) this is.
-        kind: ``activation``, ``weight``, or ``runtime``: a layer's input, quantized anew at every call.
+        kind: ``activation``, ``weight``, or ``runtime``: a layer's input, quantized at run time.
         spec: the QuantSpec.
-        asked: what the recipe asks for there: the estimator of the range, or the solver of the weight.
-        group: sites of one group share their parameters; ``source``: it measures the group's range.
-        reason: why it stands there.
+        asked: the recipe's options for the site: the estimator of the range, or the solver of the weight.
+        group: sites of one group share their parameters; ``source``: whether this site measures the group's range.
+        reason: why the site exists.
         fixed: the range of an activation's codes, if it is known without data.
 
     Raises:
-        RecipeError: a kind that is none of KINDS, a spec that is none, or an empty name.
+        RecipeError: a kind that is not in KINDS, a spec that is not a QuantSpec, or an empty name.
 
     >>> Site("fc", "linear", "wieght", QuantSpec("int8"), Quantization(), "fc.weight")
     Traceback (most recent call last):
-    tersor.errors.RecipeError: the site fc has the kind 'wieght', there are activation, weight, runtime
+    tersor.errors.RecipeError: the site fc has the unknown kind 'wieght'; kinds are activation, weight, runtime
     """
 
     name: str
@@ -52,19 +52,19 @@ class Site:
 
     @property
     def range(self) -> str:
-        """The name of the estimator of its range."""
+        """The name of the site's range estimator."""
         return name_of(self.asked.range)
 
     @property
     def solver(self) -> str:
-        """The name of the solver of a weight."""
+        """The name of the weight's solver."""
         return name_of(self.asked.solver)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise RecipeError(f"the site {self.name} has the kind {self.kind!r}, there are {', '.join(KINDS)}")
+            raise RecipeError(f"the site {self.name} has the unknown kind {self.kind!r}; kinds are {', '.join(KINDS)}")
         if not isinstance(self.spec, QuantSpec):
-            raise RecipeError(f"the site {self.name} has the spec {self.spec!r}, which is no QuantSpec")
+            raise RecipeError(f"the site {self.name} has the spec {self.spec!r}, which is not a QuantSpec")
         for field in ("name", "node", "group"):
             if not getattr(self, field):
                 raise RecipeError(f"the site {self.name or self.node!r} has no {field}")
@@ -72,7 +72,7 @@ class Site:
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """One operator and the precision its arithmetic is planned in, with the reason; how its weight is stored."""
+    """One operator with the planned precision of its arithmetic, the reason, and the stored format of its weight."""
 
     name: str
     node: str
@@ -89,7 +89,7 @@ def planned_layers(
     sites: list[Site],
     policy: Policy,
 ) -> list[PlannedLayer]:
-    """Every operator that computes, with the precision that it is planned in and the reason."""
+    """Every operator that computes, with its planned precision and the reason."""
     weights = {s.node: s for s in sites if s.kind == "weight"}
     values = {s.node: s for s in sites if s.kind == "activation"}
     layers = []
@@ -128,7 +128,7 @@ def planned_layers(
             if name in policy.layers and decision.activations.when == "dynamic":
                 reason = "the activations of a convolution are quantized by a static recipe"
             if name in RECURRENT and (hindrance := why_not(node)):
-                reason = f"not written out in steps: {hindrance}"
+                reason = f"not unrolled: {hindrance}"
         if role in ("layer", "arithmetic", "average", "transparent") and planned != "fp32":
             planned, reason = _widened(node, planned, reason, roles, values, policy)
         if weight_format is None and weight_node(node) is not None:
@@ -144,10 +144,10 @@ def _gives_floats(node: fx.Node) -> bool:
 
 
 def _half(node: fx.Node, decision: Decision, policy: Policy) -> tuple[str, str, str | None]:
-    """How an operator that is kept in half precision runs: (planned, reason, format of the weight).
+    """The plan of an operator kept in half precision: (planned, reason, format of the weight).
 
-    Every engine stores a layer's weight so. A rule that keeps the layer asks for the arithmetic, too; the format of
-    the weights alone does not.
+    Every engine stores a layer's weight in half precision. A rule that keeps the layer applies to the arithmetic too;
+    the format of the weights alone does not.
     """
     format, reason = str(decision.keep), decision.reason
     held = format if weight_node(node) is not None else None
@@ -156,7 +156,7 @@ def _half(node: fx.Node, decision: Decision, policy: Policy) -> tuple[str, str, 
         return "fp32", f"{reason}: stored in {format}, computed in float", held
     if not is_float_tensor(node):
         name = op_name(node)
-        raise RecipeError(f"{title(node)}: {name} gives several values, so it cannot be kept in {format}; keep fp32")
+        raise RecipeError(f"{title(node)}: {name} returns several values, so it cannot be kept in {format}; keep fp32")
     policy.check_half(title(node), op_name(node), format)
     return format, reason, held
 
@@ -164,21 +164,20 @@ def _half(node: fx.Node, decision: Decision, policy: Policy) -> tuple[str, str, 
 def _widened(
     node: fx.Node, planned: str, reason: str, roles: dict[fx.Node, str], values: Mapping[str, Site], policy: Policy
 ) -> tuple[str, str]:
-    """The plan of an integer operator, held against the codes around it: engines have none for 16 bits."""
+    """The plan of an integer operator, adjusted to the codes around it: int16, or float if the engine has no kernel."""
     sites = [*_read(node, roles, values)]
     needs = policy.needs_output_quantizer
     if op_name(node) in needs or (needs and roles[node] in ("arithmetic", "average")):
         sites += [values[n.name] for n in (node, *node.users) if n.name in values and n is not node.args[0]]
     for site in sites:
         if site.spec.format.name in policy.rounded:
-            told = f"{site.name} has the values of {site.spec.format} codes"
-            return "fp32", f"{told}, with which {policy.engine} computes in float"
+            return "fp32", f"{site.name} has {site.spec.format} codes, with which {policy.engine} computes in float"
     wide = any(s.spec.format.bits == 16 and s.spec.format.kind == "int" for s in sites)
     return ("int16", reason) if wide else (planned, reason)
 
 
 def _read(node: fx.Node, roles: dict[fx.Node, str], values: Mapping[str, Site]) -> Iterator[Site]:
-    """The quantized values that an operator reads, looking through what only moves them."""
+    """The quantized values that an operator reads, looking through transparent operators."""
     for source in node.all_input_nodes:
         if source.name in values:
             yield values[source.name]
@@ -187,7 +186,7 @@ def _read(node: fx.Node, roles: dict[fx.Node, str], values: Mapping[str, Site]) 
 
 
 def _moves_integers(node: fx.Node, roles: dict[fx.Node, str], values: Mapping[str, Site]) -> bool:
-    """Whether everything that a mover of values reads is quantized, looking through other movers."""
+    """Whether all inputs of a transparent operator are quantized, looking through other transparent operators."""
     return all(
         source.name in values or (roles.get(source) == "transparent" and _moves_integers(source, roles, values))
         for source in node.all_input_nodes

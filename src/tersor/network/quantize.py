@@ -1,4 +1,4 @@
-"""Write a plan into the graph: integer weights, and quantizers on the edges."""
+"""Apply a plan to the graph: integer weights, and quantizers on the edges."""
 
 from collections.abc import Mapping
 
@@ -20,11 +20,11 @@ _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 def quantize_network(
     network: Network, plan: Plan, ranges: Mapping[str, Range], weights: Mapping[str, QTensor]
 ) -> Network:
-    """The network with the plan's quantizers in it; weights become codes that are dequantized where they are read.
+    """The network with the plan's quantizers; weights become codes that are dequantized where they are read.
 
     Args:
         ranges: (low, high) of every group of activation sites, by group name.
-        weights: the solved weight of every weight site, by the site's node.
+        weights: the solution of every weight site, by the site's node.
     """
     network = network.edit()
     nodes = {n.name: n for n in network.graph.nodes}
@@ -113,7 +113,7 @@ def _first_reader(node: fx.Node) -> fx.Node:
 def _store_half(
     network: Network, layer: fx.Node, planned: PlannedLayer, stored: dict[tuple[str, str], fx.Node]
 ) -> None:
-    """A layer kept in half precision stores its weight so."""
+    """Store the weight of a layer kept in half precision in that format."""
     source, format = weight_node(layer), str(planned.weight_format)
     if source is None:
         return
@@ -128,13 +128,13 @@ def _store_half(
 
 
 def _compute_half(network: Network, node: fx.Node, planned: PlannedLayer) -> None:
-    """An operator kept in half precision reads its float inputs in it, and gives float32 again."""
+    """Cast the float inputs of an operator kept in half precision to that format, and its output to float32."""
     half = _HALF[planned.planned]
     with network.graph.inserting_before(node):
         for source in [n for n in node.all_input_nodes if is_float_tensor(n)]:
             narrow = _cast(network, source, half, f"{source.name}_{planned.planned}", planned)
             node.replace_input_with(source, narrow)
-    # A softmax may name the type that it computes in.
+    # A softmax may have its computation type as an argument.
     node.args, node.kwargs = map_aggregate((node.args, node.kwargs), lambda a: half if a is torch.float32 else a)
     node.meta["half"] = planned.planned
     users = list(node.users)
@@ -152,5 +152,5 @@ def _cast(network: Network, source: fx.Node, dtype: torch.dtype, name: str, plan
 
 
 def is_quantizer(node: fx.Node) -> bool:
-    """Whether the node is one of those inserted here."""
+    """Whether this module inserted the node."""
     return bool(node.meta.get("quantizer"))

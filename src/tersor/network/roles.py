@@ -1,4 +1,4 @@
-"""What each operator is to an engine: layer, integer arithmetic, average, mover of values, or float."""
+"""The role of each operator in an engine: layer, integer arithmetic, average, transparent operator, or float."""
 
 from collections.abc import Mapping
 
@@ -9,12 +9,12 @@ from tersor.policy import Policy
 from tersor.recipe import Decision
 
 _NORMS = ("layer_norm", "rms_norm", "native_layer_norm")
-# What a layer is called by when its input is quantized.
+# The role of a layer, by when its input is quantized.
 _LAYERS = {"static": "layer", "dynamic": "runtime", "never": "stored"}
 WEIGHTED = tuple(_LAYERS.values())
 # The roles that compute on calibrated codes.
 INTEGER = ("layer", "arithmetic", "average")
-# What a residual stream passes through on its way; a class token is selected from it.
+# Operators that pass a residual stream on; a class token is selected from it.
 _STREAM = frozenset(
     "add dropout cat expand slice select index_select transpose permute view reshape flatten unflatten squeeze "
     "unsqueeze contiguous clone roll pad".split()
@@ -22,10 +22,10 @@ _STREAM = frozenset(
 
 
 def roles_of(operators: list[fx.Node], decisions: Mapping[fx.Node, Decision], policy: Policy) -> dict[fx.Node, str]:
-    """For every operator: layer, runtime, stored, arithmetic, average, transparent, fused or float.
+    """The role of every operator: layer, runtime, stored, arithmetic, average, transparent, fused or float.
 
-    A ``layer`` reads an input of calibrated range, a ``runtime`` one quantizes its input itself, and of a ``stored``
-    one only the weight is quantized.
+    A ``layer`` reads an input with a calibrated range, a ``runtime`` layer quantizes its input at run time, and a
+    ``stored`` layer has only its weight quantized.
     """
     roles: dict[fx.Node, str] = {}
     normalised = _feeds_normalisation(operators)
@@ -39,7 +39,7 @@ def roles_of(operators: list[fx.Node], decisions: Mapping[fx.Node, Decision], po
         elif name == "embedding" and policy.row("stored", name) is not None and weight_node(node) is not None:
             roles[node] = "float" if when == "static" else "stored"
         elif name in policy.layers and weight_node(node) is not None:
-            # Run-time ranges are for matrix products: a convolution would take them for every window.
+            # Run-time ranges are for matrix products only: a convolution would compute one for every window.
             roles[node] = "float" if when == "dynamic" and node.target not in LINEARS else _LAYERS[when]
             if roles[node] == "runtime" and _left_in_float(node, decision.activations.format, policy):
                 roles[node] = "stored"
@@ -55,7 +55,7 @@ def roles_of(operators: list[fx.Node], decisions: Mapping[fx.Node, Decision], po
 
 
 def _left_in_float(node: fx.Node, format: str, policy: Policy) -> bool:
-    """Whether a linear layer's input is narrower than what the engine quantizes together at run time."""
+    """Whether a linear layer's input is narrower than the engine's run-time group."""
     width = int(node.args[0].meta["val"].shape[-1])  # type: ignore[union-attr]
     return width < policy.runtime.group and format == "auto"
 
@@ -67,7 +67,7 @@ def _both_activations(node: fx.Node) -> bool:
 
 
 def _is_spatial(node: fx.Node) -> bool:
-    """Whether an average runs over the dimensions behind the channels, as a pooling does."""
+    """Whether an average runs over the dimensions after the channels, as in pooling."""
     if op_name(node) != "mean":
         return True
     value = node.all_input_nodes[0].meta.get("val")
@@ -78,7 +78,7 @@ def _is_spatial(node: fx.Node) -> bool:
 
 
 def _comes_from(node: fx.Node, roles: dict[fx.Node, str]) -> bool:
-    """Whether a value is made by integer arithmetic, looking through what only moves or bends it."""
+    """Whether a value results from integer arithmetic, looking through transparent and fused operators."""
     role = roles.get(node)
     if role in INTEGER:
         return True
@@ -91,7 +91,7 @@ def _follows(node: fx.Node, roles: dict[fx.Node, str]) -> bool:
 
 
 def _feeds_normalisation(operators: list[fx.Node]) -> set[fx.Node]:
-    """Sums that a LayerNorm or RMSNorm reads: a residual stream, whose outliers 8 bits cannot hold."""
+    """Sums that a LayerNorm or RMSNorm reads: a residual stream, whose outliers exceed the range of 8 bits."""
     stream: set[fx.Node] = set()
     for node in reversed(operators):
         users = [u for u in node.users if u.op == "call_function"]

@@ -1,4 +1,4 @@
-"""Planning: which edges and weights get which QuantSpec. Options × Policy × graph → Plan; no data is run."""
+"""Planning: choose a QuantSpec for every edge and weight. Options × Policy × graph → Plan; no data is run."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ from tersor.recipe import Decision, Quantization, Quantize, decide, with_names
 
 @dataclass(frozen=True)
 class Plan:
-    """Every site and every operator, in the order of the graph.
+    """Every site and every operator, in graph order.
 
-    ``runtime_group``: how many neighbours share a scale where a layer's input is quantized at run time; 0: a token's.
+    ``runtime_group``: the number of adjacent values that share a scale in run-time quantization; 0: a scale per token.
 
     Raises:
-        RecipeError: two sites of one name (or node) and kind, a group of activations that no site measures, or an
-            operator that is planned twice.
+        RecipeError: two sites of one kind have the same name or node, no site measures the range of a group of
+            activations, or an operator is planned twice.
     """
 
     sites: tuple[Site, ...]
@@ -37,7 +37,7 @@ class Plan:
         ):
             for (name, kind), count in Counter(keys).items():
                 if count > 1:
-                    raise RecipeError(f"{count} sites of kind {kind} have {what} {name}; it must be one's own")
+                    raise RecipeError(f"{count} sites of kind {kind} have {what} {name}; it must be unique")
         for node, count in Counter(layer.node for layer in self.layers).items():
             if count > 1:
                 raise RecipeError(f"the operator {node} is planned {count} times")
@@ -46,13 +46,13 @@ class Plan:
             if site.group not in measured:
                 raise RecipeError(f"{site.name}: no site of its group {site.group} measures the group's range")
         if self.runtime_group < 0:
-            raise RecipeError(f"a group of {self.runtime_group} neighbours at run time; give 0 or more")
+            raise RecipeError(f"runtime_group is {self.runtime_group}; it must be at least 0")
 
     def activations(self) -> tuple[Site, ...]:
         return tuple(s for s in self.sites if s.kind == "activation")
 
     def sources(self) -> tuple[str, ...]:
-        """The graph names of the values whose statistics give the ranges."""
+        """The graph names of the values whose statistics determine the ranges."""
         return tuple(dict.fromkeys(s.node for s in self.activations() if s.source))
 
     def weights(self) -> tuple[Site, ...]:
@@ -66,7 +66,7 @@ def plan(network: Network, step: Quantize, policy: Policy) -> Plan:
     """Decide for every edge and weight whether and how it is quantized.
 
     Raises:
-        RecipeError: where a rule matches nothing (with the nearest names) or the engine cannot express a part.
+        RecipeError: a rule matches no layer (naming the nearest), or the engine does not support a part of the recipe.
     """
     operators = network.operators()
     weighted = [title(n) for n in operators if weight_node(n) is not None]
@@ -83,7 +83,7 @@ def plan(network: Network, step: Quantize, policy: Policy) -> Plan:
 
 
 def _decision(node: fx.Node, step: Quantize, policy: Policy) -> Decision:
-    """Weights in half precision under float activations are no codes: their layer is kept in it."""
+    """The recipe's decision; a layer with half-precision weights and float activations is kept in that precision."""
     weighted = weight_node(node) is not None
     found = decide(title(node), op_name(node), step, policy.weight if weighted else None)
     format = found.weights.format
@@ -93,7 +93,7 @@ def _decision(node: fx.Node, step: Quantize, policy: Policy) -> Decision:
 
 
 def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[fx.Node]:
-    """The values that integer operators read or must write: each gets one quantizer."""
+    """The values that integer operators read or must output quantized: each gets one quantizer."""
     wanted: set[fx.Node] = set()
     for node, role in roles.items():
         if role in ("layer", "average"):
@@ -107,7 +107,7 @@ def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[
                 _want(source, roles, wanted, policy)
         if role == "layer" and op_name(node) in policy.needs_output_quantizer:
             wanted.add(_behind_activation(node, roles))
-        # An average of integers is rounded to integers by an engine, even where a float operator reads it.
+        # Engines round an average of integers to integers, even if a float operator reads it.
         if role in ("average", "arithmetic") and isinstance(_output(node, roles, policy), Own):
             behind = _behind_activation(node, roles)
             if not all(u.op == "output" for u in behind.users):
@@ -116,19 +116,19 @@ def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[
 
 
 def _output(node: fx.Node, roles: dict[fx.Node, str], policy: Policy) -> Own | Shared | Fixed | None:
-    """What the engine asks of an operator's output, in the role that it has here."""
+    """The engine's requirement on an operator's output, for the operator's role."""
     row = policy.row(roles[node], op_name(node)) if node in roles else None
     return None if row is None else row.output
 
 
 def _arithmetic_inputs(node: fx.Node, roles: dict[fx.Node, str], policy: Policy) -> list[fx.Node]:
-    """The operands to be quantized: of a sum perhaps only the shortcut."""
+    """The operands to quantize; for a sum, possibly only the shortcut."""
     inputs = [a for a in node.args[:2] if isinstance(a, fx.Node)]
     row = policy.row("arithmetic", op_name(node))
     bare = _behind_activation(node, roles) is node
     if row is None or row.shortcut_only not in ("always", *(["bare"] if bare else [])):
         return inputs
-    # The layer that only this sum reads is computed together with it; the other branch is the shortcut.
+    # A layer that only this sum reads is fused with it; the other branch is the shortcut.
     fusable = [a for a in inputs if roles.get(a) == "layer" and len(a.users) == 1]
     return [a for a in inputs if a is not fusable[-1]] if fusable else inputs
 
@@ -139,7 +139,7 @@ def _behind_activation(node: fx.Node, roles: dict[fx.Node, str]) -> fx.Node:
 
 
 def _want(node: fx.Node, roles: dict[fx.Node, str], wanted: set[fx.Node], policy: Policy) -> None:
-    """Quantize a value; behind a transparent operator, quantize what it moves."""
+    """Quantize a value; after a transparent operator, quantize the operator's inputs."""
     if node.op == "get_attr" or node in wanted:
         return
     if roles.get(node) == "transparent":
@@ -180,9 +180,10 @@ def _activation_sites(
 def _asked(
     node: fx.Node, roles: dict[fx.Node, str], decisions: Mapping[fx.Node, Decision], step: Quantize, policy: Policy
 ) -> Quantization:
-    """How a value is quantized: as its readers' rules say, of several as the one with the most bits.
+    """How a value is quantized: by the rules on its readers, and if they differ by the one with the most bits.
 
-    Else as the rule on the operator that makes it; but a layer's own speaks of what the layer reads.
+    Without such a rule, the rule on the operator that computes the value applies, except for a layer, whose rule
+    applies to its input.
     """
 
     def choices(value: fx.Node) -> list[Quantization]:
@@ -201,7 +202,7 @@ def _asked(
 
 
 def _shared_groups(network: Network, roles: dict[fx.Node, str], policy: Policy) -> dict[fx.Node, str]:
-    """Union of the values that must share their parameters: what is moved, and what is joined."""
+    """Groups of values that must share their parameters: inputs and output of operators whose output is ``Shared``."""
     parent: dict[fx.Node, fx.Node] = {}
 
     def find(node: fx.Node) -> fx.Node:
@@ -239,7 +240,7 @@ def _layer_sites(
         reason = f"weight of {op_name(node)}"
         solver = wanted.choice()
         if solver.needs and node.target not in (*CONVOLUTIONS, *LINEARS):
-            reason += f", rounded to nearest: it is no matrix product that {solver.name} could solve"
+            reason += f", rounded to nearest: no matrix product that {solver.name} could solve"
             wanted = wanted.without_data()
         sites.append(Site(title(node), node.name, "weight", spec, wanted, str(weight.target), True, reason))
         if roles[node] == "runtime":

@@ -1,4 +1,4 @@
-"""The verifier: a network keeps every invariant of a graph, behind each rewrite and correction."""
+"""The verifier: it checks every invariant of a graph after each rewrite and correction."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,13 @@ from tersor.network.network import Network, title
 
 
 def verify(network: Network, after: str = "", error: type[TersorError] = RewriteError) -> Network:
-    """The network itself, if it keeps every invariant.
+    """The network itself, if it satisfies every invariant.
 
     Args:
-        after: what made the network, for the message.
+        after: the step that made the network, for the message.
 
     Raises:
-        RewriteError: (or ``error``) naming the node, the invariant and what is wrong.
+        RewriteError: (or ``error``) naming the node, the invariant and the fault.
 
     >>> import torch
     >>> from tersor.network.capture import capture
@@ -37,9 +37,9 @@ def verify(network: Network, after: str = "", error: type[TersorError] = Rewrite
 
 
 def rewritten(network: Network, rewrite: Callable[..., Network], *arguments: Any) -> Network:
-    """``rewrite(network, *arguments)``, verified: the way every rewrite and correction is applied.
+    """``rewrite(network, *arguments)``, verified: every rewrite and correction is applied through this function.
 
     Raises:
-        RewriteError: the result breaks an invariant.
+        RewriteError: the result violates an invariant.
     """
     return verify(rewrite(network, *arguments), getattr(rewrite, "__name__", type(rewrite).__name__))

@@ -15,11 +15,12 @@ class Gram:
     """The Hessian of ‖WX − ŴX‖² for every row of W, accumulated over batches.
 
     Attributes:
-        hessian: ``[groups, in, in]`` float32, divided by the number of rows: 2·mean(x·xᵀ).
+        hessian: ``[groups, in, in]`` float32, divided by the number of rows: 2·mean(x·xᵀ); ``between`` two values
+            ``[1, columns, others]``.
         rows: the number of tokens or positions, without padding.
     """
 
-    hessian: Float[Tensor, "groups columns columns"]
+    hessian: Float[Tensor, "groups columns others"]
     rows: int
 
     @classmethod
@@ -44,9 +45,9 @@ class Gram:
 
     @classmethod
     def between(
-        cls, a: Float[Tensor, "rows columns"], b: Float[Tensor, "rows columns"], token_mask: Any = None
+        cls, a: Float[Tensor, "rows columns"], b: Float[Tensor, "rows others"], token_mask: Any = None
     ) -> "Gram":
-        """2·mean(a·bᵀ) of two inputs of one layer, as one group.
+        """2·mean(a·bᵀ) of two values with the same rows, as one group.
 
         >>> Gram.between(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 3.0]])).hessian.tolist()
         [[[4.0, 6.0], [0.0, 0.0]]]

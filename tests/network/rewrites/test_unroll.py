@@ -195,4 +195,4 @@ def test_recipes_that_calibrate_leave_the_operator(recipe, left):
 def test_the_plan_tells_why_a_layer_stays():
     prepared = prepare(task_of(lstm(proj_size=3)[0], (LENGTH, WIDTH)), PRESETS["int8-dynamic"](), simulation().policy())
     rows = [(r.name, r.planned, r.reason) for r in prepared.plan.layers if r.op == "lstm"]
-    assert rows == [("rnn.lstm", "fp32", "not written out in steps: its state is projected")]
+    assert rows == [("rnn.lstm", "fp32", "not unrolled: its state is projected")]

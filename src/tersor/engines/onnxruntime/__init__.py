@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the network goes to it as explicit QDQ ONNX, the file that is also shipped."""
+"""ONNX Runtime on the CPU: it runs the network as explicit QDQ ONNX, which is also the deployed file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ class OnnxRuntime:
     """ONNX Runtime's CPU kernels.
 
     Args:
-        int8_products: let the products with weights of few bits quantize their inputs to int8 as they come, which is
-            faster and no longer what was simulated.
+        int8_products: let products with low-bit weights quantize their inputs to int8 at run time, which is faster
+            but differs from the simulation.
     """
 
     int8_products: bool = False
@@ -47,7 +47,7 @@ class OnnxRuntime:
         return str(onnxruntime.__version__)
 
     def policy(self, target: str | None = None) -> "tersor.policy.Policy":
-        """What ONNX Runtime's CPU kernels compute in int8, and what they need for it."""
+        """The operators that ONNX Runtime's CPU kernels compute in int8, and the quantizers that they need."""
         from tersor.numerics.spec import QuantSpec
         from tersor.policy import ARITHMETIC, AVERAGES, COMMON, Allowed, AtRunTime, Derived, Own, Policy, Row
 

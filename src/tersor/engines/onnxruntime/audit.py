@@ -1,4 +1,4 @@
-"""What ONNX Runtime really computes in, read off the graph that it optimized, and why something fell back."""
+"""The precision that ONNX Runtime computes in, read from its optimized graph, and the reason for each fallback."""
 
 import re
 from dataclasses import dataclass, field
@@ -31,8 +31,8 @@ _NEEDS_OUTPUT = ("Conv", "Add", "Mul", "GlobalAveragePool", "AveragePool", "Sigm
 def account(written: Any, optimized: Any) -> list[Executed]:
     """One row for every operator of the optimized graph (both onnx.ModelProto).
 
-    ONNX Runtime keeps the names of the nodes that it replaces, up to a suffix; what it merged into
-    a neighbour is found along the values of the graph that was given to it.
+    ONNX Runtime keeps the names of the nodes that it replaces, up to a suffix; nodes merged into a
+    neighbour are found by following the values of the original graph.
     """
     graph = _Written.of(written)
     for k, node in enumerate(optimized.graph.node):
@@ -60,7 +60,7 @@ def account(written: Any, optimized: Any) -> list[Executed]:
 
 @dataclass(frozen=True)
 class _Written:
-    """The graph as it was given to the runtime, to be walked in both directions."""
+    """The graph before optimization, traversable in both directions."""
 
     nodes: dict[str, Any] = field(default_factory=dict)
     maker: dict[str, Any] = field(default_factory=dict)
@@ -77,18 +77,18 @@ class _Written:
         return graph
 
     def operators(self) -> list[Any]:
-        """The nodes that bear the name of an operator of the Network."""
+        """The nodes that are named after an operator of the Network."""
         return [n for n in self.nodes.values() if n.op_type not in _HELPERS and "/" not in n.name]
 
     def reason(self, name: str) -> str | None:
-        """Why an operator with integer kernels was left in float; None where it has none anyway."""
+        """Why an operator with integer kernels was computed in float; None if the operator has no such kernels."""
         node = self.nodes.get(name)
         if node is None or node.op_type not in (*_LAYERS, *_NEEDS_OUTPUT):
             return None
         kind, rule = node.op_type, "ONNX Runtime: {} in FP32, "
         inputs = 1 if kind in ("Conv", "GlobalAveragePool", "AveragePool") else 2
         if any(not self._quantized(i) for i in node.input[:inputs]):
-            return rule.format(kind) + "since an input of it is not quantized"
+            return rule.format(kind) + "since one of its inputs is not quantized"
         if kind in _LAYERS and not self._quantized(node.input[1]):
             return rule.format(kind) + "since its weight is not quantized"
         if kind == "ConvTranspose":
@@ -97,10 +97,10 @@ class _Written:
         quantizers = [r for r in behind if r.op_type == "QuantizeLinear"]
         if kind in _NEEDS_OUTPUT and not quantizers:
             others = ", ".join(sorted({r.op_type for r in behind})) or "the output"
-            return rule.format(kind) + f"since no quantizer stands directly behind it (but {others})"
+            return rule.format(kind) + f"since its value goes to {others}, not directly to a quantizer"
         if len(behind) > 1:
-            return rule.format(kind) + "since its value has readers besides one quantizer"
-        return rule.format(kind) + "for a reason it does not tell (parameters that its kernel does not take)"
+            return rule.format(kind) + "since its value has consumers other than one quantizer"
+        return rule.format(kind) + "for an unreported reason (parameters that its kernel does not take)"
 
     def _quantized(self, value: str) -> bool:
         maker = self.maker.get(value)
@@ -108,17 +108,17 @@ class _Written:
 
 
 def _done(graph: _Written, optimized: Any) -> dict[str, list[str]]:
-    """By the name of each executed node: the Network's operators that it does."""
+    """The Network's operators that each executed node computes, by the node's name."""
     named = {_plain(n.name): n.name for n in optimized.graph.node}
     making = {_plain(o): n.name for n in optimized.graph.node for o in n.output}
     doer: dict[str, str | None] = {}
     pending = []
     for node in graph.operators():
-        # Its blocked float layout (NCHWc) names nodes after the value that they make.
+        # In the blocked float layout (NCHWc), nodes are named after the value that they produce.
         doer[node.name] = named.get(node.name) or named.get(node.output[0]) or making.get(node.output[0])
         if doer[node.name] is None:
             pending.append(node)
-    # What is neither there by name nor by value was merged: into its reader, else into its maker.
+    # A node found neither by name nor by value was merged: into its consumer, else into its producer.
     for node in reversed(pending):
         doer[node.name] = next(
             (doer[r.name] for r in graph.readers.get(node.output[0], []) if doer.get(r.name)), None
@@ -131,7 +131,7 @@ def _done(graph: _Written, optimized: Any) -> dict[str, list[str]]:
     for node in graph.operators():
         if (executed := doer[node.name]) is not None:
             nodes = done.setdefault(executed, [])
-            # First comes the operator that the executed one is named for: Conv in QLinearConv.
+            # List the operator that the executed one is named after first: Conv in QLinearConv.
             nodes.insert(0 if node.op_type in kinds[executed] else len(nodes), node.name)
     for node in graph.nodes.values():
         executed = doer.get(node.name) or named.get(node.name)
@@ -142,12 +142,12 @@ def _done(graph: _Written, optimized: Any) -> dict[str, list[str]]:
 
 
 def _plain(name: str) -> str:
-    """A name without what ONNX Runtime's layout optimizer puts behind it."""
+    """A name without the suffixes of ONNX Runtime's layout optimizer."""
     return re.sub(r"(_token_\d+|_nhwc|_nchwc?)+$", "", name)
 
 
 def _types(model: Any) -> dict[str, int]:
-    """The element type of every value; the optimized file itself tells only those of inputs and constants."""
+    """The element type of every value; the optimized file states only those of inputs, outputs and constants."""
     graph = model.graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.input, *graph.output)}
     types |= {t.name: t.data_type for t in graph.initializer}
@@ -158,7 +158,7 @@ def _types(model: Any) -> dict[str, int]:
 
 
 def _made(node: Any, types: dict[str, int]) -> int:
-    """The element type of what a node makes; what is not listed keeps the type of its input."""
+    """The element type of a node's output; by default that of its first input."""
     kind = node.op_type
     attributes = {a.name: a for a in node.attribute}
     if kind == "Cast":
@@ -169,6 +169,6 @@ def _made(node: Any, types: dict[str, int]) -> int:
         return TensorProto.INT64
     if kind in ("DequantizeLinear", "MatMulIntegerToFloat") or (kind == "QGemm" and len(node.input) < 9):
         return TensorProto.FLOAT
-    # Quantizers name the type in their zero point; a choice, in what is chosen; joins list scales first.
+    # The input with the output's type: a quantizer's zero point, a Where's first choice, a QLinearConcat's zero point.
     position = {"QuantizeLinear": 2, "Where": 1, "QLinearConcat": 2}.get(kind, 0)
     return types.get(node.input[position], 0) if len(node.input) > position else 0

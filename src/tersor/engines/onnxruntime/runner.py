@@ -12,12 +12,12 @@ from tersor.engines.base import Executed
 from tersor.errors import EngineError
 
 FILES = ("model.onnx",)
-# It would quantize, without a word, float weights that the plan keeps; our files leave it nothing else to do.
+# This optimizer would silently quantize weights that the plan keeps in float, and our files do not need it otherwise.
 _OPTIONS: dict[str, Any] = {
     "providers": ["CPUExecutionProvider"],
     "disabled_optimizers": ["WeightBiasQuantization"],
 }
-# Only errors: it warns of every constant that nobody reads.
+# Log errors only, since ONNX Runtime warns of every unused constant.
 _SILENT = 3
 
 
@@ -26,7 +26,7 @@ class OnnxRuntimeRunner:
 
     Args:
         model: the ONNX model (onnx.ModelProto).
-        threads: of one call; by default as many as PyTorch uses.
+        threads: threads per call; by default PyTorch's number of threads.
     """
 
     precision = "f32"
@@ -45,7 +45,7 @@ class OnnxRuntimeRunner:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _SILENT
-        # Left alone, it would quantize to int8 what goes into a product whose weights alone are to be integers.
+        # By default, ONNX Runtime would quantize the inputs of products with weight-only quantization to int8.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if not self.optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -57,10 +57,10 @@ class OnnxRuntimeRunner:
             raise EngineError(f"ONNX Runtime cannot load this network: {_summary(error)}") from error
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Run the network on tensors; one tensor comes back, or a tuple where there are several outputs.
+        """Run the network on tensors; returns one tensor, or a tuple if there are several outputs.
 
         Raises:
-            EngineError: where an input has another shape or dtype than the network takes.
+            EngineError: an input has a shape or dtype that the network does not take.
         """
         arrays = {n: x.detach().contiguous().numpy() for n, x in zip(self._inputs, inputs, strict=True)}
         try:
@@ -72,7 +72,7 @@ class OnnxRuntimeRunner:
         return outputs[0] if len(outputs) == 1 else outputs
 
     def executed(self) -> list[Executed]:
-        """Every operator of the optimized graph, which ONNX Runtime itself writes out, with its precision."""
+        """Every operator of the optimized graph, as ONNX Runtime exports it, with its precision."""
         import onnx
 
         from tersor.engines.onnxruntime.audit import account
@@ -83,7 +83,7 @@ class OnnxRuntimeRunner:
             return account(self.model, onnx.load(path, load_external_data=False))
 
     def save(self, folder: Path) -> tuple[str, ...]:
-        """Write the ONNX file into ``folder``; the names of the files are returned."""
+        """Write the ONNX file into ``folder`` and return the file names."""
         from tersor.checkpoints.onnx.qdq import write_onnx
 
         return write_onnx(self.model, folder)

@@ -1,4 +1,4 @@
-"""OpenVINO: the default engine. The graph goes to it directly; our quantizers become its FakeQuantize."""
+"""OpenVINO: the default engine. The graph is converted directly; our quantizers become FakeQuantize."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,13 +38,13 @@ class OpenVINO:
         return str(openvino.__version__).split("-")[0]
 
     def policy(self, target: str | None = None) -> "tersor.policy.Policy":
-        """What OpenVINO's CPU plugin computes in int8.
+        """The operators that OpenVINO's CPU plugin computes in int8.
 
-        Of a residual sum that no ReLU follows only the shortcut is quantized: the other branch is added inside its
-        convolution, and a quantizer there would be computed without its rounding. Where a ReLU follows, OpenVINO merges
-        the sum only if both branches are quantized; the rounding that the simulation makes on the convolution's
-        branch is then missing. Its FakeQuantize of 65,536 levels rounds in float, and what reads it computes in float.
-        What this machine computes in BF16 OpenVINO itself tells; of other targets their description does.
+        In a residual sum without a ReLU after it, only the shortcut is quantized: the other branch is added inside its
+        convolution, and a quantizer there would be computed without its rounding. With a ReLU after it, OpenVINO fuses
+        the sum only if both branches are quantized; the rounding that the simulation applies to the convolution's
+        branch is then missing. A FakeQuantize with 65,536 levels rounds in float, and its consumers compute in float.
+        OpenVINO reports whether this machine computes in BF16; for other targets, their description does.
         """
         from tersor.engines.openvino.lowering import GROUP
         from tersor.numerics.spec import QuantSpec
@@ -74,7 +74,7 @@ class OpenVINO:
         return planned_for(Policy(self.name, rows, half_arithmetic=frozenset({"bf16"} if bf16 else ())), chosen)
 
     def _computes_bf16(self) -> bool:
-        """Whether this CPU has BF16 products; without them OpenVINO computes in FP32, whatever a model says."""
+        """Whether this CPU has BF16 products; without them OpenVINO computes BF16 models in FP32."""
         if self.version() is None:
             return False
         import openvino
@@ -101,7 +101,7 @@ class OpenVINO:
         from tersor.engines.openvino.runner import OpenVINORunner
 
         halves = [n.name for n in network.operators() if n.meta.get("half") == "bf16"]
-        note = "this CPU has no BF16 products, so OpenVINO computes in FP32 what is planned for one that has them"
+        note = "this CPU has no BF16 products, so OpenVINO computes operators planned in BF16 in FP32"
         notes = dict.fromkeys(halves, note) if halves and not self._computes_bf16() else {}
         return OpenVINORunner(self.lower(network), threads, precision, notes)
 
@@ -121,7 +121,7 @@ class OpenVINO:
 
         Raises:
             EngineError: OpenVINO is not installed or does not take the model or a weight.
-            CaptureError: what torch.export cannot take, with the line at fault.
+            CaptureError: torch.export cannot capture the model; the message gives the offending line.
         """
         require(self)
         from tersor.engines.openvino.decoder import OpenVinoDecoder

@@ -1,4 +1,4 @@
-"""What a model compiled by OpenVINO computes in, operator by operator, by its own account."""
+"""The precision of every operator in a compiled OpenVINO model, as OpenVINO reports it."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,15 +19,15 @@ _PRECISIONS = {
 
 
 def account(model: Any, compiled: Any, runtime: bool) -> list[Executed]:
-    """Every operator of the runtime model with its precision; what depends on no input was computed while compiling.
+    """Every operator of the runtime model with its precision; operators that depend on no input are omitted.
 
     Args:
-        model: the openvino.Model that was compiled, under our names.
+        model: the openvino.Model that was compiled, with our node names.
         compiled: its runtime model.
         runtime: whether its layers quantize their inputs at run time.
     """
     rows: list[Executed] = []
-    # A product names its compressed weight; whether it quantizes its input at run time, it does not tell.
+    # A product reports its compressed weight, but not whether it quantizes its input at run time.
     named_after = ("Subgraph", "Eltwise") if runtime else ("Subgraph", "Eltwise", "FullyConnected")
     constant: set[str] = set()
     for op in compiled.get_ordered_ops():
@@ -38,7 +38,7 @@ def account(model: Any, compiled: Any, runtime: bool) -> list[Executed]:
             constant.add(name)
         elif kind not in ("Input", "Output", "Parameter", "Result"):
             precision = _PRECISIONS.get(info.get("runtimePrecision", ""), "fp32")
-            # Generated elementwise code names what it writes; what it computes in stands in the primitive.
+            # Generated elementwise code reports its output precision; the primitive's type gives the arithmetic's.
             if kind in named_after and info.get("primitiveType", "").lower().endswith("f32"):
                 precision = "fp32"
             parts = [n for n in info.get("originalLayersNames", "").split(",") if n]
@@ -52,7 +52,7 @@ def _under_our_names(row: Executed) -> Executed:
 
 
 def _with_products(model: Any, rows: list[Executed]) -> list[Executed]:
-    """Rows with the matrix product's name, which is lost where it was merged with others."""
+    """The rows, with the names of matrix products restored that were lost in fusions."""
     operators = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
     named = {n for row in rows for n in row.nodes}
     lost = {n for n, op in operators.items() if op.get_type_name() == "MatMul"} - named
@@ -69,7 +69,7 @@ def _with_products(model: Any, rows: list[Executed]) -> list[Executed]:
 
 
 def _nearest(start: Any, lost: set[str], neighbours: Callable[[Any], list[Any]]) -> str | None:
-    """The nearest of those products in one direction, looking no further than other products."""
+    """The nearest of the ``lost`` products in one direction, stopping at other products."""
     seen, front = set(), [start]
     while front:
         following = []

@@ -1,4 +1,4 @@
-"""Decoding of language models in OpenVINO: weights of 4 and 8 bits kept compressed, and the cache as its state."""
+"""Decoding of language models in OpenVINO: 4-bit and 8-bit weights stay compressed, and the cache is model state."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -24,12 +24,12 @@ class OpenVinoDecoder:
     """A language model that OpenVINO decodes.
 
     Args:
-        model: what ``decoder_model`` made.
-        threads: by default as many as PyTorch uses.
-        precision: what the float arithmetic computes in, ``f32`` or ``bf16``.
-        runtime_group: neighbours of a token that share a scale when a product with compressed weights quantizes them
-            to int8 at run time; it does so only where the weights' groups hold whole ones. 0: in float.
-        cache: what keys and values are stored in: ``f32``, ``f16``, ``bf16`` or ``u8``.
+        model: the result of ``decoder_model``.
+        threads: by default PyTorch's number of threads.
+        precision: the precision of float arithmetic, ``f32`` or ``bf16``.
+        runtime_group: number of adjacent values of a token that share a scale when a product with compressed weights
+            quantizes its input to int8 at run time, if it divides the weights' group size. 0: inputs stay float.
+        cache: the type of stored keys and values: ``f32``, ``f16``, ``bf16`` or ``u8``.
 
     Raises:
         EngineError: OpenVINO cannot compile the model.
@@ -64,12 +64,12 @@ class OpenVinoDecoder:
 
         Args:
             model: gives the architecture; its own parameters are not read and may be on the meta device.
-            weights: read one by one; a tied weight may come under any of its names, or differ under each.
+            weights: read one by one; a tied weight may be listed under any of its names, or differ between them.
             options: as for the class.
 
         Raises:
-            EngineError: where the model, a weight or OpenVINO does not do.
-            CaptureError: what torch.export cannot take, with the line at fault.
+            EngineError: the model or a weight is not supported, or OpenVINO cannot convert or compile it.
+            CaptureError: torch.export cannot capture the model; the message gives the offending line.
         """
         found = decoder_model(model, weights)
         longest = getattr(model.config, "max_position_embeddings", None)
@@ -79,11 +79,11 @@ class OpenVinoDecoder:
 
     @classmethod
     def load(cls, folder: Path, **options: Any) -> "OpenVinoDecoder":
-        """A decoder of what ``save`` wrote; ``options`` as for the class."""
+        """Load a decoder that ``save`` wrote; ``options`` as for the class."""
         return cls(read_model(folder), **options)
 
     def save(self, folder: Path) -> tuple[str, ...]:
-        """Write the model's own files into an existing folder; their names are returned."""
+        """Write the model's files into an existing folder and return their names."""
         return save_model(self.model, folder)
 
     def logits(self, input_ids: Int[Tensor, "batch n"]) -> Float[Tensor, "batch n vocab"]:
@@ -99,12 +99,12 @@ class OpenVinoDecoder:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Int[Tensor, "batch m"]:
-        """The prompt and what follows it, at most ``max_new_tokens`` more; prompts of a batch are equally long.
+        """The prompt and at most ``max_new_tokens`` new tokens; all prompts of a batch have the same length.
 
         Args:
-            eos_token_id: ends a row; rows that ended earlier than others are filled with it.
-            temperature: 0 takes the likeliest token, above 0 one is drawn from softmax(logits / temperature).
-            seed: of the drawing.
+            eos_token_id: ends a row; rows that end earlier than others are padded with it.
+            temperature: 0 takes the likeliest token; above 0, tokens are sampled from softmax(logits / temperature).
+            seed: of the sampling.
         """
         found = self._checked(input_ids, max_new_tokens)
         generator = torch.Generator().manual_seed(seed)
@@ -123,15 +123,15 @@ class OpenVinoDecoder:
         return found
 
     def executed(self) -> list[Executed]:
-        """Every operator of the compiled model with the precision it runs in, by OpenVINO's own account."""
+        """Every operator of the compiled model with its precision, as OpenVINO reports them."""
         return account(self.model, self.compiled.get_runtime_model(), True)
 
     def audit(self) -> Counter[tuple[str, str]]:
-        """How many operators of which type run in, or read weights of, which precision."""
+        """The number of operators by type and by the precision that they run in or read weights of."""
         return Counter((row.op, row.precision) for row in self.executed())
 
     def cached_layers(self) -> int:
-        """Of how many layers attention reads and writes the cache itself, by OpenVINO's own account."""
+        """The number of layers whose attention operator reads and writes the cache itself, as OpenVINO reports them."""
         found = 0
         for op in self.compiled.get_runtime_model().get_ordered_ops():
             if op.get_rt_info()["layerType"].astype(str) == "ScaledDotProductAttention":
@@ -154,13 +154,13 @@ class OpenVinoDecoder:
         except Exception as error:
             words = first_lines(error)
             raise EngineError(f"OpenVINO cannot decode {tuple(tokens.shape)} tokens: {words}") from error
-        # A copy: the next step writes over it.
+        # Copy, since the next step overwrites the output.
         return torch.from_numpy(self._request.get_output_tensor(0).data[:, -wanted:].copy())
 
     def _checked(self, tokens: Tensor, more: int) -> Tensor:
-        """Tokens that the model has embeddings for, at positions that it has too."""
+        """The tokens, checked against the model's vocabulary and its maximum length."""
         if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point():
-            raise EngineError(f"tokens are whole numbers of shape [batch, n], not {tokens.dtype} {tuple(tokens.shape)}")
+            raise EngineError(f"tokens must be integers of shape [batch, n], not {tokens.dtype} {tuple(tokens.shape)}")
         least, most = int(tokens.min()), int(tokens.max())
         if least < 0 or most >= self.vocabulary:
             raise EngineError(
@@ -168,7 +168,7 @@ class OpenVinoDecoder:
             )
         length = tokens.shape[1] + more
         if self.longest and length > self.longest:
-            raise EngineError(f"{length} tokens, but the model was made for {self.longest}: shorten prompt or answer")
+            raise EngineError(f"{length} tokens, but the model takes at most {self.longest}: shorten prompt or answer")
         return tokens.long()
 
 

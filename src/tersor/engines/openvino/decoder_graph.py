@@ -1,4 +1,4 @@
-"""A causal language model as a stateful OpenVINO model: compressed weights, and the cache inside."""
+"""A causal language model as a stateful OpenVINO model: compressed weights, and the cache as state."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,15 +18,15 @@ TOKENS, WANTED, ROWS = "input_ids", "wanted", "beam_idx"
 
 
 def decoder_model(model: nn.Module, weights: Weights) -> Any:
-    """An openvino.Model of one step; its inputs are ``input_ids`` [batch, tokens], which row of the cache each row
-    goes on with, ``beam_idx`` [batch], and, where the model can choose, which positions' logits are ``wanted``.
+    """An openvino.Model of one step. Its inputs are ``input_ids`` [batch, tokens]; ``beam_idx`` [batch], the row of the
+    cache that each row continues; and, if the model supports it, ``wanted``, the positions whose logits are computed.
 
-    Each weight is looked up once, when its constant is made, so that a lazy mapping never holds them all.
+    Each weight is looked up once, when its constant is made, so that a lazy mapping never loads all of them at once.
 
     Raises:
-        EngineError: a model that cannot be decoded, a weight that is missing, or has another shape or a format that
+        EngineError: the model cannot be decoded, or a weight is missing, has the wrong shape, or has a format that
             OpenVINO does not keep.
-        CaptureError: what torch.export cannot take.
+        CaptureError: torch.export cannot capture the model.
     """
     import openvino as ov
 
@@ -42,7 +42,7 @@ def decoder_model(model: nn.Module, weights: Weights) -> Any:
 
 
 def _sources(model: nn.Module, weights: Weights) -> dict[str, str]:
-    """For each parameter's name the one that its weight comes under: its own, or that of one it is tied to."""
+    """The name in ``weights`` of each parameter: its own name, or that of a parameter that it is tied to."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names: dict[int, list[str]] = {}
     for name, parameter in parameters.items():
@@ -59,13 +59,13 @@ def _sources(model: nn.Module, weights: Weights) -> dict[str, str]:
 
 
 def _substitute(trace: Trace, inputs: list[Any], sources: Mapping[str, str], weights: Weights) -> None:
-    """The weights in place of the inputs that stand for them."""
+    """Replace the graph's weight inputs with constants."""
     made: dict[tuple[str, bool], Any] = {}
     for node, (name, shape) in zip(inputs, trace.weights.items(), strict=True):
         for port in list(node.output(0).get_target_inputs()):
             reader, source = port.get_node(), sources[name]
             is_product = reader.get_type_name() == "MatMul" and port.get_index() == 1
-            # A product's kernels want the weight as [out, in]; GPT-2 keeps it the other way round.
+            # The kernels of products need the weight as [out, in]; GPT-2 stores it as [in, out].
             turned = is_product and not reader.get_transpose_b() and len(shape) == 2
             if (source, turned) not in made:
                 made[source, turned] = held(source, weights[source], shape, turned)
@@ -80,7 +80,7 @@ def _substitute(trace: Trace, inputs: list[Any], sources: Mapping[str, str], wei
 
 
 def _turned(product: Any) -> Any:
-    """The same product, which reads its weight transposed."""
+    """The same product with a transposed weight."""
     from openvino import opset13 as ops
 
     new = ops.matmul(product.input_value(0), product.input_value(1), product.get_transpose_a(), True)
@@ -89,7 +89,7 @@ def _turned(product: Any) -> Any:
 
 
 def _stateful(model: Any, traced: Trace) -> Any:
-    """The model with keys and values as its own state, which begins empty."""
+    """The model with keys and values as internal state, which is empty at first."""
     import openvino as ov
     from openvino import opset13 as ops
 
@@ -114,7 +114,7 @@ def _stateful(model: Any, traced: Trace) -> Any:
 
 
 def _remembered(name: str, old: Any, new: Any, shape: list[int], batch: Any, rows: Any) -> Any:
-    """One of the cache's tensors as a variable of the model: what was an input is read, what was an output assigned."""
+    """One of the cache's tensors as a variable of the model: its input becomes a read, its output an assignment."""
     import openvino as ov
     from openvino import opset13 as ops
     from openvino.op.util import Variable, VariableInfo
@@ -127,10 +127,10 @@ def _remembered(name: str, old: Any, new: Any, shape: list[int], batch: Any, row
     read = ops.read_value(ops.broadcast(ops.constant(np.float32(0)), empty), variable)
     ordered = ops.gather(read, rows, ops.constant(0))
     for port in list(old.output(0).get_target_inputs()):
-        # Only what concatenates may read the reordered cache, or attention is not fused with it.
+        # Only the concatenation may read the reordered cache; otherwise attention is not fused with it.
         length = port.get_node().get_type_name() == "ShapeOf"
         port.replace_source_output((read if length else ordered).output(0))
     assigned = ops.assign(new.input(0).get_source_output().get_node(), variable)
-    # The result that is dropped would still count as a reader.
+    # Disconnect the dropped result, which would still count as a consumer.
     new.input(0).replace_source_output(ops.constant(np.float32(0)).output(0))
     return assigned

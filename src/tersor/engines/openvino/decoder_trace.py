@@ -1,6 +1,6 @@
 """A causal language model as a graph of one step: tokens and the cache in, logits and the longer cache out.
 
-The weights are inputs of the graph, so that a model whose weights are nowhere in memory can be traced.
+The weights are inputs of the graph, so that a model can be traced without its weights in memory.
 """
 
 import copy
@@ -17,7 +17,7 @@ from tersor.errors import EngineError
 from tersor.network.explain import explained
 from tersor.process import quiet
 
-# Any lengths will do that are told apart from each other and from 1.
+# Arbitrary lengths that differ from each other and from 1.
 _BATCH, _TOKENS, _PAST = 2, 3, 5
 
 
@@ -28,9 +28,9 @@ class Trace:
     Args:
         program: its ExportedProgram; the inputs are the tokens, the positions of the wanted logits if ``chooses``, keys
             and values of each layer in turn, and the weights.
-        shapes: of keys and values: [batch, heads, tokens, width], where batch and tokens are any.
-        weights: the weights' names in their order, with their shapes; a tied weight comes under each of its names.
-        chooses: whether the model computes the logits of wanted positions alone.
+        shapes: the shapes of keys and values, [batch, heads, tokens, width]; batch and tokens are dynamic.
+        weights: the weights' names in order, with their shapes; a tied weight is listed under each of its names.
+        chooses: whether the model can compute the logits of the wanted positions only.
     """
 
     program: Any
@@ -43,13 +43,13 @@ def trace(model: nn.Module) -> Trace:
     """The graph of one step of a model of ``transformers``, whose parameters may be on the meta device.
 
     Raises:
-        EngineError: a model that has an encoder, or keeps something other than keys and values.
-        CaptureError: what torch.export cannot take, with the line at fault.
+        EngineError: the model has an encoder, or its cache holds something other than keys and values.
+        CaptureError: torch.export cannot capture the model; the message gives the offending line.
     """
     if getattr(model.config, "is_encoder_decoder", False):
-        raise EngineError(f"{type(model).__name__} has an encoder: only models that decode alone can be generated with")
+        raise EngineError(f"{type(model).__name__} has an encoder: OpenVINO's decoder supports decoder-only models")
     chooses = "logits_to_keep" in inspect.signature(model.forward).parameters
-    # One number stretched to the shape of the weight: its values are never looked at.
+    # One number expanded to the weight's shape: the values are not used.
     weights = {n: torch.zeros(()).expand(p.shape) for n, p in model.named_parameters(remove_duplicate=False)}
     step = _Step(model, _buffers(model), chooses)
     tokens, wanted = torch.zeros(_BATCH, _TOKENS, dtype=torch.long), torch.arange(2)
@@ -73,11 +73,11 @@ def _dynamic(shapes: list[torch.Size], weights: Mapping[str, Tensor]) -> tuple[A
 
 
 class _Step(nn.Module):
-    """The model as a function of everything that it reads."""
+    """The model as a function of all its inputs, including cache and weights."""
 
     def __init__(self, model: nn.Module, buffers: Mapping[str, Tensor], chooses: bool) -> None:
         super().__init__()
-        # In a tuple: a registered module's own weights would be traced too.
+        # In a tuple, since the weights of a registered module would be traced too.
         self.held = (model, buffers)
         self.chooses = chooses
 
@@ -95,13 +95,13 @@ class _Step(nn.Module):
 
 
 def _filled(past: list[Tensor]) -> Any:
-    """A cache that keeps every token: what lies outside a window the mask leaves out."""
+    """A cache that keeps every token; the mask excludes tokens outside a sliding window."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     cache = DynamicCache()
     for keys, values in zip(past[::2], past[1::2], strict=True):
-        layer: Any = DynamicLayer()  # not all versions of transformers have a dtype in it
-        # Its own way to begin would concatenate an empty tensor.
+        layer: Any = DynamicLayer()  # not all versions of transformers give it a dtype
+        # The layer's own initialization would concatenate an empty tensor.
         layer.keys, layer.values, layer.is_initialized = keys, values, True
         layer.dtype, layer.device = keys.dtype, keys.device
         cache.layers.append(layer)
@@ -113,26 +113,26 @@ def _kept(cache: Any) -> Iterator[Tensor]:
         for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
             if not isinstance(tensor, Tensor) or tensor.ndim != 4:
                 raise EngineError(
-                    f"layer {number} remembers no keys and values ({type(layer).__name__}): such a model cannot be "
-                    "decoded in OpenVINO; use the model's own generate"
+                    f"layer {number} caches no keys and values ({type(layer).__name__}): OpenVINO's decoder does not "
+                    "support such a model; use the model's own generate"
                 )
             yield tensor
 
 
 def _cache_shapes(step: _Step, tokens: Tensor, weights: Mapping[str, Tensor]) -> list[torch.Size]:
-    """What the model makes of an empty cache, found without computing anything."""
+    """The shapes of the cache after a step from an empty cache, found with fake tensors."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         made = {name: mode.from_tensor(tensor) for name, tensor in weights.items()}
         kept = step(mode.from_tensor(tokens), torch.zeros(1, dtype=torch.long), [], made)[1]
     if not kept:
-        raise EngineError(f"{type(step.held[0]).__name__} remembers nothing between tokens: it cannot be decoded")
+        raise EngineError(f"{type(step.held[0]).__name__} keeps no cache between tokens: OpenVINO's decoder needs one")
     return [k.shape for k in kept]
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Every buffer with its values: those of a model on the meta device are computed as the model does."""
+    """Every buffer with its values; buffers on the meta device are computed by the model's own initialization."""
     found = {}
     for path, module in model.named_modules():
         own = dict(module.named_buffers(recurse=False))
@@ -147,20 +147,20 @@ def _initialized(model: nn.Module, path: str, module: nn.Module) -> nn.Module:
     """A copy of one module with its buffers computed."""
     module = copy.deepcopy(module)
     for name, buffer in module.named_buffers(recurse=False):
-        # Not a number: what is left of it was not computed.
+        # NaN marks values that the initialization does not compute.
         start = torch.full_like(buffer, float("nan") if buffer.is_floating_point() else 0, device="cpu")
         setattr(module, name, start)
     with torch.no_grad():
         model._init_weights(module)  # type: ignore[operator]
     for name, buffer in module.named_buffers(recurse=False):
         if buffer.is_floating_point() and buffer.isnan().any():
-            raise EngineError(f"nobody knows the values of {path}.{name}: make the model with its buffers on the CPU")
+            raise EngineError(f"the values of {path}.{name} are unknown: create the model with its buffers on the CPU")
     return module
 
 
 @contextmanager
 def _fused_attention(model: nn.Module) -> Iterator[None]:
-    """Attention as one operator where the model has it so, which OpenVINO fuses with the cache."""
+    """Attention as one operator (SDPA) if the model supports it, which OpenVINO fuses with the cache."""
     config: Any = model.config
     before = config._attn_implementation
     try:

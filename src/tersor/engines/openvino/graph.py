@@ -9,17 +9,17 @@ from tersor.engines.program import exported
 from tersor.network.network import Network, op_name
 from tersor.process import quiet
 
-# Between our node's name and the converter's; names of in-place operators hold two underscores of their own.
+# Separates our node's name from the converter's; names of in-place operators already contain two underscores.
 MARK = "__tersor__"
 
 
 def readable(network: Network) -> fx.GraphModule:
-    """A module of operators that OpenVINO's frontend knows, named by our node, MARK and a name of their own."""
+    """A module of operators that OpenVINO's frontend reads, each named after our node, MARK and its own name."""
     edited = network.edit()
     graph, operators = edited.graph, edited.operators()
     batch = batch_size(graph) if any(op_name(n) == "flatten" for n in operators) else None
     for node in operators:
-        if op_name(node) == "contiguous":  # of which the frontend knows nothing
+        if op_name(node) == "contiguous":  # unknown to the frontend
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             graph.erase_node(node)
             continue
@@ -54,7 +54,7 @@ def _decomposed(network: Network) -> fx.GraphModule:
 
 
 def _origin(sources: list[Any]) -> str:
-    """The Network's name of a node: exporting and decomposing each gave it one of their own."""
+    """The Network's name of a node, which export and decomposition each renamed."""
     while sources[-1].from_node:
         sources = sources[-1].from_node
     return str(sources[-1].name)

@@ -9,7 +9,7 @@ from tersor.engines.openvino.runner import GROUP_KEY, first_lines
 from tersor.errors import EngineError
 from tersor.network.network import Network, op_name
 
-# Neighbours of a token that share a scale when it is quantized at run time.
+# The run-time group size: adjacent values of a token that share a scale.
 GROUP = 128
 
 
@@ -52,7 +52,7 @@ def lowered(network: Network) -> Any:
 
 
 def _share_bounds(model: Any) -> None:
-    """Equal bounds of FakeQuantize become one constant: the converter makes four of its own for each."""
+    """Share equal bounds of FakeQuantize operators, since the converter makes four constants for each operator."""
     shared: dict[bytes, Any] = {}
     for op in model.get_ordered_ops():
         if op.get_type_name() == "FakeQuantize":
@@ -65,7 +65,7 @@ def _share_bounds(model: Any) -> None:
 
 
 def _shorten_names(model: Any) -> None:
-    """Our node's name and a number: in small networks the names would outweigh the weights."""
+    """Shorten each name to our node's name and a number, since long names can outweigh a small network's weights."""
     for number, op in enumerate(model.get_ordered_ops()):
         owner, found, _ = op.get_friendly_name().partition(MARK)
         op.set_friendly_name(f"{owner}/{number}" if found else f"/{number}")

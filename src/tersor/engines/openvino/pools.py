@@ -1,14 +1,14 @@
-"""Pools that round their size up, written so that OpenVINO computes them in integers.
+"""Rewrite pools that round their output size up, so that OpenVINO computes them in integers.
 
-Its integer kernels know no ``ceil_mode``: such a pool, and the layer behind it, fall back to float. Padding the end
-by as much as the last window overhangs gives the same values.
+OpenVINO's integer kernels do not support ``ceil_mode``: such a pool, and the layer after it, fall back to float.
+Padding the end by the overhang of the last window gives the same values.
 """
 
 from typing import Any
 
 
 def plain_pools(model: Any) -> None:
-    """Replace pools with ``ceil_mode`` by padded ones, where their spatial size is known."""
+    """Replace pools with ``ceil_mode`` by padded pools, if their spatial size is known."""
     for op in model.get_ordered_ops():
         kind, attributes = op.get_type_name(), op.get_attributes()
         if kind in ("MaxPool", "AvgPool") and attributes.get("rounding_type") == "ceil_torch":
@@ -18,7 +18,7 @@ def plain_pools(model: Any) -> None:
 
 
 def _padded_ends(op: Any, attributes: dict[str, Any], dilations: list[int] | None) -> list[int] | None:
-    """Padding at the end with which rounding down gives the same size; None where the size is not known."""
+    """Padding at the end with which rounding down gives the same size, or None if the size is unknown."""
     before, after = op.input(0).get_partial_shape(), op.output(0).get_partial_shape()
     ends = []
     for k, kernel in enumerate(attributes["kernel"]):
@@ -41,7 +41,7 @@ def _replace(op: Any, kind: str, attributes: dict[str, Any], ends: list[int]) ->
             return
         new = ops.max_pool(source, strides, dilations, begins, ends, kernel, "floor", "explicit")
     elif not any(begins) and not any(attributes["pads_end"]):
-        # What hangs over is not counted; without padding of its own nothing else is.
+        # Exclude padding from the average: the overhang must not count, and there is no other padding.
         new = ops.avg_pool(source, strides, begins, ends, kernel, True, "floor", "explicit")
     elif ends == attributes["pads_end"]:
         new = ops.avg_pool(source, strides, begins, ends, kernel, attributes["exclude-pad"], "floor", "explicit")

@@ -1,4 +1,4 @@
-"""Our quantizers in OpenVINO's operators: FakeQuantize, and weights as codes that the CPU plugin keeps compressed."""
+"""Our quantizers as OpenVINO operators: FakeQuantize, and weights as codes that the CPU plugin keeps compressed."""
 
 from typing import Any, cast
 
@@ -10,18 +10,18 @@ from tersor.network.network import LINEARS, Network, add_tensor, finish, op_name
 from tersor.numerics.packing import pack
 from tersor.numerics.ranges import expand
 
-# Of inputs that share a scale; a divisor of what OpenVINO quantizes together at run time, and less.
+# A group size that divides OpenVINO's run-time group and is smaller than it.
 _SMALL = 32
-# Levels of symmetric int16. Given so many, the CPU plugin may remove the quantizer and feed what reads it uint8 (seen
-# on CPUs without AMX, with AVX512-FP16 and without); given one more, it rounds in float on all of them.
+# Levels of symmetric int16. With this number, the CPU plugin may remove the quantizer and feed its consumers uint8 (on
+# CPUs without AMX, with and without AVX512-FP16); with one level more, it rounds in float on all CPUs tested.
 _UNSAFE_LEVELS = 65_535
 
 
 def fake_quantize(context: Any) -> Any:
-    """A quantizer of activations, for the converter.
+    """Convert a quantizer of activations.
 
-    Symmetric int16 gets the code −32768 too: values beyond the range's lower end may become one code less than the
-    simulation gives them.
+    Symmetric int16 includes the code −32768, so values below the range may be quantized to one code less than in the
+    simulation.
     """
     from openvino import opset13 as ops
 
@@ -29,15 +29,15 @@ def fake_quantize(context: Any) -> Any:
     low, high = (context.get_values_from_const_input(k) for k in (3, 4))
     if high - low + 1 == _UNSAFE_LEVELS:
         low -= 1
-    # float32, as the engine multiplies.
+    # Multiply in float32, as the engine does.
     bounds = [ops.constant(((np.float32(b) - zero_point) * scale).astype(np.float32)) for b in (low, high)]
     return ops.fake_quantize(context.get_input(0), *bounds, *bounds, levels=int(high - low + 1)).outputs()
 
 
 def dequantize(context: Any) -> Any:
-    """A stored weight, for the converter: codes · scale, where a group of inputs is a dimension of its own.
+    """Convert a stored weight: codes · scale, with a separate dimension for the groups of inputs.
 
-    A ragged last group is filled up with zeros, which are cut off again.
+    A ragged last group is padded with zeros, which are sliced off after the product.
     """
     from openvino import opset13 as ops
 
@@ -56,23 +56,23 @@ def dequantize(context: Any) -> Any:
 
 
 def _held(codes: np.ndarray) -> Any:
-    """A constant of 4 bits a code where all fit into them; int8 weights never do, reaching 127 where they are not 0."""
+    """A constant with 4 bits per code if all codes fit; nonzero int8 weights never do, since their codes reach 127."""
     import openvino as ov
     from openvino import opset13 as ops
 
     if not codes.any() or codes.min() < -8 or codes.max() > 7:
         return ops.constant(codes)
     tensor = ov.Tensor(ov.Type.i4, ov.Shape(codes.shape))
-    # OpenVINO's own memory: a constant made from an array's would outlive it.
+    # Use memory that OpenVINO owns, since the constant would outlive an array's memory.
     tensor.data.reshape(-1).view(np.uint8)[:] = pack(torch.tensor(codes), 4).numpy()
     return ops.constant(tensor)
 
 
 def float_inputs(network: Network, group: int) -> Network:
-    """The network in which a linear layer without run-time quantization keeps its input in float.
+    """The network, changed so that linear layers without run-time quantization keep their inputs in float.
 
-    OpenVINO would quantize it with the others, since ``group``, the neighbours that share a scale, is one setting for
-    the whole model. It does so only where the weights' groups hold whole ones, so theirs become smaller.
+    OpenVINO would quantize these inputs too, since the run-time group size ``group`` is one setting for the whole
+    model. It does so only if the weights' groups are multiples of it, so these weights get smaller groups.
     """
     if not any(op_name(n) == "quantize_rows" for n in network.operators()):
         return network

@@ -14,7 +14,7 @@ from tersor.engines.base import Executed
 from tersor.engines.openvino.audit import account
 from tersor.errors import EngineError
 
-# Where a model says how many neighbours of a token share a scale when it is quantized at run time.
+# The model's metadata key for the run-time group size: adjacent values of a token that share a scale.
 GROUP_KEY = ["tersor", "runtime_group"]
 FILES = ("model.xml", "model.bin")
 
@@ -23,7 +23,7 @@ def compile_model(model: Any, threads: int, precision: str, options: dict[str, A
     """A model compiled for the CPU, with its threads and float arithmetic pinned, for one request at a time.
 
     Raises:
-        EngineError: where OpenVINO cannot compile it.
+        EngineError: OpenVINO cannot compile the model.
     """
     import openvino as ov
 
@@ -42,26 +42,26 @@ def compile_model(model: Any, threads: int, precision: str, options: dict[str, A
 
 def _compile(model: Any, threads: int, precision: str) -> Any:
     group = int(model.get_rt_info(GROUP_KEY).astype(str)) if model.has_rt_info(GROUP_KEY) else 0
-    # Heeded by products with compressed weights; left alone, it is 32.
+    # Affects products with compressed weights; OpenVINO's default is 32.
     return compile_model(model, threads, precision, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group})
 
 
 def first_lines(error: Exception) -> str:
-    """What an error of OpenVINO says, in one line."""
+    """The message of an OpenVINO error, in one line."""
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
 
 
 class OpenVINORunner:
     """A compiled network whose float arithmetic is pinned to one precision.
 
-    A batch of 1 gets a model of its own fixed shape, which is faster; the model for all other batches is
-    compiled when the first of them comes.
+    A batch of 1 runs in a separate model with a fixed shape, which is faster; the model for all other
+    batch sizes is compiled on first use.
 
     Args:
         model: an openvino.Model.
-        threads: of one call; by default as many as PyTorch uses.
-        precision: what its float operators compute in, ``f32`` or ``bf16``.
-        notes: by the graph names of our operators, why the engine computes them in another precision than planned.
+        threads: threads per call; by default PyTorch's number of threads.
+        precision: the precision of float operators, ``f32`` or ``bf16``.
+        notes: why the engine computes an operator in another precision than planned, by the operator's graph name.
     """
 
     def __init__(
@@ -98,10 +98,10 @@ class OpenVINORunner:
         return self._compiled[single]
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Run the network on tensors; one tensor comes back, or a tuple where there are several outputs.
+        """Run the network on tensors; returns one tensor, or a tuple if there are several outputs.
 
         Raises:
-            EngineError: where an input has another shape or dtype than the network takes.
+            EngineError: an input has a shape or dtype that the network does not take.
         """
         single = self._dynamic and all(x.shape[0] == 1 for x in inputs if x.ndim)
         compiled = self._for(single)
@@ -115,31 +115,31 @@ class OpenVINORunner:
         return outputs[0] if len(outputs) == 1 else outputs
 
     def executed(self) -> list[Executed]:
-        """Every operator of the compiled model with the precision it runs in, by OpenVINO's own account.
+        """Every operator of the compiled model with its precision, as OpenVINO reports them.
 
-        What depends on no input is computed once while compiling and is left out.
+        Operators that depend on no input are computed once during compilation and are omitted.
         """
         rows = account(self.model, self._for(self._dynamic).get_runtime_model(), self._runtime)
         return [replace(row, note=next((self.notes[n] for n in row.nodes if n in self.notes), None)) for row in rows]
 
     def save(self, folder: Path) -> tuple[str, ...]:
-        """Write the model's own files into ``folder``; their names are returned."""
+        """Write the model's files into ``folder`` and return their names."""
         return save_model(self.model, folder)
 
 
 def save_model(model: Any, folder: Path) -> tuple[str, ...]:
-    """Write a model's files into an existing folder; their names are returned."""
+    """Write a model's files into an existing folder and return their names."""
     import openvino as ov
 
     ov.save_model(model, folder / FILES[0], compress_to_fp16=False)
-    # A third of the file is indentation.
+    # Remove the indentation, which is a third of the file.
     text = (folder / FILES[0]).read_text(encoding="utf8")
     (folder / FILES[0]).write_text(re.sub(r">\s+<", "><", text), encoding="utf8")
     return FILES
 
 
 def read_model(folder: Path) -> Any:
-    """The openvino.Model that ``save_model`` wrote; EngineError where it cannot be read."""
+    """The openvino.Model that ``save_model`` wrote; raises EngineError if it cannot be read."""
     import openvino as ov
 
     try:

@@ -1,6 +1,6 @@
-"""The operators that OpenVINO's frontend does not read as captured, in a form that it does.
+"""Operators that OpenVINO's frontend cannot read as captured, rewritten in a form that it reads.
 
-Operators spelled here need neither a second export nor its decompositions, which cost seconds of every compilation.
+Operators handled here need neither a second export nor its decompositions, which cost seconds per compilation.
 """
 
 import math
@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from tersor.network.network import argument, aten, op_name
 
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
-# Read as they stand.
+# Operators that the frontend reads as captured.
 _PLAIN = frozenset(
     "linear embedding add sub mul sigmoid tanh relu softmax sum select getitem stack cat unsqueeze slice zeros "
     "zeros_like sym_size full argmax arange index fake_quantize quantize_rows dequantize".split()
@@ -20,11 +20,11 @@ _PLAIN = frozenset(
 
 
 def spelled(node: fx.Node, batch: fx.Node | None) -> Call | None:
-    """An operator as the frontend reads it, in this form; None where only its decomposition is read.
+    """An operator in the form that the frontend reads; None if it reads only the operator's decomposition.
 
     Args:
         node: an operator of the network.
-        batch: the node that holds the size of the batch, where the batch may vary.
+        batch: the node that holds the batch size, if the batch is dynamic.
     """
     name = op_name(node)
     if name == "flatten":
@@ -35,7 +35,7 @@ def spelled(node: fx.Node, batch: fx.Node | None) -> Call | None:
 
 
 def batch_size(graph: fx.Graph) -> fx.Node | None:
-    """A new node with the size of the batch, read from the first input that has one; None where none varies."""
+    """A new node with the batch size, read from the first input that has a batch, or None if no batch is dynamic."""
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     for node in inputs:
         value = node.meta.get("val")
@@ -68,13 +68,13 @@ def _padded(node: fx.Node) -> Call | None:
 
 
 def _pooled(node: fx.Node) -> Call | None:
-    """The mean over all positions; None where a channel keeps several."""
+    """Global average pooling as a mean over all positions; None for larger output sizes."""
     sizes: Any = node.args[1]
     return (aten.mean.dim, (node.args[0], [-1, -2], True), {}) if list(sizes) == [1, 1] else None
 
 
 def _split(node: fx.Node) -> Call | None:
-    """Into equal parts as it stands; None otherwise."""
+    """A split into equal parts, as captured; None otherwise."""
     source: Any = node.args[0]
     size, length = node.args[1], source.meta["val"].shape[argument(node, 2, "dim", 0)]
     equal = isinstance(size, int) and isinstance(length, int) and length % size == 0
@@ -82,7 +82,7 @@ def _split(node: fx.Node) -> Call | None:
 
 
 def _flattened(node: fx.Node, batch: fx.Node | None) -> Call | None:
-    """All but the batch flattened; None for other dimensions, or where the first one is no batch."""
+    """A flatten of all dimensions but the batch; None for other dimensions, or if the first is not the batch."""
     source: Any = node.args[0]
     value = source.meta.get("val")
     if not isinstance(value, Tensor) or value.ndim < 2:

@@ -1,4 +1,4 @@
-"""Weights of a decoder as OpenVINO's constants: codes stay codes, and are made numbers where they are read."""
+"""Weights of a decoder as OpenVINO constants: codes are stored as they are, and dequantized where they are read."""
 
 from math import gcd
 from typing import Any
@@ -11,13 +11,13 @@ from tersor.errors import EngineError
 from tersor.numerics import QTensor
 from tersor.numerics.packing import pack
 
-# Codes that are packed at once; a multiple of 8.
+# Number of codes packed at once; a multiple of 8.
 _CHUNK = 2**18
 _FLOATS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 
 
 def plain(value: Tensor) -> Any:
-    """A float tensor as a constant of its own width, read as float32."""
+    """A float tensor as a constant of the same width, read as float32."""
     from openvino import opset13 as ops
 
     value = value.detach()
@@ -30,14 +30,14 @@ def plain(value: Tensor) -> Any:
 
 
 def held(name: str, value: Tensor | QTensor, shape: tuple[int, ...], transposed: bool) -> Any:
-    """A float weight as ``plain`` gives it, as it lies; a quantized one as its ``Codes``.
+    """A float weight as the constant that ``plain`` returns, never transposed; a quantized weight as ``Codes``.
 
     Raises:
-        EngineError: another shape than ``shape``, or a format that is not kept.
+        EngineError: a shape other than ``shape``, or an unsupported format.
     """
     if tuple(value.shape) != tuple(shape):
         raise EngineError(
-            f"{name} has the shape {tuple(value.shape)}, the model wants {tuple(shape)}: they are another model's"
+            f"{name} has the shape {tuple(value.shape)}, the model wants {tuple(shape)}: use this model's own weights"
         )
     if isinstance(value, Tensor):
         return plain(value)
@@ -47,10 +47,10 @@ def held(name: str, value: Tensor | QTensor, shape: tuple[int, ...], transposed:
 
 
 class Codes:
-    """A quantized weight, whose codes are stored once for all who read them.
+    """A quantized weight, whose codes are stored once for all consumers.
 
-    Codes with zero points are stored without a sign, as OpenVINO's kernels want them. A group that does not divide
-    the width becomes the largest that does and lies within; its scales are repeated.
+    Codes with zero points are stored unsigned, as OpenVINO's kernels require. A group size that does not divide the
+    width is replaced by the greatest common divisor of the two, and the scales are repeated.
 
     Raises:
         EngineError: a format that is neither integers nor levels.
@@ -82,7 +82,7 @@ class Codes:
         self.constant = _packed(codes, self.kind, offset)
 
     def read(self) -> Any:
-        """The weight as float32, in operators that the plugin's kernels recognise and compute in one."""
+        """The weight as float32, in operators that the plugin recognises and fuses into one kernel."""
         from openvino import opset13 as ops
 
         found = ops.convert(self.constant, "f32")
@@ -94,7 +94,7 @@ class Codes:
         return found
 
     def _zero_point(self) -> Any:
-        """In the codes' own type: a zero point is one of them."""
+        """The zero point, in the codes' type."""
         from openvino import opset13 as ops
 
         assert self.zero is not None
@@ -106,7 +106,7 @@ def _like(t: Tensor, codes: Tensor) -> Tensor:
 
 
 def _stored_as(value: QTensor) -> tuple[str, int]:
-    """The type of the codes, and what is added to them."""
+    """The stored type of the codes, and the offset added to them."""
     bits = 4 if value.spec.format.bits <= 4 else 8
     if not value.spec.format.signed:
         return f"u{bits}", 0
@@ -114,7 +114,7 @@ def _stored_as(value: QTensor) -> tuple[str, int]:
 
 
 def _blocked(scale: Tensor, shape: torch.Size, block: int) -> tuple[int | None, int]:
-    """The dimension that is divided into groups, and the size of equal ones; at most one is."""
+    """The dimension that is divided into groups, or None, and the size of equal groups."""
     for axis, (have, want) in enumerate(zip(scale.shape, shape, strict=True)):
         if have not in (1, want):
             return axis, gcd(block, want)
@@ -128,7 +128,7 @@ def _regrouped(t: Tensor, axis: int, size: int, block: int, codes: Tensor) -> Te
 
 
 def _packed(codes: Tensor, kind: str, offset: int = 0) -> Any:
-    """A constant of codes, ``offset`` added, made in chunks, as large scratch memory is not given back at once."""
+    """A constant of codes plus ``offset``, made in chunks, since large scratch memory is not released at once."""
     from openvino import opset13 as ops
 
     memory, data = _memory(kind, codes.shape)
@@ -141,7 +141,7 @@ def _packed(codes: Tensor, kind: str, offset: int = 0) -> Any:
 
 
 def _memory(kind: str, shape: torch.Size) -> tuple[Any, np.ndarray]:
-    """OpenVINO's own memory, and its bytes: a constant made from an array's would outlive it."""
+    """Memory that OpenVINO owns, and its bytes, since a constant would outlive an array's memory."""
     import openvino as ov
 
     memory = ov.Tensor(getattr(ov.Type, kind), ov.Shape(list(shape)))

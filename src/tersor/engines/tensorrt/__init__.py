@@ -1,4 +1,4 @@
-"""The TensorRT profile: explicit QDQ ONNX as TensorRT's documentation asks for it. TensorRT is not run.
+"""The TensorRT profile: explicit QDQ ONNX as TensorRT's documentation requires. TensorRT is not run.
 
 The file is checked by ``onnx.checker``, and ONNX Runtime computes it operator by operator, so that it can be
 compared with the simulation; latency and the precision of kernels are known on the target machine only.
@@ -41,7 +41,7 @@ class TensorRT:
     def policy(self, target: str | None = None) -> "tersor.policy.Policy":
         """int8 symmetric with zero point 0 everywhere, weights per channel; the same for every GPU.
 
-        What a layer reads is quantized, not what it writes, and of a residual sum only the shortcut, so that
+        Layers' inputs are quantized, not their outputs, and in a residual sum only the shortcut, so that
         convolution, sum and ReLU become one kernel.
         """
         from tersor.numerics.spec import QuantSpec
@@ -80,10 +80,10 @@ class TensorRT:
     def compile(
         self, network: "tersor.network.network.Network", *, threads: int | None = None, precision: str = "f32"
     ) -> "tersor.engines.tensorrt.runner.TensorRTRunner":
-        """The network as explicit QDQ ONNX, checked, and ready to be computed for comparison.
+        """A runner of the network as checked explicit QDQ ONNX, which ONNX Runtime computes for comparison.
 
         Raises:
-            EngineError: the ONNX packages are not installed, or as ``lower``.
+            EngineError: the ONNX packages are not installed, or ``lower`` fails.
         """
         require(self)
         from tersor.engines.tensorrt.runner import TensorRTRunner

@@ -17,11 +17,11 @@ class TensorRTRunner(OnnxRuntimeRunner):
     optimize = False
 
     def executed(self) -> list[Executed]:
-        """Nothing: what is fused, and into which precision, only TensorRT can tell (``--dumpLayerInfo``)."""
+        """An empty list: only TensorRT knows its fusions and their precisions (``--dumpLayerInfo``)."""
         return []
 
     def save(self, folder: Path) -> tuple[str, ...]:
-        """Write the ONNX file, and beside it how to build an engine from it."""
+        """Write the ONNX file, and instructions for building an engine from it."""
         files = super().save(folder)
         (folder / README).write_text(_instructions(self.model), encoding="utf8")
         return (*files, README)

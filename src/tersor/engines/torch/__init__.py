@@ -1,4 +1,4 @@
-"""PyTorch: the simulation of what is planned. Every format and granularity works here."""
+"""PyTorch: the simulation of a plan. It supports every format and granularity."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class Torch:
         return torch.__version__
 
     def policy(self, target: str | None = None) -> "tersor.policy.Policy":
-        """Everything is simulated; quantizers stand where the CPU engines have them."""
+        """A policy that supports everything; quantizers are at the same positions as in the CPU engines."""
         from tersor.numerics.formats import FORMATS
         from tersor.numerics.spec import QuantSpec
         from tersor.policy import (

@@ -31,7 +31,7 @@ class TorchRunner:
             torch.set_num_threads(before)
 
     def executed(self) -> list[Executed]:
-        """Every operator; a simulation computes in FP32 all that is not kept in half precision, and says so."""
+        """Every operator; the simulation computes everything in FP32 that is not kept in half precision."""
         note = "a simulation: integers are rounded to, the arithmetic is float"
         operators = [n for n in self.network.operators() if not is_quantizer(n)]
         return [Executed(n.name, op_name(n), n.meta.get("half", "fp32"), (n.name,), note) for n in operators]

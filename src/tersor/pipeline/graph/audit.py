@@ -1,4 +1,4 @@
-"""The audit: what was planned held against what the engine really computed in."""
+"""The audit: compare the planned precision of every layer with the precision that the engine computed in."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from tersor.network.sites import Plan, PlannedLayer
 
 @dataclass(frozen=True)
 class Audited:
-    """One planned layer and what became of it; ``executed`` is None where the engine does not name it."""
+    """One planned layer and its executed precision; ``executed`` is None if the engine does not report the layer."""
 
     layer: PlannedLayer
     executed: str | None
@@ -17,17 +17,17 @@ class Audited:
 
     @property
     def fell_back(self) -> bool:
-        """Whether integers were planned and floats were computed."""
+        """Whether the layer was planned in integers and computed in float."""
         return is_fallback(self.layer.planned, self.executed)
 
 
 def audit(plan: Plan, runner: Runner, unaudited: str = "the engine reports no operators") -> list[Audited]:
     """One row for every planned layer.
 
-    An activation function inside its neighbour is ``fused``; a sum inside one computes in that one's precision.
+    An activation function fused into its neighbour is ``fused``; a fused sum computes in its neighbour's precision.
 
     Args:
-        unaudited: the note of every layer if the engine does not report what it executed (``Engine.unaudited``).
+        unaudited: the note of every layer if the engine does not report executed operators (``Engine.unaudited``).
     """
     rows = runner.executed()
     if not rows:
@@ -52,7 +52,7 @@ def _same_kind(layer: PlannedLayer, row: Executed) -> bool:
 
 def _audited(layer: PlannedLayer, found: tuple[Executed, bool] | None) -> Audited:
     if found is None:
-        # What no operator of the compiled model answers for has been merged into a neighbour.
+        # A layer without an operator in the compiled model has been merged into a neighbour.
         return Audited(layer, "fused", "merged into its neighbours by the engine's own optimizer")
     row, main = found
     if layer.planned == "fused" and not main:

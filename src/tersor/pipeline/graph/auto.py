@@ -1,6 +1,6 @@
-"""``engine="auto"``: plan for every engine that is here, observe once, solve and compile each, keep the best.
+"""``engine="auto"``: plan for every installed engine, observe once, solve and compile each, keep the best.
 
-The fastest is the best; but of those that are as fast but for chance, the one with the smallest file.
+The fastest engine is the best; among engines whose latencies differ only by noise, the one with the smallest file.
 """
 
 import tempfile
@@ -30,15 +30,15 @@ from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
 
-# Shares by which latencies, and then sizes, may differ and still count as the same.
+# Relative differences up to which latencies, and sizes, count as equal.
 AS_FAST, AS_LARGE = 0.1, 0.01
-# Seconds of calls in each of the rounds that are timed: enough to tell 10 % apart.
+# Seconds of calls in each timed round: enough to resolve a difference of 10 %.
 ROUND = 0.02
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine, the network that was compressed for it, and where it was chosen what the report says of the others."""
+    """An engine, the network compressed for it, and, if ``auto`` chose it, the report's notes on the other engines."""
 
     engine: str
     subject: Subject
@@ -48,17 +48,17 @@ class Choice:
 
 @dataclass(frozen=True)
 class Candidates:
-    """A host that quantizes for several engines at once: plans of one network are observed in one pass.
+    """A host that quantizes for several engines: plans of the same network share one observation pass.
 
     Args:
-        hosts: by the names of the engines.
+        hosts: one host per engine, by engine name.
     """
 
     hosts: Mapping[str, GraphHost]
     name: ClassVar[str] = GraphHost.name
 
     def quantize(self, step: Quantize, subject: Subject, task: Task, stages: Stages) -> Subject:
-        """The subject; ``details`` holds for each engine the subject quantized for it, or the error of a refusal."""
+        """The subject; ``details`` maps each engine to the subject quantized for it, or to the error it raised."""
         ready: dict[str, Prepared] = {}
         found: dict[str, Subject | TersorError] = {}
         for name, host in self.hosts.items():
@@ -82,7 +82,7 @@ class Candidates:
 
 
 def _of_one_network(ready: Mapping[str, Prepared]) -> list[list[str]]:
-    """The engines whose rewritten networks are the same, together."""
+    """The engines, grouped by identical rewritten networks."""
     groups: dict[str, list[str]] = {}
     for name, prepared in ready.items():
         groups.setdefault(signature(prepared.network), []).append(name)
@@ -98,17 +98,17 @@ def choose_engine(
     candidates: tuple[str, ...] | None = None,
     target: str | None = None,
 ) -> Choice:
-    """The engine in which the compressed network is best (``preferred``), batch 1, of those faithful to the simulation.
+    """Choose the best engine (``preferred``, batch 1) for the compressed network, among those that are faithful.
 
-    Faithful: its output stands nearer to the simulation with integers than to the network in float. Each candidate is
-    solved and compiled once.
+    An engine is faithful if its output is closer to the integer simulation than to the float network. Each candidate
+    is solved and compiled once.
 
     Args:
         candidates: names of engines; by default those whose compilation is cheap (``tersor.engines.automatic``).
-        target: the hardware to plan for; this machine, if None.
+        target: the hardware to plan for; None: this machine.
 
     Raises:
-        RecipeError: no engine takes the recipe, with each one's reason.
+        RecipeError: no engine supports the recipe; the message gives each engine's reason.
     """
     engines, notes = _installed(automatic() if candidates is None else candidates)
     hosts = Candidates({name: GraphHost(engine.policy(target)) for name, engine in engines.items()})
@@ -129,7 +129,7 @@ def choose_engine(
                 runner = engine.compile(found.network, threads=threads, precision=precision)
             errors[name] = _faithful(runner, found.details)
         except (EngineError, RecipeError) as error:
-            notes.append(f"engine auto: {name} is out: {error}")
+            notes.append(f"engine auto: {name} is excluded: {error}")
             continue
         subjects[name], runners[name] = found, runner
     if not runners:
@@ -144,21 +144,21 @@ def choose_engine(
 
 
 def _installed(names: tuple[str, ...]) -> tuple[dict[str, Engine], list[str]]:
-    """The engines that are installed, and a note on each of the others."""
+    """The installed engines, and a note on each engine that is not installed."""
     engines, notes = {}, []
     for name in names:
         try:
             engines[name] = find_engine(name)
         except EngineError as error:
-            notes.append(f"engine auto: {name} is out: {error}")
+            notes.append(f"engine auto: {name} is excluded: {error}")
     return engines, notes
 
 
 def _faithful(runner: Runner, solved: Solved) -> float:
-    """How far the output is from the float network's.
+    """The distance of the output from the float network's output.
 
     Raises:
-        EngineError: it is far from that of the simulation.
+        EngineError: the output is farther from the simulation than from the float network.
     """
     numbers = check_numbers(runner, solved.network, solved.prepared.original, solved.samples)
     if not numbers.integer and numbers.to_simulation > 1e-3:
@@ -172,10 +172,10 @@ def _faithful(runner: Runner, solved: Solved) -> float:
 def preferred(
     latencies: Mapping[str, Latency], sizes: Mapping[str, int], errors: Mapping[str, float]
 ) -> tuple[str, str]:
-    """The best engine and in what it is best: the fastest, else the smallest, else the nearest to the float network.
+    """The best engine and the reason: the fastest, else the smallest, else the closest to the float network.
 
-    As fast as the fastest are those within 10 % of it, and those that beat it in some of the rounds, from the 10th to
-    the 90th percentile; as small as the smallest, those within 1 %.
+    Engines are as fast as the fastest if they are within 10 % of it, or if they beat it in some rounds (10th to 90th
+    percentile of the rounds' ratios); engines are as small as the smallest if they are within 1 % of it.
 
     Args:
         latencies: of one ``interleave``; sizes: bytes to ship; errors: distance from the float network's outputs.
@@ -207,6 +207,6 @@ def _bytes(runner: Any) -> int:
 
 
 def with_notes(report: Report, notes: tuple[str, ...]) -> Report:
-    """The report with notes on the choice in front of its warnings."""
+    """The report with the notes on the choice of engine before its warnings."""
     return report.model_copy(update={"warnings": (*notes, *report.warnings)})
 

@@ -1,4 +1,4 @@
-"""Calibration batches as the steps of the pipeline want them: cut, kept, counted, joined."""
+"""Calibration batches for the steps of the pipeline: split, retained, limited to a number of samples, joined."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ Batch = tuple[Tensor, ...]
 
 
 def passing(task: Task, network: Network) -> Iterator[Batch]:
-    """One pass over the calibration data, in batches that the network takes."""
+    """One pass over the calibration data, in batches of the network's batch size if that is fixed."""
     for inputs in task.calibration_batches():
         if network.dynamic_batch:
             yield inputs
@@ -22,9 +22,9 @@ def passing(task: Task, network: Network) -> Iterator[Batch]:
 
 
 def cut(inputs: Batch, size: int) -> Iterator[tuple[Batch, int]]:
-    """Parts of exactly ``size`` samples, and how many of them are real.
+    """Split inputs into parts of exactly ``size`` samples, each with its number of real samples.
 
-    The last part is filled up with copies of its last sample.
+    The last part is padded with copies of its last sample.
 
     >>> [(part[0].tolist(), real) for part, real in cut((torch.arange(3),), 2)]
     [([0, 1], 2), ([2, 2], 1)]
@@ -38,7 +38,7 @@ def cut(inputs: Batch, size: int) -> Iterator[tuple[Batch, int]]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Random numbers of PyTorch from a seed while inside, so that data which draws some draws the same in every pass.
+    """Seed PyTorch's random numbers inside the block, so that random calibration data is the same in every pass.
 
     >>> state = torch.get_rng_state()
     >>> with seeded(0):
@@ -52,7 +52,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def some(batches: Iterator[Batch], samples: int) -> Iterator[Batch]:
-    """Batches until that many samples have come."""
+    """Batches until at least ``samples`` samples have been yielded."""
     seen = 0
     for inputs in batches:
         yield inputs
@@ -62,7 +62,7 @@ def some(batches: Iterator[Batch], samples: int) -> Iterator[Batch]:
 
 
 def exactly(batches: Iterator[Batch], samples: int, dynamic: bool) -> Iterator[Batch]:
-    """So many samples, the last batch cut; where the batch is not dynamic, whole batches.
+    """Batches of exactly ``samples`` samples in total, the last batch cut; whole batches if the batch is not dynamic.
 
     >>> [len(x) for (x,) in exactly(iter([(torch.zeros(4),), (torch.zeros(4),)]), 6, dynamic=True)]
     [4, 2]
@@ -74,7 +74,7 @@ def exactly(batches: Iterator[Batch], samples: int, dynamic: bool) -> Iterator[B
 
 
 def keeping(batches: Iterator[Batch], kept: list[Batch], samples: int) -> Iterator[Batch]:
-    """Pass the batches on and keep the first: a second reading might come in another order."""
+    """Yield the batches and append the first ones to ``kept``, since a second pass may have another order."""
     seen = 0
     for inputs in batches:
         if seen < samples:
@@ -84,12 +84,12 @@ def keeping(batches: Iterator[Batch], kept: list[Batch], samples: int) -> Iterat
 
 
 def one_batch(network: Network, batches: Sequence[Batch], samples: int) -> Batch:
-    """So many samples as one batch; the first batch where the network fixes its batch."""
+    """The first ``samples`` samples as one batch; the first batch if the network's batch size is fixed."""
     return joined(batches, samples) if network.dynamic_batch else batches[0]
 
 
 def joined(batches: Sequence[Batch], samples: int) -> Batch:
-    """The first samples of some batches as one batch; the first batch of another shape ends it."""
+    """The first ``samples`` samples as one batch, up to the first batch of a different shape."""
     parts: list[Batch] = []
     for inputs in batches:
         if any(a.shape[1:] != b.shape[1:] for a, b in zip(inputs, batches[0], strict=True)):

@@ -1,4 +1,4 @@
-"""Calibration alone: what every range estimator would choose, and what is to be said about the data."""
+"""Calibration alone: the range that every estimator chooses, and a verdict on the data."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def calibrated(
     *,
     target: str | None = None,
 ) -> Calibrated:
-    """Run the calibration data through the float network and ask every estimator.
+    """Run the calibration data through the float network and evaluate every estimator.
 
     Args:
         target: the hardware to plan for, one of the engine's ``targets``; None: this machine.

@@ -1,4 +1,4 @@
-"""The whole way in one readable function."""
+"""The whole pipeline in one readable function."""
 
 from pathlib import Path
 
@@ -36,22 +36,22 @@ def compress(
     report: bool = True,
     progress: bool = True,
 ) -> Compressed:
-    """Compress a task's network for an engine and measure what that gained.
+    """Compress a task's network for an engine and measure the result.
 
     Args:
         recipe: a Recipe, the name of a preset, or the path of a YAML file.
         engine: the name of an engine in ``tersor.engines.ENGINES``, as ``tersor engines`` lists them; ``auto``
-            compiles for those that are installed and cheap to compile for, and keeps the fastest that is faithful.
-        target: the hardware to plan for, such as ``x86-vnni``: one of the engine's ``targets``; this machine, if None.
-            Figures are measured on this machine in any case.
-        threads: threads of the engine; all processors that this process may use, if None.
-        precision: what float operators compute in, ``f32`` or ``bf16``; it is pinned and reported.
-        evaluate: False leaves the metric out.
-        report: False measures nothing at all; ``Compressed.report`` is then None.
-        progress: show bars on a terminal.
+            compiles for all installed engines that compile quickly, and keeps the fastest faithful one.
+        target: the hardware to plan for, such as ``x86-vnni``: one of the engine's ``targets``; None: this machine.
+            Figures are always measured on this machine.
+        threads: threads of the engine; None: all processors that this process may use.
+        precision: the precision of float operators, ``f32`` or ``bf16``; it is pinned and reported.
+        evaluate: False skips the metric.
+        report: False skips all measurements; ``Compressed.report`` is then None.
+        progress: show progress bars on a terminal.
 
     Raises:
-        TersorError: one of its kinds, naming the layer or file, the value and the remedy.
+        TersorError: a subclass of it; the message names the layer or file, the value and the remedy.
 
     >>> import torch, tersor
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
@@ -61,7 +61,7 @@ def compress(
     torch.Size([8, 8, 6, 6])
     """
     if not isinstance(task, Task):
-        raise TaskError(f"{task!r:.80} is no tersor.Task; the folder of a language model is for tersor.compress_folder")
+        raise TaskError(f"{task!r:.80} is not a tersor.Task; for a language model's folder, use tersor.compress_folder")
     recipe, threads = resolve(recipe), threads or usable_processors()
     with Stages(progress) as stages:
         if engine == "auto":
@@ -94,7 +94,7 @@ def in_engine(
 
 
 def _report(task: Task, recipe: Recipe, made: Choice, threads: int, stages: Stages, evaluate: bool) -> Report:
-    """Everything that is measured, original and compressed in the same engine."""
+    """The report: original and compressed network measured in the same engine."""
     solved: Solved = made.subject.details
     prepared = solved.prepared
     with stages.stage("compile", "compiling the original"):

@@ -1,4 +1,4 @@
-"""A compressed network in an engine: its runner, what is saved of it, and how it gets to another engine."""
+"""A compressed network in an engine: run it, save and load it, compile it for another engine."""
 
 import json
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class InEngine(Deployed):
     """A network that an engine runs.
 
     Args:
-        engine: its name; ``runner`` runs the network.
-        inputs: name, dtype and shape of each input; None: a batch of any size.
-        target: the hardware that was planned for; None in a folder of a version that did not store it.
+        engine: the engine's name; ``runner`` runs the network.
+        inputs: name, dtype and shape of each input; a dimension of None is a batch of any size.
+        target: the hardware that the plan was made for; None if an earlier version saved the folder without it.
     """
 
     engine: str
@@ -46,11 +46,11 @@ class InEngine(Deployed):
         return self.runner
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """One tensor, or a tuple where the network has several outputs."""
+        """Run the network; returns one tensor, or a tuple if there are several outputs."""
         return self.runner(*inputs)
 
     def write(self, folder: Path, result: Compressed) -> None:
-        """The engine's files, recipe, report and manifest, into an existing folder."""
+        """Write the engine's files, recipe, report and manifest into an existing folder."""
         shipped = self.runner.save(folder)
         (folder / "recipe.yaml").write_text(result.recipe.to_yaml(), encoding="utf8")
         if result.report is not None:
@@ -76,10 +76,10 @@ class InEngine(Deployed):
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf8")
 
     def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "InEngine":
-        """The subject's network in another engine."""
+        """Compile the subject's network for another engine."""
         if subject.network is None:
             raise EngineError(
-                f"this was loaded from the files of {self.engine}, which hold no network of Tersor's; compile what "
+                f"this network was loaded from the files of {self.engine}, which hold no Tersor graph; compile what "
                 f"tersor.compress returned, or compress again for {engine}"
             )
         found = find_engine(engine)
@@ -89,7 +89,7 @@ class InEngine(Deployed):
 
 
 def _check_activations(network: Network, policy: Policy) -> None:
-    """Refuse activations that were quantized for another engine in a way that this one does not take."""
+    """Raise if activations were quantized for another engine in a way that this engine does not support."""
     for node in network.operators():
         if op_name(node) != "fake_quantize":
             continue
@@ -106,7 +106,7 @@ def _check_activations(network: Network, policy: Policy) -> None:
 
 
 def inputs_of(network: Network) -> tuple[dict[str, Any], ...]:
-    """Name, dtype and shape of each input, as a manifest holds them."""
+    """Name, dtype and shape of each input, in the manifest's form."""
     return tuple(
         {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": _shape(x, network.dynamic_batch)}
         for name, x in zip(network.input_names, network.example, strict=True)
@@ -118,11 +118,11 @@ def _shape(x: Tensor, dynamic: bool) -> list[int | None]:
 
 
 def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
-    """Load what ``Compressed.save`` wrote of a network; checksums are compared, and nothing in it is executed.
+    """Load a network that ``Compressed.save`` wrote; checksums are verified, and no code from the folder is executed.
 
     Raises:
         SavedFolderError: a file is missing or altered.
-        EngineError: its engine is not installed.
+        EngineError: the network's engine is not installed.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -135,7 +135,7 @@ def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
     )
     runner = load_runner(manifest["engine"], str(folder), threads, manifest["precision"])
     report = read_report(report_file) if report_file.is_file() else None
-    # The simulation's files are the network itself.
+    # The simulation's files contain the network itself.
     subject = Subject(None, network=getattr(runner, "network", None), seed=recipe.seed)
     deployed = InEngine(manifest["engine"], runner, tuple(manifest["inputs"]), manifest.get("target"))
     return Compressed(subject, recipe, report, deployed)

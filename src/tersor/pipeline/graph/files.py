@@ -1,4 +1,4 @@
-"""Run a saved network on numpy files."""
+"""Run a saved network on NumPy files."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,10 @@ from tersor.pipeline.compressed import Compressed
 
 
 def run_files(network: Compressed, inputs: list[Path], output: Path) -> list[Path]:
-    """Read one .npy file for every input, run, and write the outputs; their paths are returned.
+    """Read one .npy file per input, run the network, write the outputs, and return their paths.
 
     Raises:
-        TaskError: naming the input, and the dtype or shape that it should have.
+        TaskError: naming the input and its expected dtype or shape.
     """
     if len(inputs) != len(network.inputs):
         names = ", ".join(str(i["name"]) for i in network.inputs)
@@ -56,7 +56,7 @@ def _read(path: Path, wanted: dict) -> Tensor:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    """Whole or not at all."""
+    """Write the file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     with part.open("wb") as file:

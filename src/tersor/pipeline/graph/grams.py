@@ -1,4 +1,4 @@
-"""Layers as problems for a solver, and the Gram matrices of their inputs: one pass over the calibration data."""
+"""Layers as solver problems, and the Gram matrices of their inputs from one pass over the calibration data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ def grams(
 ) -> dict[str, Gram]:
     """2·mean(x·xᵀ) of the inputs of every layer in ``problems``, by the layer's node.
 
-    Layers of one geometry that read the same value share one matrix.
+    Layers with the same geometry that read the same value share one matrix.
 
     Raises:
         CalibrationError: naming the layer whose input is NaN or infinite.
@@ -51,7 +51,7 @@ def grams(
 
 
 def layer_problem(network: Network, layer: Any) -> LayerProblem:
-    """A layer's weight and geometry as a problem whose spec is still float."""
+    """A layer's weight and geometry as a solver problem, with an fp32 spec."""
     weight = weight_node(layer)
     assert weight is not None
     return LayerProblem(title(layer), network.tensor(weight), QuantSpec("fp32"), _geometry(layer))

@@ -1,4 +1,4 @@
-"""What the host of whole networks, captured as graphs, takes of a recipe."""
+"""The recipe options that the graph host (whole networks, captured as graphs) supports."""
 
 from tersor.recipe import Capabilities
 

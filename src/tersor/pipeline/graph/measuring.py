@@ -1,4 +1,4 @@
-"""Everything that the report says, measured: original and compressed side by side in the same engine."""
+"""Measure the report's figures: original and compressed network side by side in the same engine."""
 
 import tempfile
 from collections.abc import Callable
@@ -37,7 +37,7 @@ ROUNDS = 15
 
 @dataclass
 class Measured:
-    """Figures as they come in; what stays None is explained by ``unknown[path]``."""
+    """The measured figures; ``unknown[path]`` gives the reason for a figure that is None."""
 
     bytes: dict[str, int] = field(default_factory=dict)
     metric: dict[str, MetricResult] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Subjects:
-    """The two networks and their runners in one engine."""
+    """The original and the compressed network, and their runners in the same engine."""
 
     task: Task
     engine: str
@@ -66,14 +66,14 @@ class Subjects:
 
 
 def measure(subjects: Subjects, samples: tuple[Any, ...], stages: Stages, evaluate: bool = True) -> Measured:
-    """Size, latency, memory and energy of both; the metric in the engine and in simulation."""
+    """Size, latency, memory and energy of both networks; the metric in the engine and in simulation."""
     found = Measured()
     with stages.stage("measure", "measuring size and memory", 4) as bar:
         _sizes_and_memory(subjects, found, bar.advance)
     with stages.stage("measure", "timing, interleaved", ROUNDS) as bar:
         _latencies(subjects, found, bar.at)
     if subjects.task.evaluate is not None and evaluate:
-        with stages.stage("measure", "judging original, compressed and simulation", 3) as bar:
+        with stages.stage("measure", "evaluating original, compressed and simulation", 3) as bar:
             _metrics(subjects, found, bar.advance)
     else:
         reason = "evaluation was switched off" if subjects.task.evaluate else "the task has no evaluate"
@@ -95,7 +95,7 @@ _METRIC_PATHS = (
 
 
 def single(network: Network) -> tuple[Tensor, ...]:
-    """The example as a batch of 1, where the batch is dynamic."""
+    """The example, as a batch of 1 if the batch is dynamic."""
     return tuple(x[:1].clone() if network.dynamic_batch and x.ndim else x for x in network.example)
 
 
@@ -169,22 +169,22 @@ def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -
     if before is not None and after is not None and paired:
         found.interval = paired_interval(before, after, higher_is_better=task.higher_is_better)
     elif before is not None and after is not None:
-        reason = "evaluate judged other samples, or in another order, the second time; make it repeatable"
+        reason = "evaluate used other samples, or another order, the second time; make it deterministic"
         found.unknown["compressed.metric_interval"] = reason
     else:
         found.unknown["compressed.metric_interval"] = (
-            "evaluate gives one number; return the scores of all samples"
+            "evaluate returns one number; return the scores of all samples"
         )
-        found.unknown["samples.evaluation"] = "evaluate gives one number, not the scores of all samples"
+        found.unknown["samples.evaluation"] = "evaluate returns one number, not the scores of all samples"
     agreement = prediction_agreement(recorders["original"], recorders["compressed"])
     found.agreement = agreement.share
     if agreement.share is None:
-        found.unknown["compressed.agreement"] = agreement.reason or "the outputs are no choices"
+        found.unknown["compressed.agreement"] = agreement.reason or "the outputs are not class scores"
     found.simulation_agreement = prediction_agreement(recorders["simulation"], recorders["compressed"]).share
 
 
 def predictor(task: Task, network: Network, runner: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that is called like the model and runs the network."""
+    """A function with the model's signature that runs the network."""
     wanted = task.input_names
 
     def predict(*args: Any, **kwargs: Any) -> Any:
@@ -198,7 +198,7 @@ def predictor(task: Task, network: Network, runner: Callable[..., Any]) -> Calla
 
 
 def _in_batches(runner: Callable[..., Any], tensors: tuple[Tensor, ...], size: int) -> Any:
-    """Run a network of a fixed batch: the last batch is filled up with copies of its last sample."""
+    """Run a network with a fixed batch size: the last batch is padded with copies of its last sample."""
     results = []
     for part, real in cut(tensors, size):
         out = runner(*part)
@@ -217,6 +217,6 @@ def _numbers(subjects: Subjects, samples: tuple[Any, ...], found: Measured) -> N
     numbers = check_numbers(subjects.compressed_runner, subjects.compressed, subjects.original, tensors)
     if not numbers.integer:
         found.warnings.append(
-            f"the engine's output stands nearer to the float network ({numbers.to_float:.3g}) than to the simulation "
-            f"({numbers.to_simulation:.3g}, relative): some of the planned integer arithmetic did not happen"
+            f"the engine's output is closer to the float network ({numbers.to_float:.3g}) than to the simulation "
+            f"({numbers.to_simulation:.3g}, relative): the engine computed part of the planned integers in float"
         )

@@ -1,4 +1,4 @@
-"""Observe a network on the calibration data: everything that plans, solvers and corrections ask for afterwards."""
+"""Observe a network on the calibration data: everything that plans, solvers and corrections need."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantize
 from tersor.task import Task, batch_size
 
-# Samples on which nothing but repetitions is looked for.
+# Samples that are checked for repetitions only, if nothing else is observed.
 PROBED = 64
 
 
 def observables(step: Quantize, prepared: Prepared) -> Observables:
-    """What a plan, its solvers and its corrections ask of the data."""
+    """The observables that a plan, its solvers and its corrections need."""
     network, plan = prepared.network, prepared.plan
     mean_samples = correction_samples(step, network) if step.bias_correction else 0
     weights = plan.weights()
@@ -35,13 +35,13 @@ def observables(step: Quantize, prepared: Prepared) -> Observables:
 
 
 def observe(task: Task, network: Network, wanted: Observables, stages: Stages, seed: int = 0) -> Observations:
-    """Stream the calibration data through the float network; a second time where Gram matrices are asked for.
+    """Stream the calibration data through the float network, a second time if Gram matrices are needed.
 
     Args:
-        seed: from which data draws its random numbers, in each pass anew.
+        seed: of the data's random numbers, set again before each pass.
 
     Raises:
-        CalibrationError: naming the batch that does not fit, or the layer where a value is NaN or infinite.
+        CalibrationError: naming the batch of a wrong form, or the layer where a value is NaN or infinite.
     """
     first: list[Batch] = []
     with stages.stage("calibrate", "calibrating") as bar, seeded(seed):
@@ -59,20 +59,20 @@ def observe(task: Task, network: Network, wanted: Observables, stages: Stages, s
 
 
 def observed_inputs(network: Network) -> list[str]:
-    """The float inputs, observed so that repeated samples are noticed."""
+    """The float inputs, which are observed to detect repeated samples."""
     nodes = [n for n in network.graph.nodes if n.op == "placeholder"]
     return [n.name for n, x in zip(nodes, network.example, strict=True) if x.is_floating_point()]
 
 
 def correction_samples(step: Quantize, network: Network, budget: int = 2**31) -> int:
-    """How many samples bias correction computes at once: fewer where the network's values are large."""
+    """The number of samples that bias correction uses, limited so that the network's values fit in ``budget`` bytes."""
     if not network.dynamic_batch:
         return batch_size(network.example)
     return max(1, min(step.correction_samples, budget // (4 * largest_value(network))))
 
 
 def _inputs(network: Network, layers: frozenset[str], first: list[Batch]) -> dict[str, Tensor]:
-    """The first inputs of each of the layers."""
+    """The first inputs of each layer."""
     if not layers:
         return {}
     readers: dict[str, list[str]] = {}

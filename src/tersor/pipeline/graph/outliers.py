@@ -1,4 +1,4 @@
-"""The outlier report: a few calibration samples, and of every layer's input the ranges, the cost and an advice."""
+"""The outlier report: from a few calibration samples, the ranges, int8 cost and advice for every layer's input."""
 
 import difflib
 import json
@@ -30,8 +30,8 @@ class Outliers:
     """What ``tersor.outliers`` found; ``rich`` prints it as a table.
 
     Attributes:
-        task: its name. samples: how many were seen.
-        layers: one record for every linear layer and convolution, in the order in which they run.
+        task: the task's name. samples: the number of observed samples.
+        layers: one record for every linear layer and convolution, in execution order.
     """
 
     task: str
@@ -39,10 +39,10 @@ class Outliers:
     layers: tuple[LayerOutliers, ...]
 
     def to_html(self, path: Path | str) -> Path:
-        """Write one self-contained page with a picture of every layer, and return its path.
+        """Write one self-contained page with a chart of every layer, and return its path.
 
         Args:
-            path: a file that ends in ``.html``; anything else is a folder, which gets an ``outliers.html``.
+            path: a file that ends in ``.html``; any other path is a folder, in which ``outliers.html`` is written.
         """
         path = Path(path)
         path = path if path.suffix == ".html" else path / "outliers.html"
@@ -51,7 +51,7 @@ class Outliers:
         return path
 
     def to_json(self) -> str:
-        """The same as JSON, with minimum and maximum of every channel."""
+        """The report as JSON, with minimum and maximum of every channel."""
         layers = [layer.to_dict() for layer in self.layers]
         return json.dumps({"task": self.task, "samples": self.samples, "layers": layers}, allow_nan=False)
 
@@ -60,22 +60,22 @@ class Outliers:
 
 
 def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool = True) -> Outliers:
-    """Which layers' inputs have outliers, what these cost in int8, and what helps.
+    """Find layers whose inputs have outliers, their cost in int8, and a remedy.
 
-    The samples run through the float network once; nothing is quantized. Of the input of every linear layer and
-    convolution: the range of each channel, the kurtosis, the largest channel over the median one, the largest
-    token over the median one, and estimates in dB of what int8 would keep with one scale, after SmoothQuant
-    (arXiv 2211.10438), and with a scale for each token. The advice is the cheapest of these that keeps 30 dB or
-    comes within 3 of the best; float or int16 where the best keeps less than 20.
+    The samples run through the float network once; nothing is quantized. For the input of every linear layer and
+    convolution, the report gives the range of each channel, the kurtosis, the ratios of the largest channel and of the
+    largest token to the median one, and the estimated SQNR in dB of int8 with one scale, with SmoothQuant
+    (arXiv 2211.10438), and with one scale per token. The advice is the cheapest of these that reaches 30 dB or
+    is within 3 dB of the best; float or int16 if the best is below 20 dB.
 
     Args:
-        samples: how many calibration samples are looked at.
+        samples: the number of calibration samples.
         layer: only layers whose name matches this glob.
-        progress: show a bar on a terminal.
+        progress: show a progress bar on a terminal.
 
     Raises:
         TaskError: the network has no linear layer and no convolution.
-        CalibrationError: no layer has such a name, with the nearest; or the data, as in ``compress``.
+        CalibrationError: no layer matches, naming the nearest; or the data is invalid, as in ``compress``.
 
     >>> import torch, tersor
     >>> random = torch.Generator().manual_seed(0)
@@ -87,12 +87,12 @@ def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool 
     ([3], 'smooth')
     """
     if samples < 1:
-        raise CalibrationError(f"outliers over {samples} samples: ask for at least 1")
+        raise CalibrationError(f"samples is {samples}: it must be at least 1")
     with Stages(progress) as stages:
         with stages.stage("capture", "capturing the network"):
             network = FoldBatchNorm()(FoldConstants()(capture(task.model, task.example)))
         layers = _chosen(network, layer)
-        with stages.stage("calibrate", "looking at the layers' inputs", samples) as bar:
+        with stages.stage("calibrate", "observing the layers' inputs", samples) as bar:
             seen, count = _observed(task, network, layers, samples, bar.at)
         with stages.stage("measure", "estimating their errors", len(layers)) as bar:
             records = []
@@ -104,10 +104,10 @@ def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool 
 
 
 def _chosen(network: Network, pattern: str) -> list[fx.Node]:
-    """The weighted layers of that name that read an activation."""
+    """The weighted layers that match the pattern and read an activation."""
     layers = [n for n in network.operators() if n.target in WEIGHTED and _source(n).op != "get_attr"]
     if not layers:
-        raise TaskError("the network has no linear layer and no convolution: there are no inputs to look at")
+        raise TaskError("the network has no linear layer and no convolution, so there are no inputs to observe")
     names = [title(n) for n in layers]
     chosen = [n for n, name in zip(layers, names, strict=True) if fnmatchcase(name, pattern)]
     if not chosen:
@@ -119,10 +119,10 @@ def _chosen(network: Network, pattern: str) -> list[fx.Node]:
 def _observed(
     task: Task, network: Network, layers: list[fx.Node], samples: int, on_batch: Any
 ) -> tuple[dict[fx.Node, Statistics], int]:
-    """The statistics of each layer's input, and how many samples they are of."""
+    """The statistics of each layer's input, and their number of samples."""
     found: dict[fx.Node, Statistics] = {}
     count = 0
-    # Twice only where one value is read along different dimensions.
+    # Two passes are needed only if one value is read along different dimensions.
     for group in _by_axis(layers):
         inputs = {_source(n).name for n in group}
         last = {_source(n).name for n in group if n.target in LINEARS}
@@ -140,7 +140,7 @@ def _by_axis(layers: list[fx.Node]) -> list[list[fx.Node]]:
 
 
 def _smoothing(network: Network, seen: dict[fx.Node, Statistics]) -> dict[fx.Node, Tensor]:
-    """What the inputs of linear layers would be divided by; layers that read one value share it."""
+    """The smoothing factors of the linear layers' inputs; layers that read the same value share them."""
     scales: dict[fx.Node, Tensor] = {}
     for readers in smoothable(network).values():
         known = next((seen[n].channels for n in readers if n in seen), None)

@@ -15,7 +15,7 @@ from tersor.task import Task
 
 @dataclass(frozen=True)
 class Prepared:
-    """A captured network, the same with kinder numbers, and its plan."""
+    """A captured network, the equivalent network after rewrites, and the plan of the latter."""
 
     original: Network
     network: Network
@@ -23,7 +23,7 @@ class Prepared:
     policy: Policy
 
     def planned_again(self, network: Network, step: Quantize) -> "Prepared":
-        """The same with another network of the same function."""
+        """The same with an equivalent network, planned again."""
         return replace(self, network=network, plan=plan(network, step, self.policy))
 
 
@@ -34,7 +34,7 @@ def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
 
 
 def captured(task: Task) -> Network:
-    """The task's model as a graph that every engine takes: some refuse forms of a global pool."""
+    """The task's model as a graph that every engine supports: some reject certain forms of a global pool."""
     return rewritten(capture(task.model, task.example), REWRITES["global_pool"]())
 
 
@@ -50,7 +50,7 @@ def planned(original: Network, step: Quantize, policy: Policy) -> Prepared:
 
 
 def predicted_bytes(network: Network, plan: Plan) -> tuple[int, int]:
-    """Bytes of the tensors now, and predicted after compression (scales counted, the engine's own text not)."""
+    """Bytes of the tensors now, and predicted after compression, including scales but not the engine's graph."""
     before = network.weight_bytes()
     saved = 0
     for name, bits, scales in {

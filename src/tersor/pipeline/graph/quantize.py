@@ -1,4 +1,4 @@
-"""The graph host: a network is captured, and quantized step by step, each in the order in which it must happen."""
+"""The graph host: capture a network and quantize it."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ class GraphHost:
     """Whole networks, captured as graphs and planned for an engine.
 
     Args:
-        policy: what the engine can do.
+        policy: the engine's capabilities.
     """
 
     policy: Policy
@@ -29,8 +29,8 @@ class GraphHost:
     def quantize(self, step: Quantize, subject: Subject, task: Task, stages: Stages) -> Subject:
         """The subject quantized; ``details`` holds the ``Solved``.
 
-        The order is: plan, probe and rewrite what the plan calls for, plan the rewritten network, observe it, solve and
-        correct. What is measured before planning is the probe's.
+        The order is: plan, probe and rewrite as the plan requires, plan the rewritten network, observe it, solve and
+        correct. Only the probe measures before the final plan.
         """
         with stages.stage("capture", "planning"):
             original = captured(task) if subject.network is None else subject.network
@@ -41,7 +41,7 @@ class GraphHost:
 
 
 def settled(subject: Subject, step: Quantize, solved: Solved) -> Subject:
-    """The subject with what a step solved."""
+    """The subject with a step's result."""
     history = (*subject.history, step)
     return replace(subject, network=solved.network, plan=solved.prepared.plan, history=history, details=solved)
 
@@ -50,7 +50,7 @@ def start(task: Task, recipe: Recipe, host: Any, stages: Stages) -> Subject:
     """The subject of the recipe's first step: the task's model, captured.
 
     Raises:
-        RecipeError: the recipe asks for what graphs do not take.
+        RecipeError: the recipe asks for options that graphs do not support.
     """
     GRAPH.check(recipe)
     with stages.stage("capture", "capturing"):

@@ -23,7 +23,7 @@ from tersor.task import Arguments, Task
 
 @dataclass(frozen=True)
 class Goal:
-    """What a recording is made for, as the arguments of ``compress``, and whether the plan needs data."""
+    """The target of a recording, as arguments of ``compress``, and whether its plan needs data."""
 
     recipe: Recipe
     engine: str
@@ -34,14 +34,14 @@ class Goal:
 
 
 class Recording(nn.Module):
-    """The float model, remembering what it is called with: what ``prepare`` returns and ``convert`` takes.
+    """The float model, which records its inputs: ``prepare`` returns it and ``convert`` takes it.
 
-    Call it as the model is called; the model's own output comes back. A copy of every input is kept in memory, on its
-    device, for as long as this object lives: 512 pictures of 3 × 224 × 224 take 308 MB. For more data than that,
-    give ``tersor.compress`` a Task, which streams.
+    Call it like the model; it returns the model's output. A copy of every input is kept in memory, on the input's
+    device, for the lifetime of this object: 512 images of 3 × 224 × 224 take 308 MB. For more data, give
+    ``tersor.compress`` a Task, which streams.
 
     Raises:
-        CalibrationError: a batch that does not look like the example, or holds NaN or infinity; it is not kept.
+        CalibrationError: a batch whose form differs from the example's, or with NaN or infinity; it is not recorded.
         TaskError: arguments in another form than the example's.
     """
 
@@ -53,25 +53,26 @@ class Recording(nn.Module):
 
     @property
     def task(self) -> Task:
-        """The model with what was seen so far as its calibration data."""
+        """The model with the recorded batches as its calibration data."""
         batches = tuple(self._batches)
         return Task(type(self.model).__name__, self.model, self.example, lambda: batches)
 
     @property
     def samples(self) -> int:
-        """How many samples are kept: the first dimensions of the batches, added up."""
+        """The number of recorded samples: the sum of the batch sizes."""
         return self.task.samples() if self._batches else 0
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model makes of its arguments, which are kept."""
+        """The model's output; the arguments are recorded."""
         if args and kwargs:
             raise TaskError("called with positional and keyword arguments; give all in the form of the example")
         batch = kwargs or args
         unknown = [name for name in kwargs if isinstance(self.example, Mapping) and name not in self.example]
         if unknown:
-            raise TaskError(f"called with {unknown}, which the example has not; add them to the example, or leave them")
+            raise TaskError(f"called with {unknown}, which the example lacks; add them to the example, or omit them")
         self.task.checked(batch, len(self._batches))
-        # A model may write into its input; what is copied in inference mode cannot be written to outside.
+        # Copy before the call, since a model may modify its input in place; a tensor made in inference mode could not
+        # be modified outside it.
         with torch.inference_mode(False):
             kept = pytree.tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, batch)
         output = self.model(*args, **kwargs)
@@ -89,19 +90,19 @@ def prepare(
     threads: int | None = None,
     precision: str = "f32",
 ) -> Recording:
-    """A model that remembers its inputs, so that a loop over data calibrates it; then ``convert`` it.
+    """Wrap a model so that it records its inputs: run calibration data through it, then ``convert`` it.
 
-    The model is captured and planned once already now, so that all but the data is checked before the data is run. It
-    is not changed, and not copied either: change it in between, and what it then is will be converted. ``compress``
-    does the same in one call, measures the result, and holds no data.
+    The model is captured and planned once here, so that everything except the data is checked before data is run. It
+    is neither changed nor copied: ``convert`` uses the model's state at that time. ``compress`` does the same in one
+    call, measures the result, and keeps no data.
 
     Args:
         model: the trained network in eval mode.
-        recipe, engine, target, threads, precision: as of ``compress``.
+        recipe, engine, target, threads, precision: as in ``compress``.
         example: the arguments of one call, as a tuple, or a dict of keyword arguments.
 
     Raises:
-        TersorError: as ``compress``, for the model, the example, the recipe and the engine.
+        TersorError: as in ``compress``, for the model, the example, the recipe and the engine.
 
     >>> import torch, tersor
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
@@ -115,25 +116,25 @@ def prepare(
     torch.Size([2, 8, 6, 6])
     """
     task, recipe = Task(type(model).__name__, model, example, tuple), resolve(recipe)
-    # ``auto`` has no policy of its own; the simulation's takes whatever one of its engines takes.
+    # ``auto`` has no policy; the simulation's policy accepts everything that one of its engines accepts.
     policy = (simulation() if engine == "auto" else find_engine(engine)).policy(target)
     needs_data = _needs_data(recipe.quantize, planned(task, recipe, policy))
     return Recording(task, Goal(recipe, engine, target, threads, precision, needs_data))
 
 
 def convert(prepared: Recording, *, report: bool = False, progress: bool = True) -> Compressed:
-    """Compress what ``prepare`` returned, calibrated with the data that it has seen.
+    """Compress what ``prepare`` returned, calibrated with the recorded data.
 
-    The result is that of ``compress`` with the same batches. ``prepared`` keeps its data: it may see more of it, and be
+    The result equals that of ``compress`` with the same batches. ``prepared`` keeps its data: it can record more and be
     converted again.
 
     Args:
-        report: True measures latency, memory and the error of every layer; there is no judge, so no metric.
-        progress: show bars on a terminal.
+        report: True measures latency, memory and the error of every layer; there is no ``evaluate``, so no metric.
+        progress: show progress bars on a terminal.
 
     Raises:
-        CalibrationError: it has seen no data, and the recipe needs some.
-        TersorError: as ``compress``.
+        CalibrationError: ``prepared`` has seen no data, and the recipe needs data.
+        TersorError: as in ``compress``.
     """
     if not isinstance(prepared, Recording):
         raise TaskError(f"convert takes what tersor.prepare returned, got {type(prepared).__name__}")
@@ -157,6 +158,6 @@ def convert(prepared: Recording, *, report: bool = False, progress: bool = True)
 
 
 def _needs_data(step: Quantize, found: Prepared) -> bool:
-    """Whether a value of the data can reach the result."""
+    """Whether the result depends on calibration data."""
     wanted = step.bias_correction or wants_equalization(step, found.plan) or wants_smoothing(step, found)
     return wanted or bool(found.plan.activations()) or any(s.asked.choice().needs for s in found.plan.weights())

@@ -1,4 +1,4 @@
-"""What was measured as a Report."""
+"""Build the Report from the measurements."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ from tersor.pipeline.graph.measuring import Measured, Subjects
 from tersor.pipeline.graph.solve import Solved
 from tersor.recipe import Recipe
 
-HISTOGRAMS = 400  # sites drawn in a report: a page must stay a page
+HISTOGRAMS = 400  # limit of sites drawn in a report, which bounds the size of the page
 
 
 def make_report(
@@ -96,7 +96,7 @@ def make_report(
 
 
 def _reasons_for_null(measured: Measured, layers: tuple[Layer, ...], peak: int | None) -> dict[str, str]:
-    """Why a figure of the report is null, by the figure's dotted path."""
+    """The reason for every null figure of the report, by the figure's dotted path."""
     reasons = dict(measured.unknown)
     if any(layer.sqnr_db is None or layer.accumulated_sqnr_db is None for layer in layers):
         reasons["layers.sqnr_db"] = reasons["layers.accumulated_sqnr_db"] = (
@@ -107,7 +107,7 @@ def _reasons_for_null(measured: Measured, layers: tuple[Layer, ...], peak: int |
     if any(layer.executed is None for layer in layers):
         reasons["layers.executed"] = "the engine gives no account of it here"
     if peak is None:
-        reasons["peak_memory_bytes"] = "the system does not tell"
+        reasons["peak_memory_bytes"] = "the system does not report it"
     return reasons
 
 
@@ -208,7 +208,7 @@ def _network_notes(subjects: Subjects, solved: Solved) -> list[str]:
     if policy.reduced_weights:
         notes.append(
             f"planned for {policy.target}, which has no VNNI: its u8·s8 kernels add pairs of products in 16 bits, "
-            "which saturate without a word; weights keep to 7 bits (codes within ±63), which is exact"
+            "which saturate silently; weights are limited to 7 bits (codes within ±63), which is exact"
         )
     if not policy.reduced_weights and saturates(policy.target, isa_flags(cpuinfo())):
         notes.append(
@@ -223,7 +223,7 @@ def _simulation_warnings(measured: Measured) -> list[str]:
     if share is None or share >= 0.98:
         return []
     return [
-        f"engine and simulation make the same prediction for {share:.1%} only; look at the audit for what differs"
+        f"engine and simulation make the same prediction for only {share:.1%}; the audit lists the layers that differ"
     ]
 
 

@@ -1,4 +1,4 @@
-"""Rewrites that are measured first: probe a few samples, rewrite the float network, plan again."""
+"""Rewrites that need statistics: probe a few samples, rewrite the float network, plan again."""
 
 from tersor.network.calibrate import calibrate
 from tersor.network.rewrites import REWRITES
@@ -12,15 +12,15 @@ from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantize
 from tersor.task import Task
 
-# Rows of a value on which strengths of smoothing are tried.
+# Rows of a value on which smoothing strengths are compared.
 TRIED = 256
 
 
 def rewrite_by_probe(task: Task, step: Quantize, prepared: Prepared, stages: Stages, seed: int = 0) -> Prepared:
-    """The network equalized and smoothed as far as the step asks, and its plan. What follows observes this one.
+    """The network, equalized and smoothed as the step requires, and its plan; later passes observe this network.
 
     Args:
-        seed: from which data draws its random numbers, in each pass anew.
+        seed: of the data's random numbers, set again before each pass.
     """
     if wants_equalization(step, prepared.plan):
         prepared = _equalized(task, step, prepared, stages, seed)
@@ -30,21 +30,21 @@ def rewrite_by_probe(task: Task, step: Quantize, prepared: Prepared, stages: Sta
 
 
 def wants_equalization(step: Quantize, plan: Plan) -> bool:
-    """Equalization helps weights that share one scale across channels, and nothing else."""
+    """Whether to equalize: by default if weights share one scale across channels, since only these benefit."""
     if step.equalize == "auto":
         return any(s.spec.granularity.kind == "tensor" for s in plan.weights())
     return step.equalize == "on"
 
 
 def wants_smoothing(step: Quantize, prepared: Prepared) -> bool:
-    """Smoothing is for Transformers with calibrated activations; the graph tells which network is one."""
+    """Whether to smooth: by default for Transformers (detected in the graph) with calibrated activations."""
     if step.smooth == "auto":
         return step.activations.when == "static" and is_transformer(prepared.network)
     return step.smooth == "on"
 
 
 def _equalized(task: Task, step: Quantize, prepared: Prepared, stages: Stages, seed: int) -> Prepared:
-    for name in ("absorb_bias", "equalize"):  # a channel's constant part would count as its size
+    for name in ("absorb_bias", "equalize"):  # absorb first: a channel's constant part would count as part of its range
         with stages.stage("calibrate", "equalizing layers") as bar, seeded(seed):
             values = {*prepared.plan.sources(), *(s.node for s in prepared.plan.weights())}
             batches = some(passing(task, prepared.network), step.correction_samples)

@@ -28,7 +28,7 @@ from tersor.solvers import Answer, ask
 
 @dataclass(frozen=True)
 class Solved:
-    """A quantized network and how it was made; ``samples`` are the first of the calibration data, as one batch."""
+    """A quantized network with its plan and solutions; ``samples`` are the first calibration samples, as one batch."""
 
     prepared: Prepared
     network: Network
@@ -39,17 +39,17 @@ class Solved:
 
     @property
     def calibration(self) -> Calibration:
-        """The statistics and the means."""
+        """The observed statistics and means."""
         return self.observations.calibration
 
 
 def solve(step: Quantize, prepared: Prepared, observations: Observations, stages: Stages, seed: int = 0) -> Solved:
-    """The quantized network of a plan, from what was observed of its float network.
+    """The quantized network of a plan, from the observations of its float network.
 
-    Of the data only the first samples, which the observations keep, are run again, to correct biases.
+    Only the first samples of the data, which the observations keep, are run again, to correct biases.
 
     Raises:
-        CalibrationError: the observations are of another network, or lack what the plan asks for.
+        CalibrationError: the observations are of another network, or lack values that the plan needs.
         RecipeError, TersorError: naming the site or layer that cannot be solved.
     """
     if signature(prepared.network) != observations.network:
@@ -75,7 +75,7 @@ def solve(step: Quantize, prepared: Prepared, observations: Observations, stages
 def activation_ranges(
     plan: Plan, calibration: Calibration, on_site: Callable[[], None] = lambda: None
 ) -> dict[str, Range]:
-    """The range of every group of activation sites: fixed by the policy, or by its estimator."""
+    """The range of every group of activation sites: fixed by the policy, or chosen by its estimator."""
     ranges: dict[str, Range] = {}
     for site in plan.activations():
         on_site()
@@ -91,7 +91,7 @@ def activation_ranges(
 
 
 def _hessians(plan: Plan, grams: Mapping[str, Gram]) -> dict[str, Gram]:
-    """By weight, the Gram matrix of all inputs of the layers that read it."""
+    """For each weight, the Gram matrix of the inputs of all layers that read it."""
     found: dict[str, Gram] = {}
     for site in plan.weights():
         if site.node in grams:
@@ -148,7 +148,7 @@ def _input_site(plan: Plan, node: Any) -> Site | None:
 def _with_solved_inputs(
     prepared: Prepared, ranges: dict[str, Range], solutions: dict[str, Answer]
 ) -> dict[str, Range]:
-    """The ranges, with those that a solver chose for its layer's input, where no other operator reads that input."""
+    """The ranges, with a solver's range for its layer's input if no other operator reads that input."""
     ranges = dict(ranges)
     for name, solution in solutions.items():
         node = prepared.network.node(name)

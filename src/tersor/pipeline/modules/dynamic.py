@@ -1,4 +1,4 @@
-"""Quantization without data, in PyTorch: the user's own model class comes back, computing in integers."""
+"""Data-free quantization in PyTorch: the result has the user's own model class and computes in integers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,18 +28,18 @@ from tersor.task import Task
 
 _WEIGHT = QuantSpec("int8", "channel")
 _ACTIVATION = QuantSpec("int8", "token", symmetric=False)
-# Elements of a weight that are worked on at once.
+# Elements of a weight that are quantized at once.
 _CHUNK = 2**18
 
 
 @dataclass(frozen=True, eq=False)
 class ModulePlan:
-    """What becomes of one module.
+    """The plan for one module.
 
     Args:
-        weights: how its weights are stored; None where it is left alone.
-        activation: how its input is quantized at run time; None where it stays float.
-        reason: in words.
+        weights: how its weights are stored; None if the module is not quantized.
+        activation: how its input is quantized at run time; None if it stays float.
+        reason: the reason, as text.
     """
 
     weighted: WeightedModule
@@ -59,23 +59,23 @@ class ModulePlan:
 def quantize_dynamic(
     model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic", *, progress: bool = True
 ) -> nn.Module:
-    """A copy of a model that computes its linear and recurrent layers in int8, with nothing calibrated.
+    """A copy of a model whose linear and recurrent layers compute in int8, without calibration.
 
-    Weights become codes now, activations at run time, one scale for every row (token). What comes back is of the
-    model's own class: ``generate``, hooks on other modules, packed sequences and hidden states go on working, and
-    ``state_dict`` holds the codes. The model itself is not changed. ``dynamic_plan`` tells what happens to which
-    layer, and why some stay as they are.
+    Weights are quantized now, activations at run time with one scale per row (token). The result has the model's own
+    class: ``generate``, hooks on other modules, packed sequences and hidden states keep working, and ``state_dict``
+    holds the codes. The model itself is not changed. ``dynamic_plan`` lists what happens to each layer, and why some
+    are not quantized.
 
     Args:
-        model: any module; its linear layers, embeddings, LSTM, GRU, RNN and their cells are taken, and with a
-            recipe of weights only its convolutions too.
+        model: any module; its linear layers, embeddings, LSTM, GRU, RNN and their cells are quantized, and with a
+            weight-only recipe its convolutions too.
         recipe: ``int8-dynamic``, ``int16-dynamic``, ``int8-weight``, ``int4-weight``, ``fp16`` or ``bf16``, a
-            Recipe with rules, or the path of its YAML file. ``@first`` and ``@last`` are first and last in the order
-            in which the model lists its modules.
+            Recipe with rules, or the path of its YAML file. ``@first`` and ``@last`` are the first and last module in
+            the model's own order.
 
     Raises:
-        RecipeError: a recipe that needs calibration, a rule that matches no layer, or nothing left to quantize.
-        NumericsError: a weight with NaN or infinity, by name.
+        RecipeError: a recipe that needs calibration, a rule that matches no layer, or no layer left to quantize.
+        NumericsError: naming a weight with NaN or infinity.
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     >>> small, x = quantize_dynamic(model), torch.ones(3, 64)
@@ -93,7 +93,7 @@ def quantize_dynamic(
 
 
 def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic") -> list[ModulePlan]:
-    """What ``quantize_dynamic`` would do to every module that holds weights, and why.
+    """The plan of ``quantize_dynamic`` for every module that holds weights, with reasons.
 
     >>> model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Linear(4, 2))
     >>> print(*dynamic_plan(model), sep="\\n")
@@ -153,12 +153,12 @@ def _with_ties(module_plan: ModulePlan, unquantized: dict[int, ModulePlan]) -> M
     tied = next((unquantized[id(t)] for t in module_plan.weighted.tensors() if id(t) in unquantized), None)
     if module_plan.weights is None or tied is None:
         return module_plan
-    return ModulePlan(module_plan.weighted, None, None, f"stays float: its weight is tied to {tied.name}, which does")
+    return ModulePlan(module_plan.weighted, None, None, f"stays float: tied to {tied.name}, which stays float")
 
 
 def _planned(weighted: WeightedModule, step: Quantize) -> ModulePlan:
     if weighted.skip_reason:
-        return ModulePlan(weighted, None, None, f"stays as it is: {weighted.skip_reason}")
+        return ModulePlan(weighted, None, None, f"not quantized: {weighted.skip_reason}")
     found = decide(weighted.name, weighted.op, step, _WEIGHT)
     if found.keep == "fp32":
         return ModulePlan(weighted, None, None, f"stays float: {found.reason}")
@@ -173,8 +173,8 @@ def _planned(weighted: WeightedModule, step: Quantize) -> ModulePlan:
         activation = None
     if (solver := weights.choice()).needs:
         raise RecipeError(
-            f"{weighted.name}: {solver.name} solves a weight against calibrated inputs of its layer, and nothing is "
-            "calibrated here: use tersor.compress, or `solver: rtn`"
+            f"{weighted.name}: {solver.name} solves a weight against calibrated inputs of its layer, and this function "
+            "does not calibrate: use tersor.compress, or `solver: rtn`"
         )
     spec = weights.spec(_WEIGHT)
     _check(weighted, spec, activation)
@@ -204,8 +204,8 @@ def _check(weighted: WeightedModule, spec: QuantSpec, activation: QuantSpec | No
         Granularity.tensor(),
     ):
         raise RecipeError(
-            f"{weighted.name}: a product in integers takes symmetric integer weights of 8 bits or fewer per channel or "
-            f"tensor, not {spec}; leave the activations in float (`format: fp32`) for this one"
+            f"{weighted.name}: an integer product takes symmetric integer weights of at most 8 bits, per channel or "
+            f"tensor, not {spec}; leave the activations in float (`format: fp32`) for this layer"
         )
 
 
@@ -240,7 +240,7 @@ def _replacement(
 
 
 def _directions(module: Any) -> Iterator[tuple[list[str], list[Tensor]]]:
-    """The weights' names and the biases of every layer and direction."""
+    """The weight names and the biases of every layer and direction."""
     for k in range(module.num_layers):
         for suffix in ("", "_reverse")[: 2 if module.bidirectional else 1]:
             tail = f"l{k}{suffix}"
@@ -262,6 +262,6 @@ def _solved(name: str, tensor: Tensor, wanted: Quantization, seed: int, transpos
 
 
 def _chunks(weight: Tensor, spec: QuantSpec) -> Sequence[Tensor]:
-    """A few rows at a time where each has scales of its own: intermediates are small and stay in the cache."""
+    """Chunks of rows if each row has its own scales, so that intermediates stay in the cache; else the whole weight."""
     alone = spec.granularity.scale_shape(weight.shape)[0] == len(weight) and spec.rounding == "nearest"
     return weight.split(max(1, _CHUNK * len(weight) // weight.numel())) if alone and weight.numel() else [weight]

@@ -1,4 +1,4 @@
-"""What second-order pruning needs to see of an eager model, and the weights that it may change."""
+"""The prunable weights of an eager model, and the statistics that second-order pruning needs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,13 +24,13 @@ from tersor.task import batch_size
 Call = Callable[[nn.Module, Any], Any]
 _OPS = ("linear", "conv1d", "conv2d", "conv3d")
 _FLOAT = QuantSpec("fp32")
-# Samples whose gradients are in memory together.
+# Number of samples whose gradients are in memory at once.
 _TOGETHER = 16
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One weight of a model, as the solvers want it: outputs first."""
+    """One weight of a model, in the solvers' layout: outputs first."""
 
     weighted: WeightedModule
 
@@ -46,17 +46,17 @@ class Layer:
 
     @property
     def weight(self) -> Float[Tensor, "..."]:
-        """[out, in/groups, *kernel], without its history."""
+        """[out, in/groups, *kernel], detached."""
         weight = self.parameter.detach()
         return weight.t() if self.weighted.transposed else weight
 
     def put(self, weight: Float[Tensor, "..."]) -> None:
-        """Give the module other values, in the same place."""
+        """Overwrite the module's weight in place."""
         with torch.no_grad():
             self.parameter.copy_(weight.t() if self.weighted.transposed else weight)
 
     def problem(self, gram: Gram | None = None) -> LayerProblem:
-        """The layer as a solver is asked."""
+        """The layer as a solver problem."""
         module, geometry = self.weighted.module, Geometry()
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             padding: Any = module.padding
@@ -65,10 +65,10 @@ class Layer:
 
 
 def prunable(model: nn.Module, skip: Sequence[str] = ()) -> tuple[list[Layer], dict[str, str]]:
-    """The weights of linear layers and convolutions, and the reasons why others are skipped, by name.
+    """The weights of linear layers and convolutions, and the reasons why other layers are skipped, by name.
 
     Args:
-        skip: names or patterns (``*.head``) of layers to leave as they are.
+        skip: names or patterns (``*.head``) of layers not to prune.
 
     Raises:
         RecipeError: for a pattern that matches no layer, naming the nearest.
@@ -102,9 +102,9 @@ def _reason(weighted: WeightedModule, owners: Counter[int], step: Quantize) -> s
     if weighted.skip_reason is not None:
         return weighted.skip_reason
     if weighted.op not in _OPS:
-        return f"no pruner knows the operator {weighted.op}"
+        return f"no pruner supports the operator {weighted.op}"
     if getattr(weighted.module, "padding_mode", "zeros") != "zeros":
-        return "it pads with other values than zeros"
+        return "its padding is not zero padding"
     if any(owners[id(t)] > 1 for t in weighted.tensors()):
         return "another layer reads the same weight"
     return None
@@ -112,13 +112,13 @@ def _reason(weighted: WeightedModule, owners: Counter[int], step: Quantize) -> s
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics:
-    """What one pass showed, by layer.
+    """The statistics of one pass, by layer.
 
     Attributes:
-        grams: of the layers' inputs.
-        costs: ``[out]``, mean over the samples of Σg² of the loss's gradient at each output channel, over all its
-            positions: half of it, times the mean square of an error there, is what the error adds to the loss, as
-            K-FAC has it (arXiv 1503.05671). Empty without a loss.
+        grams: the Gram matrices of the layers' inputs.
+        costs: ``[out]``, mean over the samples of Σg², with g the loss's gradient at each output channel, summed over
+            its positions: half of it times an error's mean square approximates the increase of the loss, as in
+            K-FAC (arXiv 1503.05671). Empty without a loss.
     """
 
     grams: dict[str, Gram]
@@ -133,14 +133,14 @@ def observe(
     judged: bool,
     token_mask: Callable[[Any], Tensor] | None = None,
 ) -> LayerStatistics:
-    """Run ``call(model, batch)`` on every batch; where it is ``judged``, what it returns is the loss.
+    """Run ``call(model, batch)`` on every batch; if ``judged``, it returns the loss.
 
     Args:
         token_mask: ``token_mask(batch)`` returns bool [batch, length], True for real positions.
 
     Raises:
-        CalibrationError: for no batch, a layer that was never called or whose inputs are not finite, a loss that is
-            not finite or does not depend on a layer.
+        CalibrationError: there is no batch, a layer is never called or its inputs are not finite, or the loss is not
+            finite or does not depend on a layer.
     """
     grams: dict[str, Gram] = {}
     costs: dict[str, Tensor] = {}
@@ -189,10 +189,10 @@ def observe(
 def fishers(
     model: nn.Module, layers: Sequence[Layer], batches: Iterable[Any], loss: Call, size: int, samples: int
 ) -> dict[str, Float[Tensor, "blocks size size"]]:
-    """mean(g·gᵀ) of the gradients of every single one of the first ``samples`` samples, in blocks of ``size`` weights.
+    """mean(g·gᵀ) of the per-sample gradients of the first ``samples`` samples, in blocks of ``size`` weights.
 
     Raises:
-        CalibrationError: for no batch, or a loss that is not finite.
+        CalibrationError: there is no batch, or a loss is not finite.
     """
     found: dict[str, Gram] = {}
     kept: list[list[Tensor]] = []
@@ -227,7 +227,7 @@ def _singly(batches: Iterable[Any], samples: int) -> Iterator[Any]:
 
 @contextmanager
 def _tracked(layers: Sequence[Layer], wanted: bool) -> Iterator[list[nn.Parameter]]:
-    """The weights, with gradients whether or not they are frozen."""
+    """The weights, with gradients if ``wanted`` even for frozen ones."""
     weights = [layer.parameter for layer in layers]
     flags = [w.requires_grad for w in weights]
     try:

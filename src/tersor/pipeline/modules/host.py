@@ -1,9 +1,9 @@
-"""What the host of eager models takes of a recipe."""
+"""The recipe options that the host of eager models supports."""
 
 from tersor.recipe import Capabilities
 
 _FOLDERS = "is for folders in the Hugging Face layout, which tersor.compress_folder compresses"
-_CALIBRATED = "needs calibration, and tersor.quantize_dynamic runs no data: use tersor.compress"
+_CALIBRATED = "needs calibration, and tersor.quantize_dynamic does not calibrate: use tersor.compress"
 
 MODULES = Capabilities(
     host="tersor.quantize_dynamic",

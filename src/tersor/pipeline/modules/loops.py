@@ -1,4 +1,4 @@
-"""The loops of the papers over a whole eager network: score, remove, make up for it, retrain, again."""
+"""Iterative pruning of a whole eager network: score, remove, compensate for the error, retrain, repeat."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,9 +16,9 @@ from tersor.solvers import PRUNERS, Sparsity, allocate, ask, pruner_choice
 from tersor.solvers.fisher import prune_by_fisher
 from tersor.solvers.output_error import output_error
 
-# Weights of one block of the Fisher matrix, and how many samples it is a mean of (arXiv 2203.07259).
+# Block size of the Fisher matrix by method, and the number of samples for its mean (arXiv 2203.07259).
 _BLOCKS = {"obd": 1, "obs": 50}
-# The entry of PRUNERS that a method without a loss is.
+# The entry of PRUNERS for a method without a loss.
 _PRUNERS = {"obs": "exactobs"}
 _SAMPLES = 1024
 _LEVELS = tuple(k / 40 for k in range(40))
@@ -26,14 +26,14 @@ _LEVELS = tuple(k / 40 for k in range(40))
 
 @dataclass(frozen=True)
 class PrunedRecord:
-    """What became of one layer.
+    """The result for one layer.
 
     Args:
-        name: its dotted name.
-        weights: how many it has.
-        sparsity: the share of them that is zero.
-        error: power of the output's error over that of the output, both with the inputs of the original model.
-        method: as the report prints it.
+        name: the layer's dotted name.
+        weights: its number of weights.
+        sparsity: the fraction of zero weights.
+        error: power of the output error relative to the output, both with the inputs of the original model.
+        method: the method, as the report prints it.
     """
 
     name: str
@@ -45,12 +45,12 @@ class PrunedRecord:
 
 @dataclass(frozen=True, eq=False)
 class PrunedModel:
-    """A copy of a model with zeros among its weights.
+    """A pruned copy of a model.
 
     Args:
-        model: of the original's class, in eval mode.
-        layers: one record for each that was pruned.
-        skip_reasons: by name, why the others were not pruned.
+        model: the copy, of the original's class, in eval mode.
+        layers: one record for each pruned layer.
+        skip_reasons: why the other layers were not pruned, by name.
     """
 
     model: nn.Module
@@ -64,7 +64,7 @@ class PrunedModel:
 
     @property
     def sparsity(self) -> float:
-        """The share of zeros among the weights of the pruned layers together."""
+        """The fraction of zeros among all weights of the pruned layers."""
         return sum(r.sparsity * r.weights for r in self.layers) / sum(r.weights for r in self.layers)
 
 
@@ -81,33 +81,33 @@ def prune_iteratively(
     skip: Sequence[str] = (),
     token_mask: Callable[[Any], Tensor] | None = None,
 ) -> PrunedModel:
-    """Prune a copy of a model in steps, each from statistics of what the last one left.
+    """Prune a copy of a model in steps, each with statistics of the previous step's result.
 
     | ``method`` | without a loss: the layer's output | with a loss |
     |---|---|---|
     | ``obd`` | ½·H_jj·w² of the Gram matrix | ½·F_jj·w² of the empirical Fisher diagonal (LeCun et al., 1989) |
     | ``obs`` | ExactOBS (arXiv 2208.11580) | blocks of 50 of the empirical Fisher matrix (arXiv 2004.14340) |
-    | others | a name of ``tersor.solvers.PRUNERS`` | the same, an output's error weighted by what it adds to the loss |
+    | others | a name of ``tersor.solvers.PRUNERS`` | the same, an output's error weighted by its effect on the loss |
 
-    A share of all weights ("70%") is divided over the layers: by one threshold where the Fisher matrix scores them,
-    else by ``tersor.solvers.allocate`` over their curves, so that it is met or a little more; "70% per row" and "2:4"
-    hold for each layer. The share of weights that stay shrinks by the same factor in every step.
+    A fraction of all weights ("70%") is distributed over the layers: by one threshold if the Fisher matrix scores them,
+    else by ``tersor.solvers.allocate`` over their curves, so that it is met or slightly exceeded; "70% per row" and
+    "2:4" apply to each layer. The fraction of remaining weights shrinks by the same factor in every step.
 
     Args:
-        batches: a list, or a function that gives a fresh iterable, of tuples (or dicts) of the model's arguments; with
-            a loss, of whatever the loss takes. The first dimension of all tensors is the samples.
+        batches: a list, or a function that returns a fresh iterable, of tuples (or dicts) of the model's arguments;
+            with a loss, of the batches that the loss takes. The first dimension of all tensors is the batch.
         loss: ``loss(model, batch)``, the mean over the samples of the batch.
-        retrain: ``retrain(model)`` trains the copy in place after each step. Removed weights stay zero: they get no
-            gradient, and what moves them all the same is undone.
-        skip: names or patterns of layers to leave as they are.
-        token_mask: ``token_mask(batch)`` returns bool [batch, length], True for real positions; padded ones do not
-            count. The former name ``counted`` is still taken.
+        retrain: ``retrain(model)`` trains the copy in place after each step. Removed weights stay zero: their gradient
+            is masked, and they are set to zero again afterwards.
+        skip: names or patterns of layers not to prune.
+        token_mask: ``token_mask(batch)`` returns bool [batch, length], True for real positions; padded positions are
+            ignored. The former name ``counted`` is still accepted.
 
     Raises:
-        RecipeError: for a method, a sparsity or a pattern of ``skip`` that does not exist, or groups that do not
-            divide a layer.
-        CalibrationError: for data, or a loss, that cannot be used; naming the layer.
-        TaskError: for both ``token_mask`` and ``counted``.
+        RecipeError: an unknown method, an invalid sparsity, a pattern in ``skip`` that matches no layer, or groups that
+            do not divide a layer.
+        CalibrationError: naming the layer, if the data or the loss cannot be used.
+        TaskError: both ``token_mask`` and ``counted`` are given.
 
     >>> net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> data = [(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)),)]
@@ -146,11 +146,11 @@ def prune_iteratively(
 def _checked(method: str, sparsity: str, steps: int, loss: Call | None) -> Sparsity:
     asked = Sparsity.parse(sparsity)
     if method not in {*PRUNERS, "obs"}:
-        raise RecipeError(f"method {method!r} is unknown: there are obs, {', '.join(PRUNERS)}")
+        raise RecipeError(f"method {method!r} is unknown: choose obs, {', '.join(PRUNERS)}")
     if steps < 1 or (steps > 1 and asked.group is not None):
-        raise RecipeError(f"{sparsity} in {steps} steps: n:m takes one step, a share one or more")
+        raise RecipeError(f"{sparsity} in {steps} steps: n:m takes exactly one step, a percentage at least one")
     if loss is not None and method in _BLOCKS and asked.pattern != "layer":
-        raise RecipeError(f"{method} by the loss takes weights wherever they are: write '70%', not {sparsity!r}")
+        raise RecipeError(f"{method} with a loss prunes without structure: write '70%', not {sparsity!r}")
     return asked
 
 
@@ -161,7 +161,7 @@ def _forward(model: nn.Module, batch: Any) -> Any:
 def _by_layer(
     layers: Sequence[Layer], seen: LayerStatistics, method: str, asked: Sparsity
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Each layer by its own solver; errors of all count alike, or as the loss says."""
+    """Prune each layer with its own problem; the layers' errors count equally, or by their effect on the loss."""
     choice = pruner_choice(_PRUNERS.get(method, method), asked)
     pruner: Any = choice.by
     problems, roots, powers = {}, {}, {}
@@ -169,7 +169,7 @@ def _by_layer(
         problem, root, power = layer.problem(seen.grams[layer.name]), torch.ones(()), 1.0
         if seen.costs:
             cost = seen.costs[layer.name]
-            # Rows in units of the loss; what no sample asked for still counts a little.
+            # Scale the rows to units of the loss; the minimum keeps rows without gradient from having no weight.
             root = cost.clamp(min=1e-3 * float(cost.mean())).sqrt().reshape(-1, *[1] * (problem.weight.ndim - 1))
             problem = replace(problem, weight=problem.weight * root)
             assert problem.gram is not None
@@ -180,7 +180,7 @@ def _by_layer(
         levels = sorted({*_LEVELS, asked.share})
         curves = {n: [(c, e * powers[n]) for c, e in pruner.curve(p, levels)] for n, p in problems.items()}
         wanted = round((1 - asked.share) * sum(p.weight.numel() for p in problems.values()))
-        # Layers round for themselves: at the last level they may keep a few weights more.
+        # Each layer rounds its own number of weights, so at the last level they may keep a few more than wanted.
         chosen = allocate(curves, max(wanted, sum(min(points)[0] for points in curves.values())))
         shares = {name: Sparsity(levels[k]) for name, k in chosen.items()}
     solved = {n: ask(problem, replace(choice, sparsity=shares[n])) for n, problem in problems.items()}

@@ -52,7 +52,7 @@ def solver(name):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("shape", [(10, 7, 3, 3), (10, 7)], ids=str)
+@pytest.mark.parametrize("shape", [pytest.param((10, 7, 3, 3), marks=pytest.mark.slow), (10, 7)], ids=str)
 def test_solution_is_a_valid_quantized_tensor(solver, spec, shape):
     weight = drawn(*shape)
     solution = solver(problem_of(weight, spec))

@@ -475,7 +475,7 @@ def test_what_is_not_done_to_folders_is_refused(change, what, folder):
     prepare_job(folder("llama"), recipe("rtn").model_copy(update=silent), None)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "mixtral"])
+@pytest.mark.parametrize("kind", ["llama", *(pytest.param(k, marks=pytest.mark.slow) for k in ("qwen3", "mixtral"))])
 @pytest.mark.parametrize("change", [{"awq": True}, {"rotate": True}, {"awq": True, "rotate": True}])
 def test_rewrites_leave_the_function_and_change_the_weights(change, kind, folder, tokens, tmp_path):
     # At 8 bits hardly anything is lost, so that the function is seen to be the same.

@@ -62,7 +62,7 @@ def test_no_row_ever_gets_worse_and_together_they_get_better(spec, range):
     assert after[-1].sum() < 0.995 * start.sum()
 
 
-@pytest.mark.parametrize("columns", [40, 200])
+@pytest.mark.parametrize("columns", [40, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("spec", [SPECS[0], SPECS[1], SPECS[3]], ids=str)
 def test_it_stops_where_no_single_code_and_no_scale_would_help(spec, columns):
     problem = problem_of(spec, rows=4, columns=columns)

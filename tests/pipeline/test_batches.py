@@ -4,11 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from parts import Lambda, conv, distance, head
+from parts import conv, distance, head
 from torch import nn
 
 import tersor
-from tersor.network.capture import capture
 from tersor.pipeline.graph.batches import cut, joined, keeping, some
 from tersor.pipeline.graph.measuring import predictor
 
@@ -58,22 +57,9 @@ def test_a_network_of_a_fixed_batch_is_judged_on_any(size):
     assert done.network is not None
     assert not done.network.dynamic_batch
     assert "the batch size is fixed" in done.network.notes[0]
-    predict = predictor(task, done.network, done.runner)
+    predict = predictor(done.network, done.runner)
     with torch.no_grad():
         for batch in (1, 4, 8):
             x = data[1][0][:batch]
             assert predict(x).shape == (batch, 3)
             assert distance(predict(x), model(x)) < 0.05
-
-
-def test_predict_is_called_like_the_model():
-    model = Lambda(lambda m, x, y=None, scale=1.0: x - y, a=nn.Linear(1, 1))
-    a, b = torch.ones(2, 1), torch.zeros(2, 1)
-    keyed = tersor.Task("k", model, {"y": b, "x": a}, lambda: [])
-    network = capture(nn.ReLU().eval(), (a,))
-    assert network.dynamic_batch
-    seen = predictor(keyed, network, lambda *t: t)
-    assert [t is w for t, w in zip(seen(x=a, y=b), (b, a), strict=True)] == [True, True], "the example's order"
-    nested = tersor.Task("n", model, ([a, b], 2.0), lambda: [])
-    seen = predictor(nested, network, lambda *t: t)
-    assert len(seen([a, b], 2.0)) == 2

@@ -1,6 +1,5 @@
 """Capture a model as a Network with torch.export; nothing is folded or silently omitted."""
 
-import inspect
 import operator
 from collections import Counter
 from collections.abc import Mapping
@@ -14,8 +13,10 @@ from torch.utils import _pytree as pytree
 
 from tersor.errors import CaptureError
 from tersor.network.explain import explained, summary, where
+from tersor.network.export import export, without_cache
 from tersor.network.free_batch import agrees, free_batch, repeated
 from tersor.network.network import Network, finish, op_name, weight_node
+from tersor.network.signature import Signature
 from tersor.network.verify import verify
 from tersor.process import quiet
 from tersor.task import Arguments
@@ -51,6 +52,8 @@ def capture(model: nn.Module, example: Arguments) -> Network:
         )
     names = tuple(example) if isinstance(example, Mapping) else ()
     values = tuple(example.values()) if isinstance(example, Mapping) else tuple(example)
+    # A model may write into its input, and an input that requires gradients is no constant of any file.
+    values = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), values)
     return verify(_with_dynamic_batch(model, values, names), "capture", CaptureError)
 
 
@@ -82,13 +85,14 @@ def _trace(
     dynamic: bool,
     notes: tuple[str, ...] = (),
 ) -> Network:
-    program = _export(model, values, names, dynamic)
+    program, signature = export(model, values, names, dynamic)
     if any(_writes_through_a_view(n) for n in program.graph.nodes):
         with quiet():
             program = program.run_decompositions({})
-    if _disable_cache(model, values, names):
+    added = without_cache(model, values, names)
+    if added:
         notes = (*notes, "captured with use_cache=False: it returns no key-value cache")
-    network = _network(program, (*values, *_disable_cache(model, values, names).values()), names, notes)
+    network = _network(program, (*values, *added.values()), names, notes, signature)
     return _add_titles(replace(network, dynamic_batch=dynamic))
 
 
@@ -106,35 +110,9 @@ def _double(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]) if t.ndim and t.shape[0] == 1 else t, value)
 
 
-def _export(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], dynamic: bool) -> Any:
-    with quiet():  # the first call imports modules that set warning filters
-        batch = torch.export.Dim("batch", min=1)
-    shapes: list[Any] = pytree.tree_map(
-        lambda v: {0: batch} if dynamic and isinstance(v, Tensor) and v.ndim else None, list(values)
-    )
-    spec: Any = dict(zip(names, shapes, strict=True)) if names else tuple(shapes)
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    if not names and parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
-        spec = (spec,)
-    args = () if names else values
-    kwargs = dict(zip(names, values, strict=True)) if names else {}
-    if cache_arguments := _disable_cache(model, values, names):
-        kwargs |= cache_arguments
-        named = [p.name for p in parameters]
-        spec = dict(zip(named, spec, strict=False)) if isinstance(spec, tuple) else spec
-        spec |= dict.fromkeys(cache_arguments)
-    with quiet(), torch.no_grad():
-        return torch.export.export(model, args, kwargs, dynamic_shapes=spec if dynamic else None, strict=False)
-
-
-def _disable_cache(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, bool]:
-    """The argument that keeps transformers' language models from returning a cache, which is not a tensor."""
-    parameters = list(inspect.signature(model.forward).parameters)
-    given = "use_cache" in (names or parameters[: len(values)])
-    return {"use_cache": False} if "use_cache" in parameters and not given else {}
-
-
-def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], notes: tuple[str, ...]) -> Network:
+def _network(
+    program: Any, values: tuple[Any, ...], names: tuple[str, ...], notes: tuple[str, ...], signature: Signature
+) -> Network:
     """Convert the exported program to a plain graph: weights as get_attr nodes, inputs and outputs flat."""
     graph = fx.Graph()
     env: dict[fx.Node, Any] = {}
@@ -159,7 +137,10 @@ def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], note
         elif node.op == "output":
             kept = [s.kind.name == "USER_OUTPUT" for s in program.graph_signature.output_specs]
             results = [env[r] for r, keep in zip(node.args[0], kept, strict=True) if keep and isinstance(r, fx.Node)]
-            graph.output(tuple(results))
+            distinct = list(dict.fromkeys(results))
+            graph.output(tuple(distinct))
+            outputs = signature.outputs.numbered([distinct.index(r) for r in results])
+            signature = replace(signature, outputs=outputs)
         else:
             raise CaptureError(
                 f"the model uses data-dependent control flow ({node.op} {node.target}): move it out of the "
@@ -168,9 +149,9 @@ def _network(program: Any, values: tuple[Any, ...], names: tuple[str, ...], note
         if isinstance(env.get(node), fx.Node) and "val" in node.meta:
             env[node].meta.setdefault("val", node.meta["val"])
     module = fx.GraphModule(tensors, graph)
-    outputs = _output_names(program, len(graph.output_node().args[0]))  # type: ignore[arg-type]
     keyed = bool(names) and len(names) == len(inputs)
-    return finish(Network(module, names if keyed else tuple(inputs), outputs, tuple(example), keyed, notes=notes))
+    input_names, output_names = names if keyed else tuple(inputs), signature.outputs.names()
+    return finish(Network(module, input_names, output_names, tuple(example), keyed, True, notes, signature))
 
 
 def _weight(program: Any, spec: Any, graph: fx.Graph, tensors: dict[str, Tensor]) -> fx.Node:
@@ -276,11 +257,3 @@ def _add_titles(network: Network) -> Network:
             node.meta["title"] = f"{name}_{count[name]}"
         taken.add(node.meta["title"])
     return network
-
-
-def _output_names(program: Any, count: int) -> tuple[str, ...]:
-    context = getattr(program.call_spec.out_spec, "context", None)
-    names = context if isinstance(context, list) else None
-    if names and len(names) == count and all(isinstance(n, str) for n in names):
-        return tuple(names)
-    return ("output",) if count == 1 else tuple(f"output_{k}" for k in range(count))

@@ -1,13 +1,16 @@
 """The network as a graph of ATen operators, and functions to edit it."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
+
+from tersor.errors import EngineError
+from tersor.network.signature import Signature
 
 aten = torch.ops.aten
 
@@ -37,6 +40,7 @@ class Network:
         output_names: names of the outputs in order.
         example: one batch (of at least 2) that the graph was captured with.
         keywords: whether the model is called with keyword arguments.
+        signature: how the model is called and what it returns; None in files of versions that did not store it.
         dynamic_batch: False if the model's own code fixes the batch size to the example's.
         notes: notes on the capture, for the report.
     """
@@ -48,6 +52,7 @@ class Network:
     keywords: bool = False
     dynamic_batch: bool = True
     notes: tuple[str, ...] = field(default=())
+    signature: Signature | None = None
 
     @property
     def graph(self) -> fx.Graph:
@@ -55,7 +60,8 @@ class Network:
 
     def __call__(self, *inputs: Tensor, **keyword_inputs: Tensor) -> Any:
         """Run the network; returns one tensor, or a tuple if there are several outputs."""
-        inputs = inputs + tuple(keyword_inputs[n] for n in self.input_names[len(inputs) :])
+        inputs = inputs + tuple(keyword_inputs[n] for n in self.input_names[len(inputs) :] if n in keyword_inputs)
+        check_count(inputs, self.input_names)
         with torch.no_grad():
             out = self.module(*inputs)
         return out[0] if len(out) == 1 else tuple(out)
@@ -93,6 +99,16 @@ class Network:
     def weight_bytes(self) -> int:
         """Bytes of all tensors in memory."""
         return sum(t.numel() * t.element_size() for _, t in self.tensors())
+
+
+def check_count(inputs: Sequence[Any], names: Sequence[str]) -> None:
+    """Refuse too few or too many inputs.
+
+    Raises:
+        EngineError: naming the inputs.
+    """
+    if len(inputs) != len(names):
+        raise EngineError(f"{len(inputs)} inputs were given, but the network takes {len(names)}: {', '.join(names)}")
 
 
 def weight_node(node: fx.Node) -> fx.Node | None:

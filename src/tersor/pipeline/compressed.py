@@ -103,7 +103,12 @@ class Compressed:
         return self.deployed.folder
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it: of a network one tensor, or a tuple of several outputs; of a language model what that gives."""
+        """Run it, called like the model; it returns what the model does, also from a folder.
+
+        Inputs are tensors or arrays, by position or by name. A dict, list, tuple or None in the results stays one;
+        classes with named fields, such as dataclasses and those of transformers, come back as themselves, and from a
+        folder as a record that is read by key, attribute or position.
+        """
         return self.deployed(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tersor.engines.base import Executed
 from tersor.errors import EngineError
+from tersor.network.network import check_count
 
 FILES = ("model.onnx",)
 # This optimizer would silently quantize weights that the plan keeps in float, and our files do not need it otherwise.
@@ -62,6 +63,7 @@ class OnnxRuntimeRunner:
         Raises:
             EngineError: an input has a shape or dtype that the network does not take.
         """
+        check_count(inputs, self._inputs)
         arrays = {n: x.detach().contiguous().numpy() for n, x in zip(self._inputs, inputs, strict=True)}
         try:
             results = self._session.run(None, arrays)

@@ -13,6 +13,7 @@ from torch import Tensor
 from tersor.engines.base import Executed
 from tersor.engines.openvino.audit import account
 from tersor.errors import EngineError
+from tersor.network.network import check_count
 
 # The model's metadata key for the run-time group size: adjacent values of a token that share a scale.
 GROUP_KEY = ["tersor", "runtime_group"]
@@ -79,6 +80,7 @@ class OpenVINORunner:
             p.partial_shape[0].is_dynamic for p in model.inputs if p.partial_shape.rank.get_length()
         )
         self._runtime = model.has_rt_info(GROUP_KEY)
+        self._names = [p.any_name for p in model.inputs]
         self._compiled: dict[bool, Any] = {}
         self._for(single=self._dynamic)
 
@@ -103,6 +105,7 @@ class OpenVINORunner:
         Raises:
             EngineError: an input has a shape or dtype that the network does not take.
         """
+        check_count(inputs, self._names)
         single = self._dynamic and all(x.shape[0] == 1 for x in inputs if x.ndim)
         compiled = self._for(single)
         arrays = [x.detach().contiguous().numpy() for x in inputs]

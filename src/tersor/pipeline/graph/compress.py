@@ -70,7 +70,8 @@ def compress(
             made = in_engine(task, recipe, engine, threads, precision, stages, target)
         found = _report(task, recipe, made, threads, stages, evaluate) if report else None
     solved: Solved = made.subject.details
-    deployed = InEngine(made.engine, made.runner, inputs_of(solved.prepared.original), solved.prepared.policy.target)
+    original, target = solved.prepared.original, solved.prepared.policy.target
+    deployed = InEngine(made.engine, made.runner, inputs_of(original), original.signature, target)
     return Compressed(made.subject.result(), recipe, found, deployed)
 
 

@@ -11,10 +11,11 @@ from tersor.checkpoints.manifest import FORMAT, MANIFEST, read_manifest, sha256,
 from tersor.engines import engine as find_engine
 from tersor.engines import load_runner
 from tersor.engines.base import Runner
-from tersor.errors import EngineError, RecipeError
+from tersor.errors import EngineError, RecipeError, SavedFolderError
 from tersor.measure import read_report
 from tersor.measure.environment import usable_processors
 from tersor.network.network import Network, op_name, title
+from tersor.network.signature import Signature
 from tersor.numerics import FORMATS, QuantSpec
 from tersor.pipeline.compressed import Compressed, Deployed
 from tersor.pipeline.subject import Subject
@@ -30,12 +31,14 @@ class InEngine(Deployed):
     Args:
         engine: the engine's name; ``runner`` runs the network.
         inputs: name, dtype and shape of each input; a dimension of None is a batch of any size.
+        signature: how the model is called and what it returns; None if an earlier version saved the folder without it.
         target: the hardware that the plan was made for; None if an earlier version saved the folder without it.
     """
 
     engine: str
     runner: Runner
     inputs: tuple[dict[str, Any], ...]
+    signature: Signature | None = None
     target: str | None = None
     folder = None
     skip_reason = None
@@ -45,9 +48,17 @@ class InEngine(Deployed):
         """The runner."""
         return self.runner
 
-    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Run the network; returns one tensor, or a tuple if there are several outputs."""
-        return self.runner(*inputs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network: called like the model, with tensors or arrays, it returns what the model does.
+
+        Raises:
+            TaskError: too few, too many or misnamed arguments.
+            EngineError: a shape or dtype that the network does not take.
+        """
+        if self.signature is None:
+            return self.runner(*args)
+        out = self.runner(*self.signature.flat(args, kwargs))
+        return self.signature.build((out,) if isinstance(out, Tensor) else out)
 
     def write(self, folder: Path, result: Compressed) -> None:
         """Write the engine's files, recipe, report and manifest into an existing folder."""
@@ -70,6 +81,7 @@ class InEngine(Deployed):
             "engine": self.engine,
             "precision": self.runner.precision,
             "target": self.target,
+            "signature": None if self.signature is None else self.signature.to_json(),
             "inputs": list(self.inputs),
             "files": files,
         }
@@ -85,7 +97,7 @@ class InEngine(Deployed):
         found = find_engine(engine)
         _check_activations(subject.network, found.policy())
         runner = found.compile(subject.network, threads=threads or usable_processors(), precision=precision)
-        return InEngine(engine, runner, self.inputs, self.target)
+        return InEngine(engine, runner, self.inputs, self.signature, self.target)
 
 
 def _check_activations(network: Network, policy: Policy) -> None:
@@ -137,5 +149,13 @@ def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
     report = read_report(report_file) if report_file.is_file() else None
     # The simulation's files contain the network itself.
     subject = Subject(None, network=getattr(runner, "network", None), seed=recipe.seed)
-    deployed = InEngine(manifest["engine"], runner, tuple(manifest["inputs"]), manifest.get("target"))
+    signature = _signature(folder, manifest.get("signature"))
+    deployed = InEngine(manifest["engine"], runner, tuple(manifest["inputs"]), signature, manifest.get("target"))
     return Compressed(subject, recipe, report, deployed)
+
+
+def _signature(folder: Path, data: Any) -> Signature | None:
+    try:
+        return None if data is None else Signature.from_json(data)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SavedFolderError(f"{folder / MANIFEST} is damaged: its signature is not readable ({error})") from error

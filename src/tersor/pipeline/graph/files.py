@@ -23,7 +23,7 @@ def run_files(network: Compressed, inputs: list[Path], output: Path) -> list[Pat
             f"the network has {len(network.inputs)} inputs ({names}), {len(inputs)} files were given"
         )
     tensors = [_read(path, wanted) for path, wanted in zip(inputs, network.inputs, strict=True)]
-    out = network(*tensors)
+    out = network.runner(*tensors)
     outputs = (out,) if isinstance(out, Tensor) else out
     paths = (
         [output]

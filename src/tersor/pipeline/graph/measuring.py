@@ -129,6 +129,8 @@ def _latencies(subjects: Subjects, found: Measured, on_round: Callable[[int, int
         for x in subjects.task.arguments(subjects.task.example)
     )
     model, names = subjects.task.model, subjects.task.input_names
+    # A model may write into its input.
+    example = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), example)
 
     def eager() -> None:
         with torch.no_grad():
@@ -161,7 +163,7 @@ def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -
         ("simulation", subjects.compressed),
     )
     for name, runner in subject:
-        recorders[name] = AgreementRecorder(predictor(task, subjects.original, runner))
+        recorders[name] = AgreementRecorder(predictor(subjects.original, runner))
         found.metric[name] = evaluate_metric(task.evaluate, recorders[name], f"the {name} network")
         on_step()
     before, after = found.metric["original"].scores, found.metric["compressed"].scores
@@ -183,28 +185,29 @@ def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -
     found.simulation_agreement = prediction_agreement(recorders["simulation"], recorders["compressed"]).share
 
 
-def predictor(task: Task, network: Network, runner: Callable[..., Any]) -> Callable[..., Any]:
-    """A function with the model's signature that runs the network."""
-    wanted = task.input_names
+def predictor(network: Network, runner: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is called like the model, runs the network, and returns what the model would."""
+    signature = network.signature
+    assert signature is not None
 
     def predict(*args: Any, **kwargs: Any) -> Any:
-        values = (*args, *(kwargs[n] for n in (wanted or kwargs) if n in kwargs))
-        tensors = tuple(v for v in pytree.tree_leaves(values) if isinstance(v, Tensor))
+        tensors = signature.flat(args, kwargs)
         if network.dynamic_batch:
-            return runner(*tensors)
-        return _in_batches(runner, tensors, next(x.shape[0] for x in network.example if x.ndim))
+            out = runner(*tensors)
+        else:
+            out = _in_batches(runner, tensors, next(x.shape[0] for x in network.example if x.ndim))
+        return signature.build((out,) if isinstance(out, Tensor) else out)
 
     return predict
 
 
-def _in_batches(runner: Callable[..., Any], tensors: tuple[Tensor, ...], size: int) -> Any:
+def _in_batches(runner: Callable[..., Any], tensors: tuple[Tensor, ...], size: int) -> tuple[Tensor, ...]:
     """Run a network with a fixed batch size: the last batch is padded with copies of its last sample."""
     results = []
     for part, real in cut(tensors, size):
         out = runner(*part)
         results.append(tuple(o[:real] for o in ((out,) if isinstance(out, Tensor) else out)))
-    columns = tuple(torch.cat(c) for c in zip(*results, strict=True))
-    return columns[0] if len(columns) == 1 else columns
+    return tuple(torch.cat(c) for c in zip(*results, strict=True))
 
 
 def _numbers(subjects: Subjects, samples: tuple[Any, ...], found: Measured) -> None:

@@ -141,7 +141,7 @@ def _node(node: fx.Node) -> dict[str, Any]:
         item["args"] = _encode(node.args)
     if node.kwargs:
         item["kwargs"] = _encode(node.kwargs)
-    meta = {k: node.meta[k] for k in ("title", "quantizer", "bits", "half") if k in node.meta}
+    meta = {k: node.meta[k] for k in ("title", "quantizer", "bits", "half", "float") if k in node.meta}
     return {**item, "meta": meta} if meta else item
 
 

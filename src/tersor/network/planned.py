@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from tersor.errors import RecipeError
 from tersor.network.network import EMBEDDINGS, op_name, title, weight_node
 from tersor.network.rewrites.unroll import RECURRENT, why_not
-from tersor.network.roles import WEIGHTED, is_float_tensor
+from tersor.network.roles import WEIGHTED, float_output, is_float_tensor
 from tersor.numerics.spec import QuantSpec
 from tersor.policy import Policy
 from tersor.recipe import Decision, Quantization
@@ -104,6 +104,9 @@ def planned_layers(
                 if decision.activations.when == "dynamic" and node.target not in EMBEDDINGS:
                     reason += f": fewer than the {policy.runtime.group} inputs that {policy.engine} quantizes together"
             weight_format = str(site.spec.format.name)
+            if role == "layer" and float_output(node, role, decisions, policy):
+                planned = "fp32"
+                reason = f"its output stays float, and {policy.engine} computes {name} in integers to codes only"
         elif role in ("arithmetic", "average"):
             planned, reason = "int8", f"{name} of quantized values"
         elif role == "fused":
@@ -125,6 +128,8 @@ def planned_layers(
             planned, reason = decision.keep, decision.reason
         else:
             planned, reason = "fp32", f"{policy.engine}: no integer {name} here"
+            if any(float_output(node, each, decisions, policy) for each in ("arithmetic", "average")):
+                reason = "only the caller reads its output, which stays float"
             if name in policy.layers and decision.activations.when == "dynamic":
                 reason = "the activations of a convolution are quantized by a static recipe"
             if name in RECURRENT and (hindrance := why_not(node)):

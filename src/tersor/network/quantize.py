@@ -11,6 +11,7 @@ from tersor.network.roles import is_float_tensor
 from tersor.network.sites import Plan, PlannedLayer, Site
 from tersor.numerics import fakequant  # noqa: F401  (registers torch.ops.tersor)
 from tersor.numerics.qtensor import QTensor, qparams
+from tersor.policy import ARITHMETIC, AVERAGES, LAYERS
 
 Range = tuple[Tensor | float, Tensor | float]
 
@@ -29,8 +30,9 @@ def quantize_network(
     network = network.edit()
     nodes = {n.name: n for n in network.graph.nodes}
     shared: dict[tuple[str, str], list[str]] = {}
+    floats = {layer.node for layer in plan.layers if layer.planned == "fp32" and layer.weight_format is None}
     for site in plan.activations():
-        _insert_quantizer(network, nodes[site.node], site, ranges[site.group], shared)
+        _insert_quantizer(network, nodes[site.node], site, ranges[site.group], shared, plan.raw, floats)
     stored: dict[tuple[str, str], fx.Node] = {}
     for site in plan.weights():
         _insert_weight(network, nodes[site.node], site, weights[site.node], stored)
@@ -42,18 +44,28 @@ def quantize_network(
             _store_half(network, nodes[layer.node], layer, stored)
         if layer.planned in _HALF:
             _compute_half(network, nodes[layer.node], layer)
+        elif layer.planned == "fp32" and layer.op in LAYERS | ARITHMETIC | AVERAGES:
+            nodes[layer.node].meta["float"] = True
     return finish(network)
 
 
 def _insert_quantizer(
-    network: Network, node: fx.Node, site: Site, bounds: Range, shared: dict[tuple[str, str], list[str]]
+    network: Network,
+    node: fx.Node,
+    site: Site,
+    bounds: Range,
+    shared: dict[tuple[str, str], list[str]],
+    raw: frozenset[str],
+    floats: set[str],
 ) -> None:
     spec = site.spec
     key = (site.group, str(spec))
     if key not in shared:
         parameters = zip(("scale", "zero_point"), qparams(*bounds, spec), strict=True)
         shared[key] = [add_tensor(network, f"quantizers.{site.group}.{kind}", t) for kind, t in parameters]
-    users = list(node.users)
+    users = [u for u in node.users if u.name not in raw]
+    if node.op == "placeholder":  # which is there in float for all others
+        users = [u for u in users if u.op != "output" and u.name not in floats]
     last_input = [n for n in network.graph.nodes if n.op == "placeholder"][-1]
     with network.graph.inserting_before((last_input if node.op == "placeholder" else node).next):
         scale, zero_point = (network.graph.get_attr(name) for name in shared[key])

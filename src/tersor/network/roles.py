@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, fx
 
 from tersor.network.network import LINEARS, op_name, weight_node
-from tersor.policy import Policy
+from tersor.policy import ARITHMETIC, JOINS, Own, Policy
 from tersor.recipe import Decision
 
 _NORMS = ("layer_norm", "rms_norm", "native_layer_norm")
@@ -32,7 +32,7 @@ def roles_of(operators: list[fx.Node], decisions: Mapping[fx.Node, Decision], po
     for node in operators:
         name, decision = op_name(node), decisions[node]
         when = decision.activations.when
-        if name in policy.transparent:
+        if name in policy.transparent and not (name in JOINS and decision.keep is not None):
             roles[node] = "transparent"
         elif decision.keep is not None or not is_float_tensor(node):
             roles[node] = "float"
@@ -44,14 +44,39 @@ def roles_of(operators: list[fx.Node], decisions: Mapping[fx.Node, Decision], po
             if roles[node] == "runtime" and _left_in_float(node, decision.activations.format, policy):
                 roles[node] = "stored"
         elif policy.row("arithmetic", name) is not None and node not in normalised and _both_activations(node):
-            roles[node] = "arithmetic" if any(_comes_from(a, roles) for a in node.all_input_nodes) else "float"
+            integer = any(_comes_from(a, roles) for a in node.all_input_nodes)
+            integer = integer and not float_output(node, "arithmetic", decisions, policy)
+            roles[node] = "arithmetic" if integer else "float"
         elif policy.row("average", name) is not None and _is_spatial(node):
-            roles[node] = "average" if _comes_from(node.all_input_nodes[0], roles) else "float"
+            integer = _comes_from(node.all_input_nodes[0], roles)
+            integer = integer and not float_output(node, "average", decisions, policy)
+            roles[node] = "average" if integer else "float"
         elif policy.row("fused", name) is not None and _follows(node, roles):
             roles[node] = "fused"
         else:
             roles[node] = "float"
     return roles
+
+
+def reads_floats(node: fx.Node, decisions: Mapping[fx.Node, Decision]) -> bool:
+    """Whether a reader takes a value before its quantizer: the caller, and sums and joins that are kept in float."""
+    kept = node in decisions and decisions[node].keep == "fp32" and op_name(node) in ARITHMETIC | JOINS
+    return node.op == "output" or kept
+
+
+def float_output(node: fx.Node, role: str, decisions: Mapping[fx.Node, Decision], policy: Policy) -> bool:
+    """Whether an operator must write codes to compute in integers, but all that read its value take floats."""
+    row = policy.row(role, op_name(node))
+    return row is not None and isinstance(row.output, Own) and not _reads_codes(node, decisions, policy)
+
+
+def _reads_codes(node: fx.Node, decisions: Mapping[fx.Node, Decision], policy: Policy) -> bool:
+    passing = policy.transparent | policy.operators("fused")
+    return any(
+        _reads_codes(user, decisions, policy) if op_name(user) in passing else True
+        for user in node.users
+        if not reads_floats(user, decisions)
+    )
 
 
 def _left_in_float(node: fx.Node, format: str, policy: Policy) -> bool:

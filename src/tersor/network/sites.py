@@ -9,7 +9,7 @@ from torch import fx
 from tersor.errors import RecipeError
 from tersor.network.network import CONVOLUTIONS, LINEARS, TRANSPOSED, Network, groups_of, op_name, title, weight_node
 from tersor.network.planned import PlannedLayer, Site, planned_layers
-from tersor.network.roles import INTEGER, WEIGHTED, is_float_tensor, roles_of
+from tersor.network.roles import INTEGER, WEIGHTED, float_output, is_float_tensor, reads_floats, roles_of
 from tersor.numerics.spec import Granularity, QuantSpec
 from tersor.policy import Fixed, Own, Policy, Shared
 from tersor.recipe import Decision, Quantization, Quantize, decide, with_names
@@ -19,7 +19,9 @@ from tersor.recipe import Decision, Quantization, Quantize, decide, with_names
 class Plan:
     """Every site and every operator, in graph order.
 
-    ``runtime_group``: the number of adjacent values that share a scale in run-time quantization; 0: a scale per token.
+    Args:
+        runtime_group: the number of adjacent values that share a scale in run-time quantization; 0: a scale per token.
+        raw: operators that read values before their quantizers, by graph name.
 
     Raises:
         RecipeError: two sites of one kind have the same name or node, no site measures the range of a group of
@@ -29,6 +31,7 @@ class Plan:
     sites: tuple[Site, ...]
     layers: tuple[PlannedLayer, ...]
     runtime_group: int = 0
+    raw: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for what, keys in (
@@ -62,8 +65,11 @@ class Plan:
         return tuple(s for s in self.sites if s.kind == "runtime")
 
 
-def plan(network: Network, step: Quantize, policy: Policy) -> Plan:
+def plan(network: Network, step: Quantize, policy: Policy, floats: Mapping[str, str] | None = None) -> Plan:
     """Decide for every edge and weight whether and how it is quantized.
+
+    Args:
+        floats: operators that must stay in float, by graph name, with the reason.
 
     Raises:
         RecipeError: a rule matches no layer (naming the nearest), or the engine does not support a part of the recipe.
@@ -72,14 +78,18 @@ def plan(network: Network, step: Quantize, policy: Policy) -> Plan:
     weighted = [title(n) for n in operators if weight_node(n) is not None]
     step = with_names(step, [(title(n), op_name(n)) for n in operators], weighted)
     decisions = {n: _decision(n, step, policy) for n in operators}
+    for node in operators:
+        if floats and node.name in floats:
+            decisions[node] = replace(decisions[node], keep="fp32", reason=floats[node.name])
     roles = roles_of(operators, decisions, policy)
-    wanted = _wanted(network, roles, policy)
+    wanted = _wanted(roles, decisions, policy)
     sites = _activation_sites(network, roles, wanted, decisions, step, policy)
     sites += _layer_sites(operators, roles, decisions, policy)
     order = {n.name: k for k, n in enumerate(network.graph.nodes)}
     sites.sort(key=lambda s: (order[s.node], s.kind == "activation"))
     layers = planned_layers(operators, roles, decisions, sites, policy)
-    return Plan(tuple(sites), tuple(layers), policy.runtime.group)
+    raw = frozenset(n.name for n in operators if reads_floats(n, decisions))
+    return Plan(tuple(sites), tuple(layers), policy.runtime.group, raw)
 
 
 def _decision(node: fx.Node, step: Quantize, policy: Policy) -> Decision:
@@ -92,7 +102,7 @@ def _decision(node: fx.Node, step: Quantize, policy: Policy) -> Decision:
     return found
 
 
-def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[fx.Node]:
+def _wanted(roles: dict[fx.Node, str], decisions: Mapping[fx.Node, Decision], policy: Policy) -> set[fx.Node]:
     """The values that integer operators read or must output quantized: each gets one quantizer."""
     wanted: set[fx.Node] = set()
     for node, role in roles.items():
@@ -105,13 +115,12 @@ def _wanted(network: Network, roles: dict[fx.Node, str], policy: Policy) -> set[
         for source in sources:
             if isinstance(source, fx.Node):
                 _want(source, roles, wanted, policy)
-        if role == "layer" and op_name(node) in policy.needs_output_quantizer:
+        needs = role == "layer" and op_name(node) in policy.needs_output_quantizer
+        if needs and not float_output(node, role, decisions, policy):
             wanted.add(_behind_activation(node, roles))
         # Engines round an average of integers to integers, even if a float operator reads it.
         if role in ("average", "arithmetic") and isinstance(_output(node, roles, policy), Own):
-            behind = _behind_activation(node, roles)
-            if not all(u.op == "output" for u in behind.users):
-                wanted.add(behind)
+            wanted.add(_behind_activation(node, roles))
     return {n for n in wanted if is_float_tensor(n)}
 
 

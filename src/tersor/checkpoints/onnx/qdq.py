@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from tersor.checkpoints.onnx.constants import Constants
 from tersor.checkpoints.onnx.graph import OPSET, export_graph
+from tersor.checkpoints.onnx.guards import guard_floats
 from tersor.checkpoints.onnx.lstm import MICROSOFT, roll_lstms, write_lstms
 from tersor.checkpoints.onnx.nbits import FLOAT, INT8, write_packed
 from tersor.checkpoints.onnx.products import write_products
@@ -51,6 +52,8 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
     write_products(graph, constants)
     packed = style.packed and write_packed(graph, constants, bits, INT8 if style.int8_products else FLOAT)
     Writer(graph, constants, style, bits, {n.name: title(n) for n in network.operators()}).write()
+    if style.guarded:
+        guard_floats(graph, {n.name for n in network.operators() if n.meta.get("float")})
     drop_dead(graph)
     graph.opset_imports.clear()
     graph.opset_imports[""] = OPSET

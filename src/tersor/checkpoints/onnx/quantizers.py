@@ -47,6 +47,7 @@ class Style:
         integer_biases: round biases to int32 with the scale of the accumulator, and store them in int32.
         packed: write products with low-bit weights as ONNX Runtime's MatMulNBits.
         int8_products: MatMulNBits quantizes its inputs to int8 at run time.
+        guarded: keep float operators between quantizers in float in a default session of ONNX Runtime.
     """
 
     merge_activations: bool = True
@@ -55,6 +56,7 @@ class Style:
     integer_biases: bool = True
     packed: bool = False
     int8_products: bool = False
+    guarded: bool = False
 
 
 @dataclass(frozen=True)

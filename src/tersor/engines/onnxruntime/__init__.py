@@ -80,7 +80,7 @@ class OnnxRuntime:
         """The network as an onnx.ModelProto with explicit quantizers."""
         from tersor.checkpoints.onnx.qdq import Style, to_onnx
 
-        return to_onnx(network, Style(packed=True, int8_products=self.int8_products))
+        return to_onnx(network, Style(packed=True, int8_products=self.int8_products, guarded=True))
 
     def compile(
         self, network: "tersor.network.network.Network", *, threads: int | None = None, precision: str = "f32"

@@ -13,11 +13,8 @@ from tersor.errors import EngineError
 from tersor.network.network import check_count
 
 FILES = ("model.onnx",)
-# This optimizer would silently quantize weights that the plan keeps in float, and our files do not need it otherwise.
-_OPTIONS: dict[str, Any] = {
-    "providers": ["CPUExecutionProvider"],
-    "disabled_optimizers": ["WeightBiasQuantization"],
-}
+# What a session that anyone opens has: all that the file needs stands in it.
+_OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"]}
 # Log errors only, since ONNX Runtime warns of every unused constant.
 _SILENT = 3
 
@@ -46,8 +43,6 @@ class OnnxRuntimeRunner:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _SILENT
-        # By default, ONNX Runtime would quantize the inputs of products with weight-only quantization to int8.
-        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if not self.optimize:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if optimized:

@@ -5,7 +5,7 @@ from typing import Any
 from tersor.engines.openvino.graph import MARK, readable
 from tersor.engines.openvino.pools import plain_pools
 from tersor.engines.openvino.quantizers import dequantize, fake_quantize, float_inputs
-from tersor.engines.openvino.runner import GROUP_KEY, first_lines
+from tersor.engines.openvino.runner import GROUP_KEY, GROUP_OPTION, first_lines
 from tersor.errors import EngineError
 from tersor.network.network import Network, op_name
 
@@ -39,8 +39,12 @@ def lowered(network: Network) -> Any:
         model.reshape(shapes)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot give this network its shapes: {first_lines(error)}") from error
-    if any(op_name(n) == "quantize_rows" for n in network.operators()):
+    names = {op_name(n) for n in network.operators()}
+    if "quantize_rows" in names:
         model.set_rt_info(str(GROUP), GROUP_KEY)
+    if "dequantize" in names:
+        # By default OpenVINO would quantize the inputs of products with compressed weights, whoever opens the file.
+        model.set_rt_info(str(GROUP if "quantize_rows" in names else 0), GROUP_OPTION)
     plain_pools(model)
     _share_bounds(model)
     _shorten_names(model)

@@ -17,6 +17,8 @@ from tersor.network.network import check_count
 
 # The model's metadata key for the run-time group size: adjacent values of a token that share a scale.
 GROUP_KEY = ["tersor", "runtime_group"]
+# The same as an option of the engine's, which any program that compiles the file follows.
+GROUP_OPTION = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
 FILES = ("model.xml", "model.bin")
 
 

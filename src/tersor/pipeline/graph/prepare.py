@@ -1,5 +1,6 @@
 """From the task to a plan, before any data: capture, rewrites, sites."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tersor.network.capture import capture
@@ -22,9 +23,9 @@ class Prepared:
     plan: Plan
     policy: Policy
 
-    def planned_again(self, network: Network, step: Quantize) -> "Prepared":
-        """The same with an equivalent network, planned again."""
-        return replace(self, network=network, plan=plan(network, step, self.policy))
+    def planned_again(self, network: Network, step: Quantize, floats: Mapping[str, str] | None = None) -> "Prepared":
+        """The same with an equivalent network, planned again; ``floats`` are operators that must stay in float."""
+        return replace(self, network=network, plan=plan(network, step, self.policy, floats))
 
 
 def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:

@@ -12,6 +12,7 @@ from tersor.network.corrections.bias import CorrectBias
 from tersor.network.corrections.int32_bias import fit_biases
 from tersor.network.network import Network
 from tersor.network.observations import Observations, signature
+from tersor.network.placement import drowned
 from tersor.network.quantize import Range, quantize_network
 from tersor.network.sites import Plan, Site
 from tersor.network.verify import rewritten
@@ -24,6 +25,9 @@ from tersor.pipeline.graph.prepare import Prepared
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantize
 from tersor.solvers import Answer, ask
+
+# Samples by which operators are placed, and how often the plan that follows is looked at again.
+PLACED, ROUNDS = 8, 4
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def solve(step: Quantize, prepared: Prepared, observations: Observations, stages
     """
     if signature(prepared.network) != observations.network:
         raise CalibrationError("these observations are of another network; observe the one that is planned")
+    prepared = _placed(step, prepared, observations)
     observations = observations.only(observables(step, prepared))
     calibration, first = observations.calibration, observations.first
     with stages.stage("solve", "choosing ranges and weights", len(prepared.plan.sites)) as bar:
@@ -70,6 +75,25 @@ def solve(step: Quantize, prepared: Prepared, observations: Observations, stages
     if prepared.policy.integer_biases:
         network = rewritten(network, fit_biases)
     return Solved(prepared, network, observations, ranges, solutions, one_batch(network, first, 64))
+
+
+def _placed(step: Quantize, prepared: Prepared, observations: Observations) -> Prepared:
+    """The plan without the quantizers that would drown a part of what they round."""
+    if not prepared.plan.activations() or not observations.first:
+        return prepared
+    samples = one_batch(prepared.network, observations.first, PLACED)
+    floats: dict[str, str] = {}
+    for _ in range(ROUNDS):
+        ranges = activation_ranges(prepared.plan, observations.calibration)
+        found = drowned(prepared.network, prepared.plan, ranges, samples)
+        if not found.keys() - floats.keys():
+            break
+        floats |= found
+        again = prepared.planned_again(prepared.network, step, floats)
+        if set(again.plan.sources()) - observations.observed.values:
+            break
+        prepared = again
+    return prepared
 
 
 def activation_ranges(

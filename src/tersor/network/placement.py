@@ -15,10 +15,11 @@ from tersor.network.quantize import Range
 from tersor.network.roles import is_float_tensor
 from tersor.network.sites import Plan
 from tersor.numerics.qtensor import qparams
-from tersor.policy import JOINS
+from tersor.policy import ACTIVATIONS, JOINS, LAYERS, TRANSPARENT
 
 # A part whose signal is less than this many dB above the rounding noise is lost.
 LEAST = 12.0
+CONVOLUTIONS = LAYERS - {"linear"}
 
 
 def drowned(network: Network, plan: Plan, ranges: Mapping[str, Range], samples: tuple[Any, ...]) -> dict[str, str]:
@@ -33,14 +34,22 @@ def drowned(network: Network, plan: Plan, ranges: Mapping[str, Range], samples: 
     planned = {layer.node for layer in plan.layers if layer.planned in ("int8", "int16")}
     found = [n for n in network.operators() if op_name(n) in JOINS or (op_name(n) == "add" and n.name in planned)]
     parts = {n: list(dict.fromkeys(i for i in n.all_input_nodes if is_float_tensor(i))) for n in found}
+    layers = [n for n in network.operators() if op_name(n) in CONVOLUTIONS and n.name in noise]
+    layers = [n for n in layers if not _read_in_integers(n, planned)]
     wanted = {i.name for inputs in parts.values() for i in inputs}
     power: dict[str, float] = {}
+    channels: dict[str, str] = {}
 
     def visit(node: fx.Node, value: Any) -> None:
         if node.name in wanted and isinstance(value, Tensor):
             power[node.name] = float(value.double().var(correction=0)) if value.numel() > 1 else 0.0
+        if node in layers:
+            lost = _lost_channels(value, noise[node.name])
+            if lost:
+                text = f"{lost} of its {value.shape[1]} channels would be lost in the rounding of the others"
+                channels[node.name] = text
 
-    if wanted:
+    if wanted or layers:
         walk(network, samples, visit)
     reasons = {}
     for node, inputs in parts.items():
@@ -55,7 +64,14 @@ def drowned(network: Network, plan: Plan, ranges: Mapping[str, Range], samples: 
                 f"{title(least)} would be lost in the rounding of what it is {_VERBS[op_name(node)]} "
                 f"({_db(power[least.name], grid):.0f} dB)"
             )
-    return reasons
+    # What is joined shares its grid with others: a channel is judged once it is rounded on its own.
+    return reasons or channels
+
+
+def _lost_channels(value: Tensor, noise: float) -> int:
+    """The number of channels that carry something, but less than the rounding of all of them."""
+    power = value.double().transpose(0, 1).flatten(1).var(1, correction=0)
+    return int(((power > 1e-12 * power.max()) & (power < noise * 10 ** (LEAST / 10))).sum()) if noise else 0
 
 
 _VERBS = {"add": "added to", "cat": "joined with", "concat": "joined with", "stack": "stacked with"}
@@ -72,5 +88,6 @@ def _noise(bounds: Range, spec: Any) -> float:
 
 
 def _read_in_integers(node: fx.Node, planned: set[str]) -> bool:
-    """Whether an integer operator reads a joined value, which then needs one grid for all of it."""
-    return any(u.name in planned or (op_name(u) in JOINS and _read_in_integers(u, planned)) for u in node.users)
+    """Whether an integer operator reads a value, moved or not, which then needs one grid for all of it."""
+    passing = TRANSPARENT | ACTIVATIONS
+    return any(u.name in planned or (op_name(u) in passing and _read_in_integers(u, planned)) for u in node.users)

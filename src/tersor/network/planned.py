@@ -106,7 +106,8 @@ def planned_layers(
             weight_format = str(site.spec.format.name)
             if role == "layer" and float_output(node, role, decisions, policy):
                 planned = "fp32"
-                reason = f"its output stays float, and {policy.engine} computes {name} in integers to codes only"
+                why = decision.float_output or "only the caller reads it"
+                reason = f"its output stays float ({why}), and {policy.engine} computes integer {name} to codes only"
         elif role in ("arithmetic", "average"):
             planned, reason = "int8", f"{name} of quantized values"
         elif role == "fused":

@@ -67,7 +67,9 @@ def reads_floats(node: fx.Node, decisions: Mapping[fx.Node, Decision]) -> bool:
 def float_output(node: fx.Node, role: str, decisions: Mapping[fx.Node, Decision], policy: Policy) -> bool:
     """Whether an operator must write codes to compute in integers, but all that read its value take floats."""
     row = policy.row(role, op_name(node))
-    return row is not None and isinstance(row.output, Own) and not _reads_codes(node, decisions, policy)
+    if row is None or not isinstance(row.output, Own):
+        return False
+    return decisions[node].float_output is not None or not _reads_codes(node, decisions, policy)
 
 
 def _reads_codes(node: fx.Node, decisions: Mapping[fx.Node, Decision], policy: Policy) -> bool:

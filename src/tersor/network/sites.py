@@ -69,7 +69,7 @@ def plan(network: Network, step: Quantize, policy: Policy, floats: Mapping[str, 
     """Decide for every edge and weight whether and how it is quantized.
 
     Args:
-        floats: operators that must stay in float, by graph name, with the reason.
+        floats: operators that must stay in float, by graph name, with the reason; of layers only the output.
 
     Raises:
         RecipeError: a rule matches no layer (naming the nearest), or the engine does not support a part of the recipe.
@@ -80,7 +80,9 @@ def plan(network: Network, step: Quantize, policy: Policy, floats: Mapping[str, 
     decisions = {n: _decision(n, step, policy) for n in operators}
     for node in operators:
         if floats and node.name in floats:
-            decisions[node] = replace(decisions[node], keep="fp32", reason=floats[node.name])
+            why = floats[node.name]
+            kept = {"float_output": why} if weight_node(node) is not None else {"keep": "fp32", "reason": why}
+            decisions[node] = replace(decisions[node], **kept)
     roles = roles_of(operators, decisions, policy)
     wanted = _wanted(roles, decisions, policy)
     sites = _activation_sites(network, roles, wanted, decisions, step, policy)

@@ -28,6 +28,7 @@ class Decision:
         sparsity, pruner: which of its weights become zero, if any, and who chooses them.
         named: the keys that rules name for it; rules: those rules.
         reason: in words.
+        float_output: why its output must not be rounded to codes, or None.
     """
 
     keep: str | None
@@ -39,6 +40,7 @@ class Decision:
     named: frozenset[str]
     rules: tuple[Rule, ...]
     reason: str
+    float_output: str | None = None
 
 
 def decide(

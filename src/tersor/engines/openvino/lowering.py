@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from tersor.engines.openvino.graph import MARK, readable
 from tersor.engines.openvino.pools import plain_pools
 from tersor.engines.openvino.quantizers import dequantize, fake_quantize, float_inputs
@@ -25,6 +27,7 @@ def lowered(network: Network) -> Any:
         ConversionExtension("tersor.dequantize.default", dequantize),
         ConversionExtension("tersor.quantize_rows.default", lambda context: [context.get_input(0)]),
         ConversionExtension("aten.softmax.int", _softmax),
+        ConversionExtension("aten.mish.default", _mish),
     ]
     try:
         model = ov.convert_model(TorchFXPythonDecoder(module, dynamic_shapes=True), extension=extensions)
@@ -75,6 +78,26 @@ def _shorten_names(model: Any) -> None:
         op.set_friendly_name(f"{owner}/{number}" if found else f"/{number}")
         for port in op.outputs():
             port.get_tensor().set_names(set())
+
+
+def _mish(context: Any) -> Any:
+    """Mish; behind anything but a convolution in simpler operators.
+
+    OpenVINO generates code for a Mish that a quantizer follows outside a convolution, and has none for it.
+    """
+    from openvino import opset13 as ops
+
+    x = context.get_input(0)
+    maker = x.get_node()
+    if maker.get_type_name() == "Add":
+        maker = maker.input_value(0).get_node()
+    if maker.get_type_name() == "Convolution":
+        return ops.mish(x).outputs()
+    one = np.float32(1)
+    # tanh(log(1 + e)) = n / (n + 2) with n = e·(e + 2); beyond 20 it is 1 in float32.
+    e = ops.exp(ops.minimum(x, 20 * one))
+    n = ops.multiply(e, ops.add(e, 2 * one))
+    return ops.multiply(x, ops.divide(n, ops.add(n, 2 * one))).outputs()
 
 
 def _softmax(context: Any) -> Any:

@@ -20,6 +20,7 @@ from tersor.network.quantized import (
 from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, WeightedModule, replace_modules, weighted_modules
 from tersor.numerics import Granularity, QTensor, QuantSpec
 from tersor.pipeline.modules.host import MODULES
+from tersor.pipeline.modules.saving import refuse_saving
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantization, Quantize, Recipe, decide, resolve, with_names
@@ -132,7 +133,7 @@ class ModuleHost:
                 module = _replacement(module_plan, subject.seed, memory).train(model.training)
                 replacements[module_plan.weighted.module] = module
                 bar.advance()
-        changed = replace_modules(model, replacements)
+        changed = refuse_saving(replace_modules(model, replacements))
         return replace(subject, model=changed, plan=tuple(plan), history=(*subject.history, step))
 
 
@@ -256,9 +257,9 @@ def _solved(name: str, tensor: Tensor, wanted: Quantization, seed: int, transpos
     answers = (ask(LayerProblem(name, rows.float().contiguous(), spec), choice) for rows in chunks)
     parts = [a.qtensor for a in answers if a.qtensor is not None]
     if len(parts) == 1:
-        return QuantizedWeight(parts[0])
+        return QuantizedWeight(parts[0], tensor.dtype)
     codes, scale, zero_point = (torch.cat([getattr(p, f) for p in parts]) for f in ("codes", "scale", "zero_point"))
-    return QuantizedWeight(QTensor(codes, scale, zero_point, spec))
+    return QuantizedWeight(QTensor(codes, scale, zero_point, spec), tensor.dtype)
 
 
 def _chunks(weight: Tensor, spec: QuantSpec) -> Sequence[Tensor]:

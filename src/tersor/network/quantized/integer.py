@@ -5,6 +5,7 @@ codes are multiplied in float.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -93,7 +94,9 @@ class Packed:
             if codes.dtype == torch.uint8:  # int_mm takes int8 only
                 return self((codes.int() - 128).to(torch.int8)).add_(self.sums, alpha=128.0)
             return torch.ops.aten._int_mm(codes, self.weight) * self.scale
-        with torch.autocast(codes.device.type, enabled=False):  # sums need the 24 bits of float32
+        kind = codes.device.type
+        # Sums need the 24 bits of float32.
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             return F.linear(codes.float(), self.weight) * self.scale
 
 

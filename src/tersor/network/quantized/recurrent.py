@@ -14,6 +14,8 @@ from tersor.numerics import QuantSpec
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 State = tuple[Tensor, ...]
+# A size is a symbol where a program is exported, and a tensor where it is traced.
+Size = int | torch.SymInt | Tensor
 _NAME = re.compile(r"(weight|bias)_(ih|hh|hr)_l(\d+)(_reverse)?")
 
 
@@ -66,7 +68,7 @@ class _Direction(nn.Module):
         return None if weight is None else weight.read()
 
     def run(
-        self, mode: str, data: Tensor, sizes: Sequence[int], state: State, reverse: bool
+        self, mode: str, data: Tensor, sizes: Sequence[Size], state: State, reverse: bool
     ) -> tuple[Tensor, State]:
         """Packed rows ``[sum(sizes), in]``, ``sizes[t]`` of them at time t → packed outputs and the last state."""
         by_input, by_state, project = self.products()
@@ -165,7 +167,7 @@ class QuantizedRecurrent(Quantized):
             return output.squeeze(1), tuple(s.squeeze(1) for s in state)
         return output.transpose(0, 1) if self.batch_first else output, state
 
-    def _layers(self, data: Tensor, sizes: Sequence[int], state: State) -> tuple[Tensor, State]:
+    def _layers(self, data: Tensor, sizes: Sequence[Size], state: State) -> tuple[Tensor, State]:
         count = 2 if self.bidirectional else 1
         lasts: list[State] = []
         for k in range(self.num_layers):
@@ -181,11 +183,12 @@ class QuantizedRecurrent(Quantized):
                 data = nn.functional.dropout(data, self.dropout)
         return data, tuple(torch.stack(part) for part in zip(*lasts, strict=True))
 
-    def _state(self, hx: Tensor | State | None, batch: int, like: Tensor) -> State:
+    def _state(self, hx: Tensor | State | None, batch: Size, like: Tensor) -> State:
         layers = self.num_layers * (2 if self.bidirectional else 1)
         sizes = [self.proj_size or self.hidden_size] + ([self.hidden_size] if self.mode == "LSTM" else [])
         if hx is None:
-            return tuple(torch.zeros(layers, batch, n, device=like.device, dtype=torch.float32) for n in sizes)
+            shapes: list[Any] = [(layers, batch, n) for n in sizes]
+            return tuple(torch.zeros(shape, device=like.device, dtype=torch.float32) for shape in shapes)
         states = hx if isinstance(hx, tuple) else (hx,)
         for part, n in zip(states, sizes, strict=True):
             if tuple(part.shape) != (layers, batch, n):

@@ -76,7 +76,8 @@ class Packed:
         if self.backend == "onednn":
             self.weight = _pack_onednn(codes, self.scale)
         elif self.backend == "int_mm":
-            self.weight = codes.t().contiguous()
+            # A copy also of a single row: a view would keep the codes alive.
+            self.weight = codes.t().clone(memory_format=torch.contiguous_format)
         else:
             self.weight = codes.float()
         # Σ codes · scale of every output: what shifting all inputs by one code adds.

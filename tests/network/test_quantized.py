@@ -344,3 +344,11 @@ def test_onnx_export(dynamo, recipe, tmp_path):
         assert apart(found, small(X)) < (0.01 if recipe == "bf16" else 1e-5)
     if dynamo and isinstance(small[1], QuantizedLinear) and small[1].activation is not None:
         assert "MatMulInteger" in {n.op_type for n in onnx.load(path).graph.node}
+
+
+def test_torch_accepts_the_operator():
+    torch.manual_seed(0)
+    weights, scale = torch.randint(-127, 128, (6, 32), dtype=torch.int8), torch.rand(6, 1)
+    signed, unsigned = torch.randint(-127, 128, (3, 32), dtype=torch.int8), torch.randint(0, 256, (3, 32)).byte()
+    torch.library.opcheck(torch.ops.tersor.int8_product, (signed, weights, scale, None))
+    torch.library.opcheck(torch.ops.tersor.int8_product, (unsigned, weights, scale[:1], torch.rand(3, 1).round()))

@@ -135,19 +135,26 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
     )
     """
     memo: dict[int, Any] = {id(old): new for old, new in replacements.items()}
-    try:
-        with _CopyOfResults():
-            changed = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise TaskError(
-            f"this {type(model).__name__} cannot be copied ({_culprit(model)}{type(error).__name__}: {error}): remove "
-            "what holds it, or set it on the result instead"
-        ) from error
+    with _CopyOfResults():
+        changed = copy.deepcopy(model, memo)
     for module in changed.modules():
         for kind, (switch, off) in _FUSED.items():
             if isinstance(module, kind) and any(isinstance(m, Quantized) for m in module.modules()):
                 setattr(module, switch, off)
     return changed
+
+
+def check_copy(model: nn.Module) -> None:
+    """Raise a TaskError, naming the attribute, if ``replace_modules`` cannot copy this model; copies no weight."""
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    try:
+        with _CopyOfResults():
+            copy.deepcopy(model, shared)
+    except Exception as error:
+        raise TaskError(
+            f"this {type(model).__name__} cannot be copied ({_culprit(model)}{type(error).__name__}: {error}): remove "
+            "what holds it, or set it on the result instead"
+        ) from error
 
 
 class _CopyOfResults(TorchFunctionMode):

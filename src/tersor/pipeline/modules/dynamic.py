@@ -17,7 +17,15 @@ from tersor.network.quantized import (
     QuantizedWeight,
     WeightOnly,
 )
-from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, WeightedModule, replace_modules, weighted_modules
+from tersor.network.swap import (
+    CELLS,
+    CONVOLUTIONS,
+    RECURRENT,
+    WeightedModule,
+    check_copy,
+    replace_modules,
+    weighted_modules,
+)
 from tersor.numerics import Granularity, QTensor, QuantSpec
 from tersor.pipeline.modules.host import MODULES
 from tersor.pipeline.modules.saving import refuse_saving
@@ -67,6 +75,10 @@ def quantize_dynamic(
     holds the codes. The model itself is not changed. ``dynamic_plan`` lists what happens to each layer, and why some
     are not quantized.
 
+    The result follows casts (``half()``) and is taken by ``torch.export``, ``torch.compile``, ``torch.jit.trace`` and
+    ``torch.onnx.export``. ``weight`` of its layers reads as a float tensor; writing to it raises a NumericsError, and
+    ``save_pretrained`` a SavedFolderError.
+
     Args:
         model: any module; its linear layers, embeddings, LSTM, GRU, RNN and their cells are quantized, and with a
             weight-only recipe its convolutions too.
@@ -77,6 +89,7 @@ def quantize_dynamic(
     Raises:
         RecipeError: a recipe that needs calibration, a rule that matches no layer, or no layer left to quantize.
         NumericsError: naming a weight with NaN or infinity.
+        TaskError: naming what the model holds that cannot be copied.
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     >>> small, x = quantize_dynamic(model), torch.ones(3, 64)
@@ -126,6 +139,7 @@ class ModuleHost:
         if not chosen:
             why = "; ".join(map(str, plan[:3])) or "it has no layer with weights"
             raise RecipeError(f"nothing in this {type(model).__name__} can be quantized by {self.recipe}: {why}")
+        check_copy(model)
         memory: dict[tuple[int, str, bool], QuantizedWeight] = {}
         with stages.stage("solve", "quantizing", len(chosen)) as bar:
             replacements = {}

@@ -296,6 +296,15 @@ def test_exported_products_stay_integer_and_take_other_batches():
         assert apart(program.module()(y), small(y)) < 1e-5
 
 
+@pytest.mark.slow
+def test_exported_recurrent_networks_take_other_batches():
+    small = quantized(Tagger())
+    program = torch.export.export(small, (TOKENS[:2, :3],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    ids = torch.cat([TOKENS, TOKENS])[:, :3]
+    with torch.no_grad():
+        assert apart(program.module()(ids), small(ids)) < 0.02
+
+
 COMPILED = """
 import torch, tersor, test_quantized as here
 

@@ -82,7 +82,7 @@ class _Direction(nn.Module):
             if project is not None:
                 new = (project(new[0]), *new[1:])
             outputs[t] = new[0]
-            full = count == len(state[0])
+            full = count == state[0].shape[0]
             state = new if full else tuple(torch.cat([n, s[count:]]) for n, s in zip(new, state, strict=True))
         return torch.cat(outputs), state
 
@@ -247,7 +247,7 @@ class QuantizedCell(Quantized):
         x = (input.unsqueeze(0) if single else input).float()
         count = 2 if self.mode == "LSTM" else 1
         if hx is None:
-            state = tuple(x.new_zeros(len(x), self.hidden_size) for _ in range(count))
+            state = tuple(x.new_zeros(x.shape[0], self.hidden_size) for _ in range(count))
         else:
             parts = hx if isinstance(hx, tuple) else (hx,)
             state = tuple((h.unsqueeze(0) if single else h).float() for h in parts)

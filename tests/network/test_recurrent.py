@@ -127,3 +127,49 @@ def test_integer_states_are_those_of_integer_arithmetic():
         got = small(x, (h, c))
     assert torch.allclose(got[1].double(), expected, atol=1e-5)
     assert torch.allclose(got[0].double(), o.sigmoid() * expected.tanh(), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{}, {"bias": False, "num_layers": 2}, {"bidirectional": True, "num_layers": 2}])
+def test_recurrent_modules_answer_for_their_weights(kind, options):
+    net = KINDS[kind](6, 8, **options).eval()
+    small = tersor.quantize_dynamic(net, progress=False)
+    small.flatten_parameters()
+    for name, exact in net.named_parameters():
+        found = getattr(small, name)
+        assert (found.shape, found.dtype, found.device) == (exact.shape, exact.dtype, exact.device)
+        assert torch.allclose(found, exact, atol=0.01)
+    for ours, theirs in zip(small.all_weights, net.all_weights, strict=True):
+        assert all(torch.allclose(a, b, atol=0.01) for a, b in zip(ours, theirs, strict=True))
+    for missing in ("weight_ih_l7", "weight_hr_l0", "weight", "bias_xx_l0"):
+        assert not hasattr(small, missing)
+    assert hasattr(small, "weight_hh_l0_reverse") == net.bidirectional
+    assert hasattr(small, "bias_ih_l0") == net.bias
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_projections_answer_for_theirs():
+    net = nn.LSTM(6, 8, proj_size=3).eval()
+    small = tersor.quantize_dynamic(net, progress=False)
+    assert torch.allclose(small.weight_hr_l0, net.weight_hr_l0, atol=0.01)
+    assert [tuple(t.shape) for t in small.all_weights[0]] == [tuple(t.shape) for t in net.all_weights[0]]
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells_answer_for_theirs(cell):
+    net = cell(6, 8).eval()
+    small = tersor.quantize_dynamic(net, progress=False)
+    for name, exact in net.named_parameters():
+        assert torch.allclose(getattr(small, name), exact, atol=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_states_have_the_dtype_of_the_input(kind, dtype):
+    small = tersor.quantize_dynamic(KINDS[kind](6, 8).eval().to(dtype), progress=False)
+    x = torch.randn(4, 2, 6, dtype=dtype)
+    with torch.no_grad():
+        output, state = small(x)
+        again, _ = small(pack_padded_sequence(x, [4, 2]), state)
+    assert output.dtype == again.data.dtype == dtype
+    assert {s.dtype for s in (state if isinstance(state, tuple) else (state,))} == {dtype}

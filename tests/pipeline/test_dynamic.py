@@ -1,6 +1,7 @@
 """quantize_dynamic: what comes back, what is left and why, and what it refuses."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 
 import tersor
-from tersor.errors import NumericsError, RecipeError
+from tersor.errors import NumericsError, RecipeError, SavedFolderError
 from tersor.network.quantized import QuantizedEmbedding, QuantizedLinear, WeightOnly
 from tersor.pipeline.modules import dynamic
 from tersor.recipe import Quantization
@@ -271,3 +272,43 @@ def test_in_pieces_as_in_one(weights, monkeypatch):
 def test_a_solver_that_needs_data_is_refused():
     with pytest.raises(RecipeError, match=r"^0: gptq solves a weight against calibrated inputs .*tersor.compress"):
         tersor.quantize_dynamic(nn.Sequential(nn.Linear(64, 8)), "int4-gptq", progress=False)
+
+
+class Hub(nn.Module):
+    """A network with the method by which transformers, diffusers and huggingface_hub save."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 4)
+
+    def save_pretrained(self, folder):
+        raise AssertionError("would write what nobody reads")
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_saving_for_from_pretrained_is_refused(copied):
+    net = nn.ModuleDict({"inner": Hub()})
+    small = tersor.quantize_dynamic(net, progress=False)
+    small = pickle.loads(pickle.dumps(small)) if copied else small
+    with pytest.raises(SavedFolderError, match=r"Hub\.from_pretrained cannot read the codes.*load_state_dict"):
+        small["inner"].save_pretrained("folder", safe_serialization=True)
+    with pytest.raises(AssertionError):
+        net["inner"].save_pretrained("folder")
+
+
+@pytest.mark.slow
+def test_transformers_models_in_half_precision_refuse_to_be_saved(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    options = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 2, "vocab_size": 60}
+    net = transformers.T5EncoderModel(transformers.T5Config(**options)).eval()
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.no_grad():
+        exact = net(ids).last_hidden_state
+        small = tersor.quantize_dynamic(net.bfloat16(), progress=False)
+        found = small(ids).last_hidden_state
+    assert found.dtype == torch.bfloat16
+    assert apart(found.float(), exact) < 0.05
+    with pytest.raises(SavedFolderError, match="T5EncoderModel"):
+        small.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())

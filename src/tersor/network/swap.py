@@ -1,13 +1,17 @@
 """The modules of an eager model that hold weights, and the replacement of modules."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
-from tersor.network.quantized import QuantizedWeight
+from tersor.errors import TaskError
+from tersor.network.quantized import Quantized, QuantizedWeight
 
 _PLAIN: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
@@ -28,6 +32,11 @@ _PLAIN: dict[str, tuple[type[nn.Module], ...]] = {
 RECURRENT = frozenset({"lstm", "gru", "rnn"})
 CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_cell"})
 CONVOLUTIONS = frozenset(name for name in _PLAIN if name.startswith("conv"))
+# Parents with a fused path that reads the weights of their layers instead of calling them, and what switches it off.
+_FUSED: dict[type[nn.Module], tuple[str, Any]] = {
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
+    nn.TransformerEncoder: ("use_nested_tensor", False),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +81,7 @@ def weighted_modules(model: nn.Module) -> list[WeightedModule]:
             nested.update(id(m) for m in module.modules())
             modules.append(WeightedModule(name, module, _op(module), (), "its weight is computed by a parametrization"))
             continue
-        weights = tuple(n for n, p in module.named_parameters(recurse=False) if p.ndim >= 2)
+        weights = tuple(n for n, p in module.named_parameters(recurse=False) if is_lazy(p) or p.ndim >= 2)
         if weights:
             modules.append(_weighted(name, module, weights))
         if isinstance(module, nn.MultiheadAttention):
@@ -99,6 +108,11 @@ def _weighted(name: str, module: nn.Module, weights: tuple[str, ...]) -> Weighte
         return WeightedModule(
             name, module, op, weights, "an embedding with max_norm or sparse gradients changes its weight"
         )
+    if any(is_lazy(module.get_parameter(n)) for n in weights):
+        return WeightedModule(name, module, op, (), "it has no weight before its first call: call the model once")
+    if not op.endswith("_cell") and op not in RECURRENT and "weight" not in weights:
+        reason = "its weight is computed by a hook (weight_norm, pruning): remove that first, as by remove_weight_norm"
+        return WeightedModule(name, module, op, weights, reason)
     return WeightedModule(name, module, op, weights, _hooked(module))
 
 
@@ -120,5 +134,53 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
       (1): ReLU()
     )
     """
-    memo = {id(old): new for old, new in replacements.items()}
-    return copy.deepcopy(model, memo)  # type: ignore[arg-type]
+    memo: dict[int, Any] = {id(old): new for old, new in replacements.items()}
+    with _CopyOfResults():
+        changed = copy.deepcopy(model, memo)
+    for module in changed.modules():
+        for kind, (switch, off) in _FUSED.items():
+            if isinstance(module, kind) and any(isinstance(m, Quantized) for m in module.modules()):
+                setattr(module, switch, off)
+    return changed
+
+
+def check_copy(model: nn.Module) -> None:
+    """Raise a TaskError, naming the attribute, if ``replace_modules`` cannot copy this model; copies no weight."""
+    shared: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    try:
+        with _CopyOfResults():
+            copy.deepcopy(model, shared)
+    except Exception as error:
+        raise TaskError(
+            f"this {type(model).__name__} cannot be copied ({_culprit(model)}{type(error).__name__}: {error}): remove "
+            "what holds it, or set it on the result instead"
+        ) from error
+
+
+class _CopyOfResults(TorchFunctionMode):
+    """While this is active, results that a model keeps (the weight of weight_norm, a last state) are copied by value.
+
+    PyTorch copies no tensor with a history.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            return memo.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **kwargs or {})
+
+
+def _culprit(model: nn.Module) -> str:
+    """The attribute that cannot be copied, by name."""
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if key in ("_parameters", "_buffers", "_modules"):
+                continue
+            try:
+                with _CopyOfResults():
+                    copy.deepcopy(value)
+            except Exception:
+                return f"{name}.{key}".lstrip(".") + ", "
+    return ""

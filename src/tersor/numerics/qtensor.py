@@ -1,6 +1,6 @@
 """Quantize tensors to codes, and dequantize them."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
@@ -110,8 +110,8 @@ class QTensor:
         unavailable.
         """
         made = object.__new__(cls)
-        for field, value in zip(fields(cls), (codes, scale, zero_point, spec), strict=True):
-            object.__setattr__(made, field.name, value)
+        for name, value in (("codes", codes), ("scale", scale), ("zero_point", zero_point), ("spec", spec)):
+            object.__setattr__(made, name, value)
         return made
 
     @property

@@ -4,6 +4,8 @@ On a CPU the product uses oneDNN, with the weight packed once; without oneDNN ``
 codes are multiplied in float.
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -12,50 +14,78 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, Shaped, UInt8
 from torch import Tensor
 
+_CPU = torch.device("cpu")
 # Adding this to a float32 below 2^22 rounds it to an integer, ties to even, in its lowest bits.
 _ROUNDER = 1.5 * 2**23
 
 
-@cache
+_working: list[str] = []
+
+
 def backend() -> str:
-    """The backend for int8 products on this CPU: ``onednn``, ``int_mm`` or ``float``."""
-    left, right = torch.full((2, 32), 255, dtype=torch.uint8), torch.full((32, 16), 127, dtype=torch.int8)
+    """The backend for int8 products on this CPU: ``onednn``, ``int_mm`` or ``float``.
+
+    Only a backend that works is remembered: a try that fails says nothing about the next one, since it may run where
+    nothing is computed, as while a graph is made.
+    """
+    if not _working:
+        found = next((name for name, exact in _BACKENDS.items() if _succeeds(exact)), None)
+        if found is None:
+            return "float"
+        _working.append(found)
+    return _working[0]
+
+
+def _succeeds(exact: Callable[[Tensor], bool]) -> bool:
     try:
-        # Without VNNI the largest products saturate.
-        exact = 255 * 127 * 32
-        if torch.backends.mkldnn.is_available() and float(_onednn(left, _pack_onednn(right.t()))[0, 0]) == exact:
-            return "onednn"
+        return exact(torch.full((32, 32), 127, dtype=torch.int8, device=_CPU))
     except (RuntimeError, AttributeError, NotImplementedError):
-        pass
-    try:
-        return "int_mm" if int(torch.ops.aten._int_mm(right.t(), right)[0, 0]) == 127 * 127 * 32 else "float"
-    except (RuntimeError, AttributeError, NotImplementedError):
-        return "float"
+        return False
+
+
+def _onednn_exact(right: Tensor) -> bool:
+    # Without VNNI the largest products saturate.
+    left = torch.full((2, 32), 255, dtype=torch.uint8, device=_CPU)
+    return torch.backends.mkldnn.is_available() and float(_onednn(left, _pack_onednn(right))[0, 0]) == 255 * 127 * 32
+
+
+def _int_mm_exact(right: Tensor) -> bool:
+    return int(torch.ops.aten._int_mm(right, right)[0, 0]) == 127 * 127 * 32
+
+
+_BACKENDS = {"onednn": _onednn_exact, "int_mm": _int_mm_exact}
 
 
 class Packed:
-    """An int8 weight ``[out, in]`` in the backend's layout, with its scale."""
+    """An int8 weight ``[out, in]`` in the backend's layout, with its scales.
+
+    Args:
+        codes: the weight.
+        scale: one for every output, or one for all.
+        source: the tensor that stores the codes; ``codes`` itself if None.
+    """
 
     weight: Any
 
-    def __init__(self, codes: Int8[Tensor, "out in"], scale: Float[Tensor, " out"]) -> None:
+    def __init__(
+        self, codes: Int8[Tensor, "out in"], scale: Float[Tensor, "..."], source: Tensor | None = None
+    ) -> None:
         self.backend = backend() if codes.device.type == "cpu" else "float"
-        self.scale = scale.contiguous()
+        self._stored, self._versions = scale, (_version(codes if source is None else source), _version(scale))
+        self.scale = scale.reshape(-1).expand(codes.shape[0]).contiguous()
         if self.backend == "onednn":
             self.weight = _pack_onednn(codes, self.scale)
         elif self.backend == "int_mm":
-            self.weight = codes.t().contiguous()
+            # A copy also of a single row: a view would keep the codes alive.
+            self.weight = codes.t().clone(memory_format=torch.contiguous_format)
         else:
             self.weight = codes.float()
-        self._codes = codes
-        self._sums: Tensor | None = None
+        # Σ codes · scale of every output: what shifting all inputs by one code adds.
+        self.sums: Float[Tensor, " out"] = codes.sum(1, dtype=torch.int32) * self.scale
 
-    @property
-    def sums(self) -> Float[Tensor, " out"]:
-        """Σ codes · scale of every output: what shifting all inputs by one code adds."""
-        if self._sums is None:
-            self._sums = self._codes.sum(1, dtype=torch.int32) * self.scale
-        return self._sums
+    def is_of(self, source: Tensor, scale: Tensor) -> bool:
+        """Whether the stored codes and scales are still those that were packed."""
+        return self._stored is scale and self._versions == (_version(source), _version(scale))
 
     def __call__(self, codes: Shaped[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         """``codes @ weightᵀ · scale`` of int8 or uint8 codes."""
@@ -65,14 +95,22 @@ class Packed:
             if codes.dtype == torch.uint8:  # int_mm takes int8 only
                 return self((codes.int() - 128).to(torch.int8)).add_(self.sums, alpha=128.0)
             return torch.ops.aten._int_mm(codes, self.weight) * self.scale
-        return F.linear(codes.float(), self.weight) * self.scale
+        kind = codes.device.type
+        # Sums need the 24 bits of float32.
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            return F.linear(codes.float(), self.weight) * self.scale
+
+
+def _version(tensor: Tensor) -> int:
+    """The number of writes to a tensor; inference tensors do not count theirs."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _pack_onednn(codes: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     rows = codes.shape[0]
-    scale = torch.ones(rows) if scale is None else scale
+    scale = torch.ones(rows, dtype=torch.float32, device=_CPU) if scale is None else scale
     weight = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
-    return weight, scale, torch.zeros(rows, dtype=torch.int32)
+    return weight, scale, torch.zeros(rows, dtype=torch.int32, device=_CPU)
 
 
 def _onednn(codes: Tensor, weight: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -119,13 +157,13 @@ def shifted_codes(
 @cache
 def _constant(value: float) -> Tensor:
     """A cached scalar tensor; otherwise PyTorch would create one at every call."""
-    return torch.tensor(value)
+    return torch.tensor(value, dtype=torch.float32, device=_CPU)
 
 
 def _limits(x: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
     """The minimum and maximum of each row (or of all) as ``[rows, 1]``; ``aminmax`` is ten times slower."""
     if shared:
-        return x.amin().reshape(1, 1), x.amax().reshape(1, 1)
+        return x.amin((0, 1), keepdim=True), x.amax((0, 1), keepdim=True)
     return x.amin(1, keepdim=True), x.amax(1, keepdim=True)
 
 

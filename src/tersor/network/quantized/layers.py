@@ -7,20 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tersor.network.quantized.graph import is_tracing, making_graph
+from tersor.network.quantized.readonly import refused
 from tersor.network.quantized.weight import QuantizedWeight
 from tersor.numerics import QuantSpec
 
 
 class Quantized(nn.Module):
-    """Base class of the quantized modules; ``weight`` reads as a float tensor."""
+    """Base class of the quantized modules: weights read as float tensors, and cannot be written."""
 
-    qweight: QuantizedWeight
     activation: QuantSpec | None
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight as float32, dequantized on access."""
-        return self.qweight.dequantize()
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("weight") and isinstance(value, Tensor):
+            raise refused()
+        super().__setattr__(name, value)
 
     def extra_repr(self) -> str:
         return "activations in float" if self.activation is None else f"activations {self.activation}"
@@ -36,17 +37,18 @@ class QuantizedLinear(Quantized):
         self.qweight, self.activation, self.transposed = weight, activation, transposed
         self.out_features, self.in_features = weight.shape
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        if activation is not None:
+            weight.pack()
 
     @property
     def weight(self) -> Tensor:
-        """The weight as float32, in the layout of the replaced layer."""
-        weight = self.qweight.dequantize()
-        return weight.t() if self.transposed else weight
+        """The float weight in the layout of the replaced layer, computed when an operator reads it."""
+        return self.qweight.read(self.transposed)
 
     def forward(self, input: Tensor) -> Tensor:
         """``[..., in_features]`` → ``[..., out_features]``, in the input's dtype."""
         x = input.reshape(-1, self.in_features).float()
-        if x.numel() == 0:
+        if not making_graph() and x.numel() == 0:
             return input.new_zeros(*input.shape[:-1], self.out_features)
         bias = None if self.bias is None else self.bias.float()
         y = self.qweight.product(self.activation, bias)(x)
@@ -62,8 +64,16 @@ class QuantizedEmbedding(Quantized):
         self.num_embeddings, self.embedding_dim = layer.num_embeddings, layer.embedding_dim
         self.padding_idx = layer.padding_idx
 
+    @property
+    def weight(self) -> Tensor:
+        """The float weight, computed when an operator reads it."""
+        return self.qweight.read()
+
     def forward(self, input: Tensor) -> Tensor:
-        """Indices of any shape → ``[..., embedding_dim]``, float32."""
+        """Indices of any shape → ``[..., embedding_dim]``, in the dtype of the replaced layer."""
+        return self._rows(input).to(self.qweight.dtype)
+
+    def _rows(self, input: Tensor) -> Tensor:
         weight = self.qweight
         if weight.codes.shape != weight.shape or weight.spec.granularity.kind not in ("channel", "tensor"):
             return F.embedding(input, weight.dequantize())
@@ -88,10 +98,30 @@ class WeightOnly(Quantized):
         # In a tuple, so that it is not a submodule; its parameters are empty placeholders.
         self._layer: tuple[nn.Module] = (copy.deepcopy(layer, dict(names)),)  # type: ignore[arg-type]
 
+    @property
+    def weight(self) -> Tensor:
+        """The float weight, computed when an operator reads it."""
+        return self.qweight.read()
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As in the replaced layer."""
-        tensors = {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
-        return torch.func.functional_call(self._layer[0], tensors, args, kwargs)
+        weight = self.qweight.dequantize().to(self.qweight.dtype)
+        tensors = {"weight": weight} | ({} if self.bias is None else {"bias": self.bias})
+        if not is_tracing():
+            return torch.func.functional_call(self._layer[0], tensors, args, kwargs)
+        # functional_call refuses traces.
+        layer = copy.copy(self._layer[0])
+        layer._parameters = {"bias": None, **tensors}  # type: ignore[assignment]
+        return layer.forward(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What parents ask of a layer besides its weight: ``stride``, ``kernel_size``."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("_"):
+                raise
+            return getattr(self._layer[0], name)
 
     def extra_repr(self) -> str:
         return f"{self._layer[0]}, weights only"

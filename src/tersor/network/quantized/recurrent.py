@@ -1,16 +1,22 @@
 """LSTM, GRU and RNN, and their cells, with integer products of input and state."""
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from tersor.network.quantized.layers import Quantized
 from tersor.network.quantized.weight import Product, QuantizedWeight
 from tersor.numerics import QuantSpec
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 State = tuple[Tensor, ...]
+# A size is a symbol where a program is exported, and a tensor where it is traced.
+Size = int | torch.SymInt | Tensor
+_NAME = re.compile(r"(weight|bias)_(ih|hh|hr)_l(\d+)(_reverse)?")
 
 
 def step(mode: str, from_input: Tensor, from_state: Tensor, state: State) -> State:
@@ -43,15 +49,26 @@ class _Direction(nn.Module):
             value = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
             self.register_parameter(name, value)
         self.activation = activation
+        if activation is not None:
+            for weight in weights:
+                weight.pack()
 
     def products(self) -> tuple[Product, Product, Product | None]:
         """The products with the input, the state and, if projected, the output."""
         projection = self.hr.product(self.activation) if self.hr is not None else None
-        by_input = self.ih.product(self.activation, self.bias_ih)
-        return by_input, self.hh.product(self.activation, self.bias_hh), projection
+        bias_ih, bias_hh = (None if b is None else b.float() for b in (self.bias_ih, self.bias_hh))
+        by_input = self.ih.product(self.activation, bias_ih)
+        return by_input, self.hh.product(self.activation, bias_hh), projection
+
+    def tensor(self, kind: str, part: str) -> Tensor | None:
+        """The weight or bias (``kind``) of the input, state or projection (``ih``, ``hh``, ``hr``), if there is one."""
+        if kind == "bias":
+            return getattr(self, f"bias_{part}", None)
+        weight: QuantizedWeight | None = getattr(self, part)
+        return None if weight is None else weight.read()
 
     def run(
-        self, mode: str, data: Tensor, sizes: Sequence[int], state: State, reverse: bool
+        self, mode: str, data: Tensor, sizes: Sequence[Size], state: State, reverse: bool
     ) -> tuple[Tensor, State]:
         """Packed rows ``[sum(sizes), in]``, ``sizes[t]`` of them at time t → packed outputs and the last state."""
         by_input, by_state, project = self.products()
@@ -65,16 +82,16 @@ class _Direction(nn.Module):
             if project is not None:
                 new = (project(new[0]), *new[1:])
             outputs[t] = new[0]
-            full = count == len(state[0])
+            full = count == state[0].shape[0]
             state = new if full else tuple(torch.cat([n, s[count:]]) for n, s in zip(new, state, strict=True))
         return torch.cat(outputs), state
 
 
-class QuantizedRecurrent(nn.Module):
+class QuantizedRecurrent(Quantized):
     """``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` of any number of layers, directions, and projections.
 
     Takes and returns what the replaced module does: padded or packed sequences, with or without a batch dimension or an
-    initial state.
+    initial state. Answers in the dtype of its input, and for the names of its weights (``weight_hh_l0``).
     """
 
     def __init__(
@@ -89,22 +106,51 @@ class QuantizedRecurrent(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = layer.input_size, layer.hidden_size, layer.num_layers
         self.batch_first, self.bidirectional, self.proj_size = layer.batch_first, layer.bidirectional, layer.proj_size
         self.dropout, self.bias = layer.dropout, layer.bias
+        self.nonlinearity = getattr(layer, "nonlinearity", "tanh")
         parts = zip(weights, biases, strict=True)
         self.directions = nn.ModuleList(_Direction(w, b, activation) for w, b in parts)
 
     def flatten_parameters(self) -> None:
         """No-op, for callers of ``nn.LSTM``."""
 
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The weights and biases of every layer and direction, as ``nn.LSTM`` lists them."""
+        kinds = [("weight", "ih"), ("weight", "hh"), ("bias", "ih"), ("bias", "hh"), ("weight", "hr")]
+        found = ([run.tensor(*k) for k in kinds] for run in self.directions)  # type: ignore[operator]
+        return [[t for t in tensors if t is not None] for tensors in found]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            match = _NAME.fullmatch(name)
+            count = 2 if match is not None and self.bidirectional else 1
+            if match is None or (match[4] and count == 1) or int(match[3]) >= self.num_layers:
+                raise
+            found = self.directions[int(match[3]) * count + bool(match[4])].tensor(match[1], match[2])  # type: ignore[operator]
+            if found is None:
+                raise
+            return found
+
     def forward(
         self, input: Tensor | PackedSequence, hx: Tensor | State | None = None
     ) -> tuple[Tensor | PackedSequence, Tensor | State]:
         """As ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN``: (output, last state)."""
+        dtype = input.data.dtype
+        output, state = self._run(input, hx)
+        last = tuple(s.to(dtype) for s in state)
+        return output.to(dtype), last if self.mode == "LSTM" else last[0]
+
+    def _run(
+        self, input: Tensor | PackedSequence, hx: Tensor | State | None
+    ) -> tuple[Tensor | PackedSequence, State]:
         if isinstance(input, PackedSequence):
             sizes = input.batch_sizes.tolist()
             state = self._permute(self._state(hx, sizes[0], input.data), input.sorted_indices)
             data, state = self._layers(input.data.float(), sizes, state)
             packed = PackedSequence(data, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
-            return packed, self._last(self._permute(state, input.unsorted_indices))
+            return packed, self._permute(state, input.unsorted_indices)
         if input.ndim not in (2, 3):
             raise ValueError(f"{self.mode}: expected an input of 2 or 3 dimensions, got {tuple(input.shape)}")
         single = input.ndim == 2
@@ -118,10 +164,10 @@ class QuantizedRecurrent(nn.Module):
         data, state = self._layers(x.reshape(length * batch, -1).float(), [batch] * length, state)
         output = data.reshape(length, batch, -1)
         if single:
-            return output.squeeze(1), self._last(tuple(s.squeeze(1) for s in state))
-        return output.transpose(0, 1) if self.batch_first else output, self._last(state)
+            return output.squeeze(1), tuple(s.squeeze(1) for s in state)
+        return output.transpose(0, 1) if self.batch_first else output, state
 
-    def _layers(self, data: Tensor, sizes: Sequence[int], state: State) -> tuple[Tensor, State]:
+    def _layers(self, data: Tensor, sizes: Sequence[Size], state: State) -> tuple[Tensor, State]:
         count = 2 if self.bidirectional else 1
         lasts: list[State] = []
         for k in range(self.num_layers):
@@ -137,11 +183,12 @@ class QuantizedRecurrent(nn.Module):
                 data = nn.functional.dropout(data, self.dropout)
         return data, tuple(torch.stack(part) for part in zip(*lasts, strict=True))
 
-    def _state(self, hx: Tensor | State | None, batch: int, like: Tensor) -> State:
+    def _state(self, hx: Tensor | State | None, batch: Size, like: Tensor) -> State:
         layers = self.num_layers * (2 if self.bidirectional else 1)
         sizes = [self.proj_size or self.hidden_size] + ([self.hidden_size] if self.mode == "LSTM" else [])
         if hx is None:
-            return tuple(torch.zeros(layers, batch, n, device=like.device) for n in sizes)
+            shapes: list[Any] = [(layers, batch, n) for n in sizes]
+            return tuple(torch.zeros(shape, device=like.device, dtype=torch.float32) for shape in shapes)
         states = hx if isinstance(hx, tuple) else (hx,)
         for part, n in zip(states, sizes, strict=True):
             if tuple(part.shape) != (layers, batch, n):
@@ -152,15 +199,12 @@ class QuantizedRecurrent(nn.Module):
     def _permute(state: State, order: Tensor | None) -> State:
         return state if order is None else tuple(s.index_select(1, order) for s in state)
 
-    def _last(self, state: State) -> Tensor | State:
-        return state if self.mode == "LSTM" else state[0]
-
     def extra_repr(self) -> str:
         wide = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
         return f"{self.mode}, {wide}, activations {self.activation or 'in float'}"
 
 
-class QuantizedCell(nn.Module):
+class QuantizedCell(Quantized):
     """``nn.LSTMCell``, ``nn.GRUCell`` or ``nn.RNNCell``."""
 
     def __init__(
@@ -174,7 +218,28 @@ class QuantizedCell(nn.Module):
         super().__init__()
         self.mode, self.activation = mode, activation
         self.input_size, self.hidden_size, self.bias = layer.input_size, layer.hidden_size, layer.bias
+        self.nonlinearity = getattr(layer, "nonlinearity", "tanh")
         self.direction = _Direction(weights, biases, activation)
+
+    @property
+    def weight_ih(self) -> Tensor:
+        """The float weight of the input, computed when an operator reads it."""
+        return self.direction.ih.read()
+
+    @property
+    def weight_hh(self) -> Tensor:
+        """The float weight of the state, computed when an operator reads it."""
+        return self.direction.hh.read()
+
+    @property
+    def bias_ih(self) -> Tensor | None:
+        """The bias of the input."""
+        return self.direction.bias_ih
+
+    @property
+    def bias_hh(self) -> Tensor | None:
+        """The bias of the state."""
+        return self.direction.bias_hh
 
     def forward(self, input: Tensor, hx: Tensor | State | None = None) -> Tensor | State:
         """``[batch, in]`` or ``[in]`` and a state → the new state."""
@@ -182,12 +247,13 @@ class QuantizedCell(nn.Module):
         x = (input.unsqueeze(0) if single else input).float()
         count = 2 if self.mode == "LSTM" else 1
         if hx is None:
-            state = tuple(x.new_zeros(len(x), self.hidden_size) for _ in range(count))
+            state = tuple(x.new_zeros(x.shape[0], self.hidden_size) for _ in range(count))
         else:
-            state = tuple(h.unsqueeze(0) if single else h for h in (hx if isinstance(hx, tuple) else (hx,)))
+            parts = hx if isinstance(hx, tuple) else (hx,)
+            state = tuple((h.unsqueeze(0) if single else h).float() for h in parts)
         by_input, by_state, _ = self.direction.products()
-        new = step(self.mode, by_input(x), by_state(state[0].float()), state)
-        new = tuple(s.squeeze(0) for s in new) if single else new
+        new = step(self.mode, by_input(x), by_state(state[0]), state)
+        new = tuple((s.squeeze(0) if single else s).to(input.dtype) for s in new)
         return new if self.mode == "LSTM" else new[0]
 
     def extra_repr(self) -> str:

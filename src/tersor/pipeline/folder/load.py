@@ -138,7 +138,8 @@ def _in_torch(metamodel: MetaModel) -> nn.Module:
     for tensor_slice in metamodel.slices.values():
         weighted = owners.get(tensor_slice.parameter)
         if tensor_slice.name in codes and tensor_slice.index is None and weighted is not None:
-            weight = QuantizedWeight(folder.qtensor(tensor_slice.name))  # type: ignore[attr-defined]
+            dtype = weighted.module.get_parameter("weight").dtype
+            weight = QuantizedWeight(folder.qtensor(tensor_slice.name), dtype)  # type: ignore[attr-defined]
             bias = getattr(weighted.module, "bias", None)
             if bias is not None:
                 metamodel.load([f"{weighted.name}.bias"])

@@ -17,9 +17,18 @@ from tersor.network.quantized import (
     QuantizedWeight,
     WeightOnly,
 )
-from tersor.network.swap import CELLS, CONVOLUTIONS, RECURRENT, WeightedModule, replace_modules, weighted_modules
+from tersor.network.swap import (
+    CELLS,
+    CONVOLUTIONS,
+    RECURRENT,
+    WeightedModule,
+    check_copy,
+    replace_modules,
+    weighted_modules,
+)
 from tersor.numerics import Granularity, QTensor, QuantSpec
 from tersor.pipeline.modules.host import MODULES
+from tersor.pipeline.modules.saving import refuse_saving
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantization, Quantize, Recipe, decide, resolve, with_names
@@ -66,6 +75,10 @@ def quantize_dynamic(
     holds the codes. The model itself is not changed. ``dynamic_plan`` lists what happens to each layer, and why some
     are not quantized.
 
+    The result follows casts (``half()``) and is taken by ``torch.export``, ``torch.compile``, ``torch.jit.trace`` and
+    ``torch.onnx.export``. ``weight`` of its layers reads as a float tensor; writing to it raises a NumericsError, and
+    ``save_pretrained`` a SavedFolderError.
+
     Args:
         model: any module; its linear layers, embeddings, LSTM, GRU, RNN and their cells are quantized, and with a
             weight-only recipe its convolutions too.
@@ -76,6 +89,7 @@ def quantize_dynamic(
     Raises:
         RecipeError: a recipe that needs calibration, a rule that matches no layer, or no layer left to quantize.
         NumericsError: naming a weight with NaN or infinity.
+        TaskError: naming what the model holds that cannot be copied.
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     >>> small, x = quantize_dynamic(model), torch.ones(3, 64)
@@ -125,6 +139,7 @@ class ModuleHost:
         if not chosen:
             why = "; ".join(map(str, plan[:3])) or "it has no layer with weights"
             raise RecipeError(f"nothing in this {type(model).__name__} can be quantized by {self.recipe}: {why}")
+        check_copy(model)
         memory: dict[tuple[int, str, bool], QuantizedWeight] = {}
         with stages.stage("solve", "quantizing", len(chosen)) as bar:
             replacements = {}
@@ -132,7 +147,7 @@ class ModuleHost:
                 module = _replacement(module_plan, subject.seed, memory).train(model.training)
                 replacements[module_plan.weighted.module] = module
                 bar.advance()
-        changed = replace_modules(model, replacements)
+        changed = refuse_saving(replace_modules(model, replacements))
         return replace(subject, model=changed, plan=tuple(plan), history=(*subject.history, step))
 
 
@@ -256,9 +271,9 @@ def _solved(name: str, tensor: Tensor, wanted: Quantization, seed: int, transpos
     answers = (ask(LayerProblem(name, rows.float().contiguous(), spec), choice) for rows in chunks)
     parts = [a.qtensor for a in answers if a.qtensor is not None]
     if len(parts) == 1:
-        return QuantizedWeight(parts[0])
+        return QuantizedWeight(parts[0], tensor.dtype)
     codes, scale, zero_point = (torch.cat([getattr(p, f) for p in parts]) for f in ("codes", "scale", "zero_point"))
-    return QuantizedWeight(QTensor(codes, scale, zero_point, spec))
+    return QuantizedWeight(QTensor(codes, scale, zero_point, spec), tensor.dtype)
 
 
 def _chunks(weight: Tensor, spec: QuantSpec) -> Sequence[Tensor]:

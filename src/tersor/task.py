@@ -34,6 +34,9 @@ class Task:
         token_mask: for padded batches: ``token_mask(*inputs)`` returns bool [batch, length], True for real positions.
             Solvers that calibrate linear weights on a layer's inputs leave the others out (convolutions do not).
             The former name ``counted`` is still taken.
+        dynamic: dimensions that may vary between calls besides the batch, for each argument by its name:
+            ``{"ids": {1: "length"}}`` frees the second dimension of ``ids``. The example must have at least 2 there.
+            Recurrent layers run in OpenVINO and ONNX Runtime with a fixed length only.
 
     Raises:
         TaskError: a field that cannot be used, with the remedy; or both ``token_mask`` and ``counted``.
@@ -55,6 +58,7 @@ class Task:
     loss: Callable[..., Tensor] | None = None
     train: Callable[[], Iterable[Any]] | None = None
     token_mask: Callable[..., Tensor] | None = None
+    dynamic: Mapping[str, Mapping[int, str]] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
@@ -72,6 +76,12 @@ class Task:
             )
         if self.evaluate is not None and not callable(self.evaluate):
             raise TaskError("Task.evaluate must be a function of `predict`")
+        for name, dims in (self.dynamic or {}).items():
+            if not isinstance(dims, Mapping) or not all(type(k) is int and k > 0 for k in dims):
+                raise TaskError(
+                    f'Task.dynamic of {name} is {dims!r}: write {{"{name}": {{1: "length"}}}}, the dimension and a '
+                    "name for its size; dimension 0, the batch, varies anyway"
+                )
 
     @property
     def counted(self) -> Callable[..., Tensor] | None:

@@ -63,6 +63,7 @@ def write(network: Network, folder: Path) -> tuple[str, ...]:
         "outputs": list(network.output_names),
         "keywords": network.keywords,
         "dynamic_batch": network.dynamic_batch,
+        "free": [{str(dim): name for dim, name in dims.items()} for dims in network.free],
         "tensors": layout,
         "nodes": [_node(n) for n in network.graph.nodes],
     }
@@ -126,9 +127,9 @@ def _network(data: dict[str, Any], tensors: dict[str, Tensor]) -> Network:
     example = tuple(torch.zeros(i["shape"], dtype=_dtype(i["dtype"])) for i in data["inputs"])
     names = tuple(i["name"] for i in data["inputs"])
     module = fx.GraphModule(tensors, graph)
-    return finish(
-        Network(module, names, tuple(data["outputs"]), example, data["keywords"], data["dynamic_batch"])
-    )
+    free = tuple({int(dim): str(name) for dim, name in dims.items()} for dims in data.get("free", ()))
+    names_out, keywords, dynamic = tuple(data["outputs"]), data["keywords"], data["dynamic_batch"]
+    return finish(Network(module, names, names_out, example, keywords, dynamic, free=free))
 
 
 def _node(node: fx.Node) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 
+from tersor.network.export import dynamic_shapes
 from tersor.network.network import Network
 from tersor.process import quiet
 
 
 def exported(network: Network) -> Any:
-    """``torch.export`` of the network's graph, with a dynamic batch if it was captured with one."""
-    batch = torch.export.Dim("batch", min=1)
-    shapes = tuple({0: batch} if network.dynamic_batch and x.ndim else None for x in network.example)
+    """``torch.export`` of the network's graph, with the dimensions dynamic that were captured so."""
+    shapes = dynamic_shapes(network)
     with quiet(), torch.no_grad():
         return torch.export.export(network.module, network.example, dynamic_shapes=shapes, strict=False)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from tersor.errors import CaptureError
 from tersor.network.explain import explained, summary, where
-from tersor.network.export import export, without_cache
+from tersor.network.export import Free, check_free, export, freed, parameters_of, without_cache
 from tersor.network.free_batch import agrees, free_batch, repeated
 from tersor.network.network import Network, finish, op_name, weight_node
 from tersor.network.signature import Signature
@@ -26,8 +26,13 @@ _VIEWS = set("view reshape slice select transpose permute unsqueeze squeeze expa
 _CHECKS = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size"}
 
 
-def capture(model: nn.Module, example: Arguments) -> Network:
+def capture(
+    model: nn.Module, example: Arguments, dynamic: Mapping[str, Mapping[int, str]] | None = None
+) -> Network:
     """Capture a model as a Network with a dynamic batch; the model is not changed.
+
+    Args:
+        dynamic: dimensions that vary besides the batch, as in ``Task``.
 
     An example with a batch of 1 is doubled, since torch.export would treat 1 as a constant. If the model's own code
     fixes the batch, the Network's ``notes`` say so.
@@ -54,24 +59,26 @@ def capture(model: nn.Module, example: Arguments) -> Network:
     values = tuple(example.values()) if isinstance(example, Mapping) else tuple(example)
     # A model may write into its input, and an input that requires gradients is no constant of any file.
     values = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), values)
-    return verify(_with_dynamic_batch(model, values, names), "capture", CaptureError)
+    free = dict(dynamic or {})
+    check_free(free, parameters_of(model, values, names), values)
+    return verify(_with_dynamic_batch(model, values, names, free), "capture", CaptureError)
 
 
-def _with_dynamic_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> Network:
+def _with_dynamic_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], free: Free) -> Network:
     """A network with a dynamic batch, if the model's code allows it."""
     doubled = tuple(_double(v) for v in values)
     try:
-        return _trace(model, doubled, names, dynamic=True)
+        return _trace(model, doubled, names, True, free)
     except CaptureError:
         raise
     except Exception as error:  # torch.export raises many types
         first = error
     try:
-        freed = _free_fixed_batch(model, values, names)
-        if freed is not None:
-            return freed
+        network = None if free else _free_fixed_batch(model, values, names)
+        if network is not None:
+            return network
         note = f"the batch size is fixed to the example's, since the model's own code fixes it: {summary(first)}"
-        return _trace(model, values, names, dynamic=False, notes=(note,))
+        return _trace(model, values, names, False, free, (note,))
     except CaptureError:
         raise
     except Exception as error:
@@ -83,9 +90,10 @@ def _trace(
     values: tuple[Any, ...],
     names: tuple[str, ...],
     dynamic: bool,
+    free: Free,
     notes: tuple[str, ...] = (),
 ) -> Network:
-    program, signature = export(model, values, names, dynamic)
+    program, signature = export(model, values, names, dynamic, free)
     if any(_writes_through_a_view(n) for n in program.graph.nodes):
         with quiet():
             program = program.run_decompositions({})
@@ -93,12 +101,12 @@ def _trace(
     if added:
         notes = (*notes, "captured with use_cache=False: it returns no key-value cache")
     network = _network(program, (*values, *added.values()), names, notes, signature)
-    return _add_titles(replace(network, dynamic_batch=dynamic))
+    return _add_titles(replace(network, dynamic_batch=dynamic, free=freed(network, values, signature, free)))
 
 
 def _free_fixed_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> Network | None:
     """Free a batch size that the code fixes, by comparing traces with 2 and 3 samples, or None if that fails."""
-    two, three = (_trace(model, repeated(values, n), names, dynamic=False) for n in (2, 3))
+    two, three = (_trace(model, repeated(values, n), names, False, {}) for n in (2, 3))
     network = free_batch(two, three)
     if network is None:
         return None

@@ -1,26 +1,98 @@
 """``torch.export`` of a model, with its results flat, and the form in which the model gives them."""
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from tersor.errors import CaptureError
+from tersor.network.network import Network
 from tersor.network.signature import Signature
 from tersor.network.structure import Structure
 from tersor.process import quiet
 
+Free = Mapping[str, Mapping[int, str]]
+"""For arguments by name: the dimensions that vary besides the batch, with the names of their sizes."""
+
+
+def check_free(free: Free, parameters: Sequence[str], values: Sequence[Any]) -> None:
+    """Refuse free dimensions that the example does not have.
+
+    Raises:
+        CaptureError: naming the argument and the dimension.
+    """
+    for name, dims in free.items():
+        if name not in parameters:
+            raise CaptureError(f"Task.dynamic names {name}, but the example's arguments are {', '.join(parameters)}")
+        value = values[parameters.index(name)]
+        if not isinstance(value, Tensor):
+            raise CaptureError(f"Task.dynamic names {name}, which is a {type(value).__name__}, not a tensor")
+        for dim, size in dims.items():
+            if dim >= value.ndim:
+                raise CaptureError(f"Task.dynamic frees dimension {dim} of {name}, which has {value.ndim} dimensions")
+            if value.shape[dim] < 2:
+                raise CaptureError(
+                    f"dimension {dim} of {name} ({size}) is {value.shape[dim]} in the example: to be free it must be "
+                    "at least 2 there"
+                )
+
+
+def freed(
+    network: Network, values: Sequence[Any], signature: Signature, free: Free
+) -> tuple[Mapping[int, str], ...]:
+    """For each input of a network its free dimensions.
+
+    Raises:
+        CaptureError: the model's own code fixes one.
+    """
+    if not free:
+        return ()
+    found: list[Mapping[int, str]] = []
+    inputs = [n for n in network.graph.nodes if n.op == "placeholder"]
+    for name, value in zip(signature.parameters, values, strict=True):
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                dims, shape = free.get(name, {}), inputs[len(found)].meta["val"].shape
+                for dim, size in dims.items():
+                    if str(shape[dim]).isdigit():  # a size that export fixed may still be a SymInt
+                        raise CaptureError(
+                            f"dimension {dim} of {name} ({size}) cannot be free: the model's own code fixes it to "
+                            f"{shape[dim]}; leave it out of Task.dynamic, or read the size from the input"
+                        )
+                found.append(dict(dims))
+    return tuple(found)
+
+
+def dynamic_shapes(network: Network) -> tuple[dict[int, Any] | None, ...]:
+    """What ``torch.export`` is told of the inputs of a network that is exported again."""
+    batch = torch.export.Dim("batch", min=1)
+    found = []
+    for k in range(len(network.example)):
+        dims = network.varying(k)
+        found.append({dim: batch if dim == 0 else torch.export.Dim.AUTO for dim in dims} or None)
+    return tuple(found)
+
 
 def export(
-    model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], dynamic: bool
+    model: nn.Module,
+    values: tuple[Any, ...],
+    names: tuple[str, ...],
+    dynamic: bool,
+    free: Free,
 ) -> tuple[Any, Signature]:
     """The exported program, whose results are tensors alone, and how the model is called and what it returns."""
     with quiet():  # the first call imports modules that set warning filters
         batch = torch.export.Dim("batch", min=1)
+    titles = parameters_of(model, values, names)
     shapes: list[Any] = pytree.tree_map(
         lambda v: {0: batch} if dynamic and isinstance(v, Tensor) and v.ndim else None, list(values)
     )
+    for k, name in enumerate(titles):
+        if dims := free.get(name):
+            shapes[k] = {**(shapes[k] or {}), **dict.fromkeys(dims, torch.export.Dim.AUTO)}
     spec: Any = dict(zip(names, shapes, strict=True)) if names else tuple(shapes)
     parameters = list(inspect.signature(model.forward).parameters.values())
     if not names and parameters and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL:
@@ -42,12 +114,12 @@ def export(
     hook = model.register_forward_hook(flatten)
     try:
         with quiet(), torch.no_grad():
-            shapes_of = spec if dynamic else None
+            shapes_of = spec if dynamic or free else None
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes_of, strict=False)
     finally:
         hook.remove()
     arguments, _ = Structure.of(values, once=False)
-    return program, Signature(_parameters(model, values, names), arguments, found[-1])
+    return program, Signature(titles, arguments, found[-1])
 
 
 def without_cache(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> dict[str, bool]:
@@ -57,7 +129,7 @@ def without_cache(model: nn.Module, values: tuple[Any, ...], names: tuple[str, .
     return {"use_cache": False} if "use_cache" in parameters and not given else {}
 
 
-def _parameters(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+def parameters_of(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the example's arguments."""
     if names:
         return names

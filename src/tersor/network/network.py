@@ -1,7 +1,7 @@
 """The network as a graph of ATen operators, and functions to edit it."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class Network:
         output_names: names of the outputs in order.
         example: one batch (of at least 2) that the graph was captured with.
         keywords: whether the model is called with keyword arguments.
+        free: for each input the dimensions that may vary besides the batch, with the names of their sizes.
         signature: how the model is called and what it returns; None in files of versions that did not store it.
         dynamic_batch: False if the model's own code fixes the batch size to the example's.
         notes: notes on the capture, for the report.
@@ -53,6 +54,7 @@ class Network:
     dynamic_batch: bool = True
     notes: tuple[str, ...] = field(default=())
     signature: Signature | None = None
+    free: tuple[Mapping[int, str], ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -91,6 +93,11 @@ class Network:
     def node(self, name: str) -> fx.Node:
         """The node with that graph name."""
         return next(n for n in self.graph.nodes if n.name == name)
+
+    def varying(self, number: int) -> dict[int, str]:
+        """The dimensions of an input that may vary, the batch among them, with the names of their sizes."""
+        batch = {0: "batch"} if self.dynamic_batch and self.example[number].ndim else {}
+        return {**batch, **(self.free[number] if self.free else {})}
 
     def operators(self) -> list[fx.Node]:
         """The call_function nodes in order."""

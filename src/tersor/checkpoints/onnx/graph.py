@@ -16,6 +16,7 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from onnxscript.values import Op, Opset
 
 from tersor.errors import EngineError
+from tersor.network.export import dynamic_shapes
 from tersor.network.network import Network, op_name
 from tersor.process import quiet
 
@@ -80,8 +81,7 @@ def _fold(node: ir.Node) -> bool | None:
 
 def _program(network: Network) -> Any:
     """Export the graph again, with each node named as in the Network."""
-    batch = torch.export.Dim("batch", min=1)
-    shapes = tuple({0: batch} if network.dynamic_batch and x.ndim else None for x in network.example)
+    shapes = dynamic_shapes(network)
     with quiet(), torch.no_grad():
         program = torch.export.export(network.module, network.example, dynamic_shapes=shapes, strict=False)
     for node in program.graph.nodes:
@@ -189,8 +189,16 @@ def _owner(node: ir.Node) -> str | None:
 
 def _name_inputs_and_outputs(graph: ir.Graph, network: Network) -> None:
     """Give inputs and outputs the Network's names; an output that is an input or a duplicate is copied."""
-    for value, name in zip(graph.inputs, network.input_names, strict=True):
+    sizes: dict[str, str] = {}
+    for k, (value, name) in enumerate(zip(graph.inputs, network.input_names, strict=True)):
         value.name = name
+        for dim, size in network.varying(k).items():
+            if value.shape is not None and not isinstance(value.shape[dim], int):
+                sizes.setdefault(str(value.shape[dim]), size)
+    for value in (*graph.inputs, *graph.outputs):
+        if value.shape is not None:
+            known = [d if isinstance(d, int) else sizes.get(str(d), str(d)) for d in value.shape]
+            value.shape = ir.Shape(known)
     taken = {v.name for v in graph.inputs} | {v.name for n in graph for v in n.outputs}
     for k, name in enumerate(network.output_names):
         value = graph.outputs[k]

@@ -33,11 +33,10 @@ def lowered(network: Network) -> Any:
         model = ov.convert_model(TorchFXPythonDecoder(module, dynamic_shapes=True), extension=extensions)
     except Exception as error:
         raise EngineError(f"OpenVINO cannot convert this network: {first_lines(error)}") from error
-    batch = -1 if network.dynamic_batch else None
     shapes = {}
-    for port, example in zip(model.inputs, network.example, strict=True):
+    for k, (port, example) in enumerate(zip(model.inputs, network.example, strict=True)):
         port.get_node().set_element_type(ov.Type(example.numpy().dtype))
-        shapes[port] = [batch or example.shape[0], *example.shape[1:]] if example.ndim else []
+        shapes[port] = [-1 if dim in network.varying(k) else size for dim, size in enumerate(example.shape)]
     try:
         model.reshape(shapes)
     except RuntimeError as error:

@@ -57,7 +57,12 @@ class InEngine(Deployed):
         """
         if self.signature is None:
             return self.runner(*args)
-        out = self.runner(*self.signature.flat(args, kwargs))
+        tensors = self.signature.flat(args, kwargs)
+        try:
+            out = self.runner(*tensors)
+        except (EngineError, RuntimeError):
+            _check_inputs(tensors, self.inputs)
+            raise
         return self.signature.build((out,) if isinstance(out, Tensor) else out)
 
     def write(self, folder: Path, result: Compressed) -> None:
@@ -120,13 +125,34 @@ def _check_activations(network: Network, policy: Policy) -> None:
 def inputs_of(network: Network) -> tuple[dict[str, Any], ...]:
     """Name, dtype and shape of each input, in the manifest's form."""
     return tuple(
-        {"name": name, "dtype": str(x.dtype).removeprefix("torch."), "shape": _shape(x, network.dynamic_batch)}
-        for name, x in zip(network.input_names, network.example, strict=True)
+        {
+            "name": name,
+            "dtype": str(x.dtype).removeprefix("torch."),
+            "shape": [None if dim in network.varying(k) else int(n) for dim, n in enumerate(x.shape)],
+        }
+        for k, (name, x) in enumerate(zip(network.input_names, network.example, strict=True))
     )
 
 
-def _shape(x: Tensor, dynamic: bool) -> list[int | None]:
-    return [None if dynamic and k == 0 else int(n) for k, n in enumerate(x.shape)]
+def _check_inputs(tensors: tuple[Tensor, ...], inputs: tuple[dict[str, Any], ...]) -> None:
+    """Refuse what the network does not take, in its own terms.
+
+    Raises:
+        EngineError: naming the input, the dtype or size, and the remedy.
+    """
+    for x, wanted in zip(tensors, inputs, strict=False):
+        name, dtype, shape = wanted["name"], wanted["dtype"], wanted["shape"]
+        if str(x.dtype) != f"torch.{dtype}":
+            raise EngineError(f"the input {name} is {x.dtype}, the network takes {dtype}: convert it")
+        if x.ndim != len(shape):
+            raise EngineError(f"the input {name} has {x.ndim} dimensions, the network takes {len(shape)}: {shape}")
+        for dim, (size, fixed) in enumerate(zip(x.shape, shape, strict=True)):
+            if fixed is not None and size != fixed:
+                remedy = f'free it with Task(dynamic={{"{name}": {{{dim}: "size"}}}}), or compress for this size'
+                raise EngineError(
+                    f"the input {name} has the size {size} in dimension {dim}, the network takes {fixed}: "
+                    + (remedy if dim else "its own code fixes the batch")
+                )
 
 
 def load_network(folder: str | Path, threads: int | None = None) -> Compressed:

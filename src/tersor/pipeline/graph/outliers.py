@@ -90,7 +90,7 @@ def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool 
         raise CalibrationError(f"samples is {samples}: it must be at least 1")
     with Stages(progress) as stages:
         with stages.stage("capture", "capturing the network"):
-            network = FoldBatchNorm()(FoldConstants()(capture(task.model, task.example)))
+            network = FoldBatchNorm()(FoldConstants()(capture(task.model, task.example, task.dynamic)))
         layers = _chosen(network, layer)
         with stages.stage("calibrate", "observing the layers' inputs", samples) as bar:
             seen, count = _observed(task, network, layers, samples, bar.at)

@@ -36,7 +36,7 @@ def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
 
 def captured(task: Task) -> Network:
     """The task's model as a graph that every engine supports: some reject certain forms of a global pool."""
-    return rewritten(capture(task.model, task.example), REWRITES["global_pool"]())
+    return rewritten(capture(task.model, task.example, task.dynamic), REWRITES["global_pool"]())
 
 
 def planned(original: Network, step: Quantize, policy: Policy) -> Prepared:

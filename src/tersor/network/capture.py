@@ -12,11 +12,13 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from tersor.errors import CaptureError
+from tersor.network.example import check_example, lacks_batch, no_batch
 from tersor.network.explain import explained, summary, where
 from tersor.network.export import export, without_cache
 from tersor.network.free_batch import agrees, free_batch, repeated
 from tersor.network.network import Network, finish, op_name, weight_node
 from tersor.network.signature import Signature
+from tersor.network.sound import check_finite, refuse_torchscript
 from tersor.network.verify import verify
 from tersor.process import quiet
 from tersor.task import Arguments
@@ -33,7 +35,8 @@ def capture(model: nn.Module, example: Arguments) -> Network:
     fixes the batch, the Network's ``notes`` say so.
 
     Raises:
-        CaptureError: the model cannot be captured; the message gives the offending line and the remedy.
+        CaptureError: the model cannot be captured; the message gives the offending line and the remedy. Or the model
+            is of TorchScript, cannot run its example, or holds parameters that are not finite.
 
     >>> net = capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()).eval(), (torch.zeros(1, 4),))
     >>> [op_name(n) for n in net.operators()]
@@ -41,6 +44,7 @@ def capture(model: nn.Module, example: Arguments) -> Network:
     >>> net(torch.ones(5, 4)).shape
     torch.Size([5, 2])
     """
+    refuse_torchscript(model)
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
         raise CaptureError(f"the model is in training mode ({training[0]}): call model.eval() before compressing it")
@@ -54,7 +58,8 @@ def capture(model: nn.Module, example: Arguments) -> Network:
     values = tuple(example.values()) if isinstance(example, Mapping) else tuple(example)
     # A model may write into its input, and an input that requires gradients is no constant of any file.
     values = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), values)
-    return verify(_with_dynamic_batch(model, values, names), "capture", CaptureError)
+    check_example(model, values, names)
+    return check_finite(verify(_with_dynamic_batch(model, values, names), "capture", CaptureError), model)
 
 
 def _with_dynamic_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> Network:
@@ -66,6 +71,8 @@ def _with_dynamic_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[
         raise
     except Exception as error:  # torch.export raises many types
         first = error
+    if lacks_batch(model, values, names):
+        raise no_batch(model, values, names)
     try:
         freed = _free_fixed_batch(model, values, names)
         if freed is not None:
@@ -75,7 +82,7 @@ def _with_dynamic_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[
     except CaptureError:
         raise
     except Exception as error:
-        raise explained(error) from error
+        raise explained(error, model) from error
 
 
 def _trace(

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from torch import fx
+import torch
+from torch import fx, nn
 
 from tersor.errors import CaptureError
 
@@ -21,8 +22,8 @@ def summary(error: Exception) -> str:
     return (first if first == lines[0] else " ".join([first, *lines[1:2]]))[:240]
 
 
-def explained(error: Exception) -> CaptureError:
-    """An error that names the offending line of user code, from the traceback or torch.export's message."""
+def location(error: Exception) -> str:
+    """The offending line of user code, from the traceback or torch.export's message; empty if it is unknown."""
     lines = re.findall(r'File "([^"]+)", line (\d+), in (\w+)\n\s+(.+)', str(error))
     user_lines = [f'{f}:{n} in {fn}: "{code.strip()}"' for f, n, fn, code in lines if "/torch/" not in f]
     frame, trace = None, error.__traceback__
@@ -31,9 +32,21 @@ def explained(error: Exception) -> CaptureError:
         if "/torch/" not in code.co_filename and Path(code.co_filename).parent != Path(__file__).parent:
             frame = f"{code.co_filename}:{trace.tb_lineno} in {code.co_name}"
         trace = trace.tb_next
-    location = user_lines[-1] if user_lines else frame or "(torch.export gives no line)"
+    return user_lines[-1] if user_lines else frame or ""
+
+
+def explained(error: Exception, model: nn.Module) -> CaptureError:
+    """A refusal that names the part of the model in TorchScript, or the offending line of user code."""
+    scripted = [name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if scripted:
+        return CaptureError(
+            f"torch.export cannot capture this model, whose part {scripted[0]} is a TorchScript module (made by "
+            f"torch.jit): put the nn.Module that it was made from in its place. Reason: {type(error).__name__}: "
+            f"{summary(error)}"
+        )
+    line = location(error) or "(torch.export gives no line)"
     return CaptureError(
-        f"torch.export cannot capture this model. Offending line: {location}. Reason: {type(error).__name__}: "
+        f"torch.export cannot capture this model. Offending line: {line}. Reason: {type(error).__name__}: "
         f"{summary(error)}. What to do: a Python `if`, loop or `.item()` on tensor values must leave forward() or "
         "become torch.where; an operator written in C++ or with numpy must be replaced; or compress a part without it"
     )

@@ -107,9 +107,9 @@ def test_a_simulation_makes_no_headline_of_speed_and_precision(engine, changes):
 @pytest.mark.parametrize(
     ("speedup", "spread", "said"),
     [
-        (0.97, (0.93, 1.01), "no speed difference beyond the noise (0.93x to 1.01x)"),
-        (1.04, (0.99, 1.1), "no speed difference beyond the noise (0.99x to 1.10x)"),
-        (1.2, (0.6, 2.0), "no speed difference beyond the noise (0.60x to 2.00x: a busy machine)"),
+        (0.97, (0.93, 1.01), "speed: no difference beyond the noise (0.93x to 1.01x)"),
+        (1.04, (0.99, 1.1), "speed: no difference beyond the noise (0.99x to 1.10x)"),
+        (1.2, (0.6, 2.0), "speed: no difference beyond the noise (0.60x to 2.00x: a busy machine)"),
         (1.04, (1.02, 1.06), "1.04x faster"),
     ],
 )

@@ -110,7 +110,7 @@ def _gain(report: Report) -> str:
     if report.ratios.compression is not None:
         parts.append(change_text(report.ratios.compression, "smaller", "larger"))
     if (found := speed(report)) is not None:
-        parts.append(found.text)
+        parts.append(found.text if found.faster or found.slower else f"speed: {found.text}")
     if before is not None and after is not None:
         fraction = is_fraction(report.metric.name, before, after)
         parts.append(

@@ -16,7 +16,7 @@ class Speed:
     """A speed-up and its interval, from the 10th to the 90th percentile over the rounds.
 
     >>> Speed(0.8, 0.75, 0.85).text, Speed(0.98, 0.9, 1.08).text
-    ('1.2x slower', 'no speed difference beyond the noise (0.90x to 1.08x)')
+    ('1.2x slower', 'no difference beyond the noise (0.90x to 1.08x)')
     """
 
     value: float
@@ -49,7 +49,7 @@ class Speed:
         if self.faster or self.slower:
             return change_text(self.value, "faster", "slower")
         noise = f"{self.interval}: a busy machine" if self.busy else self.interval
-        return f"no speed difference beyond the noise ({noise})"
+        return f"no difference beyond the noise ({noise})"
 
 
 def simulated(report: Report) -> bool:

@@ -13,12 +13,11 @@ from torch.utils import _pytree as pytree
 
 from tersor.errors import CaptureError
 from tersor.network.example import check_example, lacks_batch, no_batch
-from tersor.network.explain import explained, summary, where
+from tersor.network.explain import check_finite, explained, refuse_torchscript, summary, where
 from tersor.network.export import export, without_cache
 from tersor.network.free_batch import agrees, free_batch, repeated
 from tersor.network.network import Network, finish, op_name, weight_node
 from tersor.network.signature import Signature
-from tersor.network.sound import check_finite, refuse_torchscript
 from tersor.network.verify import verify
 from tersor.process import quiet
 from tersor.task import Arguments

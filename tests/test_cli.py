@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tersor.checkpoints.layouts import LAYOUTS
 from tersor.cli import app, load_task
 from tersor.engines import ENGINES
-from tersor.errors import EngineError, SavedFolderError, TaskError, TersorError
+from tersor.errors import CalibrationError, EngineError, SavedFolderError, TaskError, TersorError
 from tersor.recipe import PRESETS
 
 TASK = """
@@ -78,6 +78,18 @@ def test_compress_report_run(task_file, tmp_path):
 def test_calibrate_compares_and_draws(task_file):
     said = _run("calibrate", task_file, "--compare", "--site", "input").output
     assert all(name in said for name in ("minmax", "kl", "admm", "█", "only 8 calibration samples"))
+
+
+@pytest.mark.parametrize(("recipe", "why"), [("int8-dynamic", "at run time"), ("int8-weight", "stay in float")])
+def test_calibrate_says_that_a_recipe_calibrates_nothing(task_file, recipe, why):
+    for more in ((), ("--compare",)):
+        said = " ".join(_run("calibrate", task_file, "--recipe", recipe, *more).output.split())
+        assert f"the recipe {recipe} calibrates no activations" in said
+        assert why in said
+        assert "estimator" not in said
+        assert "adequate" not in said
+    with pytest.raises(CalibrationError, match="calibrates no activations"):
+        _run("calibrate", task_file, "--recipe", recipe, "--site", "input")
 
 
 def test_outliers_are_listed_drawn_and_written(task_file, tmp_path):

@@ -3,20 +3,24 @@
 import logging
 import os
 import random
+import sys
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 # What PyTorch's compiler writes into the environment when it is imported.
 _COMPILER = "TORCHINDUCTOR_"
+# The module that prints the graph of a failed export to standard error.
+_EXPORT = "torch.export._trace"
 
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Silence warnings, and logs of PyTorch's tracer and of ``loggers``, while inside.
+    """Silence warnings, logs of PyTorch's tracer and of ``loggers``, and graphs that torch.export prints, while inside.
 
     Filters of warnings, levels of loggers and the environment are afterwards what they were, whatever the code inside
     imported, and also where several threads are inside at the same time.
@@ -25,7 +29,8 @@ def quiet(*loggers: str) -> Iterator[None]:
     ...     warnings.warn("not shown", stacklevel=1)
     """
     with (
-        logging_at(logging.CRITICAL, "torch.fx.experimental.symbolic_shapes", *loggers),
+        logging_at(logging.CRITICAL, "torch.fx.experimental.symbolic_shapes", _EXPORT, *loggers),
+        _while_inside("standard error", _graphs_dropped),
         _while_inside("warnings", _filters_kept),
         _while_inside("environment", _environment_kept),
     ):
@@ -90,6 +95,35 @@ def _filters_kept() -> Callable[[], object]:
     caught = warnings.catch_warnings()
     caught.__enter__()
     return lambda: caught.__exit__(None, None, None)
+
+
+class _WithoutGraphs:
+    """Standard error without what torch.export prints; what the model or another thread prints passes."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        caller = sys._getframe()
+        while caller.f_back is not None and caller.f_globals.get("__name__") == __name__:
+            caller = caller.f_back  # past this method and decorators of it, such as checkers of types
+        return len(text) if caller.f_globals.get("__name__") == _EXPORT else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _graphs_dropped() -> Callable[[], object]:
+    before = sys.stderr
+    if before is None:  # a program without a console
+        return lambda: None
+    sys.stderr = inside = _WithoutGraphs(before)
+
+    def restore() -> None:
+        if sys.stderr is inside:
+            sys.stderr = before
+
+    return restore
 
 
 def _level_set(logger: logging.Logger, level: int) -> Callable[[], object]:

@@ -12,6 +12,7 @@ from tersor.engines.numbers import check_numbers
 from tersor.engines.openvino.runner import FILES, OpenVINORunner
 from tersor.errors import EngineError
 from tersor.network.capture import capture
+from tersor.pipeline.graph.audit import audit
 
 SHAPE = (3, 12, 13)
 openvino = ENGINES["openvino"]
@@ -164,3 +165,42 @@ def test_an_engine_that_is_absent_gives_the_command(name, monkeypatch):
 def test_an_unknown_engine_lists_those_there_are():
     with pytest.raises(EngineError, match=r"no engine 'openvina'; there are openvino, "):
         engine("openvina")
+
+
+class Plain(nn.Module):
+    """A transposed convolution between two others."""
+
+    def __init__(self, up):
+        super().__init__()
+        torch.manual_seed(0)
+        kind = nn.Conv1d if isinstance(up, nn.ConvTranspose1d) else nn.Conv2d
+        self.first, self.up, self.last = kind(3, up.in_channels, 3), up, kind(up.out_channels, 2, 1)
+
+    def forward(self, x):
+        return self.last(F.relu(self.up(F.relu(self.first(x)))))
+
+
+@pytest.mark.parametrize(
+    ("up", "rule"),
+    [
+        (lambda: nn.ConvTranspose2d(16, 16, 4, stride=2), None),
+        (lambda: nn.ConvTranspose1d(16, 16, 4, stride=3), None),
+        (lambda: nn.ConvTranspose1d(16, 16, 6, stride=5), "the stride of its last dimension is above 3"),
+        (lambda: nn.ConvTranspose2d(16, 16, 4, stride=4), "the stride of its last dimension is above 3"),
+        (lambda: nn.ConvTranspose2d(16, 16, 1, stride=2), "its kernel is smaller than its stride"),
+        (lambda: nn.ConvTranspose2d(16, 12, 4, stride=2, groups=2), "its channels are no multiple of 16"),
+    ],
+)
+def test_a_transposed_convolution_in_float_names_the_rule(up, rule):
+    model = Plain(up())
+    done = _done(model, (3, 20) if isinstance(model.up, nn.ConvTranspose1d) else SHAPE)
+    row = next(r for r in audit(done.plan, done.runner) if r.layer.name == "up")
+    assert row.layer.planned == "int8"
+    said = row.explained("openvino")
+    if rule is None:
+        assert (row.executed, row.rule) == ("int8", None)
+        assert said.startswith("weight of conv_transpose")
+    else:
+        assert row.executed == "fp32"
+        assert said.startswith("OpenVINO: ")
+        assert rule in said

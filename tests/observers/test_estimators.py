@@ -88,6 +88,24 @@ def test_one_sided_range_is_widened_to_zero():
         assert high == pytest.approx(3.5, abs=0.05)
 
 
+@pytest.mark.parametrize("spike", [1.0, -1.0, 0.3, 255.0, 1e-6])
+def test_values_at_the_end_of_a_range_are_not_clipped(spike):
+    x = np.concatenate([np.linspace(0, spike, 3000), np.full(1000, spike)])
+    rows = {row.observer: row for row in compare(gathered(x), UINT8, OBSERVERS)}
+    assert rows["minmax"].clipped == 0
+    known = [row for row in rows.values() if row.low is not None]
+    within = [row for row in known if row.low <= min(spike, 0) <= max(spike, 0) <= row.high]
+    assert [row.clipped for row in within] == [0] * len(within)
+
+
+def test_values_at_an_inner_end_of_a_range_are_not_clipped():
+    x = np.concatenate([np.linspace(0, 1, 3000), np.full(1000, 1.0), np.full(4, 3.0)])
+    (row,) = compare(gathered(x), UINT8, {"cut": Percentile(percent=99.8)})
+    assert row.high == pytest.approx(1.0, abs=1e-3)
+    assert row.high >= 1
+    assert row.clipped == pytest.approx(4 / len(x))
+
+
 def test_compare_has_a_row_for_each_and_mse_is_the_cheapest():
     x = np.random.default_rng(0).standard_t(3, 100_000)
     rows = compare(gathered(x), INT8, OBSERVERS)

@@ -8,6 +8,8 @@ from torch import nn
 import tersor
 from tersor.engines.targets import here
 from tersor.errors import CaptureError, EngineError, TaskError
+from tersor.network.planned import PlannedLayer
+from tersor.pipeline.graph.audit import Audited
 
 pytestmark = pytest.mark.usefixtures("quick_report")
 
@@ -115,3 +117,20 @@ def test_outputs_of_a_dict_come_in_its_order():
     assert done.network.output_names == ("scores", "boxes")
     scores, boxes = done(torch.zeros(3, 3, 16, 16))
     assert (scores.shape[1], boxes.shape[1]) == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("planned", "executed", "weight", "note", "rule", "said"),
+    [
+        ("int8", "int8", "int8", None, None, "weight of conv2d"),
+        ("int8", "fp32", "int8", None, None, "engine: no reason known"),
+        ("int8", "fp32", "int8", "part of Subgraph s", None, "engine: no reason known (part of Subgraph s)"),
+        ("int8", "fp32", "int8", None, "Engine: no kernel", "Engine: no kernel"),
+        ("fp32", "int8", "int8", None, None, "engine: no reason known"),
+        ("fp32", "int8", None, "part of Convolution c", None, "part of Convolution c"),
+        ("int8", "fused", "int8", "part of Convolution c", None, "part of Convolution c"),
+    ],
+)
+def test_a_layer_that_did_not_run_as_planned_never_gives_the_plans_reason(planned, executed, weight, note, rule, said):
+    layer = PlannedLayer("c", "c", "conv2d", planned, "weight of conv2d", weight)
+    assert Audited(layer, executed, note, rule).explained("engine") == said

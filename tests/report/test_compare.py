@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from sample_report import METRIC_PATHS, UNKNOWN_METRIC, resnet20
+from sample_report import METRIC_PATHS, UNKNOWN_METRIC, latency, resnet20
 from typer.testing import CliRunner
 
 from tersor.cli import app
 from tersor.errors import TersorError
 from tersor.report import write_report
-from tersor.report.compare import Comparison, Figure, Row, compared, figures, page, side_by_side, table
+from tersor.report.compare import Comparison, Row, compared, page, side_by_side, table
+from tersor.report.figures import Figure, figures
 
 EVIL = '<script>alert(1)</script>\x1b[31m"'
 
@@ -43,8 +44,8 @@ def line(comparison, name):
 
 
 def test_the_best_of_every_row_is_marked(saved):
-    slow = saved("slow", **{"compressed.bytes": 300_000, "compressed.latency_ms.median": 4.0})
-    fast = saved("fast", **{"compressed.bytes": 400_000, "compressed.latency_ms.median": 2.0})
+    slow = saved("slow", **{"compressed.bytes": 300_000, "compressed.latency_ms": latency(4.0, 1)})
+    fast = saved("fast", **{"compressed.bytes": 400_000, "compressed.latency_ms": latency(2.0, 1)})
     found = compared([slow, fast])
     assert found.runs == ("slow", "fast")
     assert not found.notes
@@ -64,6 +65,47 @@ def test_no_value_beats_a_marked_one(values, higher):
         top = max(known) if higher else min(known)
         assert row.figures[k].text == Figure("x", top, "ms").text
     assert bool(best) == (len({Figure("x", v, "ms").text for v in known}) > 1)
+
+
+def faster(value, spread):
+    return {"ratios.speedup": value, "ratios.speedup_spread": spread}
+
+
+def metric(value, interval):
+    return {"compressed.metric": value, "compressed.metric_interval": interval, "ratios.metric_drop": 0.917 - value}
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "two", "best"),
+    [
+        ("latency", {"compressed.latency_ms": latency(2.0, 1)}, {"compressed.latency_ms": latency(2.1, 1)}, set()),
+        ("faster than FP32", faster(2.0, (1.9, 2.1)), faster(2.1, (2.0, 2.2)), set()),
+        ("faster than FP32", faster(2.0, (1.9, 2.1)), faster(2.4, (2.3, 2.5)), {1}),
+        ("faster than FP32", faster(0.5, (0.4, 0.6)), faster(0.8, (0.7, 0.9)), set()),  # the least slow
+        ("top-1 accuracy", metric(0.916, (-0.001, 0.003)), metric(0.915, (0.0, 0.004)), set()),
+        ("top-1 accuracy", metric(0.916, (-0.001, 0.003)), metric(0.9, (0.013, 0.021)), {0}),
+        ("top-1 accuracy", metric(0.5, (0.4, 0.43)), metric(0.1, (0.8, 0.83)), set()),  # the least bad
+        ("agrees with FP32", {"compressed.agreement": 0.993}, {"compressed.agreement": 0.992}, set()),
+        ("agrees with FP32", {"compressed.agreement": 0.993}, {"compressed.agreement": 0.98}, {0}),
+        ("memory", {"compressed.memory_bytes": 8_000_000}, {"compressed.memory_bytes": 8_100_000}, set()),
+        ("memory", {"compressed.memory_bytes": 8_000_000}, {"compressed.memory_bytes": 6_000_000}, {1}),
+        ("on disk", {"compressed.bytes": 2_000_000, "ratios.compression": 0.55},
+         {"compressed.bytes": 3_000_000, "ratios.compression": 0.37}, set()),
+        ("latency", {"engine": "torch", "compressed.latency_ms": latency(2.0, 1)},
+         {"engine": "torch", "compressed.latency_ms": latency(4.0, 1)}, set()),
+    ],
+)  # fmt: skip
+def test_only_a_merit_beyond_the_noise_is_marked(saved, name, one, two, best):
+    found = compared([saved("one", **one), saved("two", **two)])
+    assert {row.name: row for row in found.rows}[name].best() == best
+
+
+def test_nothing_is_marked_where_runs_cannot_be_compared(saved):
+    found = compared([saved("one", task="t", **{"compressed.bytes": 1}), saved("two")])
+    assert found.notes
+    assert not any(row.best() for row in found.rows)
+    assert "*" not in shown(found)
+    assert "★" not in page(found)
 
 
 def test_another_task_metric_or_machine_is_said(saved):

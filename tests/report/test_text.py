@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from sample_report import METRIC_PATHS, UNKNOWN_METRIC, layers, resnet20
 
-from tersor.report import print_report, text
+from tersor.report import html, print_report, text
 
 EVIL = "[bold]conv[/bold]\x1b[31m\x1b]0;title\x07\n"
 
@@ -26,6 +26,22 @@ def test_the_first_line_is_the_headline_whatever_the_width():
 )  # fmt: skip
 def test_everything_that_matters_is_said(words):
     assert words in text(resnet20(), width=120)
+
+
+@pytest.mark.parametrize("drop", [0.0, -0.0, 0.00001, -0.00001])
+def test_no_difference_has_no_sign(drop):
+    report = resnet20(**{"ratios.metric_drop": drop, "compressed.metric_interval": (-0.00002, 0.00003)})
+    for said in (text(report), html(report)):
+        assert "-0.00" not in said
+        assert "+0.00" not in said
+    assert " 0.00 points" in text(report)
+
+
+def test_a_simulation_has_no_speed_and_no_fallback():
+    changed = [dict(layer, executed="fp32") for layer in layers()]
+    said = text(resnet20(engine="torch", layers=changed))
+    assert "simulated" in said
+    assert not any(word in said for word in ("faster", "slower", "speed-up", "not int8"))
 
 
 def test_the_worst_layers_come_first_and_the_rest_is_summed_up():

@@ -84,12 +84,25 @@ def metric_text(value: float | None, fraction: bool, *, signed: bool = False) ->
 
     >>> metric_text(0.9168, True), metric_text(12.3456, False), metric_text(-0.0002, True, signed=True)
     ('91.68 %', '12.35', '-0.02 points')
+    >>> metric_text(-0.00001, True, signed=True)
+    '0.00 points'
     """
     if value is None:
         return "unknown"
+    sign = "+" if signed else ""
     if fraction:
-        return f"{value * 100:+.2f} points" if signed else f"{value * 100:.2f} %"
-    return f"{value:+.4g}" if signed else f"{value:.4g}"
+        return f"{number_text(value * 100, f'{sign}.2f')} {'points' if signed else '%'}"
+    return number_text(value, f"{sign}.4g")
+
+
+def number_text(value: float, form: str = ".4g") -> str:
+    """Format a number; one that is rounded to zero has no sign.
+
+    >>> number_text(-0.004, "+.2f"), number_text(-0.0), number_text(0.25, "+.2f")
+    ('0.00', '0', '+0.25')
+    """
+    text = format(value, form)
+    return text if any(digit in text for digit in "123456789naif") else text.lstrip("+-")
 
 
 def interval_text(low: float, high: float, fraction: bool) -> str:
@@ -108,7 +121,7 @@ def db_text(value: float | None) -> str:
     >>> db_text(31.26), db_text(150.0), db_text(None)
     ('31.3', 'exact', 'unknown')
     """
-    return "unknown" if value is None else "exact" if value >= 150 else f"{value:.1f}"
+    return "unknown" if value is None else "exact" if value >= 150 else number_text(value, ".1f")
 
 
 def plain(text: str) -> str:

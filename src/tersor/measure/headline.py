@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tersor.engines import ENGINES, automatic
 from tersor.engines.targets import exact_int8, saturates
 from tersor.measure.formatting import (
     change_text,
@@ -14,23 +13,28 @@ from tersor.measure.formatting import (
     size_text,
     time_text,
 )
-from tersor.measure.schema import Layer, Report
+from tersor.measure.schema import Audit, Layer, Report
+from tersor.measure.speed import simulated, speed
 
 WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16, "fp16": 16, "bf16": 16, "fp32": 32}
 TOLERATED = 0.01  # of the metric, if there is no interval
-TINY = 0.1  # ms; below it, call overhead dominates
+TINY = 0.1  # ms of a call, below which a larger batch is worth a try
+# The note of a layer that ran in another precision than planned, where the engine gives no rule.
+UNEXPLAINED = "no reason known"
+# Operators of engines that only convert between number formats, and in OpenVINO also between layouts.
+CONVERSIONS = frozenset(("Convert", "Reorder", "FakeQuantize", "Cast", "QuantizeLinear", "DequantizeLinear"))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem, its cause and a remedy."""
+    """A problem, its cause, which is empty if none has been measured, and a remedy."""
 
     what: str
     why: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.what}, because {self.why}; try: {self.remedy}"
+        return f"{self.what}{self.why and f', because {self.why}'}; try: {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,14 @@ class Diagnosis:
         """The first line of every form of the report."""
         if self.worked:
             return self.gain
-        return " | ".join(["BELOW TARGET: " + str(self.problems[0]), *map(str, self.problems[1:]), self.gain])
+        return " | ".join(["NOT AS HOPED: " + str(self.problems[0]), *map(str, self.problems[1:]), self.gain])
 
 
 def diagnose(report: Report) -> Diagnosis:
-    """Check a report: slower than FP32, float fallbacks, below plan, not smaller, worse beyond chance."""
+    """Check a report: slower than FP32, float fallbacks, below plan, not smaller, worse beyond chance.
+
+    Speed and executed precision are not those of a simulation, so nothing is said of them there.
+    """
     problems = (_slower(report), _fell_back(report), _below_plan(report), _not_shrunk(report), _worse(report))
     return Diagnosis(_gain(report), tuple(problem for problem in problems if problem is not None))
 
@@ -66,7 +73,12 @@ def with_headline(report: Report) -> Report:
 
 def fallbacks(report: Report) -> tuple[Layer, ...]:
     """The layers that ran at a higher precision than planned."""
-    return tuple(layer for layer in report.layers if is_fallback(layer.planned, layer.executed))
+    return tuple(layer for layer in report.layers if fell_back(report, layer))
+
+
+def fell_back(report: Report, row: Layer | Audit) -> bool:
+    """Whether a layer or operator fell back to a higher precision; a simulation computes all in float by design."""
+    return not simulated(report) and is_fallback(row.planned, row.executed)
 
 
 def below_plan(report: Report) -> tuple[Layer, ...]:
@@ -74,6 +86,8 @@ def below_plan(report: Report) -> tuple[Layer, ...]:
 
     Operators without weights are excluded: inside an integer kernel they still compute in float.
     """
+    if simulated(report):
+        return ()
     return tuple(
         layer
         for layer in report.layers
@@ -95,8 +109,8 @@ def _gain(report: Report) -> str:
     parts = []
     if report.ratios.compression is not None:
         parts.append(change_text(report.ratios.compression, "smaller", "larger"))
-    if report.ratios.speedup is not None:
-        parts.append(change_text(report.ratios.speedup, "faster", "slower"))
+    if (found := speed(report)) is not None:
+        parts.append(found.text if found.faster or found.slower else f"speed: {found.text}")
     if before is not None and after is not None:
         fraction = is_fraction(report.metric.name, before, after)
         parts.append(
@@ -108,43 +122,40 @@ def _gain(report: Report) -> str:
 
 
 def _slower(report: Report) -> Problem | None:
-    speedup, latency = report.ratios.speedup, report.original.latency_ms
-    if speedup is None or speedup >= 1:
+    found = speed(report)
+    if found is None or not found.slower:
         return None
-    what = f"{change_text(speedup, 'faster', 'slower')} than FP32 in the same engine"
-    # A report may name an engine of another version.
-    engine = ENGINES.get(report.engine)
-    if engine is not None and engine.simulates:
-        others = " or ".join(automatic())
-        return Problem(what, f"the {engine.name} engine only simulates integers", f"--engine {others}")
+    fact, remedy = _about_speed(report)
+    what = f"{found.text} than FP32 in the same engine ({found.interval} over the rounds)"
+    return Problem(f"{what}, {fact}" if fact else what, "", remedy)
+
+
+def _about_speed(report: Report) -> tuple[str, str]:
+    """What the report knows that goes with slowness, which is no proof of a cause, and what to try."""
+    latency, operators = report.original.latency_ms, len(report.audit)
+    converting = sum(row.op in CONVERSIONS for row in report.audit)
     if wide := fallbacks(report):
-        return Problem(
-            what, f"{len(wide)} layers fell back to float", "the remedies for these layers that run in float"
-        )
+        return f"with {len(wide)} of {len(report.layers)} layers in float", "the remedies for the layers in float"
     if report.environment.isa and not exact_int8(report.environment.isa):
-        return Problem(
-            what, "this CPU has no 8-bit integer products (no VNNI)", "a newer CPU; on this one only the size improves"
-        )
+        fact = "on a CPU that has no 8-bit integer products (no VNNI)"
+        return fact, "a newer CPU; on this one only the size improves"
     if latency is not None and latency.median < TINY:
-        return Problem(
-            what, f"one call takes {time_text(latency.median)}: call overhead dominates", "a larger batch"
-        )
-    return Problem(
-        what,
-        "conversions between float and int8 cost more than int8 saves",
-        "another engine, or larger layers only",
-    )
+        return f"with calls of {time_text(latency.median)}", "a larger batch"
+    if converting:
+        fact = f"with {converting} of {operators} operators that only convert between number formats or layouts"
+        return fact, "another engine, or larger layers only"
+    return "", "another engine (`--engine auto` times those that are installed)"
 
 
 def _fell_back(report: Report) -> Problem | None:
     wide = fallbacks(report)
     if not wide:
         return None
-    reasons = list(dict.fromkeys(plain(layer.note) for layer in wide if layer.note))
     names = _names([layer.name for layer in wide])
-    return Problem(
+    return _deviating(
+        report,
+        wide,
         f"{len(wide)} of {len(report.layers)} layers fell back to float ({names})",
-        "; ".join(reasons[:2]) or f"{plain(report.engine)} has no kernel for them as planned",
         "another granularity or engine for these layers, or a rule that keeps them in float",
     )
 
@@ -154,11 +165,20 @@ def _below_plan(report: Report) -> Problem | None:
     if not narrow:
         return None
     names = _names([f"{layer.name}: {layer.executed} where {layer.planned} is planned" for layer in narrow])
-    return Problem(
+    return _deviating(
+        report,
+        narrow,
         f"{len(narrow)} of {len(report.layers)} layers ran in fewer bits than planned ({names})",
-        f"{plain(report.engine)} optimized their quantizers away",
         "another engine for this network; please report the layer and this CPU",
     )
+
+
+def _deviating(report: Report, layers: Sequence[Layer], what: str, remedy: str) -> Problem:
+    """The problem of layers that did not run as planned, with the rules of the engine that their notes give."""
+    rules = dict.fromkeys(plain(x.note) for x in layers if x.note and UNEXPLAINED not in x.note)
+    if not rules:
+        return Problem(f"{what}, {UNEXPLAINED}", "", remedy)
+    return Problem(what, "; ".join(list(rules)[:2]), remedy)
 
 
 def _not_shrunk(report: Report) -> Problem | None:
@@ -170,9 +190,9 @@ def _not_shrunk(report: Report) -> Problem | None:
     if after is not None and weights < after / 2:
         why = f"only {size_text(weights)} of it are weights, the rest is the graph"
         return Problem(what, why, "nothing: a network this small does not benefit in size")
-    return Problem(
-        what, "the weights are stored at the same width", "`tersor inspect` to see which layers are int8"
-    )
+    narrow = any(WIDTH["fp32"] != WIDTH.get(layer.weight_format or "fp32") for layer in report.layers)
+    why = "" if narrow else "no weight is stored in fewer bits"
+    return Problem(what, why, "`tersor inspect` to see which layers are int8")
 
 
 def _worse(report: Report) -> Problem | None:
@@ -213,10 +233,7 @@ def _why_worse(report: Report, drop: float) -> tuple[str, str]:
         (layer for layer in report.layers if layer.sqnr_db is not None), key=lambda x: x.sqnr_db or 0.0
     )
     if not known:
-        return (
-            "quantization added too much noise",
-            "`tersor calibrate --compare`, or a rule that keeps layers in fp16",
-        )
+        return "", "`tersor calibrate --compare`, or a rule that keeps layers in fp16"
     worst = ", ".join(f"{plain(layer.name)} {layer.sqnr_db:.1f} dB" for layer in known[:3])
     return f"these layers have the largest errors: {worst}", (
         "`tersor outliers` to analyse their inputs, a recipe rule that keeps them in fp16, or per-channel weights"

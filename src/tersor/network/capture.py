@@ -12,7 +12,8 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from tersor.errors import CaptureError
-from tersor.network.explain import explained, summary, where
+from tersor.network.example import check_example, lacks_batch, no_batch
+from tersor.network.explain import check_finite, explained, refuse_torchscript, summary, where
 from tersor.network.export import Free, check_free, export, freed, parameters_of, without_cache
 from tersor.network.free_batch import agrees, free_batch, repeated
 from tersor.network.network import Network, finish, op_name, weight_node
@@ -38,7 +39,8 @@ def capture(
     fixes the batch, the Network's ``notes`` say so.
 
     Raises:
-        CaptureError: the model cannot be captured; the message gives the offending line and the remedy.
+        CaptureError: the model cannot be captured; the message gives the offending line and the remedy. Or the model
+            is of TorchScript, cannot run its example, or holds parameters that are not finite.
 
     >>> net = capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()).eval(), (torch.zeros(1, 4),))
     >>> [op_name(n) for n in net.operators()]
@@ -46,6 +48,7 @@ def capture(
     >>> net(torch.ones(5, 4)).shape
     torch.Size([5, 2])
     """
+    refuse_torchscript(model)
     training = [name or type(model).__name__ for name, m in model.named_modules() if m.training]
     if training:
         raise CaptureError(f"the model is in training mode ({training[0]}): call model.eval() before compressing it")
@@ -61,7 +64,8 @@ def capture(
     values = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), values)
     free = dict(dynamic or {})
     check_free(free, parameters_of(model, values, names), values)
-    return verify(_with_dynamic_batch(model, values, names, free), "capture", CaptureError)
+    check_example(model, values, names)
+    return check_finite(verify(_with_dynamic_batch(model, values, names, free), "capture", CaptureError), model)
 
 
 def _with_dynamic_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], free: Free) -> Network:
@@ -73,6 +77,8 @@ def _with_dynamic_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[
         raise
     except Exception as error:  # torch.export raises many types
         first = error
+    if lacks_batch(model, values, names):
+        raise no_batch(model, values, names)
     try:
         network = None if free else _free_fixed_batch(model, values, names)
         if network is not None:
@@ -82,7 +88,7 @@ def _with_dynamic_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[
     except CaptureError:
         raise
     except Exception as error:
-        raise explained(error) from error
+        raise explained(error, model) from error
 
 
 def _trace(

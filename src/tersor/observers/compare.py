@@ -24,7 +24,7 @@ class Estimate:
         low, high: its range; None if it has none for this spec, and ``note`` is the reason.
         mse: mean of (x − q(x))² over the histogram, zeros included, in the unit of x squared.
         sqnr_db: 10·log10 of mean x² over mse; None if either is 0.
-        clipped: the share of values outside the range.
+        clipped: the share of values outside the range; those in a histogram's bin that holds an end of it are inside.
     """
 
     observer: str
@@ -80,7 +80,14 @@ def _estimate(name: str, observer: Observer, statistics: Statistics, spec: Quant
     moments = moments_of(statistics.histogram)
     total = statistics.histogram.total
     power = moments.second / total
-    inside, _ = moments.below(np.array([low, high]))
-    clipped = (moments.total - float(inside[1] - inside[0])) / total
+    clipped = _outside(statistics, low, high) / total
     decibels = 10 * math.log10(power / mse) if power > 0 and mse > 0 else None
-    return Estimate(name, low, high, mse, decibels, max(clipped, 0.0))
+    return Estimate(name, low, high, mse, decibels, clipped)
+
+
+def _outside(statistics: Statistics, low: float, high: float) -> int:
+    """How many values lie outside [low, high], in whole bins: values equal to an end are inside, exact zeros too."""
+    histogram = statistics.histogram
+    left, counts = histogram.edges[:-1], histogram.counts
+    # A bin does not hold its right edge, so all of one that ends at ``low`` is below it.
+    return int(counts[left + histogram.width <= low].sum() + counts[left > high].sum())

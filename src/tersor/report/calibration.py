@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.errors import CalibrationError
+from tersor.measure.formatting import number_text
 from tersor.network.calibrate import Calibrated
 from tersor.observers import OBSERVERS
 
@@ -16,6 +17,8 @@ _WIDTH, _ROWS = 48, 24
 
 def ranges(calibrated: Calibrated) -> RenderableType:
     """A table of the range that the recipe's estimator chose for each site."""
+    if not calibrated.estimates:
+        return _nothing(calibrated)
     table = _table("site", "estimator", "low", "high", "SQNR dB", "clipped")
     for site, estimates in calibrated.estimates.items():
         name = calibrated.chosen[site]
@@ -28,6 +31,8 @@ def ranges(calibrated: Calibrated) -> RenderableType:
 
 def comparison(calibrated: Calibrated) -> RenderableType:
     """A table that compares every estimator: its range, and the SQNR in dB with that range."""
+    if not calibrated.estimates:
+        return _nothing(calibrated)
     table = _table("site", *OBSERVERS)
     for site, estimates in calibrated.estimates.items():
         best = max((e.sqnr_db for e in estimates if e.sqnr_db is not None), default=None)
@@ -52,6 +57,8 @@ def drawing(calibrated: Calibrated, pattern: str) -> RenderableType:
         CalibrationError: no site matches; the message names the nearest.
     """
     sites = [s for s in calibrated.estimates if fnmatchcase(s, pattern)]
+    if not calibrated.estimates:
+        raise CalibrationError(f"no site matches {pattern!r}: {'; '.join(calibrated.verdict.warnings)}")
     if not sites:
         nearest = difflib.get_close_matches(pattern, calibrated.estimates, 3, 0.3)
         raise CalibrationError(
@@ -75,7 +82,7 @@ def _histogram(calibrated: Calibrated, site: str) -> RenderableType:
         ]
         # The square root keeps the tails visible next to the peak.
         bar = "█" * round(_WIDTH * (count / most) ** 0.5) or ("▏" if count else "")
-        lines.append(f"{low:>10.4g} ", style="dim")
+        lines.append(f"{number_text(low):>10} ", style="dim")
         lines.append(f"{bar:<{_WIDTH}} ", style="cyan")
         lines.append(", ".join(marks) + "\n", style="bold")
     return lines
@@ -84,10 +91,16 @@ def _histogram(calibrated: Calibrated, site: str) -> RenderableType:
 def verdict(calibrated: Calibrated) -> RenderableType:
     """Text on whether the calibration data is adequate."""
     quality = calibrated.verdict
+    if not calibrated.estimates:
+        return Text("\ncalibration data: not read", style="dim")
     if not quality.warnings:
         return Text(f"\ncalibration data: {quality.samples} samples, adequate", style="green")
     head = f"\ncalibration data: {quality.samples} samples"
     return Group(Text(head), *(Text(f"warning: {w}", style="yellow") for w in quality.warnings))
+
+
+def _nothing(calibrated: Calibrated) -> RenderableType:
+    return Text("; ".join(calibrated.verdict.warnings), style="yellow")
 
 
 def _table(*columns: str) -> Table:
@@ -100,7 +113,7 @@ def _table(*columns: str) -> Table:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+    return "" if value is None else number_text(value)
 
 
 def _share(value: float | None) -> str:

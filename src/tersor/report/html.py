@@ -3,8 +3,9 @@
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
@@ -16,13 +17,14 @@ from tersor.measure.formatting import (
     interval_text,
     is_fraction,
     metric_text,
+    number_text,
     plain,
-    ratio_text,
     size_text,
     time_text,
 )
-from tersor.measure.headline import diagnose, is_fallback
+from tersor.measure.headline import diagnose, fallbacks, fell_back
 from tersor.measure.schema import Histogram, Latency, Layer, Report
+from tersor.measure.speed import Speed, simulated, speed
 from tersor.report import svg
 
 WORST = 24  # layers drawn as bars; the table lists all of them
@@ -65,22 +67,23 @@ def _strip_control(value: object) -> object:
 
 
 def _view(report: Report) -> dict[str, object]:
-    fell = [layer for layer in report.layers if is_fallback(layer.planned, layer.executed)]
+    fell = fallbacks(report)
     ran = Counter(layer.executed or "unknown" for layer in report.layers)
     return {
         "report": report,
         "diagnosis": diagnose(report),
         "tiles": _tiles(report),
         "charts": _charts(report),
-        "profile": _profile(report.layers),
-        "worst": _worst(report.layers),
+        "profile": _profile(report.layers, fell),
+        "worst": _worst(report.layers, fell),
         "fell": fell,
         "ran": ran.most_common(),
         "histograms": [_histogram(site) for site in report.histograms],
         "shown": SITES,
         "facts": _facts(report),
         "timings": _timings(report),
-        "is_fallback": is_fallback,
+        "fell_back": partial(fell_back, report),
+        "simulated": simulated(report),
         "size_text": size_text,
         "db_text": db_text,
     }
@@ -93,16 +96,20 @@ def _tiles(report: Report) -> list[tuple[str, str, str]]:
     remark = f"from {metric_text(report.original.metric, fraction)}"
     if after.metric_interval is not None:
         remark += f"; drop {interval_text(*after.metric_interval, fraction)} (95 %)"
-    spread = ratios.speedup_spread
-    speed = change_text(ratios.speedup, "faster", "slower")
+    found = speed(report)
+    unmeasured = "in the simulation" if simulated(report) else "unknown"
     agreement = "unknown" if after.agreement is None else f"{after.agreement:.1%}".replace("%", " %")
     return [
         ("On disk", size_text(after.bytes), change_text(ratios.compression, "smaller", "larger")),
         ("Latency", time_text(after.latency_ms.median if after.latency_ms else None),
-         speed if spread is None else f"{speed} ({ratio_text(spread[0])} to {ratio_text(spread[1])})"),
+         unmeasured if found is None else _with_interval(found)),
         (report.metric.name, metric_text(after.metric, fraction), remark),
         ("Agreement", agreement, "of predictions equal FP32's"),
     ]  # fmt: skip
+
+
+def _with_interval(found: Speed) -> str:
+    return found.text if found.interval in found.text else f"{found.text} ({found.interval})"
 
 
 def _charts(report: Report) -> list[tuple[str, list[Row]]]:
@@ -157,26 +164,26 @@ def _top(layers: Sequence[Layer]) -> float:
     return max(10.0, 10.0 * -(-max(known, default=10.0) // 10))
 
 
-def _profile(layers: Sequence[Layer]) -> tuple[Markup, int] | None:
+def _profile(layers: Sequence[Layer], fell: Collection[Layer]) -> tuple[Markup, int] | None:
     # Skip layers that add no noise (a ReLU fused into a convolution), where the line would jump to the top.
-    noisy = [x for x in layers if x.sqnr_db != EXACT or is_fallback(x.planned, x.executed)]
+    noisy = [x for x in layers if x.sqnr_db != EXACT or x in fell]
     if not any(layer.sqnr_db is not None or layer.accumulated_sqnr_db is not None for layer in noisy):
         return None
     top = _top(noisy)
-    marked = [at for at, layer in enumerate(noisy) if is_fallback(layer.planned, layer.executed)]
+    marked = [at for at, layer in enumerate(noisy) if layer in fell]
     local = [None if layer.sqnr_db == EXACT else layer.sqnr_db for layer in noisy]
     accumulated = [layer.accumulated_sqnr_db for layer in noisy]
     words = f"SQNR over {len(noisy)} layers, local and accumulated, 0 to {top:.0f} dB"
     return svg.profile(local, accumulated, marked, top, words), int(top)
 
 
-def _worst(layers: Sequence[Layer]) -> list[Row]:
+def _worst(layers: Sequence[Layer], fell: Collection[Layer]) -> list[Row]:
     known = [layer for layer in layers if layer.sqnr_db is not None]
     top, rows = _top(layers), []
     for layer in sorted(known, key=lambda layer: layer.sqnr_db or 0.0)[:WORST]:
         local, accumulated = db_text(layer.sqnr_db), db_text(layer.accumulated_sqnr_db)
         words = f"{layer.name}: local {local} dB, accumulated {accumulated} dB"
-        kind = "fell" if is_fallback(layer.planned, layer.executed) else ""
+        kind = "fell" if layer in fell else ""
         drawing = svg.twin_bar(layer.sqnr_db, layer.accumulated_sqnr_db, top, words, kind=kind)
         rows.append(Row(layer.name, f"{local} / {accumulated}", drawing))
     return rows
@@ -186,19 +193,19 @@ def _histogram(site: Histogram) -> dict[str, object]:
     ends = [site.bins[0], site.bins[-1], *(bound for pair in site.thresholds.values() for bound in pair)]
     low, high = min(ends), max(ends)
     first, last = site.bins[0], site.bins[-1]
-    words = f"histogram of {site.site}: {sum(site.counts)} values from {first:.4g} to {last:.4g}"
+    words = f"histogram of {site.site}: {sum(site.counts)} values from {number_text(first)} to {number_text(last)}"
     rows = [
         Row(
             name,
-            f"{first:.4g} … {last:.4g}",
+            f"{number_text(first)} … {number_text(last)}",
             svg.bracket(
-                first, last, low, high, f"{name}: {first:.4g} to {last:.4g}", kind=_rank(name, site)
+                first, last, low, high, f"{name}: {number_text(first)} to {number_text(last)}", kind=_rank(name, site)
             ),
         )
         for name, (first, last) in site.thresholds.items()
     ]
     drawing = svg.histogram(site.bins, site.counts, low, high, words)
-    return {"site": site.site, "low": f"{low:.4g}", "high": f"{high:.4g}", "drawing": drawing, "rows": rows}
+    return {"site": site.site, "low": number_text(low), "high": number_text(high), "drawing": drawing, "rows": rows}
 
 
 def _rank(name: str, site: Histogram) -> str:

@@ -14,12 +14,12 @@ from tersor.measure.formatting import (
     is_fraction,
     metric_text,
     plain,
-    ratio_text,
     size_text,
     time_text,
 )
-from tersor.measure.headline import Diagnosis, diagnose, is_fallback
+from tersor.measure.headline import Diagnosis, diagnose, fallbacks
 from tersor.measure.schema import Latency, Layer, Report
+from tersor.measure.speed import Speed, simulated, speed, speed_over_eager
 
 
 def render(report: Report, *, top: int = 10) -> Group:
@@ -83,10 +83,10 @@ def _figures(report: Report) -> Table:
         ("on disk", size_text(before.bytes), size_text(after.bytes),
          change_text(ratios.compression, "smaller", "larger")),
         ("latency", time_text(_median(before.latency_ms)), time_text(_median(after.latency_ms)),
-         change_text(ratios.speedup, "faster", "slower")),
+         _said(speed(report), report)),
         ("  p10 to p90", _spread(before.latency_ms), _spread(after.latency_ms), ""),
         ("  eager PyTorch", time_text(_median(report.original_eager.latency_ms)), "",
-         change_text(ratios.speedup_over_eager, "faster", "slower")),
+         _said(speed_over_eager(report), report)),
         ("memory", size_text(before.memory_bytes), size_text(after.memory_bytes), ""),
         (plain(report.metric.name), metric_text(before.metric, fraction), metric_text(after.metric, fraction),
          drop or "unknown"),
@@ -96,6 +96,10 @@ def _figures(report: Report) -> Table:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
+
+
+def _said(found: Speed | None, report: Report) -> str:
+    return found.text if found is not None else "simulated" if simulated(report) else "unknown"
 
 
 def _metric_decrease(report: Report) -> float:
@@ -113,19 +117,19 @@ def _ratios(report: Report) -> Text:
         parts.append(f"{after.agreement:.1%} of predictions agree with FP32")
     if after.metric_simulated is not None:
         parts.append(f"simulated {metric_text(after.metric_simulated, fraction)}")
-    if report.ratios.speedup_spread is not None:
-        low, high = report.ratios.speedup_spread
-        parts.append(f"speed-up {ratio_text(low)} to {ratio_text(high)} over the rounds")
+    if (found := speed(report)) is not None:
+        parts.append(f"speed-up {found.interval} over the rounds")
     return _styled("; ".join(parts), "dim")
 
 
 def _layers(report: Report, top: int) -> list[RenderableType]:
     if not report.layers:
         return [_styled("no layers")]
-    worst = sorted(report.layers, key=_worst_first)
+    fallen = set(fallbacks(report))
+    worst = sorted(report.layers, key=lambda layer: _worst_first(layer, layer in fallen))
     table = _table("layer, worst first", "op", "ran in", "SQNR dB", "accumulated")
     for layer in worst[:top]:
-        fell = is_fallback(layer.planned, layer.executed)
+        fell = layer in fallen
         ran = f"{layer.executed}, not {layer.planned}" if fell else layer.executed or "unknown"
         cells = (layer.name, layer.op, ran, db_text(layer.sqnr_db), db_text(layer.accumulated_sqnr_db))
         table.add_row(*(_styled(cell, "bold yellow" if fell else "") for cell in cells))
@@ -133,9 +137,8 @@ def _layers(report: Report, top: int) -> list[RenderableType]:
     return [table, _styled(_rest(rest), "dim")] if rest else [table]
 
 
-def _worst_first(layer: Layer) -> tuple[bool, float]:
+def _worst_first(layer: Layer, fell: bool) -> tuple[bool, float]:
     # Fallbacks first, then by SQNR, unknown last.
-    fell = is_fallback(layer.planned, layer.executed)
     return not fell, float("inf") if layer.sqnr_db is None else layer.sqnr_db
 
 

@@ -100,7 +100,7 @@ class _Written:
             return rule.format(kind) + f"since its value goes to {others}, not directly to a quantizer"
         if len(behind) > 1:
             return rule.format(kind) + "since its value has consumers other than one quantizer"
-        return rule.format(kind) + "for an unreported reason (parameters that its kernel does not take)"
+        return rule.format(kind) + "no reason known"
 
     def _quantized(self, value: str) -> bool:
         maker = self.maker.get(value)

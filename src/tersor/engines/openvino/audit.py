@@ -1,10 +1,11 @@
 """The precision of every operator in a compiled OpenVINO model, as OpenVINO reports it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from tersor.engines.base import Executed
+from tersor.engines.openvino.fallbacks import reason
 
 _ACCOUNT = ("layerType", "runtimePrecision", "originalLayersNames", "primitiveType")
 _PRECISIONS = {
@@ -21,6 +22,8 @@ _PRECISIONS = {
 def account(model: Any, compiled: Any, runtime: bool) -> list[Executed]:
     """Every operator of the runtime model with its precision; operators that depend on no input are omitted.
 
+    The note of an operator in float is the rule of OpenVINO that says so, if one is known.
+
     Args:
         model: the openvino.Model that was compiled, with our node names.
         compiled: its runtime model.
@@ -28,7 +31,7 @@ def account(model: Any, compiled: Any, runtime: bool) -> list[Executed]:
     """
     rows: list[Executed] = []
     # A product reports its compressed weight, but not whether it quantizes its input at run time.
-    named_after = ("Subgraph", "Eltwise") if runtime else ("Subgraph", "Eltwise", "FullyConnected")
+    named_after = ("Subgraph", "Eltwise", "Deconvolution", *(() if runtime else ("FullyConnected",)))
     constant: set[str] = set()
     for op in compiled.get_ordered_ops():
         info = {k: str(v.astype(str)) for k, v in op.get_rt_info().items() if k in _ACCOUNT}
@@ -38,12 +41,20 @@ def account(model: Any, compiled: Any, runtime: bool) -> list[Executed]:
             constant.add(name)
         elif kind not in ("Input", "Output", "Parameter", "Result"):
             precision = _PRECISIONS.get(info.get("runtimePrecision", ""), "fp32")
-            # Generated elementwise code reports its output precision; the primitive's type gives the arithmetic's.
+            # Generated elementwise code reports its output precision, and a transposed convolution in float that of
+            # its weight; the primitive's type gives the arithmetic's.
             if kind in named_after and info.get("primitiveType", "").lower().endswith("f32"):
                 precision = "fp32"
             parts = [n for n in info.get("originalLayersNames", "").split(",") if n]
             rows.append(Executed(name, kind, precision, tuple(parts)))
-    return [_under_our_names(row) for row in _with_products(model, rows)]
+    operators = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
+    return [_under_our_names(_explained(row, operators)) for row in _with_products(operators, rows)]
+
+
+def _explained(row: Executed, operators: Mapping[str, Any]) -> Executed:
+    in_float = row.precision in ("fp32", "bf16", "fp16")
+    merged = [operators[n] for n in row.nodes if n in operators]
+    return replace(row, note=reason(merged)) if in_float else row
 
 
 def _under_our_names(row: Executed) -> Executed:
@@ -51,9 +62,8 @@ def _under_our_names(row: Executed) -> Executed:
     return replace(row, nodes=tuple(nodes))
 
 
-def _with_products(model: Any, rows: list[Executed]) -> list[Executed]:
+def _with_products(operators: Mapping[str, Any], rows: list[Executed]) -> list[Executed]:
     """The rows, with the names of matrix products restored that were lost in fusions."""
-    operators = {op.get_friendly_name(): op for op in model.get_ordered_ops()}
     named = {n for row in rows for n in row.nodes}
     lost = {n for n, op in operators.items() if op.get_type_name() == "MatMul"} - named
     found = []

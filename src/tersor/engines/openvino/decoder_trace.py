@@ -63,7 +63,7 @@ def trace(model: nn.Module) -> Trace:
         except EngineError:
             raise
         except Exception as error:
-            raise explained(error) from error
+            raise explained(error, model) from error
     return Trace(program, shapes, {n: w.shape for n, w in weights.items()}, chooses)
 
 

@@ -125,7 +125,8 @@ class OpenVINORunner:
         Operators that depend on no input are computed once during compilation and are omitted.
         """
         rows = account(self.model, self._for(self._dynamic).get_runtime_model(), self._runtime)
-        return [replace(row, note=next((self.notes[n] for n in row.nodes if n in self.notes), None)) for row in rows]
+        notes = ([self.notes[n] for n in row.nodes if n in self.notes] for row in rows)
+        return [replace(row, note=own[0]) if own else row for row, own in zip(rows, notes, strict=True)]
 
     def save(self, folder: Path) -> tuple[str, ...]:
         """Write the model's files into ``folder`` and return their names."""

@@ -3,22 +3,39 @@
 from dataclasses import dataclass
 
 from tersor.engines.base import Executed, Runner
-from tersor.measure.headline import is_fallback
+from tersor.measure.headline import UNEXPLAINED, is_fallback
 from tersor.network.sites import Plan, PlannedLayer
 
 
 @dataclass(frozen=True)
 class Audited:
-    """One planned layer and its executed precision; ``executed`` is None if the engine does not report the layer."""
+    """One planned layer and its executed precision; ``executed`` is None if the engine does not report the layer.
+
+    ``note`` says where it went, ``rule`` by which of its rules the engine computes it so.
+    """
 
     layer: PlannedLayer
     executed: str | None
     note: str | None = None
+    rule: str | None = None
 
     @property
     def fell_back(self) -> bool:
         """Whether the layer was planned in integers and computed in float."""
         return is_fallback(self.layer.planned, self.executed)
+
+    def explained(self, engine: str) -> str:
+        """What the report notes: the plan's reason if the layer ran as planned, otherwise the engine's.
+
+        >>> layer = PlannedLayer("up", "up", "conv1d", "int8", "weight of conv1d", "int8")
+        >>> Audited(layer, "fp32").explained("openvino"), Audited(layer, "int8").explained("openvino")
+        ('openvino: no reason known', 'weight of conv1d')
+        """
+        narrowed = self.layer.weight_format is not None and is_fallback(self.executed, self.layer.planned)
+        if not (self.fell_back or narrowed):
+            return self.note or self.rule or self.layer.reason
+        why = self.rule or f"{engine}: {UNEXPLAINED}"
+        return f"{why} ({self.note})" if self.note else why
 
 
 def audit(plan: Plan, runner: Runner, unaudited: str = "the engine reports no operators") -> list[Audited]:
@@ -57,5 +74,4 @@ def _audited(layer: PlannedLayer, found: tuple[Executed, bool] | None) -> Audite
     row, main = found
     if layer.planned == "fused" and not main:
         return Audited(layer, "fused", f"part of {row.op} {row.name}")
-    note = row.note if main else f"part of {row.op} {row.name}"
-    return Audited(layer, row.precision, note)
+    return Audited(layer, row.precision, None if main else f"part of {row.op} {row.name}", row.note)

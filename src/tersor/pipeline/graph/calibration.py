@@ -3,14 +3,20 @@
 from pathlib import Path
 
 from tersor.engines import engine as find_engine
-from tersor.network.calibrate import Calibrated, calibrate
-from tersor.observers import OBSERVERS, assess, compare
+from tersor.network.calibrate import Calibrated, Calibration, calibrate
+from tersor.observers import OBSERVERS, CalibrationQuality, assess, compare
 from tersor.pipeline.graph.batches import passing
 from tersor.pipeline.graph.observe import observed_inputs
 from tersor.pipeline.graph.prepare import prepare
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
+
+_WHY = {
+    "dynamic": "they are quantized at run time",
+    "never": "they stay in float",
+    "static": "the engine {} computes no operator of this network in integers",
+}
 
 
 def calibrated(
@@ -22,6 +28,8 @@ def calibrated(
 ) -> Calibrated:
     """Run the calibration data through the float network and evaluate every estimator.
 
+    Without activations to calibrate no data is run; there are no estimates, and the verdict says why.
+
     Args:
         target: the hardware to plan for, one of the engine's ``targets``; None: this machine.
     """
@@ -29,11 +37,22 @@ def calibrated(
     with Stages() as stages:
         with stages.stage("capture", "capturing and planning"):
             prepared = prepare(task, recipe, find_engine(engine).policy(target))
+        sites = [s for s in prepared.plan.activations() if s.source]
+        if not sites:
+            return Calibrated(prepared.plan, Calibration({}, {}, 0, 0), {}, {}, _nothing(recipe, engine))
         with stages.stage("calibrate", "calibrating") as bar:
             values = [*prepared.plan.sources(), *observed_inputs(prepared.network)]
             found = calibrate(prepared.network, values, passing(task, prepared.network), on_batch=bar.at)
-    sites = [s for s in prepared.plan.activations() if s.source]
     estimates = {s.name: compare(found.statistics[s.node], s.spec, OBSERVERS) for s in sites}
     return Calibrated(
         prepared.plan, found, estimates, {s.name: s.range for s in sites}, assess(found.statistics)
     )
+
+
+def _nothing(recipe: Recipe, engine: str) -> CalibrationQuality:
+    why = _WHY[recipe.quantize.activations.when].format(engine)
+    warning = (
+        f"the recipe {recipe.name} calibrates no activations, since {why}: there is no range to choose; a static "
+        "recipe such as int8-static has some"
+    )
+    return CalibrationQuality(0, {}, 0.0, (warning,))

@@ -1,11 +1,13 @@
 """Build the Report from the measurements."""
 
+import os
 from typing import Any
 
 from tersor.engines import ENGINES
 from tersor.engines.base import Runner
 from tersor.engines.targets import cpuinfo, here, isa_flags, saturates
 from tersor.measure import describe_environment, peak_bytes, unknown, with_headline
+from tersor.measure.environment import usable_processors
 from tersor.measure.layers import LayerNoise
 from tersor.measure.metric import direction_warnings
 from tersor.measure.schema import (
@@ -22,6 +24,7 @@ from tersor.measure.schema import (
     Samples,
     Timings,
 )
+from tersor.measure.speed import Speed
 from tersor.network.network import Network, weight_node
 from tersor.observers import OBSERVERS, CalibrationQuality, assess, compare
 from tersor.pipeline.graph.audit import Audited
@@ -29,6 +32,7 @@ from tersor.pipeline.graph.measuring import Measured, Subjects
 from tersor.pipeline.graph.solve import Solved
 from tersor.recipe import Recipe
 
+_HAS_LOAD = hasattr(os, "getloadavg")  # not on Windows
 HISTOGRAMS = 400  # limit of sites drawn in a report, which bounds the size of the page
 
 
@@ -51,7 +55,7 @@ def make_report(
     warnings += [*_network_notes(subjects, solved), *measured.warnings, *(quality.warnings if quality else ())]
     warnings += direction_warnings(subjects.task.metric, subjects.task.higher_is_better)
     warnings += _simulation_warnings(measured)
-    warnings += _half_warnings(audited)
+    warnings += [*_half_warnings(audited), *_timing_warnings(subjects, measured)]
     precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}[subjects.compressed_runner.precision]
     report = Report(
         task=subjects.task.name,
@@ -137,7 +141,7 @@ def _layer(row: Audited, solved: Solved, noise: dict[str, LayerNoise]) -> Layer:
         sqnr_db=found.local.db if found else None,
         accumulated_sqnr_db=found.accumulated.db if found else None,
         weight_bytes=_weight_bytes(layer.node, layer.weight_format, solved),
-        note=row.note or layer.reason,
+        note=row.explained(solved.prepared.policy.engine),
     )
 
 
@@ -224,6 +228,17 @@ def _simulation_warnings(measured: Measured) -> list[str]:
         return []
     return [
         f"engine and simulation make the same prediction for only {share:.1%}; the audit lists the layers that differ"
+    ]
+
+
+def _timing_warnings(subjects: Subjects, measured: Measured) -> list[str]:
+    found = Speed(measured.speedup.value, measured.speedup.low, measured.speedup.high)
+    if ENGINES[subjects.engine].simulates or not found.busy:
+        return []
+    load = f" (load average {os.getloadavg()[0]:.1f} on {usable_processors()} processors)" if _HAS_LOAD else ""
+    return [
+        f"the speed-up varied from {found.interval} over the rounds, as on a busy machine{load}: measure again on an "
+        "idle one"
     ]
 
 

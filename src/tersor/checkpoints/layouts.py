@@ -21,7 +21,13 @@ class Layout(Protocol):
     A weight is named by its parameter, ``model.layers.0.mlp.up_proj.weight``; a layer (in ``unquantized``) by its
     module. ``config`` is the ``quantization_config`` of ``config.json``. Biases and float weights keep their own
     names.
+
+    Attributes:
+        fused_experts_alike: transformers opens it only if the experts that it fuses are all quantized to one spec.
     """
+
+    @property
+    def fused_experts_alike(self) -> bool: ...
 
     def check(self, name: str, shape: Sequence[int], spec: QuantSpec) -> None:
         """Raise CheckpointError, naming the layer, the value and the remedy, if the layout cannot store it."""

@@ -1,5 +1,6 @@
 """Compress a folder in the Hugging Face layout: plan, stream, measure, write."""
 
+import math
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,16 +19,16 @@ from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.measure.perplexity import comparison
 from tersor.measure.windows import Windows
 from tersor.pipeline.compressed import Compressed
-from tersor.pipeline.folder.blockwise import SolvedWeight
+from tersor.pipeline.folder.activations import TokenBatches
+from tersor.pipeline.folder.blockwise import KEPT, SolvedWeight
 from tersor.pipeline.folder.deployed import InFolder
 from tersor.pipeline.folder.host import FOLDER
 from tersor.pipeline.folder.job import Job, fingerprint, prepare_job, with_padding
 from tersor.pipeline.folder.journal import Journal, journal
 from tersor.pipeline.folder.metamodel import quiet
 from tersor.pipeline.folder.plan import WeightPlan
-from tersor.pipeline.folder.stream import Streaming, journal_row
+from tersor.pipeline.folder.stream import Streaming
 from tersor.pipeline.folder.text import Data
-from tersor.pipeline.folder.token_batches import TokenBatches
 from tersor.pipeline.folder.write import finish
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
@@ -160,7 +161,7 @@ class FolderHost:
             number = done
 
             def on_weight(weight: SolvedWeight) -> None:
-                records.append(journal_row(weight))
+                records.append(weight.row())
                 bar.say(_line(weight, min(number, count - 1), count))
                 bar.advance()
 
@@ -188,7 +189,7 @@ def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
     by_name = {r["name"]: r for r in found.records}
     weights = tuple(_record(t, by_name.get(t.name), job) for t in job.plans)
     quantized = [(w, t) for w, t in zip(weights, job.plans, strict=True) if w.format and t.spec]
-    elements = sum(t.shape[0] * t.shape[1] for _, t in quantized)
+    elements = sum(math.prod(t.shape) for _, t in quantized)
     before = job.source.nbytes
     saved = sum(job.source.entries[t.slice.name].nbytes - w.bytes for w, t in quantized)
     return LanguageReport(
@@ -203,24 +204,36 @@ def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
         compressed_bytes=before - saved + sum(t.nbytes for t in streaming.untied.values()),
         bits_per_weight=8 * sum(w.bytes for w, _ in quantized) / elements if elements else None,
         weights=weights,
-        warnings=(*job.preflight.warnings, *streaming.notes),
+        warnings=(*job.preflight.warnings, *streaming.notes, *_unreached(found.records)),
         timings_s=stages.seconds,
         peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         **scores,
     )
 
 
+def _unreached(records: list[dict[str, Any]]) -> list[str]:
+    """The experts that were rounded for want of tokens, by name."""
+    names = [r["name"] for r in records if r["method"] != KEPT and r["note"]]
+    if not names:
+        return []
+    return [
+        f"{len(names)} weights of experts that no token of the calibration text reached are rounded to nearest: "
+        f"{', '.join(names)}; more text (--samples) may reach them"
+    ]
+
+
 def _record(plan: WeightPlan, solved: dict[str, Any] | None, job: Job) -> WeightRecord:
     if solved is None or not plan.touched:
         size = job.source.entries[plan.slice.name].nbytes
         return WeightRecord(
-            name=plan.name, shape=plan.shape, format=None, method="none", bytes=size, note=plan.reason
+            name=plan.name, shape=plan.shape, format=None, method=KEPT, bytes=size, note=plan.reason
         )
     kinds = [f"{plan.sparsity} zeros"] if plan.sparsity else []
     kinds += [str(plan.spec)] if plan.spec else []
-    quantized = plan.spec is not None and solved["note"] is None
+    kept = solved["method"] == KEPT
+    quantized = plan.spec is not None and not kept
     size = job.preflight.bytes_of(plan) if quantized else job.source.entries[plan.slice.name].nbytes
-    kind = None if solved["note"] else ", ".join(kinds)
+    kind = None if kept else ", ".join(kinds)
     return WeightRecord(shape=plan.shape, format=kind, bytes=size, **solved)
 
 

@@ -106,18 +106,22 @@ class Hessians:
         fits = self._token_mask is not None and x.shape[:-1].numel() == self._token_mask.numel()
         return self._token_mask.reshape(-1) if fits and self._token_mask is not None else None
 
+    def reached(self, plan: WeightPlan) -> bool:
+        """Whether the weight received a token."""
+        owner = self._owner.get(plan.read_as)
+        return owner is not None and owner in self._grams and self._grams[owner].rows > 0
+
     def of(self, plan: WeightPlan) -> Gram:
         """The Gram matrix of a weight's inputs.
 
         Raises:
             CalibrationError: the weight received no token.
         """
-        owner = self._owner.get(plan.read_as)
-        if owner is None or self._grams[owner].rows == 0:
+        if not self.reached(plan):
             raise CalibrationError(
                 f"layer {plan.name}: no token of the calibration text reached it: use more text (--samples)"
             )
-        return self._grams[owner]
+        return self._grams[self._owner[plan.read_as]]
 
     def order(self) -> list[list[str]]:
         """The parameters grouped by input, in the order of their first read."""

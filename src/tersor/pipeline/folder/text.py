@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tersor.checkpoints.architecture import import_transformers
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.errors import CheckpointError, MetricError, TaskError
 from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
-from tersor.pipeline.folder.metamodel import import_transformers
 from tersor.pipeline.folder.records import SUFFIXES, Message, join, read_records, read_text
 
 Data = str | Path | Sequence[str | Sequence[Message]] | Tensor

@@ -70,9 +70,10 @@ def _link_or_copy(source: Path, destination: Path) -> None:
 def _config(job: Job, report: LanguageReport) -> dict[str, Any]:
     solved = {w.name for w in report.weights if w.format}
     stored = {t.name: t.spec for t in job.plans if t.spec and t.name in solved}
-    untied = {"tie_word_embeddings": False} if job.recipe.quantize.rotate else {}
+    parted = bool(job.metamodel.untied) and not job.metamodel.ties
+    source = _untied(job.source.config) if job.recipe.quantize.rotate or parted else job.source.config
     if not stored:
-        return {**job.source.config, **untied}
+        return source
     specs = {f"{name}.weight": spec for name, spec in stored.items()}
     # Other tools use the model's parameter names; names in the folder may lack the prefix of a base model.
     parameters = {t.slice.parameter: stored[t.name] for t in job.plans if t.name in stored}
@@ -83,7 +84,17 @@ def _config(job: Job, report: LanguageReport) -> dict[str, Any]:
     config = LAYOUTS[job.layout].config(specs | model_specs, unquantized)
     if transposed := [t.name for t in job.plans if t.name in stored and t.transposed]:
         config["tersor_transposed"] = transposed
-    return {**job.source.config, **untied, "quantization_config": config}
+    return {**source, "quantization_config": config}
+
+
+def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a model whose head and embedding have weights of their own."""
+    parts = {
+        key: _untied(value)
+        for key, value in config.items()
+        if isinstance(value, dict) and value.get("tie_word_embeddings")
+    }
+    return {**config, **parts, "tie_word_embeddings": False}
 
 
 def _write(path: Path, text: str) -> None:

@@ -66,6 +66,9 @@ def build_model(config: Mapping[str, Any], path: Path) -> Any:
             loaded = model_config(config)
             # Experts as a loop over plain products, so that the input of each can be observed.
             loaded._experts_implementation = "eager"
+            # RWKV would divide weights in place before its first call, and its hidden states between blocks to match.
+            if getattr(loaded, "rescale_every", 0):
+                loaded.rescale_every = 0
             loaded._attn_implementation = attention
             named = model_class(config)
             return transformers.AutoModel.from_config(loaded) if named is None else named._from_config(loaded)

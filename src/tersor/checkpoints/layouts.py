@@ -1,7 +1,7 @@
 """The layouts in which quantized language models are exchanged: LAYOUTS, by name."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,8 +26,7 @@ class Layout(Protocol):
         fused_experts_alike: transformers opens it only if the experts that it fuses are all quantized to one spec.
     """
 
-    @property
-    def fused_experts_alike(self) -> bool: ...
+    fused_experts_alike: ClassVar[bool]
 
     def check(self, name: str, shape: Sequence[int], spec: QuantSpec) -> None:
         """Raise CheckpointError, naming the layer, the value and the remedy, if the layout cannot store it."""

@@ -1,13 +1,14 @@
 """The calls of a large model's blocks: recorded with stand-ins, so that each block is computed on its own."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from tersor.errors import CaptureError
 from tersor.network.blocks.chain import Blocks
@@ -67,10 +68,10 @@ class _First(_StandIn):
     def __init__(self, block: nn.Module, others: Sequence[_StandIn]) -> None:
         super().__init__(block, Returned())
         self.others = list(others)
-        self.__dict__["block"] = block
+        self.compute = block.forward
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.returned = Returned.by(self.block(hidden, *args, **kwargs))
+        self.returned = Returned.by(self.compute(hidden, *args, **kwargs))
         for other in self.others:
             other.returned = self.returned
         return super().forward(hidden, *args, **kwargs)
@@ -149,35 +150,37 @@ def probe(model: nn.Module, blocks: Blocks, inputs: Mapping[str, Any]) -> tuple[
             "cannot be stored by window: use a recipe without data, such as int8-weight"
         )
     returned = Returned.by(blocks.modules[0](hidden, *args, **kwargs))
-    recorded = calls(model, blocks, inputs, returned)
-    _check_independent(model, blocks, inputs, returned, recorded)
-    given = {id(t) for t in tensors(list(returned.rest))}
-    read = any(id(t) in given for args, kwargs in recorded[1:] for t in tensors([list(args), kwargs]))
-    return hidden, Returned(returned.tupled, returned.rest, read)
+    as_given = _arguments(model, blocks, inputs, returned, hidden)
+    for k, (ours, moved) in enumerate(
+        zip(as_given, _arguments(model, blocks, inputs, returned, hidden * 2 + 1), strict=True)
+    ):
+        if not _equal(ours, moved):
+            raise CaptureError(
+                f"an argument of {blocks.name(k)} is computed from the outputs of earlier blocks, so its blocks "
+                "cannot be calibrated one by one: use a recipe without data, such as int8-weight"
+            )
+    other = tuple(tree_map_only(Tensor, lambda t: t * 2 + 1 if t.is_floating_point() else t, returned.rest))
+    read = _arguments(model, blocks, inputs, Returned(returned.tupled, other), hidden)
+    passed_on = not all(map(_equal, as_given, read))
+    calls(model, blocks, inputs, returned)
+    return hidden, Returned(returned.tupled, returned.rest, passed_on)
 
 
-def _check_independent(
-    model: nn.Module, blocks: Blocks, inputs: Mapping[str, Any], returned: Returned, recorded: list
-) -> None:
-    """No argument besides the hidden states may depend on what the blocks computed."""
+def _arguments(
+    model: nn.Module, blocks: Blocks, inputs: Mapping[str, Any], returned: Returned, hidden: Tensor
+) -> list[list[Tensor]]:
+    """The tensors among each block's arguments besides the hidden states, if the first block returns ``hidden``."""
     with _replace_blocks(blocks, returned) as stand_ins:
-        first = stand_ins[0]
-        first.output = recorded[0][0][0] * 2 + 1
+        stand_ins[0].output = hidden
         stand_ins[-1].halts = True
-        try:
+        with suppress(Halt):
             model(**inputs)
-        except Halt:
-            pass
-        for k, (stand_in, before) in enumerate(zip(stand_ins, recorded, strict=True)):
-            assert stand_in.called is not None
-            (_, *args), kwargs = stand_in.called
-            (_, *others), more = before
-            values, wanted = tensors([args, kwargs]), tensors([others, more])
-            if not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(values, wanted, strict=True)):
-                raise CaptureError(
-                    f"an argument of {blocks.name(k)} is computed from the outputs of earlier blocks, so its blocks "
-                    "cannot be calibrated one by one: use a recipe without data, such as int8-weight"
-                )
+        found = [stand_in.called or ((None,), {}) for stand_in in stand_ins]
+    return [tensors([list(args[1:]), kwargs]) for args, kwargs in found]
+
+
+def _equal(ours: list[Tensor], others: list[Tensor]) -> bool:
+    return [t.shape for t in ours] == [t.shape for t in others] and all(map(torch.equal, ours, others))
 
 
 @torch.no_grad()
@@ -190,10 +193,10 @@ def check_second(blocks: Blocks, returned: Returned, recorded: list) -> None:
     args, kwargs = recorded[1]
     own = Returned.by(blocks.modules[1](*args, **kwargs))
     theirs, ours = tensors(list(returned.rest)), tensors(list(own.rest))
-    if [t.shape for t in theirs] != [t.shape for t in ours] or not all(map(torch.equal, theirs, ours)):
+    if not _equal(ours, theirs):
         raise CaptureError(
-            f"{blocks.name(1)} returns something else besides its hidden states than {blocks.name(0)}, and later blocks "
-            "read it, so the blocks cannot be calibrated one by one: use a recipe without data, such as int8-weight"
+            f"{blocks.name(1)} returns something else besides its hidden states than {blocks.name(0)}, and later "
+            "blocks read it, so they cannot be calibrated one by one: use a recipe without data, such as int8-weight"
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any, cast
 
 import torch
@@ -61,8 +62,9 @@ def find_blocks(model: nn.Module) -> Blocks:
         )
     encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     if len(lists) > 1 and not encoder_decoder:
-        called = reached_by_tokens(model, [name for name, _ in lists])
-        lists = [pair for pair in lists if pair[0] in called] or lists
+        names = [name for name, _ in lists]
+        called = reached_by_tokens(model, names) or _beside_embedding(model, names)
+        lists = [pair for pair in lists if pair[0] in called]
     lists.sort(key=lambda pair: -len(pair[1]))
     if len(lists) > 1 and (encoder_decoder or len(lists[0][1]) == len(lists[1][1])):
         (first, chain), (second, other) = lists[:2]
@@ -91,6 +93,17 @@ def reached_by_tokens(model: nn.Module, lists: Sequence[str]) -> set[str]:
         values = {name: torch.empty(p.shape, dtype=p.dtype) for name, p in model.named_parameters()}
         torch.func.functional_call(model, values, (), {"input_ids": torch.ones(1, 4, dtype=torch.int64)})
     return called
+
+
+def _beside_embedding(model: nn.Module, lists: Sequence[str]) -> set[str]:
+    """The lists nearest to the embedding of tokens, which is the largest; all of them if there is none."""
+    embeddings = [(m.num_embeddings, n) for n, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    path = max(embeddings, default=(0, ""))[1].split(".")
+    shared = {
+        name: len(list(takewhile(lambda pair: pair[0] == pair[1], zip(path, name.split("."), strict=False))))
+        for name in lists
+    }
+    return {name for name in lists if shared[name] == max(shared.values())}
 
 
 @contextmanager

@@ -38,13 +38,13 @@ def find_experts(model: nn.Module, config: Mapping[str, Any], inside: str = "") 
     counts = set(_counts(config))
     stacks = {name for name, m in model.named_modules() if name.startswith(inside) and _is_stack(name, m, counts)}
     # A stack inside another is part of it.
-    stacks = {s for s in stacks if not any(s.startswith(f"{other}.") for other in stacks)}
+    stacks = {s for s in stacks if not any(s.startswith(f"{outer}.") for outer in stacks)}
     owners = {stack.rpartition(".")[0] for stack in stacks}
     routers = set()
     for owner in owners:
         for name, parameter in model.get_submodule(owner).named_parameters(prefix=owner):
-            inside = any(name.startswith(f"{stack}.") for stack in stacks)
-            if not inside and parameter.ndim == 2 and parameter.shape[0] in counts | {1}:
+            expert = any(name.startswith(f"{stack}.") for stack in stacks)
+            if not expert and parameter.ndim == 2 and parameter.shape[0] in counts | {1}:
                 routers.add(name)
     return Experts(frozenset(stacks), frozenset(routers))
 

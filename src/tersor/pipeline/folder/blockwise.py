@@ -112,9 +112,10 @@ def solve_block(
     """  # fmt: skip
     needing = {t.slice.parameter for t in plans if needs_data(t)}
     groups, added = _groups(part, needing, run)
+    routed = {t.slice.parameter for t in plans if t.expert}
     done: list[SolvedWeight] = []
     for group in [*groups, sorted({t.slice.parameter for t in plans} - needing)]:
-        hessians = Hessians(added)
+        hessians = Hessians(added, routed)
         if watched := [name for name in group if name in needing]:
             _watch(part, watched, hessians, run(), all(part.parameters[n].ndim == 2 for n in watched), original)
         for plan in plans:
@@ -178,7 +179,7 @@ def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, step: 
 
 
 def check_scales(name: str, weight: Tensor, qtensor: QTensor) -> None:
-    """Scales that their dtype cannot hold, since they are raised to its smallest normal number, may not cost the weight.
+    """Scales below the smallest normal number of their dtype are raised to it, which may not cost the weight.
 
     Raises:
         CalibrationError: where scales were raised, more of the weight's power is lost than rounding usually costs.
@@ -187,13 +188,13 @@ def check_scales(name: str, weight: Tensor, qtensor: QTensor) -> None:
     raised = expand(qtensor.scale, weight.shape, qtensor.spec.block) <= least
     lost = ((weight - qtensor.dequantize()).square() * raised).sum()
     # Of a normal distribution whose largest value, three standard deviations, is the largest code.
-    usual = (3 / qtensor.spec.format.max_code) ** 2 / 12
+    usual = (3 / qtensor.spec.format.high) ** 2 / 12
     if lost > max(0.01, 2 * usual) * weight.square().sum():
         largest = weight.abs().max().item()
         raise CalibrationError(
             f"layer {name}: its weights, {largest:.2g} at most, need scales below {least:.2g}, the smallest normal "
-            f"number of {qtensor.spec.scale_dtype}, in which the folder stores scales: convert the model to bfloat16 or "
-            "float32 first, or keep this layer in float with a rule"
+            f"number of {qtensor.spec.scale_dtype}, in which the folder stores scales: convert the model to bfloat16 "
+            "or float32 first, or keep this layer in float with a rule"
         )
 
 

@@ -29,7 +29,7 @@ from tersor.pipeline.folder.metamodel import quiet
 from tersor.pipeline.folder.plan import WeightPlan
 from tersor.pipeline.folder.stream import Streaming
 from tersor.pipeline.folder.text import Data
-from tersor.pipeline.folder.write import finish
+from tersor.pipeline.folder.write import check_readable, finish
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
@@ -78,7 +78,8 @@ def compress_folder(
         what the report has is an attribute of the result too.
 
     Raises:
-        CheckpointError: a folder that is incomplete, or a weight that the layout cannot hold.
+        CheckpointError: a folder that is incomplete or holds an adapter, a weight that the layout cannot hold, or a
+            result that transformers would not open as it is meant; ``out`` is not written then.
         RecipeError: a recipe that needs more than there is.
         CalibrationError: a layer that cannot be solved, by name.
         SavedFolderError: ``out`` exists, cannot be written, or another run is writing it.
@@ -95,13 +96,14 @@ def compress_folder(
     if token_mask is not None:
         job = with_padding(job, token_mask[:samples])
     job.preflight.check_disk(out)
+    check_readable(job)
     with journal(out, fingerprint(job), force) as notes, Stages(progress) as stages, quiet():
         subject = Subject(None, FolderHost(job, notes), seed=job.recipe.seed)
         try:
             for step in job.recipe.steps:
                 subject = step(subject, None, stages)
             report = _report(job, subject.details, stages)
-            finish(job, notes, subject.details.outside, report, out, force)
+            report = finish(job, notes, subject.details.outside, report, out, force)
         except OSError as error:
             if error.errno != 28:
                 raise
@@ -216,9 +218,10 @@ def _unreached(records: list[dict[str, Any]]) -> list[str]:
     names = [r["name"] for r in records if r["method"] != KEPT and r["note"]]
     if not names:
         return []
+    more = f" and {len(names) - 3} more, which their lines name" if len(names) > 3 else ""
     return [
         f"{len(names)} weights of experts that no token of the calibration text reached are rounded to nearest: "
-        f"{', '.join(names)}; more text (--samples) may reach them"
+        f"{', '.join(names[:3])}{more}; more text (--samples) may reach them"
     ]
 
 

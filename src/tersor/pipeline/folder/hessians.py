@@ -21,10 +21,11 @@ class Hessians:
 
     Args:
         added: the names of layers whose output is added to the residual stream.
+        routed: the names of experts' weights, which may receive other tokens in the original model.
     """
 
-    def __init__(self, added: Iterable[str] = ()) -> None:
-        self.added = set(added)
+    def __init__(self, added: Iterable[str] = (), routed: Iterable[str] = ()) -> None:
+        self.added, self._routed = set(added), frozenset(routed)
         self._owner: dict[Key, Key] = {}
         self._grams: dict[Key, Gram] = {}
         self._input_error: dict[Key, Gram] = {}
@@ -40,8 +41,8 @@ class Hessians:
         self._stream: dict[str, Tensor] = {}
 
     def on_original_product(self, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
-        """Record a weight's input in the original model, except for experts, which may receive other tokens there."""
-        if index is None:
+        """Record a weight's input in the original model, except for experts."""
+        if index is None and name not in self._routed:
             self._original[name] = x
 
     def on_original_sum(self, name: str, product: Tensor, stream: Tensor) -> None:

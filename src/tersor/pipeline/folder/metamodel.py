@@ -127,9 +127,19 @@ class MetaModel:
         yield from (sorted(n, key=lambda x: x not in self._sources) for n in names.values() if len(n) > 1)
 
     @property
+    def tied_to(self) -> dict[str, str]:
+        """The parameters that the folder does not store, by name, and the tensor of the one that they are tied to."""
+        found = {}
+        for names in self._tied():
+            if names[0] in self._sources:
+                tensor = self._sources[names[0]].tensors[0][0]
+                found |= {name: tensor for name in names if name not in self._sources}
+        return found
+
+    @property
     def ties(self) -> bool:
         """Whether the folder stores a parameter once that has several names."""
-        return any(name not in self._sources for names in self._tied() for name in names)
+        return bool(self.tied_to)
 
     def _convert(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
         source = self._sources[name]
@@ -162,7 +172,8 @@ class MetaModel:
             yield TensorSlice(key, name, place[0], slice(start, start + self.folder.entries[key].shape[0]))
 
     def _check(self) -> None:
-        tied = {id(p) for n, p in self.model.named_parameters() if n in self._sources}
+        named = self.model.named_parameters(remove_duplicate=False)
+        tied = {id(p) for n, p in named if n in self._sources}
         missing = [n for n, p in self.model.named_parameters() if n not in self._sources and id(p) not in tied]
         if missing:
             raise CheckpointError(

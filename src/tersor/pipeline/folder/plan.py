@@ -179,9 +179,7 @@ def _skip_reason(metamodel: MetaModel, weighted: WeightedModule, tensor_slice: T
         return "it is a router, which chooses between experts"
     if tensor_slice.index is not None:
         return ""
-    if weighted.op != "linear":
-        return f"no product with it is known ({type(weighted.module).__name__})"
-    return weighted.skip_reason or ""
+    return "" if weighted.op == "linear" else f"no product with it is known ({type(weighted.module).__name__})"
 
 
 def _left(metamodel: MetaModel, planned: Set[str]) -> Iterator[WeightPlan]:

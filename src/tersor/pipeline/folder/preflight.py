@@ -122,6 +122,9 @@ def _warnings(metamodel: MetaModel, plans: list[WeightPlan], layout: str, calibr
             f"{len(turned)} weights belong to no nn.Linear ({turned[0].name}); Tersor reads them back, other tools may "
             "not"
         )
+    uneven = [t for t in plans if t.spec and t.slice.index is not None and not t.spec.symmetric]
+    if uneven and LAYOUTS[layout].fused_experts_alike:
+        found.append(f"transformers does not open asymmetric experts ({uneven[0].name}); Tersor does")
     if any(t.sparsity and t.spec is None for t in plans):
         found.append("zeros among float weights make neither the file smaller nor an engine here faster")
     found += LAYOUTS[layout].reader_limits([t.spec for t in plans if t.spec])
@@ -133,8 +136,8 @@ def _warnings(metamodel: MetaModel, plans: list[WeightPlan], layout: str, calibr
     widest = max((t.shape[1] for t in plans if t.touched), default=0)
     if metamodel.untied:
         found.append(
-            f"config.json ties {', '.join(metamodel.untied)} to other weights, but the folder stores values of its own: "
-            "they are kept, as transformers does"
+            f"config.json ties {', '.join(metamodel.untied)} to other weights, but the folder stores values of its "
+            "own: they are kept, as transformers does"
         )
     if calibration is not None and calibration.ids.numel() < 16 * widest:
         found.append(

@@ -211,7 +211,7 @@ class Streaming:
                 value = tensor_slice.part(get_tensor(self.metamodel.model, tensor_slice.parameter).detach())
                 original = self.metamodel.folder.tensor(tensor_slice.name)
                 # An unchanged tensor is stored as it was, not rounded through the dtype of the computation.
-                same = torch.equal(original.to(value.dtype), value)
+                same = _same(original.to(value.dtype), value)
                 stored[tensor_slice.name] = original if same else value.to(original.dtype).clone()
             else:
                 stored[tensor_slice.name] = self.metamodel.folder.tensor(tensor_slice.name)
@@ -282,6 +282,11 @@ class Streaming:
 
         head = BlockWeights(metamodel.model, parameters)
         return solve_block(head, plans, batch_runs, self.step, self.seed, on_weight)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN among them."""
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
 def _row(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

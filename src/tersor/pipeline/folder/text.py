@@ -22,10 +22,14 @@ conversations (lists of messages ``{"role": ..., "content": ...}``); or tokens i
 
 def positions(config: dict[str, Any]) -> int | None:
     """The maximum sequence length of a model, or None if its config.json does not give it."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    # The angles of dynamic NTK grow with the sequence, up to that factor.
+    grows = scaling.get("rope_type", scaling.get("type")) == "dynamic"
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if isinstance(config.get(key), int):
-            return config[key]
-    return None
+            return int(config[key] * (scaling.get("factor") or 1)) if grows else config[key]
+    part = config.get("text_config")
+    return positions(part) if isinstance(part, dict) else None
 
 
 def windows(data: Data, folder: HfFolder, length: int, limit: int | None, given: str = "data") -> Windows:

@@ -86,3 +86,18 @@ def test_what_each_block_makes_for_the_next_is_refused(change):
     assert returned.passed_on
     with pytest.raises(CaptureError, match=r"blocks.1 returns something else besides its hidden states than blocks.0"):
         check_second(blocks, returned, calls(model, blocks, {"ids": IDS}, returned, count=2))
+
+
+class Remembering(Block):
+    """It adds what it was called with before."""
+
+    def forward(self, hidden, bias):
+        self.before = getattr(self, "before", 0) + hidden
+        return (self.before, *super().forward(hidden, bias)[1:])
+
+
+def test_blocks_that_keep_a_state_are_refused():
+    model = Model()
+    model.blocks[0] = Remembering(False)
+    with pytest.raises(CaptureError, match=r"blocks.0 computes something else when it is called again \(a cache"):
+        probe(model, blocks_of(model), {"ids": IDS})

@@ -106,3 +106,11 @@ def test_what_nobody_asked_to_change_stays_as_it_was_bit_by_bit(tmp_path):
         a, b = before.tensor(name), after.tensor(name)
         assert a.dtype == b.dtype
         assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)), name
+
+
+def test_parts_of_a_model_run_without_a_cache(tmp_path):
+    """A cache would make each call read the keys of those before; AWQ proves that the blocks compute the same again."""
+    source = written(tmp_path / "source", MODELS["paligemma"]())
+    awq = FOUR.model_copy(update={"steps": (FOUR.quantize.model_copy(update={"awq": True}),)})
+    report = tersor.compress_folder(source, tmp_path / "out", awq, TOKENS, progress=False).report
+    assert all(w.tokens == TOKENS.numel() for w in report.weights if w.format)

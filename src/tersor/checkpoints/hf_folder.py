@@ -18,7 +18,7 @@ SINGLE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 # Values that say nothing, which readers of the file stumble over.
-_SAYS_NOTHING = {"quantization_config": None, "torch_dtype": "auto", "dtype": "auto"}
+_SAYS_NOTHING = {"quantization_config": (None, {}), "torch_dtype": ("auto",), "dtype": ("auto",)}
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _without_empty_values(config: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _without_empty_values(value) if isinstance(value, dict) else value
         for key, value in config.items()
-        if key not in _SAYS_NOTHING or value != _SAYS_NOTHING[key]
+        if value not in _SAYS_NOTHING.get(key, ())
     }
 
 

@@ -149,7 +149,13 @@ def probe(model: nn.Module, blocks: Blocks, inputs: Mapping[str, Any]) -> tuple[
             f"{blocks.name(0)} is called with {shape}, not with hidden states [batch, length, width], so its inputs "
             "cannot be stored by window: use a recipe without data, such as int8-weight"
         )
-    returned = Returned.by(blocks.modules[0](hidden, *args, **kwargs))
+    output, again = (blocks.modules[0](hidden, *args, **kwargs) for _ in range(2))
+    if not _equal(tensors([output]), tensors([again])):
+        raise CaptureError(
+            f"{blocks.name(0)} computes something else when it is called again (a cache among its arguments?), so it "
+            "cannot be calibrated: use a recipe without data, such as int8-weight"
+        )
+    returned = Returned.by(output)
     as_given = _arguments(model, blocks, inputs, returned, hidden)
     for k, (ours, moved) in enumerate(
         zip(as_given, _arguments(model, blocks, inputs, returned, hidden * 2 + 1), strict=True)

@@ -193,8 +193,8 @@ def check_scales(name: str, weight: Tensor, qtensor: QTensor) -> None:
         largest = weight.abs().max().item()
         raise CalibrationError(
             f"layer {name}: its weights, {largest:.2g} at most, need scales below {least:.2g}, the smallest normal "
-            f"number of {qtensor.spec.scale_dtype}, in which the folder stores scales: convert the model to bfloat16 "
-            "or float32 first, or keep this layer in float with a rule"
+            f"number of {qtensor.spec.scale_dtype}, in which the folder stores scales: take a model in bfloat16 or "
+            "float32 in the layout compressed-tensors, or keep this layer in float with a rule"
         )
 
 

@@ -63,7 +63,8 @@ def prepare_job(
     import_transformers()
     with quiet():
         folder = HfFolder(source)
-        if "quantization_config" in folder.config:
+        parts = [folder.config, *(part for part in folder.config.values() if isinstance(part, dict))]
+        if any("quantization_config" in part for part in parts):
             raise CheckpointError(f"{folder.path} is quantized already; give the original")
         metamodel = MetaModel(folder, build)
     plans = plan_weights(metamodel, recipe, LayoutFit(LAYOUTS[layout], folder.dtype))

@@ -294,6 +294,7 @@ def _row(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments for a call without a cache."""
-    causal = hasattr(getattr(model, "config", None), "use_cache")
-    return {**inputs, **({"use_cache": False} if causal else {})}
+    """The arguments for a call without a cache, which the configuration of a part may ask for."""
+    config = getattr(model, "config", None)
+    parts = (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ())))
+    return {**inputs, **({"use_cache": False} if any(hasattr(part, "use_cache") for part in parts) else {})}

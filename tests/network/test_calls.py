@@ -25,15 +25,15 @@ class Block(nn.Module):
 
 
 class Model(nn.Module):
-    def __init__(self, between=lambda x: x, handed=lambda bias, x: bias, anew=False, layout=lambda x: x):
+    def __init__(self, between=lambda x: x, handed=lambda bias, x: bias, anew=False, layout=lambda x: x, skipped=()):
         super().__init__()
         torch.manual_seed(0)
         self.embed, self.blocks = nn.Embedding(9, 4), nn.ModuleList(Block(anew) for _ in range(3))
-        self.between, self.handed, self.layout = between, handed, layout
+        self.between, self.handed, self.layout, self.skipped = between, handed, layout, skipped
 
     def forward(self, ids):
         x, bias = self.layout(self.embed(ids)), None
-        for block in self.blocks:
+        for block in [b for k, b in enumerate(self.blocks) if k not in self.skipped]:
             x, bias, nothing = block(x, bias)
             assert nothing is None
             x, bias = self.between(x), self.handed(bias, x)
@@ -68,9 +68,10 @@ def test_what_blocks_pass_on_is_that_of_each_batch():
     [
         ({"between": lambda x: x / 2}, "changes the hidden states between blocks.0 and blocks.1"),
         ({"handed": lambda bias, x: x.mean(-1, keepdim=True)}, "an argument of blocks.1 is computed from the outputs"),
+        ({"skipped": (1,)}, "does not call blocks.1 for this text"),
         ({"layout": lambda x: x.transpose(0, 1)}, r"blocks.0 is called with \(3, 1, 4\), not with hidden states"),
     ],
-    ids=["between", "argument", "layout"],
+    ids=["between", "argument", "skipped", "layout"],
 )
 def test_what_ties_blocks_together_is_refused(change, text):
     model = Model(**change)

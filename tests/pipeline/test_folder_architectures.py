@@ -86,7 +86,7 @@ def test_a_model_that_takes_more_than_tokens_is_compressed_beside_its_embedding(
         tersor.compress_folder(source, tmp_path / "more", "int4-gptq", TOKENS, progress=False)
 
 
-@pytest.mark.parametrize("name", ["qwen2_moe", "granite_moe", "switch"])
+@pytest.mark.parametrize("name", ["qwen2_moe", "granite_moe", "switch", "jamba"])
 def test_routers_stay_float(name, tmp_path):
     report = tersor.compress_folder(
         written(tmp_path / "a", MODELS[name]()), tmp_path / "out", "int8-weight", progress=False

@@ -14,6 +14,7 @@ from tersor import Quantization, Recipe, Rule
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.cli import app
 from tersor.errors import CalibrationError, CheckpointError, RecipeError
+from tersor.network.blocks.chain import find_blocks, parameters_on_meta
 from tersor.pipeline.folder.job import prepare_job
 from tersor.pipeline.folder.text import positions
 from tests.pipeline.tiny_folders import EXPERTS, LM, MODELS, TOKENS, distance, said, written
@@ -200,9 +201,14 @@ class Stacked(nn.Module):
 
 
 def test_blocks_are_those_that_tokens_reach():
-    from tersor.network.blocks.chain import find_blocks, parameters_on_meta
-
     with parameters_on_meta():
         model = Stacked()
     assert find_blocks(model).path == "layers"
     assert model.embed.weight.is_meta
+
+
+def test_layers_of_two_kinds_are_blocks_where_no_others_are_reached():
+    with parameters_on_meta():
+        model = Stacked()
+        model.layers[1] = nn.Sequential(nn.Linear(8, 8))
+    assert find_blocks(model).path == "layers"

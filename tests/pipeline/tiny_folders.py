@@ -54,6 +54,18 @@ MODELS = {
     "granite_moe": lambda: t.GraniteMoeForCausalLM(
         t.GraniteMoeConfig(**LM, num_local_experts=4, num_experts_per_tok=2)
     ),
+    "jamba": lambda: t.JambaForCausalLM(
+        t.JambaConfig(**LM, **EXPERTS, attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
+                      expert_layer_offset=1, use_mamba_kernels=False, mamba_d_state=8)
+    ),
+    "qwen3_vl_moe": lambda: t.Qwen3VLMoeForConditionalGeneration(
+        t.Qwen3VLMoeConfig(
+            text_config=LM | EXPERTS | {"head_dim": 8, "moe_intermediate_size": 16, "rope_scaling": {
+                "rope_type": "default", "mrope_section": [2, 1, 1]}},
+            vision_config={"depth": 3, "hidden_size": 16, "out_hidden_size": 32, "num_heads": 2, "patch_size": 14,
+                           "intermediate_size": 32, "deepstack_visual_indexes": [0]},
+        )
+    ),
     "switch": lambda: t.SwitchTransformersEncoderModel(
         t.SwitchTransformersConfig(**T5 | {"num_layers": 2}, num_experts=4, num_sparse_encoder_layers=1)
     ),

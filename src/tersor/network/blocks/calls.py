@@ -126,7 +126,10 @@ def _check_handed_on(blocks: Blocks, recorded: Sequence[tuple[tuple, dict] | Non
     """Each block must read the last one's hidden states as they are, and the stand-ins return their input."""
     for k, (before, after) in enumerate(pairwise(recorded)):
         if before is None or after is None:
-            raise CaptureError(f"the model calls {blocks.name(k + 1)} before {blocks.name(k)}: it cannot be streamed")
+            raise CaptureError(
+                f"the model does not call {blocks.name(k if before is None else k + 1)} for this text, so its blocks "
+                "cannot be calibrated one by one: use a recipe without data, such as int8-weight"
+            )
         if after[0][0] is not before[0][0] and not torch.equal(after[0][0], before[0][0]):
             raise CaptureError(
                 f"the model changes the hidden states between {blocks.name(k)} and {blocks.name(k + 1)}, so its blocks "

@@ -39,7 +39,7 @@ class Blocks:
 
 
 def find_blocks(model: nn.Module) -> Blocks:
-    """Find the list of modules of one class that ``input_ids`` reach, the longest if they reach several.
+    """Find the list of modules that ``input_ids`` reach: of several that of one class, and the longest.
 
     Raises:
         CaptureError: there is no list, there are two of the same length, or an encoder and a decoder.
@@ -52,9 +52,8 @@ def find_blocks(model: nn.Module) -> Blocks:
     lists: list[tuple[str, nn.ModuleList]] = []
     for name, module in model.named_modules():
         nested = any(name.startswith(outer + ".") for outer, _ in lists)
-        uniform = isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1
-        if uniform and not nested and any(p.ndim > 1 for p in module.parameters()):
-            lists.append((name, module))  # type: ignore[arg-type]
+        if isinstance(module, nn.ModuleList) and not nested and any(p.ndim > 1 for p in module.parameters()):
+            lists.append((name, module))
     if not lists:
         raise CaptureError(
             f"{type(model).__name__} has no nn.ModuleList of modules of one class, so there are no blocks to stream: "
@@ -65,6 +64,8 @@ def find_blocks(model: nn.Module) -> Blocks:
         names = [name for name, _ in lists]
         called = reached_by_tokens(model, names) or _beside_embedding(model, names)
         lists = [pair for pair in lists if pair[0] in called]
+    # Of one class before those of several, such as layers of two kinds of attention.
+    lists = [pair for pair in lists if len({type(m) for m in pair[1]}) == 1] or lists
     lists.sort(key=lambda pair: -len(pair[1]))
     if len(lists) > 1 and (encoder_decoder or len(lists[0][1]) == len(lists[1][1])):
         (first, chain), (second, other) = lists[:2]

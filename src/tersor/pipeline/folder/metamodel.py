@@ -156,7 +156,11 @@ class MetaModel:
             yield TensorSlice(source.tensors[0][0], name)
             return
         # Convert tiny numbered tensors; their position in the result is that of the weights.
-        marks = {key: torch.arange(4).reshape(2, 2) + 4 * k for k, (key, _) in enumerate(source.tensors)}
+        sizes = {key: len(self.folder.entries[key].shape) for key, _ in source.tensors}
+        if set(sizes.values()) != {2}:  # experts in one tensor, which the model may hold turned
+            yield from (TensorSlice(key, name, whole=False) for key in sizes)
+            return
+        marks = {key: torch.arange(4).reshape(2, 2) + 4 * k for k, key in enumerate(sizes)}
         out = self._convert(name, marks)
         where = [_position(out, 4 * k) for k in range(len(marks))]
         for (key, _), place in zip(source.tensors, where, strict=True):

@@ -200,7 +200,7 @@ def _left_reason(metamodel: MetaModel, place: TensorSlice, shape: tuple[int, ...
     if op == "embedding":
         return "rows of an embedding are looked up, not multiplied"
     if not place.parameter.startswith(metamodel.blocks.path + "."):
-        return f"it lies outside the blocks that input_ids reach ({metamodel.blocks.path})"
+        return f"it lies outside the blocks that are compressed ({metamodel.blocks.path})"
     if len(shape) > 2:
         dimensions = " x ".join(map(str, shape))
         kind = "the experts are one tensor" if metamodel.experts.hold(place.parameter) else "it is one tensor"

@@ -108,6 +108,7 @@ def _load(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor], 
             config=model_config(config),
             state_dict=dict(tensors),
             device_map={"": "meta"},
+            attn_implementation="eager",  # keys and shapes are alike, and every machine has it
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # it says which, then
             **options,

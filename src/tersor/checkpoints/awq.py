@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ class Awq:
     Traceback (most recent call last):
     tersor.errors.CheckpointError: lm_head.weight: awq stores int4, not int3: ...
     """
+
+    fused_experts_alike: ClassVar[bool] = False
 
     def check(self, name: str, shape: Sequence[int], spec: QuantSpec) -> None:
         """Raise CheckpointError if the layout cannot hold the weight."""

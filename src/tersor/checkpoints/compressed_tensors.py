@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ class CompressedTensors:
     Traceback (most recent call last):
     tersor.errors.CheckpointError: lm_head.weight has 172 inputs, not a multiple of the group size 32: ...
     """
+
+    fused_experts_alike: ClassVar[bool] = True
 
     def check(self, name: str, shape: Sequence[int], spec: QuantSpec) -> None:
         """Raise CheckpointError if the layout cannot hold the weight."""

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +52,8 @@ class Gptq:
     def name(self) -> str:
         """The key in LAYOUTS and the ``checkpoint_format`` in the configuration."""
         return "gptq" if self.version == 1 else "gptq_v2"
+
+    fused_experts_alike: ClassVar[bool] = False
 
     def check(self, name: str, shape: Sequence[int], spec: QuantSpec) -> None:
         """Raise CheckpointError if the layout cannot hold the weight."""

@@ -16,6 +16,9 @@ from tersor.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+# Values that say nothing, which readers of the file stumble over.
+_SAYS_NOTHING = {"quantization_config": (None, {}), "torch_dtype": ("auto",), "dtype": ("auto",)}
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class HfFolder:
 
     Attributes:
         path: the folder.
-        config: the content of config.json.
+        config: the content of config.json, without ``"quantization_config": null`` and dtypes of ``"auto"``.
         entries: every tensor, by name.
     """
 
@@ -45,12 +48,19 @@ class HfFolder:
         """Read the configuration and the headers of the shards, but no weights.
 
         Raises:
-            CheckpointError: a file is missing, truncated or not safetensors; the message names it.
+            CheckpointError: a file is missing, truncated or not safetensors; the message names it. Or there is an
+                adapter (PEFT), which the weights of the folder lack.
         """
         self.path = Path(path)
         if not self.path.is_dir():
             raise CheckpointError(f"{self.path} is not a folder: pass one with config.json and *.safetensors")
-        self.config = _json(self.path / "config.json", "a folder in the Hugging Face layout needs it")
+        if adapter := next((name for name in _ADAPTERS if (self.path / name).is_file()), None):
+            raise CheckpointError(
+                f"{self.path} holds an adapter ({adapter}), which is not part of its base's weights: merge it into the "
+                "base first (merge_and_unload() of PEFT, then save_pretrained), or remove its files"
+            )
+        config = _json(self.path / "config.json", "a folder in the Hugging Face layout needs it")
+        self.config = _without_empty_values(config)
         self.entries: dict[str, Entry] = {}
         for file in self._shards():
             with _opened(self.path / file) as shard:
@@ -143,6 +153,14 @@ def _opened(path: Path) -> Iterator[Any]:
         raise CheckpointError(
             f"{path} cannot be read ({error}): it is truncated or damaged; download it again"
         ) from error
+
+
+def _without_empty_values(config: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_empty_values(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if value not in _SAYS_NOTHING.get(key, ())
+    }
 
 
 def _json(path: Path, why: str) -> dict[str, Any]:

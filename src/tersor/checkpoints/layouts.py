@@ -1,7 +1,7 @@
 """The layouts in which quantized language models are exchanged: LAYOUTS, by name."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,7 +21,12 @@ class Layout(Protocol):
     A weight is named by its parameter, ``model.layers.0.mlp.up_proj.weight``; a layer (in ``unquantized``) by its
     module. ``config`` is the ``quantization_config`` of ``config.json``. Biases and float weights keep their own
     names.
+
+    Attributes:
+        fused_experts_alike: transformers opens it only if the experts that it fuses are all quantized to one spec.
     """
+
+    fused_experts_alike: ClassVar[bool]
 
     def check(self, name: str, shape: Sequence[int], spec: QuantSpec) -> None:
         """Raise CheckpointError, naming the layer, the value and the remedy, if the layout cannot store it."""

@@ -68,4 +68,5 @@ class QuantizedFolder(HfFolder):
 
 def _dtype(config: dict) -> torch.dtype | None:
     name = config.get("dtype") or config.get("torch_dtype")
-    return getattr(torch, name, None) if isinstance(name, str) else None
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    return dtype if isinstance(dtype, torch.dtype) else None

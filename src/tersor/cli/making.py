@@ -130,10 +130,12 @@ def _check_source(context: typer.Context, source: Path) -> None:
 
 def _inspect_folder(folder: Path, recipe: str, layout: str) -> None:
     from tersor.pipeline.folder.job import prepare_job
+    from tersor.pipeline.folder.write import check_readable
     from tersor.report.language import plan_of_folder
 
     with console.status("reading headers"):
         job = prepare_job(folder, recipe, None, layout=layout, needs=False)
+        check_readable(job)
     console.print(plan_of_folder(job.plans, job.preflight))
 
 

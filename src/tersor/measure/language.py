@@ -21,7 +21,7 @@ class WeightRecord(ReportPart):
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     format: str | None
     method: str
     bytes: Bytes

@@ -60,8 +60,8 @@ def freed(
                     if str(shape[dim]).isdigit():  # a size that export fixed may still be a SymInt
                         raise CaptureError(
                             f"dimension {dim} of {name} ({size}) cannot be free: the model's own code fixes it to "
-                            f"{shape[dim]}, as recurrent layers do; leave it out of Task.dynamic, or read the size from "
-                            "the input"
+                            f"{shape[dim]}, as recurrent layers do; leave it out of Task.dynamic, or read the size "
+                            "from the input"
                         )
                 found.append(dict(dims))
     return tuple(found)

@@ -150,7 +150,7 @@ def _row(w: WeightRecord, methods: dict[str, str]) -> dict[str, object]:
         "name": w.name,
         "shape": " × ".join(map(str, w.shape)),
         "format": w.format or "float",
-        "method": methods[w.method] if w.format else w.note,
+        "method": "; ".join(filter(None, (methods[w.method] if w.format else None, w.note))),
         "bytes": size_text(w.bytes),
         "error": _share(w.error),
         "rtn": _share(w.rtn_error),

@@ -1,16 +1,21 @@
 """A large model as a list of blocks, detected by structure and loaded one at a time."""
 
+import copy
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import takewhile
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from tersor.errors import CaptureError
+from tersor.process import quiet
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +39,7 @@ class Blocks:
 
 
 def find_blocks(model: nn.Module) -> Blocks:
-    """Find the longest top-level list of modules of one class.
+    """Find the list of modules that ``input_ids`` reach: of several that of one class, and the longest.
 
     Raises:
         CaptureError: there is no list, there are two of the same length, or an encoder and a decoder.
@@ -47,16 +52,21 @@ def find_blocks(model: nn.Module) -> Blocks:
     lists: list[tuple[str, nn.ModuleList]] = []
     for name, module in model.named_modules():
         nested = any(name.startswith(outer + ".") for outer, _ in lists)
-        uniform = isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1
-        if uniform and not nested and any(p.ndim > 1 for p in module.parameters()):
-            lists.append((name, module))  # type: ignore[arg-type]
+        if isinstance(module, nn.ModuleList) and not nested and any(p.ndim > 1 for p in module.parameters()):
+            lists.append((name, module))
     if not lists:
         raise CaptureError(
             f"{type(model).__name__} has no nn.ModuleList of modules of one class, so there are no blocks to stream: "
             "compress the whole model, with tersor.compress and a Task"
         )
-    lists.sort(key=lambda stand_in: -len(stand_in[1]))
     encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    if len(lists) > 1 and not encoder_decoder:
+        names = [name for name, _ in lists]
+        called = reached_by_tokens(model, names) or _beside_embedding(model, names)
+        lists = [pair for pair in lists if pair[0] in called]
+    # Of one class before those of several, such as layers of two kinds of attention.
+    lists = [pair for pair in lists if len({type(m) for m in pair[1]}) == 1] or lists
+    lists.sort(key=lambda pair: -len(pair[1]))
     if len(lists) > 1 and (encoder_decoder or len(lists[0][1]) == len(lists[1][1])):
         (first, chain), (second, other) = lists[:2]
         counts = f"{len(chain)} blocks" if len(chain) == len(other) else f"{len(chain)} and {len(other)} blocks"
@@ -65,6 +75,36 @@ def find_blocks(model: nn.Module) -> Blocks:
             "one chain of blocks can be streamed: compress the whole model, with tersor.compress and a Task"
         )
     return Blocks(*lists[0])
+
+
+def reached_by_tokens(model: nn.Module, lists: Sequence[str]) -> set[str]:
+    """The names of those module lists of which the model calls a module for ``input_ids`` alone.
+
+    The model runs on fake tensors: nothing is computed or allocated. A model that fails tells of what it called before.
+    """
+    model, called = copy.deepcopy(model), set[str]()
+
+    def note(name: str, *_: Any) -> None:
+        called.add(name)
+
+    for name in lists:
+        for module in cast(nn.ModuleList, model.get_submodule(name)):
+            module.register_forward_pre_hook(partial(note, name))
+    with quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), suppress(Exception):
+        values = {name: torch.empty(p.shape, dtype=p.dtype) for name, p in model.named_parameters()}
+        torch.func.functional_call(model, values, (), {"input_ids": torch.ones(1, 4, dtype=torch.int64)})
+    return called
+
+
+def _beside_embedding(model: nn.Module, lists: Sequence[str]) -> set[str]:
+    """The lists nearest to the embedding of tokens, which is the largest; all of them if there is none."""
+    embeddings = [(m.num_embeddings, n) for n, m in model.named_modules() if isinstance(m, nn.Embedding)]
+    path = max(embeddings, default=(0, ""))[1].split(".")
+    shared = {
+        name: len(list(takewhile(lambda pair: pair[0] == pair[1], zip(path, name.split("."), strict=False))))
+        for name in lists
+    }
+    return {name for name in lists if shared[name] == max(shared.values())}
 
 
 @contextmanager
@@ -132,75 +172,3 @@ def _uses(model: nn.Module, tensor: Tensor) -> Iterator[tuple[dict[str, Any], st
             for key, value in store.items():
                 if value is tensor:
                     yield store, key
-
-
-class Halt(Exception):
-    """Raised by a stand-in to stop the forward pass once the needed calls are recorded."""
-
-
-class _StandIn(nn.Module):
-    """Replaces a block: records its arguments, and returns its input or a given output."""
-
-    def __init__(self, block: nn.Module, tupled: bool) -> None:
-        super().__init__()
-        # Attributes that the model may read from its blocks, such as the kind of attention.
-        self.__dict__.update({n: v for n, v in vars(block).items() if not n.startswith("_")})
-        self.tupled = tupled
-        self.called: tuple[tuple, dict] | None = None
-        self.halts = False
-        self.output: Tensor | None = None
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.called = ((hidden, *args), kwargs)
-        if self.halts:
-            raise Halt
-        out = hidden if self.output is None else self.output
-        return (out,) if self.tupled else out
-
-
-@contextmanager
-def _replace_blocks(blocks: Blocks, tupled: bool) -> Iterator[list[_StandIn]]:
-    originals = list(blocks.modules)
-    for k, block in enumerate(originals):
-        blocks.modules[k] = _StandIn(block, tupled)
-    try:
-        yield list(blocks.modules)  # type: ignore[arg-type]
-    finally:
-        for k, block in enumerate(originals):
-            blocks.modules[k] = block
-
-
-@torch.no_grad()
-def calls(model: nn.Module, blocks: Blocks, inputs: Mapping[str, Any], tupled: bool = False, count: int = 0) -> list:
-    """The (positional, keyword) arguments that the model calls each block with; no block is computed.
-
-    Every block is recorded with the first block's hidden states and its own other arguments.
-
-    Args:
-        tupled: blocks return their output in a tuple.
-        count: record only the first ``count`` blocks; 0 means all.
-    """
-    with _replace_blocks(blocks, tupled) as stand_ins:
-        stand_ins[(count or len(stand_ins)) - 1].halts = True
-        try:
-            model(**inputs)
-        except Halt:
-            return [stand_in.called for stand_in in stand_ins[: count or len(stand_ins)]]
-    raise CaptureError(
-        f"{type(model).__name__} does not call its blocks {blocks.path} in order, so it cannot be streamed"
-    )
-
-
-@torch.no_grad()
-def run_tail(model: nn.Module, blocks: Blocks, inputs: Mapping[str, Any], hidden: Tensor, tupled: bool) -> Any:
-    """The model's output, given ``hidden`` as the last block's output."""
-    with _replace_blocks(blocks, tupled) as stand_ins:
-        stand_ins[-1].output = hidden
-        return model(**inputs)
-
-
-@torch.no_grad()
-def call(block: nn.Module, hidden: Tensor, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-    """One block's output for ``hidden [batch, length, width]``."""
-    out = block(hidden, *args, **kwargs)
-    return out[0] if isinstance(out, tuple) else out

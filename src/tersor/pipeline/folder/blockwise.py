@@ -5,13 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tersor.errors import CalibrationError, TersorError
-from tersor.network.blocks.chain import Halt
+from tersor.network.blocks.calls import Halt
 from tersor.network.blocks.reads import Added, See, watching
-from tersor.numerics import QTensor, QuantSpec
+from tersor.numerics import QTensor, QuantSpec, expand
 from tersor.pipeline.folder.hessians import Hessians
 from tersor.pipeline.folder.plan import WeightPlan
 from tersor.recipe import Quantize
@@ -19,6 +21,8 @@ from tersor.solvers import Choice, LayerProblem, LayerRecord, ask, joint_choice,
 
 # The statistics of a layer's inputs that are gathered here.
 COLLECTED = frozenset({"gram"})
+# The method of a weight that stays float.
+KEPT = "none"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class SolvedWeight:
         qtensor: [out, in]; None where it stays float after all.
         seconds: of solving.
         record: how, and how well.
-        note: why it stays float.
+        note: why it stays float, or is rounded to nearest.
         weight: [out, in], with zeros, where it is sparse and not quantized.
     """
 
@@ -57,6 +61,20 @@ class SolvedWeight:
     record: LayerRecord | None = None
     note: str | None = None
     weight: Tensor | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The journal's entry for it."""
+        record = self.record
+        return {
+            "name": self.plan.name,
+            "method": record.method if record else KEPT,
+            "error": record.output_error if record else None,
+            "rtn_error": record.rtn_error if record else None,
+            "damping": record.damping if record else None,
+            "tokens": (record.tokens if record else None) or 0,
+            "seconds": self.seconds,
+            "note": self.note,
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +112,10 @@ def solve_block(
     """  # fmt: skip
     needing = {t.slice.parameter for t in plans if needs_data(t)}
     groups, added = _groups(part, needing, run)
+    routed = {t.slice.parameter for t in plans if t.expert}
     done: list[SolvedWeight] = []
     for group in [*groups, sorted({t.slice.parameter for t in plans} - needing)]:
-        hessians = Hessians(added)
+        hessians = Hessians(added, routed)
         if watched := [name for name in group if name in needing]:
             _watch(part, watched, hessians, run(), all(part.parameters[n].ndim == 2 for n in watched), original)
         for plan in plans:
@@ -129,16 +148,25 @@ def corrects_upstream_error(plan: WeightPlan) -> bool:
 
 
 def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, step: Quantize, seed: int) -> SolvedWeight:
-    """One weight against its Hessian."""
-    start, choice = time.perf_counter(), choice_of(plan, seed)
+    """One weight against its Hessian; an expert that no token reached is rounded to nearest."""
+    start, choice, note = time.perf_counter(), choice_of(plan, seed), None
     weight = oriented(plan, plan.slice.part(parameter.detach())).float().contiguous()
     problem = LayerProblem(plan.name, weight, plan.spec or QuantSpec("fp32"))
     try:
-        if choice.needs:
+        joint = plan.spec is not None and plan.sparsity is not None
+        if choice.needs and plan.expert and not joint and not hessians.reached(plan):
+            assert plan.wanted is not None
+            if plan.spec is None:
+                return SolvedWeight(plan, None, note="stays float: no token of the calibration text reached it")
+            choice = plan.wanted.without_data().choice(seed)
+            note = "rounded to nearest: no token of the calibration text reached it"
+        elif choice.needs:
             gram = hessians.of(plan)
             cross = hessians.cross(plan, weight)
             problem = replace(problem, gram=gram.hessian, tokens=gram.rows, cross=cross)
         answer = ask(problem, choice)
+        if answer.qtensor is not None:
+            check_scales(plan.name, weight, answer.qtensor)
     except TersorError as error:
         if step.fallback == "error":
             text = str(error) if plan.name in str(error) else f"layer {plan.name}: {error}"
@@ -147,7 +175,27 @@ def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, step: 
     line = answer.record
     if plan.spec is None:
         line = replace(line, method=f"{line.method} {plan.sparsity}")
-    return SolvedWeight(plan, answer.qtensor, time.perf_counter() - start, line, weight=answer.weight)
+    return SolvedWeight(plan, answer.qtensor, time.perf_counter() - start, line, note, answer.weight)
+
+
+def check_scales(name: str, weight: Tensor, qtensor: QTensor) -> None:
+    """Scales below the smallest normal number of their dtype are raised to it, which may not cost the weight.
+
+    Raises:
+        CalibrationError: where scales were raised, more of the weight's power is lost than rounding usually costs.
+    """
+    least = torch.finfo(getattr(torch, qtensor.spec.scale_dtype)).smallest_normal
+    raised = expand(qtensor.scale, weight.shape, qtensor.spec.block) <= least
+    lost = ((weight - qtensor.dequantize()).square() * raised).sum()
+    # Of a normal distribution whose largest value, three standard deviations, is the largest code.
+    usual = (3 / qtensor.spec.format.high) ** 2 / 12
+    if lost > max(0.01, 2 * usual) * weight.square().sum():
+        largest = weight.abs().max().item()
+        raise CalibrationError(
+            f"layer {name}: its weights, {largest:.2g} at most, need scales below {least:.2g}, the smallest normal "
+            f"number of {qtensor.spec.scale_dtype}, in which the folder stores scales: take a model in bfloat16 or "
+            "float32 in the layout compressed-tensors, or keep this layer in float with a rule"
+        )
 
 
 def oriented(plan: WeightPlan, weight: Tensor) -> Tensor:

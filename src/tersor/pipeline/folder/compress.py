@@ -1,5 +1,6 @@
 """Compress a folder in the Hugging Face layout: plan, stream, measure, write."""
 
+import math
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,17 +19,17 @@ from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.measure.perplexity import comparison
 from tersor.measure.windows import Windows
 from tersor.pipeline.compressed import Compressed
-from tersor.pipeline.folder.blockwise import SolvedWeight
+from tersor.pipeline.folder.activations import TokenBatches
+from tersor.pipeline.folder.blockwise import KEPT, SolvedWeight
 from tersor.pipeline.folder.deployed import InFolder
 from tersor.pipeline.folder.host import FOLDER
 from tersor.pipeline.folder.job import Job, fingerprint, prepare_job, with_padding
 from tersor.pipeline.folder.journal import Journal, journal
 from tersor.pipeline.folder.metamodel import quiet
 from tersor.pipeline.folder.plan import WeightPlan
-from tersor.pipeline.folder.stream import Streaming, journal_row
+from tersor.pipeline.folder.stream import Streaming
 from tersor.pipeline.folder.text import Data
-from tersor.pipeline.folder.token_batches import TokenBatches
-from tersor.pipeline.folder.write import finish
+from tersor.pipeline.folder.write import check_readable, finish
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
@@ -77,7 +78,8 @@ def compress_folder(
         what the report has is an attribute of the result too.
 
     Raises:
-        CheckpointError: a folder that is incomplete, or a weight that the layout cannot hold.
+        CheckpointError: a folder that is incomplete or holds an adapter, a weight that the layout cannot hold, or a
+            result that transformers would not open as it is meant; ``out`` is not written then.
         RecipeError: a recipe that needs more than there is.
         CalibrationError: a layer that cannot be solved, by name.
         SavedFolderError: ``out`` exists, cannot be written, or another run is writing it.
@@ -94,13 +96,14 @@ def compress_folder(
     if token_mask is not None:
         job = with_padding(job, token_mask[:samples])
     job.preflight.check_disk(out)
+    check_readable(job)
     with journal(out, fingerprint(job), force) as notes, Stages(progress) as stages, quiet():
         subject = Subject(None, FolderHost(job, notes), seed=job.recipe.seed)
         try:
             for step in job.recipe.steps:
                 subject = step(subject, None, stages)
             report = _report(job, subject.details, stages)
-            finish(job, notes, subject.details.outside, report, out, force)
+            report = finish(job, notes, subject.details.outside, report, out, force)
         except OSError as error:
             if error.errno != 28:
                 raise
@@ -160,7 +163,7 @@ class FolderHost:
             number = done
 
             def on_weight(weight: SolvedWeight) -> None:
-                records.append(journal_row(weight))
+                records.append(weight.row())
                 bar.say(_line(weight, min(number, count - 1), count))
                 bar.advance()
 
@@ -188,7 +191,7 @@ def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
     by_name = {r["name"]: r for r in found.records}
     weights = tuple(_record(t, by_name.get(t.name), job) for t in job.plans)
     quantized = [(w, t) for w, t in zip(weights, job.plans, strict=True) if w.format and t.spec]
-    elements = sum(t.shape[0] * t.shape[1] for _, t in quantized)
+    elements = sum(math.prod(t.shape) for _, t in quantized)
     before = job.source.nbytes
     saved = sum(job.source.entries[t.slice.name].nbytes - w.bytes for w, t in quantized)
     return LanguageReport(
@@ -203,24 +206,37 @@ def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
         compressed_bytes=before - saved + sum(t.nbytes for t in streaming.untied.values()),
         bits_per_weight=8 * sum(w.bytes for w, _ in quantized) / elements if elements else None,
         weights=weights,
-        warnings=(*job.preflight.warnings, *streaming.notes),
+        warnings=(*job.preflight.warnings, *streaming.notes, *_unreached(found.records)),
         timings_s=stages.seconds,
         peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         **scores,
     )
 
 
+def _unreached(records: list[dict[str, Any]]) -> list[str]:
+    """The experts that were rounded for want of tokens, by name."""
+    names = [r["name"] for r in records if r["method"] != KEPT and r["note"]]
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more, which their lines name" if len(names) > 3 else ""
+    return [
+        f"{len(names)} weights of experts that no token of the calibration text reached are rounded to nearest: "
+        f"{', '.join(names[:3])}{more}; more text (--samples) may reach them"
+    ]
+
+
 def _record(plan: WeightPlan, solved: dict[str, Any] | None, job: Job) -> WeightRecord:
     if solved is None or not plan.touched:
         size = job.source.entries[plan.slice.name].nbytes
         return WeightRecord(
-            name=plan.name, shape=plan.shape, format=None, method="none", bytes=size, note=plan.reason
+            name=plan.name, shape=plan.shape, format=None, method=KEPT, bytes=size, note=plan.reason
         )
     kinds = [f"{plan.sparsity} zeros"] if plan.sparsity else []
     kinds += [str(plan.spec)] if plan.spec else []
-    quantized = plan.spec is not None and solved["note"] is None
+    kept = solved["method"] == KEPT
+    quantized = plan.spec is not None and not kept
     size = job.preflight.bytes_of(plan) if quantized else job.source.entries[plan.slice.name].nbytes
-    kind = None if solved["note"] else ", ".join(kinds)
+    kind = None if kept else ", ".join(kinds)
     return WeightRecord(shape=plan.shape, format=kind, bytes=size, **solved)
 
 

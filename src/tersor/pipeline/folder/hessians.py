@@ -21,10 +21,11 @@ class Hessians:
 
     Args:
         added: the names of layers whose output is added to the residual stream.
+        routed: the names of experts' weights, which may receive other tokens in the original model.
     """
 
-    def __init__(self, added: Iterable[str] = ()) -> None:
-        self.added = set(added)
+    def __init__(self, added: Iterable[str] = (), routed: Iterable[str] = ()) -> None:
+        self.added, self._routed = set(added), frozenset(routed)
         self._owner: dict[Key, Key] = {}
         self._grams: dict[Key, Gram] = {}
         self._input_error: dict[Key, Gram] = {}
@@ -40,8 +41,8 @@ class Hessians:
         self._stream: dict[str, Tensor] = {}
 
     def on_original_product(self, name: str, index: int | None, transposed: bool, x: Tensor) -> None:
-        """Record a weight's input in the original model, except for experts, which may receive other tokens there."""
-        if index is None:
+        """Record a weight's input in the original model, except for experts."""
+        if index is None and name not in self._routed:
             self._original[name] = x
 
     def on_original_sum(self, name: str, product: Tensor, stream: Tensor) -> None:
@@ -106,18 +107,22 @@ class Hessians:
         fits = self._token_mask is not None and x.shape[:-1].numel() == self._token_mask.numel()
         return self._token_mask.reshape(-1) if fits and self._token_mask is not None else None
 
+    def reached(self, plan: WeightPlan) -> bool:
+        """Whether the weight received a token."""
+        owner = self._owner.get(plan.read_as)
+        return owner is not None and owner in self._grams and self._grams[owner].rows > 0
+
     def of(self, plan: WeightPlan) -> Gram:
         """The Gram matrix of a weight's inputs.
 
         Raises:
             CalibrationError: the weight received no token.
         """
-        owner = self._owner.get(plan.read_as)
-        if owner is None or self._grams[owner].rows == 0:
+        if not self.reached(plan):
             raise CalibrationError(
                 f"layer {plan.name}: no token of the calibration text reached it: use more text (--samples)"
             )
-        return self._grams[owner]
+        return self._grams[self._owner[plan.read_as]]
 
     def order(self) -> list[list[str]]:
         """The parameters grouped by input, in the order of their first read."""

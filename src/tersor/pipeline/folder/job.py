@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor.checkpoints.architecture import import_transformers
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
 from tersor.errors import CheckpointError, RecipeError, TaskError
 from tersor.measure.environment import versions
 from tersor.measure.windows import Windows
 from tersor.pipeline.folder.blockwise import COLLECTED, choice_of, needs_data
-from tersor.pipeline.folder.metamodel import MetaModel, import_transformers, quiet
+from tersor.pipeline.folder.metamodel import MetaModel, quiet
 from tersor.pipeline.folder.plan import LayoutFit, WeightPlan, plan_weights
 from tersor.pipeline.folder.preflight import Preflight, preflight
 from tersor.pipeline.folder.text import Data, positions, windows
@@ -62,12 +63,15 @@ def prepare_job(
     import_transformers()
     with quiet():
         folder = HfFolder(source)
-        if "quantization_config" in folder.config:
+        parts = [folder.config, *(part for part in folder.config.values() if isinstance(part, dict))]
+        if any("quantization_config" in part for part in parts):
             raise CheckpointError(f"{folder.path} is quantized already; give the original")
         metamodel = MetaModel(folder, build)
     plans = plan_weights(metamodel, recipe, LayoutFit(LAYOUTS[layout], folder.dtype))
     if not any(t.touched for t in plans):
-        raise RecipeError(f"nothing in {folder.path} can be compressed by {recipe.name}: {plans[0].reason}")
+        inside = [t for t in plans if t.slice.parameter.startswith(f"{metamodel.blocks.path}.")] or plans
+        why = inside[0].reason if inside else "it holds no matrix"
+        raise RecipeError(f"nothing in {folder.path} can be compressed by {recipe.name}: {why}")
     step = recipe.quantize
     turned = next((p.name for p in metamodel.slices.values() if not p.whole), None)
     if turned and (step.awq or step.rotate):

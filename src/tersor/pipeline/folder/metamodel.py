@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor.checkpoints.architecture import build_model
 from tersor.checkpoints.hf_folder import HfFolder
-from tersor.errors import CaptureError, CheckpointError, EngineError
+from tersor.errors import CheckpointError
 from tersor.network.blocks.chain import Blocks, fill, find_blocks, parameters_on_meta
+from tersor.network.blocks.experts import find_experts
 from tersor.process import importing, logging_at
 
 
@@ -56,6 +58,8 @@ class MetaModel:
         blocks: its repeated blocks.
         slices: every tensor of the folder that the model uses, by its name in the folder.
         unused: the names of the other tensors.
+        untied: the parameters that the configuration ties to others, and the folder stores with values of their own.
+        experts: the experts of its blocks, and their routers.
     """
 
     def __init__(self, folder: HfFolder, build: Callable[[], nn.Module] | None = None) -> None:
@@ -71,11 +75,15 @@ class MetaModel:
         self.folder = folder
         # transformers imports the model's class only now.
         with parameters_on_meta(), importing():
-            self.model = (build() if build else _build_model(folder)).eval().requires_grad_(False)
+            self.model = (build() if build else build_model(folder.config, folder.path)).eval().requires_grad_(False)
         self.blocks: Blocks = find_blocks(self.model)
         self._sources = _sources(self.model, folder)
+        self.untied = self._untie()
         self.slices = {p.name: p for name in self._sources for p in self._tensor_slices(name)}
         self.unused = sorted(set(folder.entries) - set(self.slices))
+        config = getattr(self.model, "config", None)
+        known = config.to_dict() if hasattr(config, "to_dict") else {}  # type: ignore[union-attr]
+        self.experts = find_experts(self.model, known, f"{self.blocks.path}.")
         self._check()
 
     def parameters(self, prefix: str) -> list[str]:
@@ -99,6 +107,40 @@ class MetaModel:
             return self.folder.tensor(source.tensors[0][0])
         return self._convert(name, dict(self.folder.tensors([n for n, _ in source.tensors])))
 
+    def _untie(self) -> list[str]:
+        """Part tied parameters of which the folder stores different values, as transformers does."""
+        parted = []
+        for first, *others in self._tied():
+            stored = [name for name in others if name in self._sources and first in self._sources]
+            for name in [n for n in stored if not _equal(self.value(first), self.value(n))]:
+                owner, _, key = name.rpartition(".")
+                own = nn.Parameter(self.model.get_parameter(name).detach().clone(), requires_grad=False)
+                self.model.get_submodule(owner)._parameters[key] = own
+                parted.append(name)
+        return parted
+
+    def _tied(self) -> Iterator[list[str]]:
+        """The names of each parameter that has several; those that the folder stores come first."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        yield from (sorted(n, key=lambda x: x not in self._sources) for n in names.values() if len(n) > 1)
+
+    @property
+    def tied_to(self) -> dict[str, str]:
+        """The parameters that the folder does not store, by name, and the tensor of the one that they are tied to."""
+        found = {}
+        for names in self._tied():
+            if names[0] in self._sources:
+                tensor = self._sources[names[0]].tensors[0][0]
+                found |= {name: tensor for name in names if name not in self._sources}
+        return found
+
+    @property
+    def ties(self) -> bool:
+        """Whether the folder stores a parameter once that has several names."""
+        return bool(self.tied_to)
+
     def _convert(self, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
         source = self._sources[name]
         converter = copy.deepcopy(source.converter)
@@ -114,7 +156,11 @@ class MetaModel:
             yield TensorSlice(source.tensors[0][0], name)
             return
         # Convert tiny numbered tensors; their position in the result is that of the weights.
-        marks = {key: torch.arange(4).reshape(2, 2) + 4 * k for k, (key, _) in enumerate(source.tensors)}
+        sizes = {key: len(self.folder.entries[key].shape) for key, _ in source.tensors}
+        if set(sizes.values()) != {2}:  # experts in one tensor, which the model may hold turned
+            yield from (TensorSlice(key, name, whole=False) for key in sizes)
+            return
+        marks = {key: torch.arange(4).reshape(2, 2) + 4 * k for k, key in enumerate(sizes)}
         out = self._convert(name, marks)
         where = [_position(out, 4 * k) for k in range(len(marks))]
         for (key, _), place in zip(source.tensors, where, strict=True):
@@ -130,7 +176,8 @@ class MetaModel:
             yield TensorSlice(key, name, place[0], slice(start, start + self.folder.entries[key].shape[0]))
 
     def _check(self) -> None:
-        tied = {id(p) for n, p in self.model.named_parameters() if n in self._sources}
+        named = self.model.named_parameters(remove_duplicate=False)
+        tied = {id(p) for n, p in named if n in self._sources}
         missing = [n for n, p in self.model.named_parameters() if n not in self._sources and id(p) not in tied]
         if missing:
             raise CheckpointError(
@@ -153,6 +200,10 @@ class MetaModel:
                 )
 
 
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+
+
 def _is_parameter(model: nn.Module, name: str) -> bool:
     owner, _, key = name.rpartition(".")
     return key in model.get_submodule(owner)._parameters
@@ -168,46 +219,6 @@ def _position(out: Tensor, first: int) -> tuple[int, int] | None:
     expert, row, column = matches[0].tolist()
     same = torch.equal(out[expert, row : row + 2, column : column + 2], torch.arange(4).reshape(2, 2) + first)
     return (expert, row) if same and column == 0 and out.shape[2] == 2 else None
-
-
-def _build_model(folder: HfFolder) -> nn.Module:
-    transformers = import_transformers()
-    config = folder.config
-    kind = config.get("model_type")
-    if "auto_map" in config and kind not in transformers.CONFIG_MAPPING:
-        raise CaptureError(
-            f"{folder.path} contains Python code for the architecture {kind!r}, which is not executed: pass "
-            "`build=`, a function that returns the model"
-        )
-    if kind not in transformers.CONFIG_MAPPING:
-        raise CaptureError(
-            f"transformers {transformers.__version__} does not know the architecture {kind!r} (`model_type` in the "
-            f"config.json of {folder.path}): install a newer one, or pass `build=`, a function that returns the model"
-        )
-    try:
-        loaded = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
-        # Experts as a loop over plain products, so that the input of each can be observed.
-        loaded._experts_implementation = "eager"
-        for name in config.get("architectures") or ():
-            if hasattr(transformers, name):
-                return getattr(transformers, name)._from_config(loaded, attn_implementation="sdpa")
-        return transformers.AutoModel.from_config(loaded)
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
-        raise CaptureError(f"the config.json of {folder.path} does not describe a model: {error}") from error
-
-
-def import_transformers() -> Any:
-    """Import transformers.
-
-    Raises:
-        EngineError: it is not installed.
-    """
-    try:
-        with importing():
-            import transformers
-    except ImportError as error:
-        raise EngineError("Hugging Face folders need transformers: pip install 'tersor[transformers]'") from error
-    return transformers
 
 
 def _sources(model: nn.Module, folder: HfFolder) -> dict[str, _Source]:

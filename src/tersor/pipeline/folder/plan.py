@@ -1,14 +1,13 @@
 """What is planned for every weight of a Hugging Face folder, before any of them is read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from tersor.checkpoints.layouts import Layout
 from tersor.errors import RecipeError
-from tersor.network.swap import weighted_modules
+from tersor.network.swap import WeightedModule, weighted_modules
 from tersor.numerics import QuantSpec
 from tersor.pipeline.folder.host import FOLDER
 from tersor.pipeline.folder.metamodel import MetaModel, TensorSlice
@@ -27,17 +26,18 @@ class WeightPlan:
     Args:
         slice: its tensor in the folder, and its place in the model.
         dtype: that of the tensor in the folder.
-        shape: as [out, in].
+        shape: as [out, in]; of a weight that is left and is no matrix, as it is stored.
         transposed: it is stored [in, out].
         wanted, spec: how it is quantized; None where it stays float.
         reason: in words.
         tail: it lies behind the blocks.
         sparsity, pruner: which of its weights become zero.
+        expert: it belongs to one of several experts, which not every token passes.
     """
 
     slice: TensorSlice
     dtype: torch.dtype
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     transposed: bool
     wanted: Quantization | None
     spec: QuantSpec | None
@@ -45,6 +45,7 @@ class WeightPlan:
     tail: bool = False
     sparsity: Sparsity | None = None
     pruner: Named = ""
+    expert: bool = False
 
     @property
     def touched(self) -> bool:
@@ -69,7 +70,7 @@ class LayoutFit:
     layout: Layout
     dtype: torch.dtype
 
-    def __call__(self, name: str, shape: tuple[int, int], spec: QuantSpec) -> QuantSpec:
+    def __call__(self, name: str, shape: tuple[int, ...], spec: QuantSpec) -> QuantSpec:
         """The spec with the scale as it will be stored.
 
         Raises:
@@ -81,14 +82,16 @@ class LayoutFit:
 
 
 def plan_weights(metamodel: MetaModel, recipe: Recipe, fits: LayoutFit) -> list[WeightPlan]:
-    """Every weight of two dimensions inside the blocks, and the head; in the model's order.
+    """Every weight of two or more dimensions that the folder stores, in the model's order.
+
+    Compressed are matrices inside the blocks, and the head; of all others the plan says why they are left.
 
     Args:
         fits: raises where the file's layout cannot hold a weight.
 
     Raises:
         RecipeError: a rule that matches nothing, activations that are not float, a key that is for graphs, a weight
-            that does not fit.
+            that does not fit, experts of one layer that differ.
     """
     step = recipe.quantize
     if step.activations.when != "never":
@@ -99,11 +102,49 @@ def plan_weights(metamodel: MetaModel, recipe: Recipe, fits: LayoutFit) -> list[
     FOLDER.check(recipe)
     found = list(_candidates(metamodel))
     names = [(t.name, "linear") for t in found]
-    step = with_names(step, names, [name for name, _ in names])
-    return [_decided(t, step, fits) for t in found]
+    left = list(_left(metamodel, {t.slice.name for t in found}))
+    _check_rules(step, names, left)
+    step = with_names(step, [*names, *((t.name, "left") for t in left)], [name for name, _ in names])
+    plans = [_decided(t, step, fits) for t in found]
+    _check_experts(plans, fits.layout.fused_experts_alike)
+    order = {name: k for k, name in enumerate([*metamodel.slices, *metamodel.unused])}
+    return sorted([*plans, *left], key=lambda t: order[t.slice.name])
+
+
+def _check_rules(step: Quantize, names: Sequence[tuple[str, str]], left: Sequence[WeightPlan]) -> None:
+    """A rule that changes only weights that cannot be compressed is refused, with the reason."""
+    for rule in step.rules:
+        only = [t for t in left if rule.layer and rule.matches(t.name, "left")]
+        if rule.keep is None and only and not any(rule.matches(*name) for name in names):
+            raise RecipeError(f"rule ({rule}) matches {only[0].name}, which {only[0].reason}: leave the rule out")
+
+
+def _check_experts(plans: Sequence[WeightPlan], fused_as_one: bool) -> None:
+    """The experts that transformers fuses into one tensor are quantized alike, or none of them is.
+
+    Args:
+        fused_as_one: transformers opens the layout only if the experts of all layers are quantized alike.
+    """
+    firsts: dict[str, WeightPlan] = {}
+    for plan in [p for p in plans if p.slice.index is not None]:
+        first = firsts.setdefault("" if fused_as_one else plan.slice.parameter, plan)
+        if first.spec != plan.spec:
+            where = "tensors that it reads with one format for all layers" if fused_as_one else plan.slice.parameter
+            raise RecipeError(
+                f"{plan.name} ({plan.reason}) and {first.name} ({first.reason}) differ, but transformers fuses experts "
+                f"into {where}, whose experts are quantized alike or not at all: let rules match all experts, such as "
+                f"*.{plan.slice.parameter.split('.')[-2]}.*"
+            )
+    quantized = next((p for p in plans if p.spec), None)
+    if fused_as_one and quantized and "" in firsts and firsts[""].spec is None:
+        raise RecipeError(
+            f"{firsts[''].name} {firsts[''].reason}, and {quantized.name} is quantized, but transformers opens this "
+            "layout only if the experts, which it fuses, are quantized too: quantize them, or choose another layout"
+        )
 
 
 def _candidates(metamodel: MetaModel) -> Iterator[WeightPlan]:
+    """The matrices inside the blocks, and the head."""
     inside = metamodel.blocks.path + "."
     by_parameter: dict[str, list[TensorSlice]] = {}
     for tensor_slice in metamodel.slices.values():
@@ -117,23 +158,54 @@ def _candidates(metamodel: MetaModel) -> Iterator[WeightPlan]:
             if weighted.op == "embedding" or (head and weighted.module is not logits):
                 seen.add(id(weighted.module.get_parameter(key)))
                 continue
+            expert = metamodel.experts.hold(name)
             for tensor_slice in by_parameter.get(name, []):
-                reason = _skip_reason(weighted.module, weighted.op, tensor_slice)
+                reason = _skip_reason(metamodel, weighted, tensor_slice)
                 if head and id(weighted.module.get_parameter(key)) in seen:
                     reason = "it is tied to the embedding"
                 entry = metamodel.folder.entries[tensor_slice.name]
                 shape = entry.shape
                 if len(shape) == 2:
                     shape = (shape[1], shape[0]) if weighted.transposed else (shape[0], shape[1])
-                    yield WeightPlan(tensor_slice, entry.dtype, shape, weighted.transposed, None, None, reason, head)
+                    yield WeightPlan(
+                        tensor_slice, entry.dtype, shape, weighted.transposed, None, None, reason, head, expert=expert
+                    )
 
 
-def _skip_reason(module: nn.Module, op: str, tensor_slice: TensorSlice) -> str:
+def _skip_reason(metamodel: MetaModel, weighted: WeightedModule, tensor_slice: TensorSlice) -> str:
     if not tensor_slice.whole:
         return "transformers turns or mixes it on loading"
-    if op == "linear" or tensor_slice.index is not None:
+    if tensor_slice.parameter in metamodel.experts.routers:
+        return "it is a router, which chooses between experts"
+    if tensor_slice.index is not None:
         return ""
-    return f"no product with it is known ({type(module).__name__})"
+    return "" if weighted.op == "linear" else f"no product with it is known ({type(weighted.module).__name__})"
+
+
+def _left(metamodel: MetaModel, planned: Set[str]) -> Iterator[WeightPlan]:
+    """The other tensors of two or more dimensions, which are copied as they are."""
+    ops = {f"{m.name}.{key}": m.op for m in weighted_modules(metamodel.model) for key in m.weights}
+    for name, entry in metamodel.folder.entries.items():
+        if len(entry.shape) < 2 or name in planned or not entry.dtype.is_floating_point:
+            continue
+        tensor_slice = metamodel.slices.get(name) or TensorSlice(name, "")
+        reason = f"stays float: {_left_reason(metamodel, tensor_slice, entry.shape, ops)}"
+        yield WeightPlan(tensor_slice, entry.dtype, entry.shape, False, None, None, reason)
+
+
+def _left_reason(metamodel: MetaModel, place: TensorSlice, shape: tuple[int, ...], ops: Mapping[str, str]) -> str:
+    op = ops.get(place.parameter, "")
+    if not place.parameter:
+        return f"{type(metamodel.model).__name__} has no place for it"
+    if op == "embedding":
+        return "rows of an embedding are looked up, not multiplied"
+    if not place.parameter.startswith(metamodel.blocks.path + "."):
+        return f"it lies outside the blocks that are compressed ({metamodel.blocks.path})"
+    if len(shape) > 2:
+        dimensions = " x ".join(map(str, shape))
+        kind = "the experts are one tensor" if metamodel.experts.hold(place.parameter) else "it is one tensor"
+        return f"{kind} of {dimensions}, and layouts of folders hold matrices"
+    return "no product with it is known"
 
 
 def _decided(plan: WeightPlan, step: Quantize, fits: LayoutFit) -> WeightPlan:

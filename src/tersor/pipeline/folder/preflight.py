@@ -10,11 +10,11 @@ from tersor.checkpoints.layouts import LAYOUTS
 from tersor.errors import CheckpointError
 from tersor.measure.formatting import size_text
 from tersor.measure.windows import Windows
+from tersor.pipeline.folder.activations import TOKENS
 from tersor.pipeline.folder.blockwise import corrects_upstream_error
 from tersor.pipeline.folder.journal import parts_of
 from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.pipeline.folder.plan import WeightPlan
-from tersor.pipeline.folder.token_batches import TOKENS
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,9 @@ def _warnings(metamodel: MetaModel, plans: list[WeightPlan], layout: str, calibr
             f"{len(turned)} weights belong to no nn.Linear ({turned[0].name}); Tersor reads them back, other tools may "
             "not"
         )
+    uneven = [t for t in plans if t.spec and t.slice.index is not None and not t.spec.symmetric]
+    if uneven and LAYOUTS[layout].fused_experts_alike:
+        found.append(f"transformers does not open asymmetric experts ({uneven[0].name}); Tersor does")
     if any(t.sparsity and t.spec is None for t in plans):
         found.append("zeros among float weights make neither the file smaller nor an engine here faster")
     found += LAYOUTS[layout].reader_limits([t.spec for t in plans if t.spec])
@@ -130,8 +133,13 @@ def _warnings(metamodel: MetaModel, plans: list[WeightPlan], layout: str, calibr
         found.append("2 and 3 bits save memory here, not time: no engine on this machine computes with them")
     if metamodel.unused:
         found.append(f"{len(metamodel.unused)} tensors of the folder have no place in the model; they are copied")
-    if calibration is not None and calibration.ids.numel() < 16 * max((t.shape[1] for t in plans), default=0):
-        widest = max(t.shape[1] for t in plans)
+    widest = max((t.shape[1] for t in plans if t.touched), default=0)
+    if metamodel.untied:
+        found.append(
+            f"config.json ties {', '.join(metamodel.untied)} to other weights, but the folder stores values of its "
+            "own: they are kept, as transformers does"
+        )
+    if calibration is not None and calibration.ids.numel() < 16 * widest:
         found.append(
             f"{calibration.ids.numel()} tokens calibrate layers of {widest} inputs; 16 for each input would be better"
         )

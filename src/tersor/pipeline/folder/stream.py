@@ -12,15 +12,15 @@ from torch import Tensor
 
 from tersor.checkpoints.layouts import Layout
 from tersor.errors import CalibrationError, TaskError
-from tersor.network.blocks.chain import call, calls, empty, get_tensor, run_tail
+from tersor.network.blocks.calls import Returned, call, calls, check_second, probe, run_tail
+from tersor.network.blocks.chain import empty, get_tensor
 from tersor.numerics.hadamard import Rotation
-from tersor.pipeline.folder.activations import Activations
+from tersor.pipeline.folder.activations import Activations, TokenBatches, shared
 from tersor.pipeline.folder.blockwise import BatchRun, BlockWeights, SolvedWeight, corrects_upstream_error, solve_block
 from tersor.pipeline.folder.journal import Journal
 from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.pipeline.folder.plan import WeightPlan
 from tersor.pipeline.folder.rewriting import block_calls, ends, rotate_block, rotate_ends, scale_block
-from tersor.pipeline.folder.token_batches import TokenBatches, shared
 from tersor.recipe import Quantize
 
 
@@ -42,7 +42,7 @@ class Streaming:
         self.stored = metamodel.folder.dtype
         # FP16, with 5 exponent bits, overflows in products on a CPU.
         self.dtype = torch.float32 if self.stored == torch.float16 else self.stored
-        self.tupled = False
+        self.returned = Returned()
         self.rotation: Rotation | None = None
         self.untied: dict[str, Tensor] = {}
         self._float_head: dict[str, Tensor] = {}
@@ -59,15 +59,7 @@ class Streaming:
         metamodel, model, blocks = self.metamodel, self.metamodel.model, self.metamodel.blocks
         metamodel.load([*metamodel.outside(), *metamodel.parameters(blocks.name(0))], self.dtype)
         first = next(streams[0].inputs())
-        try:
-            ((hidden, *args), kwargs) = calls(model, blocks, _plain(model, _row(first)), count=1)[0]
-            with torch.no_grad():
-                self.tupled = isinstance(blocks.modules[0](hidden, *args, **kwargs), tuple)
-        except (TypeError, ValueError, IndexError, RuntimeError) as error:
-            raise CalibrationError(
-                f"{type(model).__name__} cannot be called with input_ids of shape {list(first['input_ids'].shape)}: "
-                f"{error}; do the tokenizer and the model match?"
-            ) from error
+        hidden = self._probe(first)
         self._check_end(streams, _row(first), hidden)
         for batches in streams:
             windows, length = batches.ids.shape
@@ -82,13 +74,30 @@ class Streaming:
                     pass
         empty(model)
 
+    def _probe(self, first: Mapping[str, Tensor]) -> Tensor:
+        """The first block's hidden states for one window; what blocks return besides them is noted."""
+        metamodel, blocks = self.metamodel, self.metamodel.blocks
+        inputs = _plain(metamodel.model, _row(first))
+        try:
+            hidden, self.returned = probe(metamodel.model, blocks, inputs)
+            if self.returned.passed_on and len(blocks) > 1:
+                metamodel.load(metamodel.parameters(blocks.name(1)), self.dtype)
+                check_second(blocks, self.returned, calls(metamodel.model, blocks, inputs, self.returned, count=2))
+        except (TypeError, ValueError, LookupError, RuntimeError, AttributeError, AssertionError) as error:
+            raise CalibrationError(
+                f"{type(metamodel.model).__name__} cannot be called with input_ids of shape "
+                f"{list(first['input_ids'].shape)} block by block: {error}; do the tokenizer and the model match? If "
+                "so, use a recipe without data, such as int8-weight"
+            ) from error
+        return hidden
+
     def _check_end(self, streams: list[TokenBatches], inputs: Mapping[str, Tensor], hidden: Tensor) -> None:
         """Check before any solving that the steps after the last block are possible."""
         model, blocks = self.metamodel.model, self.metamodel.blocks
         if self.step.rotate:
             ends(model, blocks, hidden.shape[-1])
         if any(t.name == "original" for t in streams):
-            out = run_tail(model, blocks, _plain(model, inputs), hidden, self.tupled)
+            out = run_tail(model, blocks, _plain(model, inputs), hidden, self.returned)
             logits = getattr(out, "logits", None)
             if logits is None or logits.shape[:-1] != inputs["input_ids"].shape:
                 raise TaskError(
@@ -100,7 +109,7 @@ class Streaming:
         """Yield the first block's inputs, in batches, and store the other arguments of all blocks."""
         model, blocks = self.metamodel.model, self.metamodel.blocks
         for inputs in batches.inputs():
-            recorded = calls(model, blocks, _plain(model, inputs), self.tupled)
+            recorded = calls(model, blocks, _plain(model, inputs), self.returned)
             rest = [(args[1:], kwargs) for args, kwargs in recorded]
             batches.arguments.append(shared(rest, batches.arguments[0]) if batches.arguments else rest)
             yield self._rotate(batches, recorded[0][0][0])
@@ -142,7 +151,7 @@ class Streaming:
         for batches in (calibration, compressed):
             if batches is not None:
                 self._advance(block, number, batches)
-        self.journal.write(number, self._tensors(names, solved), [journal_row(w) for w in solved])
+        self.journal.write(number, self._tensors(names, solved), [w.row() for w in solved])
         for batches in (original, calibration, compressed, self.reference):
             if batches is not None and batches.activations is not None:
                 batches.activations.drop(number)
@@ -202,7 +211,7 @@ class Streaming:
                 value = tensor_slice.part(get_tensor(self.metamodel.model, tensor_slice.parameter).detach())
                 original = self.metamodel.folder.tensor(tensor_slice.name)
                 # An unchanged tensor is stored as it was, not rounded through the dtype of the computation.
-                same = torch.equal(original.to(value.dtype), value)
+                same = _same(original.to(value.dtype), value)
                 stored[tensor_slice.name] = original if same else value.to(original.dtype).clone()
             else:
                 stored[tensor_slice.name] = self.metamodel.folder.tensor(tensor_slice.name)
@@ -221,7 +230,7 @@ class Streaming:
                 if self.rotation is not None and batches.name == "original":
                     hidden = self.rotation(hidden)  # the head is already rotated
                 with self._float_head_restored() if batches.name == "original" else nullcontext():
-                    out = run_tail(metamodel.model, metamodel.blocks, inputs, hidden, self.tupled)
+                    out = run_tail(metamodel.model, metamodel.blocks, inputs, hidden, self.returned)
                 rows.append(out.logits)
             return torch.cat(rows)
 
@@ -269,25 +278,15 @@ class Streaming:
             hiddens = batches.activations.read(len(metamodel.blocks))
             for hidden, inputs, mask in zip(hiddens, batches.inputs(), batches.masks(), strict=True):
                 plain = _plain(metamodel.model, inputs)
-                yield BatchRun(partial(run_tail, metamodel.model, metamodel.blocks, plain, hidden, self.tupled), mask)
+                yield BatchRun(partial(run_tail, metamodel.model, metamodel.blocks, plain, hidden, self.returned), mask)
 
         head = BlockWeights(metamodel.model, parameters)
         return solve_block(head, plans, batch_runs, self.step, self.seed, on_weight)
 
 
-def journal_row(weight: SolvedWeight) -> dict[str, Any]:
-    """The journal's entry for a solved weight."""
-    record = weight.record
-    return {
-        "name": weight.plan.name,
-        "method": record.method if record else "none",
-        "error": record.output_error if record else None,
-        "rtn_error": record.rtn_error if record else None,
-        "damping": record.damping if record else None,
-        "tokens": (record.tokens if record else None) or 0,
-        "seconds": weight.seconds,
-        "note": weight.note,
-    }
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values, NaN among them."""
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
 def _row(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -295,6 +294,7 @@ def _row(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments for a call without a cache."""
-    causal = hasattr(getattr(model, "config", None), "use_cache")
-    return {**inputs, **({"use_cache": False} if causal else {})}
+    """The arguments for a call without a cache, which the configuration of a part may ask for."""
+    config = getattr(model, "config", None)
+    parts = (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ())))
+    return {**inputs, **({"use_cache": False} if any(hasattr(part, "use_cache") for part in parts) else {})}

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tersor.checkpoints.architecture import import_transformers
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.errors import CheckpointError, MetricError, TaskError
 from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
-from tersor.pipeline.folder.metamodel import import_transformers
 from tersor.pipeline.folder.records import SUFFIXES, Message, join, read_records, read_text
 
 Data = str | Path | Sequence[str | Sequence[Message]] | Tensor
@@ -22,10 +22,14 @@ conversations (lists of messages ``{"role": ..., "content": ...}``); or tokens i
 
 def positions(config: dict[str, Any]) -> int | None:
     """The maximum sequence length of a model, or None if its config.json does not give it."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    # The angles of dynamic NTK grow with the sequence, up to that factor.
+    grows = scaling.get("rope_type", scaling.get("type")) == "dynamic"
     for key in ("max_position_embeddings", "n_positions", "max_seq_len"):
         if isinstance(config.get(key), int):
-            return config[key]
-    return None
+            return int(config[key] * (scaling.get("factor") or 1)) if grows else config[key]
+    part = config.get("text_config")
+    return positions(part) if isinstance(part, dict) else None
 
 
 def windows(data: Data, folder: HfFolder, length: int, limit: int | None, given: str = "data") -> Windows:

@@ -3,33 +3,81 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tersor.checkpoints.hf_folder import INDEX
+from tersor.checkpoints.hf_folder import INDEX, HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
 from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, check_free, replace_folder, sha256
+from tersor.checkpoints.readers import open_as_reader
 from tersor.measure.language import LanguageReport
+from tersor.numerics import QTensor, QuantSpec
 from tersor.pipeline.folder.job import Job
 from tersor.pipeline.folder.journal import Journal, save
 from tersor.report.language import language_html
 
 
+def check_readable(job: Job) -> None:
+    """Let transformers open the result before there is one: of each tensor its planned shape and dtype.
+
+    Raises:
+        CheckpointError: it would not open it, or not as it is meant.
+    """
+    layout, dtype = LAYOUTS[job.layout], job.source.dtype
+    specs = {t.slice.name: t for t in job.plans if t.spec}
+    encoded: dict[tuple[tuple[int, ...], QuantSpec], dict[str, Tensor]] = {}
+    tensors = {}
+    for name, entry in job.source.entries.items():
+        plan = specs.get(name)
+        if plan is None or plan.spec is None:
+            tensors[name] = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+            continue
+        key = plan.shape, plan.spec
+        if key not in encoded:
+            encoded[key] = layout.encode("x.weight", _zeros(*key), dtype)
+        parts = {f"{plan.name}.{n.removeprefix('x.')}": t for n, t in encoded[key].items()}
+        tensors |= {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in parts.items()}
+    if job.recipe.quantize.rotate:
+        for name, place in job.metamodel.tied_to.items():
+            entry = job.source.entries[place]
+            tensors[name] = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
+    config = folder_config(job, {t.name for t in job.plans if t.spec})
+    open_as_reader(config, tensors, job.metamodel.unused)
+
+
+def _zeros(shape: tuple[int, ...], spec: QuantSpec) -> QTensor:
+    scale = torch.ones(spec.granularity.scale_shape(shape))
+    return QTensor(torch.zeros(shape, dtype=spec.format.dtype), scale, torch.zeros_like(scale), spec)
+
+
 def finish(
     job: Job, notes: Journal, outside: Mapping[str, Tensor], report: LanguageReport, out: Path, force: bool
-) -> None:
-    """Assemble the folder ``out`` from the journal, and delete the journal."""
+) -> LanguageReport:
+    """Assemble the folder ``out`` from the journal, and delete the journal.
+
+    Returns:
+        The report with what its readers say.
+
+    Raises:
+        CheckpointError: transformers does not open the folder, which is not put in place then.
+    """
     staging = notes.folder / "out"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     _shards(job, notes, outside, staging)
     for path in job.source.others():
         shutil.copy2(path, staging / path.name)
-    _write(staging / "config.json", json.dumps(_config(job, report), indent=1))
+    config = folder_config(job, {w.name for w in report.weights if w.format})
+    _write(staging / "config.json", json.dumps(config, indent=1))
+    found = HfFolder(staging).entries.items()
+    stored = {name: torch.empty(e.shape, dtype=e.dtype, device="meta") for name, e in found}
+    unchecked = open_as_reader(config, stored, job.metamodel.unused)
+    report = report.model_copy(update={"warnings": (*report.warnings, *unchecked)})
     _write(staging / "recipe.yaml", job.recipe.to_yaml())
     _write(staging / "report.json", report.to_json())
     _write(staging / "report.html", language_html(report))
@@ -42,6 +90,7 @@ def finish(
     check_free(out, force)  # it may have been created during the run
     replace_folder(staging, out)
     shutil.rmtree(notes.folder, ignore_errors=True)
+    return report
 
 
 def _shards(job: Job, notes: Journal, outside: Mapping[str, Tensor], staging: Path) -> None:
@@ -67,12 +116,15 @@ def _link_or_copy(source: Path, destination: Path) -> None:
         shutil.copy2(source, destination)
 
 
-def _config(job: Job, report: LanguageReport) -> dict[str, Any]:
-    solved = {w.name for w in report.weights if w.format}
-    stored = {t.name: t.spec for t in job.plans if t.spec and t.name in solved}
-    untied = {"tie_word_embeddings": False} if job.recipe.quantize.rotate else {}
+def folder_config(job: Job, solved: Collection[str]) -> dict[str, Any]:
+    """The content of config.json, given the names of the weights that are solved."""
+    # Experts first: of formats that name layers, transformers reads fused experts by the first.
+    plans = sorted(job.plans, key=lambda t: t.slice.index is None)
+    stored = {t.name: t.spec for t in plans if t.spec and t.name in solved}
+    parted = bool(job.metamodel.untied) and not job.metamodel.ties
+    source = _untied(job.source.config) if job.recipe.quantize.rotate or parted else job.source.config
     if not stored:
-        return {**job.source.config, **untied}
+        return source
     specs = {f"{name}.weight": spec for name, spec in stored.items()}
     # Other tools use the model's parameter names; names in the folder may lack the prefix of a base model.
     parameters = {t.slice.parameter: stored[t.name] for t in job.plans if t.name in stored}
@@ -83,7 +135,20 @@ def _config(job: Job, report: LanguageReport) -> dict[str, Any]:
     config = LAYOUTS[job.layout].config(specs | model_specs, unquantized)
     if transposed := [t.name for t in job.plans if t.name in stored and t.transposed]:
         config["tersor_transposed"] = transposed
-    return {**job.source.config, **untied, "quantization_config": config}
+        if "quantization_status" in config:
+            # transformers would initialize weights of no nn.Linear at random; it refuses a status unknown to it.
+            config["quantization_status"] = "tersor"
+    return {**source, "quantization_config": config}
+
+
+def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a model whose head and embedding have weights of their own."""
+    parts = {
+        key: _untied(value)
+        for key, value in config.items()
+        if isinstance(value, dict) and value.get("tie_word_embeddings")
+    }
+    return {**config, **parts, "tie_word_embeddings": False}
 
 
 def _write(path: Path, text: str) -> None:

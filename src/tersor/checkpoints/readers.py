@@ -1,0 +1,146 @@
+"""A folder opened by the library that is said to read it, on the meta device: keys and shapes, no values."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tersor.checkpoints.architecture import import_transformers, model_class, model_config
+from tersor.errors import CheckpointError
+from tersor.process import logging_at, quiet
+
+# What transformers needs for each `quant_method`, and without one.
+_PACKAGES = {
+    None: ("accelerate",),
+    "compressed-tensors": ("accelerate", "compressed_tensors"),
+    "gptq": ("accelerate", "optimum", "gptqmodel"),
+    "awq": ("accelerate", "gptqmodel"),
+}
+# Methods whose reader computes while it opens, so that a failure on meta tensors proves nothing.
+_COMPUTES = {"gptq", "awq"}
+_PROBLEMS = {
+    "missing_keys": "lacks {}, which it would initialize at random",
+    "unexpected_keys": "does not know {}",
+    "mismatched_keys": "expects another shape of {}",
+}
+
+
+def open_as_reader(config: Mapping[str, Any], tensors: Mapping[str, Tensor], known: Collection[str] = ()) -> list[str]:
+    """Open a model as transformers does, without its values.
+
+    Args:
+        config: the content of config.json.
+        tensors: what the folder stores, on the meta device.
+        known: tensors that have no place in the model, as in the original.
+
+    Returns:
+        What could not be checked, as sentences.
+
+    Raises:
+        CheckpointError: transformers would miss, not know or reshape tensors, or cannot open the folder.
+    """
+    quantization = config.get("quantization_config") or {}
+    method = quantization.get("quant_method")
+    model = model_class(config)
+    if model is None:
+        return ["transformers has no class for this architecture, so the folder was not opened by another reader"]
+    lacking = [name for name in _PACKAGES.get(method, ()) if importlib.util.find_spec(name) is None]
+    if lacking:
+        return [f"the folder was not opened by its reader, transformers with {', '.join(lacking)}: not installed here"]
+    if reason := _unopened(quantization):
+        return [f"the folder was not opened by transformers: {reason}"]
+    found, limits = _opened(model, config, tensors)
+    for key, text in _PROBLEMS.items():
+        names = sorted(set(_names(found.get(key, ()))) - set(known))
+        if names:
+            listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise CheckpointError(
+                f"transformers, opening the result as {model.__name__}, {text.format(listed)}: keep these layers in "
+                "float with a rule, or choose another layout"
+            )
+    return limits
+
+
+def _opened(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[str]]:
+    """What transformers says of the keys, compressed or else dequantized, and what that means for its users."""
+    quantization = config.get("quantization_config") or {}
+    groups = list((quantization.get("config_groups") or {}).values())
+    symmetric = all(group["weights"]["symmetric"] for group in groups)
+    failures: list[Exception] = []
+    for dequantize in [*([False] if symmetric else []), *([True] if len(groups) == 1 else [])]:
+        try:
+            found = _load(model, config, tensors, dequantize)
+        except Exception as error:  # of another library, in whatever form
+            failures.append(error)
+            continue
+        opens = f"transformers opens this {model.__name__} with CompressedTensorsConfig(dequantize=True) alone"
+        return found, [opens] if failures else []
+    if quantization.get("quant_method") in _COMPUTES:
+        kind = type(failures[0]).__name__
+        return {}, [f"the folder was not opened by its reader, which needs values for it ({kind})"]
+    raise CheckpointError(
+        f"transformers cannot open the result as {model.__name__} ({_first_line(failures[0])}): quantize layers of one "
+        "kind alike, or choose another layout"
+    ) from failures[0]
+
+
+def _unopened(quantization: Mapping[str, Any]) -> str:
+    """Why transformers does not open compressed-tensors of this kind, which the report states as its limit."""
+    if quantization.get("tersor_transposed"):
+        return "its quantized weights belong to no nn.Linear; Tersor opens it"
+    groups = list((quantization.get("config_groups") or {}).values())
+    if len(groups) > 1 and not all(group["weights"]["symmetric"] for group in groups):
+        return "its asymmetric weights have several formats; Tersor opens it"
+    return ""
+
+
+def _load(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor], dequantize: bool) -> dict[str, Any]:
+    transformers = import_transformers()
+    options = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)} if dequantize else {}
+    with quiet(), logging_at(logging.CRITICAL, "transformers"), _silent(), torch.random.fork_rng(devices=[]):
+        _, found = model.from_pretrained(
+            None,
+            config=model_config(config),
+            state_dict=dict(tensors),
+            device_map={"": "meta"},
+            attn_implementation="eager",  # keys and shapes are alike, and every machine has it
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # it says which, then
+            **options,
+        )
+    return found
+
+
+def _names(found: Iterable[Any]) -> Iterator[str]:
+    """The names of keys, or of keys with two shapes that differ."""
+    for key in found:
+        if not isinstance(key, tuple):
+            yield str(key)
+            continue
+        name, ours, theirs = key
+        # On the meta device rows are as long as the words that hold them, for readers that dequantize.
+        if tuple(ours[:-1]) != tuple(theirs[:-1]) or not 0 <= ours[-1] - theirs[-1] < 32:
+            yield str(name)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without bars of progress, and without what compressed-tensors says of meta tensors."""
+    with contextlib.ExitStack() as stack:
+        if importlib.util.find_spec("compressed_tensors") is not None:
+            from compressed_tensors.compressors import BaseCompressor  # noqa: F401 - it sets up its logger
+            from loguru import logger
+
+            logger.disable("compressed_tensors")
+            stack.callback(logger.enable, "compressed_tensors")
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0][:200]}"

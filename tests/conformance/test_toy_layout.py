@@ -24,6 +24,8 @@ SUFFIXES = ("codes", "scale", "zero_point")
 class Toy:
     """Every part of a QTensor as it is, int8 only, and its spec in the configuration."""
 
+    fused_experts_alike = False
+
     def check(self, name: str, shape: Sequence[int], spec: QuantSpec) -> None:
         if spec.format.name != "int8":
             raise CheckpointError(f"{name} is {spec.format}, toy stores int8: choose it")

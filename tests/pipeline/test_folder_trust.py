@@ -13,6 +13,7 @@ import tersor
 from tersor import Quantization, Recipe, Rule
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.cli import app
+from tersor.cli.options import console
 from tersor.errors import CalibrationError, CheckpointError, RecipeError
 from tersor.network.blocks.chain import find_blocks, parameters_on_meta
 from tersor.pipeline.folder.job import prepare_job
@@ -172,11 +173,12 @@ def test_a_rule_that_compresses_what_is_left_is_refused_with_the_reason(tmp_path
     prepare_job(source, recipe(Rule(layer="*embed_tokens", keep="fp32")), None)
 
 
-def test_the_plan_of_a_folder_names_every_matrix(tmp_path):
+def test_the_plan_of_a_folder_names_every_matrix(tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "_width", 250)
     source = changed(
         written(tmp_path / "source", MODELS["granite_moe"]()), lambda w: w.update(stray=torch.zeros(3, 4))
     )  # fmt: skip
-    done = CliRunner().invoke(app, ["inspect", str(source), "--recipe", "int8-weight"], env={"COLUMNS": "250"})
+    done = CliRunner().invoke(app, ["inspect", str(source), "--recipe", "int8-weight"])
     assert done.exit_code == 0, done.output
     assert "the experts are one tensor of 4 x 128 x 32" in done.output
     assert "GraniteMoeForCausalLM has no place for it" in done.output

@@ -115,8 +115,9 @@ def test_outputs_of_a_dict_come_in_its_order():
     task = task_of(Named(), (3, 16, 16))
     done = tersor.compress(task, engine="torch", report=False, progress=False)
     assert done.network.output_names == ("scores", "boxes")
-    scores, boxes = done(torch.zeros(3, 3, 16, 16))
-    assert (scores.shape[1], boxes.shape[1]) == (2, 4)
+    found = done(torch.zeros(3, 3, 16, 16))
+    assert list(found) == ["scores", "boxes"]
+    assert (found["scores"].shape[1], found["boxes"].shape[1]) == (2, 4)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,9 @@ def open_as_reader(config: Mapping[str, Any], tensors: Mapping[str, Tensor], kno
     model = model_class(config)
     if model is None:
         return ["transformers has no class for this architecture, so the folder was not opened by another reader"]
-    lacking = [name for name in _PACKAGES.get(method, ()) if importlib.util.find_spec(name) is None]
+    if method not in _PACKAGES:
+        return [f"no library here reads the layout {method!r}, so the folder was not opened by another reader"]
+    lacking = [name for name in _PACKAGES[method] if importlib.util.find_spec(name) is None]
     if lacking:
         return [f"the folder was not opened by its reader, transformers with {', '.join(lacking)}: not installed here"]
     if reason := _unopened(quantization):

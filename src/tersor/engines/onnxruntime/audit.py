@@ -104,6 +104,8 @@ class _Written:
 
     def _quantized(self, value: str) -> bool:
         maker = self.maker.get(value)
+        if maker is not None and maker.op_type == "Sum" and len(maker.input) == 1:  # guards a float operator
+            maker = self.maker.get(maker.input[0])
         return maker is not None and maker.op_type == "DequantizeLinear"
 
 

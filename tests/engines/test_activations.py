@@ -39,7 +39,7 @@ LAYERS = {
     "linear": (lambda n, m: nn.Linear(n, m), (16,)),
     "convolution": (lambda n, m: nn.Conv2d(n, m, 1), (16, 4, 4)),
 }
-QUICK = ("mish", "hardswish")
+QUICK = ("mish",)
 
 
 def _built(between, *layers):

@@ -66,8 +66,13 @@ def openvino_alone(folder, x):
 ALONE = {"onnxruntime": onnxruntime_alone, "openvino": openvino_alone}
 
 
-@pytest.mark.parametrize("engine", ALONE)
-@pytest.mark.parametrize("name", [*KEPT, *OTHERS])
+QUICK = {("a convolution", "onnxruntime"), ("an addition", "onnxruntime"), ("int8-weight", "openvino")}
+EVERY = [(name, engine) for name in (*KEPT, *OTHERS) for engine in ALONE]
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"), [pytest.param(*e, marks=[pytest.mark.slow] * (e not in QUICK)) for e in EVERY]
+)
 def test_the_file_alone_gives_the_runners_numbers(name, engine, task, tmp_path):
     task, x = task
     if engine == "onnxruntime" and name in ("fp16",):

@@ -37,7 +37,11 @@ def growing(batch, width=WIDTH):
     return x * torch.logspace(0, 2, STEPS)[:, None]
 
 
-@pytest.fixture(scope="module", params=[(k, e) for k in ("lstm", "gru") for e in ENGINES], ids="-".join)
+PAIRS = [(k, e) for k in ("lstm", "gru") for e in ENGINES]
+PARAMS = [PAIRS[0], *(pytest.param(p, marks=pytest.mark.slow) for p in PAIRS[1:])]
+
+
+@pytest.fixture(scope="module", params=PARAMS, ids="-".join)
 def done(request):
     kind, engine = request.param
     subject = task(kind)

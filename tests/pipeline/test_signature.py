@@ -10,7 +10,6 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 import tersor
-from tersor.engines import ENGINES
 from tersor.errors import EngineError, TaskError, TersorError
 from tersor.network.capture import capture
 
@@ -70,11 +69,13 @@ def plain(model, x):
     return model(x)
 
 
-RUN = [n for n, e in ENGINES.items() if n != "tensorrt" and e.version()]
+RUN = ["openvino", "onnxruntime", "torch"]
+QUICK = "onnxruntime"
+AT_ONCE = ("a dict", "nested", "of transformers", "twice", "the input")
 
 
-@pytest.mark.parametrize("engine", RUN)
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("engine", [e if e == QUICK else pytest.param(e, marks=pytest.mark.slow) for e in RUN])
+@pytest.mark.parametrize("name", [n if n in AT_ONCE else pytest.param(n, marks=pytest.mark.slow) for n in FORMS])
 def test_results_have_the_models_form(name, engine, tmp_path):
     form, read = FORMS[name]
     task, x = _task(form)
@@ -92,6 +93,7 @@ def test_results_have_the_models_form(name, engine, tmp_path):
         assert torch.equal(done(x)[0], done(x)[1]["again"])
 
 
+@pytest.mark.slow
 def test_evaluate_sees_what_the_model_returns():
     task, x = _task(FORMS["of transformers"][0])
     labels = plain(task.model, x).scores.argmax(-1)
@@ -111,7 +113,7 @@ class Two(nn.Module):
 
 
 @pytest.mark.parametrize("engine", RUN)
-@pytest.mark.parametrize("keyword", [True, False])
+@pytest.mark.parametrize("keyword", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_arguments_by_position_and_by_name_and_too_few_or_too_many(engine, keyword, tmp_path):
     torch.manual_seed(0)
     ids, mask = torch.randint(0, 20, (4, 5)), torch.ones(4, 5)
@@ -129,6 +131,7 @@ def test_arguments_by_position_and_by_name_and_too_few_or_too_many(engine, keywo
             network.runner(ids)
 
 
+@pytest.mark.slow
 def test_an_example_is_not_changed_and_may_ask_for_gradients():
     net = Lambda(lambda m, x: m.a(x.sub_(0.5).div_(0.2)), a=nn.Linear(4, 2)).eval()
     example = torch.rand(1, 4)

@@ -62,8 +62,13 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("engine", RUN)
-@pytest.mark.parametrize("name", CASES)
+QUICK = {("text", "openvino"), ("image", "onnxruntime")}
+EVERY = [(name, engine) for name in CASES for engine in RUN]
+
+
+@pytest.mark.parametrize(
+    ("name", "engine"), [pytest.param(*e, marks=[pytest.mark.slow] * (e not in QUICK)) for e in EVERY]
+)
 def test_sizes_that_were_not_traced(name, engine, tmp_path):
     make, calls = CASES[name]
     task = make()

@@ -57,8 +57,8 @@ def linears(network):
         (2, False, False, True, True, "both"),
         (1, True, False, False, True, "state"),
         (2, True, True, True, False, "both"),
-        (1, True, True, True, False, "state"),
-        (2, True, False, False, False, "output"),
+        pytest.param(1, True, True, True, False, "state", marks=pytest.mark.slow),
+        pytest.param(2, True, False, False, False, "output", marks=pytest.mark.slow),
     ],
 )
 def test_it_is_the_same_function_for_any_batch(kind, layers, both, bias, time_first, given, gives):

@@ -37,6 +37,7 @@ def test_cifar_networks_know_the_test_pictures(shared, module, least):
     assert torch.equal(batches[0], usual(cifar10("train0")[0][:64].float()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "transform", "least"), [("mobilenetv2", symmetric, 0.8), ("squeezenet", usual, 0.5)]
 )

@@ -120,6 +120,7 @@ def test_products_of_one_input_share_its_codes():
     assert {r.nodes[0]: r.precision for r in runner.executed() if r.nodes} == {"linear": "int8", "linear_1": "int8"}
 
 
+QUICK = ("a convolution", "zero points")
 REFUSED = {
     "a convolution": ((whole, QConv(3, 4)), (3, 5, 5), r"^conv2d: ONNX has no integer Conv for"),
     "a weight in float": ((whole, nn.Linear(6, 5)), (6,), r"^linear: ONNX has no integer Gemm for"),
@@ -131,7 +132,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
+@pytest.mark.parametrize("what", [w if w in QUICK else pytest.param(w, marks=pytest.mark.slow) for w in REFUSED])
 def test_what_onnx_has_no_integers_for_is_refused_by_name(what):
     steps, shape, words = REFUSED[what]
     with pytest.raises(EngineError, match=words):

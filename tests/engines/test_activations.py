@@ -59,13 +59,14 @@ def _check(model, shape, engine):
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("kind", ["linear", pytest.param("convolution", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FUNCTIONS])
 def test_it_compiles_between_layers(name, kind, engine):
     layer, shape = LAYERS[kind]
     _check(_built(FUNCTIONS[name], layer(16, 24), layer(24, 4)), shape, engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [nn.LayerNorm(16), nn.Identity(), nn.Sequential(nn.Linear(16, 16), nn.Mish())])
 def test_mish_wherever_it_stands(first):
     _check(_built(F.mish, first, nn.Linear(16, 4)), (16,), "openvino")

@@ -106,7 +106,7 @@ def planned_layers(
             weight_format = str(site.spec.format.name)
             if role == "layer" and float_output(node, role, decisions, policy):
                 planned = "fp32"
-                why = decision.float_output or "only the caller reads it"
+                why = decision.float_output or "nothing reads it in integers"
                 reason = f"its output stays float ({why}), and {policy.engine} computes integer {name} to codes only"
         elif role in ("arithmetic", "average"):
             planned, reason = "int8", f"{name} of quantized values"
@@ -130,7 +130,7 @@ def planned_layers(
         else:
             planned, reason = "fp32", f"{policy.engine}: no integer {name} here"
             if any(float_output(node, each, decisions, policy) for each in ("arithmetic", "average")):
-                reason = "only the caller reads its output, which stays float"
+                reason = "its output stays float: nothing reads it in integers"
             if name in policy.layers and decision.activations.when == "dynamic":
                 reason = "the activations of a convolution are quantized by a static recipe"
             if name in RECURRENT and (hindrance := why_not(node)):

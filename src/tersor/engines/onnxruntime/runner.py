@@ -13,8 +13,8 @@ from tersor.errors import EngineError
 from tersor.network.network import check_count
 
 FILES = ("model.onnx",)
-# What a session that anyone opens has: all that the file needs stands in it.
-_OPTIONS: dict[str, Any] = {"providers": ["CPUExecutionProvider"]}
+# No other option than anyone's session has: all that the file needs stands in it.
+_PROVIDERS = ["CPUExecutionProvider"]
 # Log errors only, since ONNX Runtime warns of every unused constant.
 _SILENT = 3
 
@@ -106,10 +106,10 @@ def _session(model: Any, options: Any) -> Any:
     from tersor.checkpoints.onnx.qdq import LIMIT, write_onnx
 
     if model.ByteSize() < LIMIT:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, **_OPTIONS)
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / write_onnx(model, Path(folder))[0]
-        return onnxruntime.InferenceSession(str(path), options, **_OPTIONS)
+        return onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS)
 
 
 def _summary(error: Exception) -> str:

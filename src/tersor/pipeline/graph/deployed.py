@@ -30,7 +30,7 @@ class InEngine(Deployed):
 
     Args:
         engine: the engine's name; ``runner`` runs the network.
-        inputs: name, dtype and shape of each input; a dimension of None is a batch of any size.
+        inputs: name, dtype and shape of each input; a dimension of None may have any size.
         signature: how the model is called and what it returns; None if an earlier version saved the folder without it.
         target: the hardware that the plan was made for; None if an earlier version saved the folder without it.
     """

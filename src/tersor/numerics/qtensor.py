@@ -7,6 +7,7 @@ from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from tersor.errors import NumericsError
+from tersor.numerics.finite import has_nan
 from tersor.numerics.formats import NumberFormat
 from tersor.numerics.packing import pack, unpack
 from tersor.numerics.ranges import Bound, Scale, expand, qparams, reduce_range
@@ -33,14 +34,15 @@ def quantize(
     >>> quantize(x, torch.tensor(1700 / 255), torch.tensor(-23.0), spec)
     tensor([-128,  -23,  127], dtype=torch.int8)
     """
-    if x.isnan().any():
+    x = wide(x.detach())
+    if has_nan(x):
         raise NumericsError(f"a tensor of shape {tuple(x.shape)} contains NaN, which has no code: remove it")
     noise = None
     if spec.rounding == "stochastic":
         if generator is None:
             raise NumericsError("stochastic rounding needs generator=torch.Generator().manual_seed(…)")
         noise = torch.rand(x.shape, generator=generator, device=x.device)
-    y = wide(x.detach()) / expand(scale, x.shape, spec.block)
+    y = x / expand(scale, x.shape, spec.block)
     if spec.format.name == "binary":
         # Two levels, 2 apart; 0 rounds up.
         up = y >= 0 if noise is None else y + 1 > 2 * noise

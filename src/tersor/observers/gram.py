@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tersor.errors import CalibrationError
+from tersor.numerics import all_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Gram:
             x = x[:, token_mask]
         x, rows = x.detach(), x.shape[1]
         found = _product(x[0], x[0])[None] if len(x) == 1 else x.float().transpose(1, 2) @ x.float()
-        if not torch.isfinite(found).all():
+        if not all_finite(found):
             bad = int((~torch.isfinite(x)).sum())
             raise CalibrationError(f"{bad} of the layer's inputs are NaN or infinite")
         return cls(found.mul_(2 / max(rows, 1)), rows)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import NumericsError, RecipeError, TersorError
-from tersor.numerics import QTensor
+from tersor.numerics import QTensor, all_finite
 from tersor.solvers.adaround import AdaRound
 from tersor.solvers.awq import Awq
 from tersor.solvers.easyquant import EasyQuant
@@ -246,7 +246,7 @@ def ask(problem: LayerProblem, choice: Choice) -> Answer:
 
 def _check_finite(problem: LayerProblem) -> None:
     for what, values in (("weights", problem.weight), ("inputs", problem.sample), ("statistics", problem.gram)):
-        if values is not None and not torch.isfinite(values).all():
+        if values is not None and not all_finite(values):
             bad = int((~torch.isfinite(values)).sum())
             raise NumericsError(
                 f"layer {problem.name}: {bad} of its {what} are NaN or infinite; repair the weight or the calibration "

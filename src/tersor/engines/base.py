@@ -1,9 +1,9 @@
 """What every engine offers: its policy, a compiled Runner, and an account of what ran. Importing it is cheap."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from tersor.engines.targets import Target
 from tersor.errors import EngineError
@@ -33,6 +33,46 @@ class Executed:
     precision: str
     nodes: tuple[str, ...]
     note: str | None = None
+
+
+Verdict = Literal["planned", "float", "other", "unchecked"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One value that an engine keeps between its operators, beside its simulation from the engine's own inputs.
+
+    Args:
+        node: the graph name of the operator that makes it.
+        name: the operator's readable name.
+        ops: the operators that the step covers, the last one first.
+        verdict: ``planned``: within the engine's tolerance; ``float``: beyond it, and closer to the same operators
+            without quantizers; ``other``: beyond it in any other way; ``unchecked``: ``note`` says why.
+        largest: the largest difference, in codes (of the value's quantizer; of 8 bits over the range of a float value).
+        beyond: the share of values that differ by more than the tolerance.
+        note: why it was not checked.
+    """
+
+    node: str
+    name: str
+    ops: tuple[str, ...]
+    verdict: Verdict
+    largest: float = 0.0
+    beyond: float = 0.0
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a compiled network really computes.
+
+    Args:
+        executed: every operator with its precision, as the engine reports it; empty if it reports none.
+        steps: whether its numbers are the simulation's, operator by operator; empty if that was not asked for.
+    """
+
+    executed: tuple[Executed, ...]
+    steps: tuple[Step, ...] = ()
 
 
 @runtime_checkable
@@ -118,6 +158,11 @@ class Engine(Protocol):
         """The note of a layer in the report when the engine does not report what it executed."""
         ...
 
+    @property
+    def tolerance(self) -> float:
+        """By how many codes an operator may differ from its simulation, from the same inputs."""
+        ...
+
     def version(self) -> str | None:
         """The installed version; None if something that it needs is missing."""
         ...
@@ -149,6 +194,16 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the engine is not installed, or refuses the network or the precision.
+        """
+        ...
+
+    def audit(
+        self, network: "tersor.network.network.Network", runner: Runner, inputs: "Sequence[torch.Tensor]" = ()
+    ) -> Account:
+        """What ``runner``, compiled from ``network``, computes its operators in.
+
+        Args:
+            inputs: one batch, on which the numbers of every operator are checked too; nothing is checked without it.
         """
         ...
 

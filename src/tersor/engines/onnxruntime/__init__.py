@@ -1,14 +1,17 @@
 """ONNX Runtime on the CPU: it runs the network as explicit QDQ ONNX, which is also the deployed file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor.engines.base import require
+from tersor.engines.base import Account, Runner, require
 from tersor.engines.targets import CPUS, Target, planned_for, target_of
 from tersor.errors import EngineError
 
 if TYPE_CHECKING:
+    import torch
+
     import tersor.engines.onnxruntime.runner
     import tersor.network.network
     import tersor.policy
@@ -35,6 +38,7 @@ class OnnxRuntime:
     notes: tuple[str, ...] = ()
     targets: tuple[Target, ...] = CPUS
     unaudited: str = "the engine reports no operators"
+    tolerance: float = 1.0
 
     def version(self) -> str | None:
         """The installed version; None if it or one of the ONNX packages that write its files is missing."""
@@ -94,6 +98,14 @@ class OnnxRuntime:
         from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(self.lower(network), threads)
+
+    def audit(
+        self, network: "tersor.network.network.Network", runner: Runner, inputs: "Sequence[torch.Tensor]" = ()
+    ) -> Account:
+        """The operators as the runner reports them; their numbers are checked on ``inputs``, if given."""
+        from tersor.engines.onestep import account
+
+        return account(self, network, runner, inputs)
 
     def load(
         self, folder: Path, *, threads: int | None = None, precision: str = "f32"

@@ -1,14 +1,16 @@
 """OpenVINO: the default engine. The graph is converted directly; our quantizers become FakeQuantize."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor.engines.base import require
+from tersor.engines.base import Account, Runner, require
 from tersor.engines.targets import CPUS, Target, planned_for, target_of
 
 if TYPE_CHECKING:
+    import torch
+
     import tersor.engines.openvino.runner
     import tersor.network.network
     import tersor.policy
@@ -28,6 +30,7 @@ class OpenVINO:
     notes: tuple[str, ...] = ()
     targets: tuple[Target, ...] = CPUS
     unaudited: str = "the engine reports no operators"
+    tolerance: float = 1.0
 
     def version(self) -> str | None:
         """The installed version, or None."""
@@ -104,6 +107,14 @@ class OpenVINO:
         note = "this CPU has no BF16 products, so OpenVINO computes operators planned in BF16 in FP32"
         notes = dict.fromkeys(halves, note) if halves and not self._computes_bf16() else {}
         return OpenVINORunner(self.lower(network), threads, precision, notes)
+
+    def audit(
+        self, network: "tersor.network.network.Network", runner: Runner, inputs: "Sequence[torch.Tensor]" = ()
+    ) -> Account:
+        """The operators as the runner reports them; their numbers are checked on ``inputs``, if given."""
+        from tersor.engines.onestep import account
+
+        return account(self, network, runner, inputs)
 
     def load(
         self, folder: Path, *, threads: int | None = None, precision: str = "f32"

@@ -4,15 +4,18 @@ The file is checked by ``onnx.checker``, and ONNX Runtime computes it operator b
 compared with the simulation; latency and the precision of kernels are known on the target machine only.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tersor.engines.base import require
+from tersor.engines.base import Account, Runner, require
 from tersor.engines.onnxruntime import OnnxRuntime
 from tersor.engines.targets import Target, target_of
 
 if TYPE_CHECKING:
+    import torch
+
     import tersor.engines.tensorrt.runner
     import tersor.network.network
     import tersor.policy
@@ -33,6 +36,7 @@ class TensorRT:
     notes: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
     unaudited: str = "TensorRT chooses its kernels on the target machine: `trtexec --dumpLayerInfo` lists them there"
+    tolerance: float = 1.0
 
     def version(self) -> str | None:
         """The version of ONNX Runtime, which computes the file here; None if an ONNX package is missing."""
@@ -89,6 +93,12 @@ class TensorRT:
         from tersor.engines.tensorrt.runner import TensorRTRunner
 
         return TensorRTRunner(self.lower(network), threads)
+
+    def audit(
+        self, network: "tersor.network.network.Network", runner: Runner, inputs: "Sequence[torch.Tensor]" = ()
+    ) -> Account:
+        """Nothing: TensorRT is not here, and what ONNX Runtime computes of its file says nothing about it."""
+        return Account(())
 
     def load(
         self, folder: Path, *, threads: int | None = None, precision: str = "f32"

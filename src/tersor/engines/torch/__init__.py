@@ -1,12 +1,16 @@
 """PyTorch: the simulation of a plan. It supports every format and granularity."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tersor.engines.base import Account, Runner
 from tersor.engines.targets import CPUS, Target, planned_for, target_of
 
 if TYPE_CHECKING:
+    import torch
+
     import tersor.engines.torch.runner
     import tersor.network.network
     import tersor.policy
@@ -27,6 +31,7 @@ class Torch:
     notes: tuple[str, ...] = ("the engine `torch` simulates: it shows the accuracy of integers, not their speed",)
     targets: tuple[Target, ...] = CPUS
     unaudited: str = "the engine reports no operators"
+    tolerance: float = 0.0
 
     def version(self) -> str | None:
         """The installed version."""
@@ -78,6 +83,14 @@ class Torch:
         from tersor.engines.torch.runner import TorchRunner
 
         return TorchRunner(network, threads, precision)
+
+    def audit(
+        self, network: "tersor.network.network.Network", runner: Runner, inputs: "Sequence[torch.Tensor]" = ()
+    ) -> Account:
+        """The operators as the runner reports them; their numbers are checked on ``inputs``, if given."""
+        from tersor.engines.onestep import account
+
+        return account(self, network, runner, inputs)
 
     def load(
         self, folder: Path, *, threads: int | None = None, precision: str = "f32"

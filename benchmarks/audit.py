@@ -29,7 +29,7 @@ def bench(quick: bool) -> Outcome:
             say(what)
             done = tersor.compress(task, engine=engine, threads=THREADS, report=False, progress=False)
             assert done.plan is not None
-            rows = audit(done.plan, done.runner)
+            rows = audit(done.plan, done.runner.executed())
             claims += _audit_claims(what, rows, done.runner)
             before, after = float_bytes(task, engine), saved_bytes(done)
             beside = "" if quick or engine != "openvino" or smaller is None else _nncf(task, before)

@@ -1,9 +1,9 @@
 """What quantizing linear-heavy networks costs and saves: seconds and memory of BERT-base, bytes of MiniLM.
 
 Memory is measured in a process of its own, which first imports everything and quantizes one small layer. What is
-resident then (VmRSS) is the ground; the model is built, quantized and called once; the peak of resident memory (VmHWM)
-above the ground, over the bytes of the model's parameters, is the figure: 1 is the float model alone. Seconds and memory
-are told up to the first answer, since some pack the weights when they are built and others in the first call.
+resident then (VmRSS) is the ground; the model is built, quantized and called once; the peak of resident memory
+(VmHWM) above the ground, over the bytes of the model's parameters, is the figure: 1 is the float model alone. Both are
+told up to the first answer, since some pack the weights when they are built and others in the first call.
 """
 
 import json

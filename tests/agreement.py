@@ -5,6 +5,7 @@ from parts import distance, draw, flat, plain, task_of
 from torch import fx
 
 import tersor
+from tersor.engines import ENGINES
 from tersor.network.network import Network, finish, op_name
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.audit import audit
@@ -26,7 +27,9 @@ def check(model, shape, falls_back=frozenset(), error=0.08, tolerance=0.3):
         assert distance(d, c) <= tolerance * distance(b, a) + 1e-5, "the engine computes what was simulated"
     for several, one in zip(engine, flat(done.runner(*(x[:1] for x in inputs))), strict=True):
         assert distance(one, several[:1]) < 0.05, "a batch of one takes another path in the engine"
-    rows = audit(done.plan, done.runner)
+    account = ENGINES["openvino"].audit(done.network, done.runner, inputs)
+    assert {s.verdict for s in account.steps} == {"planned"}, [s for s in account.steps if s.verdict != "planned"]
+    rows = audit(done.plan, account.executed)
     assert {r.layer.name for r in rows if r.fell_back} == set(falls_back)
     weighted = [r for r in rows if r.layer.weight_format is not None]
     assert weighted

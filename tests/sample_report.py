@@ -6,7 +6,8 @@ from itertools import pairwise
 from typing import Any
 
 from tersor.measure.headline import with_headline
-from tersor.measure.schema import Report, unknown
+from tersor.measure.nulls import unknown
+from tersor.measure.schema import Report
 
 OPS = {"linear": "linear", "add": "add", "pool": "avg_pool"}
 SITES = ("input", "conv1", "layer1.0.relu", "layer2.0.add", "layer3.2.relu")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from tersor.engines import ENGINES
-from tersor.engines.base import Executed
+from tersor.engines.base import Account, Executed
+from tersor.engines.onestep import account
 from tersor.engines.targets import CPUS, Target
 from tersor.engines.torch.runner import TorchRunner
 from tersor.policy import Policy
@@ -41,7 +42,9 @@ class Toy:
     runs_modules: bool = False
     notes: tuple[str, ...] = ("a toy ran this",)
     unaudited: str = "a toy says nothing"
+    tolerance: float = 0.0
     targets: tuple[Target, ...] = CPUS
+
     def version(self) -> str | None:
         return "0.0"
 
@@ -53,6 +56,9 @@ class Toy:
 
     def compile(self, network, *, threads=None, precision="f32"):
         return Silent(network, threads, precision)
+
+    def audit(self, network, runner, inputs=()) -> Account:
+        return account(self, network, runner, inputs)
 
     def load(self, folder: Path, *, threads=None, precision="f32"):
         return Silent(ENGINES["torch"].load(folder).network, threads, precision)

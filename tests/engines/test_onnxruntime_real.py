@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.real, pytest.mark.slow]
 def test_every_convolution_and_sum_is_int8_and_predictions_agree(shared, module, convolutions, sums):
     task = import_module(module).task()
     done = tersor.compress(task, engine="onnxruntime", report=False, threads=2, progress=False)
-    rows = audit(done.plan, done.runner)
+    rows = audit(done.plan, done.runner.executed())
     assert [row.layer.name for row in rows if row.fell_back] == []
     executed = [(row.layer.op, row.executed) for row in rows if row.layer.op in ("conv2d", "add")]
     assert executed.count(("conv2d", "int8")) == convolutions

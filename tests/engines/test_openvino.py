@@ -208,7 +208,7 @@ class Plain(nn.Module):
 def test_a_transposed_convolution_in_float_names_the_rule(up, rule):
     model = Plain(up())
     done = _done(model, (3, 20) if isinstance(model.up, nn.ConvTranspose1d) else SHAPE)
-    row = next(r for r in audit(done.plan, done.runner) if r.layer.name == "up")
+    row = next(r for r in audit(done.plan, done.runner.executed()) if r.layer.name == "up")
     assert row.layer.planned == "int8"
     said = row.explained("openvino")
     if rule is None:

@@ -8,7 +8,7 @@ from sample_report import METRIC_PATHS, UNKNOWN_METRIC, resnet20
 
 from tersor.errors import TersorError
 from tersor.measure import Report, json_schema, read_report, unknown
-from tersor.measure.schema import missing_explanations
+from tersor.measure.nulls import missing_explanations
 
 PROMISED = {
     "": "schema_version task recipe engine environment seed samples metric original original_eager "

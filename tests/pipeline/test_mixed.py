@@ -287,7 +287,7 @@ def test_int4_weights_of_convolutions(tmp_path):
 def test_int4_weights_in_onnx_runtime(wide, recipe):
     four, x = done(wide, recipe, "onnxruntime"), inputs(wide)
     assert distance(four(*x), four.network(*x)) < 1e-5
-    executed = [(row.layer.weight_format, row.executed) for row in audit(four.plan, four.runner)]
+    executed = [(row.layer.weight_format, row.executed) for row in audit(four.plan, four.runner.executed())]
     assert [row for row in executed if row[0]] == [("int4", "int4")] * 3
     held = sum(len(t.raw_data) for t in four.runner.model.graph.initializer)
     weights = sum(p.numel() for p in wide.model.parameters() if p.ndim > 1)

@@ -39,15 +39,15 @@ Verdict = Literal["planned", "float", "other", "unchecked"]
 
 
 @dataclass(frozen=True)
-class Step:
+class Checked:
     """One value that an engine keeps between its operators, beside its simulation from the engine's own inputs.
 
     Args:
         node: the graph name of the operator that makes it.
         name: the operator's readable name.
         ops: the operators that the step covers, the last one first.
-        verdict: ``planned``: within the engine's tolerance; ``float``: beyond it, and closer to the same operators
-            without quantizers; ``other``: beyond it in any other way; ``unchecked``: ``note`` says why.
+        verdict: ``planned``: within the engine's tolerance; ``float``: not rounded, or beyond the tolerance and closer
+            to the same operators without quantizers; ``other``: beyond it in any other way; ``unchecked``: no value.
         largest: the largest difference, in codes (of the value's quantizer; of 8 bits over the range of a float value).
         beyond: the share of values that differ by more than the tolerance.
         note: why it was not checked.
@@ -72,7 +72,7 @@ class Account:
     """
 
     executed: tuple[Executed, ...]
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Checked, ...] = ()
 
 
 @runtime_checkable

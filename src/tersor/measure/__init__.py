@@ -7,11 +7,11 @@ from tersor.measure.environment import describe_environment
 from tersor.measure.fidelity import SignalNoise, compare, sqnr_db
 from tersor.measure.headline import Diagnosis, Problem, diagnose, with_headline
 from tersor.measure.latency import Ratio, interleave, ratio
-from tersor.measure.memory import Memory, measure_memory, peak_bytes, resident_bytes
+from tersor.measure.memory import Memory, measure_memory, peak_bytes, resident_bytes, shipped_bytes, shipped_files
 from tersor.measure.metric import MetricResult, evaluate_metric, paired_interval
+from tersor.measure.nulls import missing_explanations, unknown
 from tersor.measure.perplexity import Comparison, Divergence, TextScore, comparison, divergence, perplexity
-from tersor.measure.schema import Latency, Report, json_schema, missing_explanations, read_report, unknown
-from tersor.measure.size import shipped_bytes, shipped_files
+from tersor.measure.schema import Latency, Report, json_schema, read_report
 from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
 
 __all__ = [

@@ -13,6 +13,7 @@ from tersor.measure.formatting import (
     size_text,
     time_text,
 )
+from tersor.measure.onestep import MANY, codes, deviating
 from tersor.measure.schema import Audit, Layer, Report
 from tersor.measure.speed import simulated, speed
 
@@ -62,7 +63,8 @@ def diagnose(report: Report) -> Diagnosis:
 
     Speed and executed precision are not those of a simulation, so nothing is said of them there.
     """
-    problems = (_slower(report), _fell_back(report), _below_plan(report), _not_shrunk(report), _worse(report))
+    executed = (_fell_back(report), _below_plan(report), _other_numbers(report))
+    problems = (_slower(report), *executed, _not_shrunk(report), _worse(report))
     return Diagnosis(_gain(report), tuple(problem for problem in problems if problem is not None))
 
 
@@ -171,6 +173,23 @@ def _below_plan(report: Report) -> Problem | None:
         f"{len(narrow)} of {len(report.layers)} layers ran in fewer bits than planned ({names})",
         "another engine for this network; please report the layer and this CPU",
     )
+
+
+def _other_numbers(report: Report) -> Problem | None:
+    steps = [s for s in deviating(report) if s.beyond >= MANY]
+    if simulated(report) or not steps or report.one_step is None:
+        return None
+    worst = steps[0]
+    what = (
+        f"{len(steps)} of {len(report.one_step.steps)} values are computed in other numbers than planned "
+        f"({plain(worst.name)}: {100 * worst.beyond:.2g} % of them, by up to {codes(worst.largest)})"
+    )
+    target, isa = report.environment.target, report.environment.isa
+    if target is not None and saturates(target, isa):
+        why = f"planned for {plain(target)}, {plain(report.engine)} saturates on this CPU, which has no VNNI"
+        return Problem(what, why, "judging it on the target, or a plan for this CPU (without --target)")
+    remedy = "another engine, or a rule that keeps these operators in float; please report the operator and this CPU"
+    return Problem(what, plain(worst.note or ""), remedy)
 
 
 def _deviating(report: Report, layers: Sequence[Layer], what: str, remedy: str) -> Problem:

@@ -1,4 +1,4 @@
-"""Resident memory of a deployed model, measured in a separate process."""
+"""The bytes of a deployed model: of its files, and resident in memory, measured in a separate process."""
 
 import json
 import subprocess
@@ -13,7 +13,10 @@ import psutil
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tersor.errors import EngineError
+from tersor.errors import EngineError, SavedFolderError
+
+# Not needed to run the model.
+NOT_SHIPPED = frozenset({"report.json", "report.html"})
 
 
 @dataclass(frozen=True)
@@ -90,3 +93,32 @@ def peak_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def shipped_files(folder: Path | str) -> dict[str, int]:
+    """The bytes of every file that must be shipped, by its path within the folder.
+
+    Raises SavedFolderError if there is none.
+    """
+    folder = Path(folder)
+    files = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.relative_to(folder).as_posix() not in NOT_SHIPPED
+    }
+    if not files:
+        raise SavedFolderError(f"{folder}: no file to ship: save the model there first")
+    return files
+
+
+def shipped_bytes(folder: Path | str) -> int:
+    """The total bytes of the files that must be shipped.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "weights.bin").write_bytes(bytes(100))
+    ...     _ = Path(folder, "report.json").write_text("{}")
+    ...     shipped_bytes(folder)
+    100
+    """
+    return sum(shipped_files(folder).values())

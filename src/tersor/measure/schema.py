@@ -1,13 +1,13 @@
 """The report as a value: the content of `report.json`, validated by pydantic when read and written."""
 
 import json
-import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tersor.errors import TersorError
+from tersor.measure.nulls import missing_explanations
 
 SCHEMA_VERSION = 1
 
@@ -134,6 +134,31 @@ class Audit(ReportPart):
     note: str | None = None
 
 
+class CheckedValue(ReportPart):
+    """One value that the engine keeps between its operators, beside its simulation from the engine's own inputs.
+
+    `ops` are the operators between the two, the last one first. `largest` is the largest difference, in codes (of 8
+    bits over its range, for a value in float); `beyond` the share of values beyond the engine's tolerance.
+    """
+
+    name: str
+    ops: tuple[str, ...]
+    verdict: Annotated[
+        Literal["planned", "float", "other", "unchecked"],
+        Field(description="planned: within tolerance; float: executed in float; other: executed in other numbers"),
+    ]
+    largest: Annotated[float, Field(ge=0)]
+    beyond: Share
+    note: str | None = None
+
+
+class OneStep(ReportPart):
+    """The one-step check. `tolerance`: by how many codes the engine states that an operator may differ."""
+
+    tolerance: Annotated[float, Field(ge=0)]
+    steps: tuple[CheckedValue, ...]
+
+
 class Histogram(ReportPart):
     """The values of one site: `bins` are the edges, one more than `counts`; `thresholds` by estimator."""
 
@@ -171,22 +196,8 @@ class Timings(ReportPart):
     measure: Seconds | None
 
 
-# Null means "absent" for these, not "unknown", and needs no warning.
-_MAY_BE_ABSENT = re.compile(
-    r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline)$"
-    r"|^environment\.target$|^calibration(\.|$)"
-)
-
-
 class Report(ReportPart):
-    """All measurements. Every null must be explained by a warning that names its dotted path.
-
-    >>> missing_explanations({"original": {"metric": None}, "warnings": []})
-    ['original.metric']
-    >>> missing_explanations({"original": {"metric": None},
-    ...                       "warnings": [unknown("original.metric", "the task was not evaluated")]})
-    []
-    """
+    """All measurements. Every null must be explained by a warning that names its dotted path."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     headline: str | None = None
@@ -203,6 +214,7 @@ class Report(ReportPart):
     ratios: Ratios
     layers: tuple[Layer, ...]
     audit: tuple[Audit, ...] = ()
+    one_step: OneStep | None = None
     histograms: tuple[Histogram, ...] = ()
     calibration: CalibrationSummary | None = None
     timings_s: Timings
@@ -226,38 +238,6 @@ class Report(ReportPart):
             if data[part]["energy_joules"] is None:
                 del data[part]["energy_joules"]
         return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def unknown(paths: str | tuple[str, ...], reason: str) -> str:
-    """The warning that explains a null.
-
-    >>> unknown("compressed.agreement", "the output is not a row of scores")
-    'compressed.agreement: unknown, because the output is not a row of scores'
-    """
-    names = (paths,) if isinstance(paths, str) else paths
-    return f"{', '.join(names)}: unknown, because {reason}"
-
-
-class _Null(NamedTuple):
-    path: str
-
-
-def _nulls(value: Any, path: str) -> list[_Null]:
-    if value is None:
-        return [_Null(path)]
-    if isinstance(value, dict):
-        return [null for key, item in value.items() for null in _nulls(item, f"{path}.{key}".lstrip("."))]
-    if isinstance(value, list | tuple):
-        return [null for item in value for null in _nulls(item, path)]
-    return []
-
-
-def missing_explanations(data: dict[str, Any]) -> list[str]:
-    """The dotted paths (without list positions) that are null and that no warning names."""
-    text = "\n".join(str(warning) for warning in data.get("warnings", ()))
-    paths = dict.fromkeys(null.path for null in _nulls(data, ""))
-    unexplained = [path for path in paths if not _MAY_BE_ABSENT.search(path)]
-    return [path for path in unexplained if not re.search(rf"(?<![\w.]){re.escape(path)}(?!\w|\.\w)", text)]
 
 
 def read_report(path: Path | str) -> Report:

@@ -18,6 +18,7 @@ from tersor.measure.formatting import (
     time_text,
 )
 from tersor.measure.headline import Diagnosis, diagnose, fallbacks
+from tersor.measure.onestep import deviating, found, summary
 from tersor.measure.schema import Latency, Layer, Report
 from tersor.measure.speed import Speed, simulated, speed, speed_over_eager
 
@@ -61,6 +62,7 @@ def _body(report: Report, top: int) -> list[RenderableType]:
         _ratios(report),
         "",
         *_layers(report, top),
+        *_one_step(report),
         "",
         _environment(report),
         *_warnings(report),
@@ -135,6 +137,14 @@ def _layers(report: Report, top: int) -> list[RenderableType]:
         table.add_row(*(_styled(cell, "bold yellow" if fell else "") for cell in cells))
     rest = worst[top:]
     return [table, _styled(_rest(rest), "dim")] if rest else [table]
+
+
+def _one_step(report: Report, most: int = 3) -> list[Text]:
+    text = summary(report)
+    if text is None:
+        return []
+    lines = [_styled(f"  {step.name}: {found(step)}", "yellow") for step in deviating(report)[:most]]
+    return [_styled(text, "dim"), *lines]
 
 
 def _worst_first(layer: Layer, fell: bool) -> tuple[bool, float]:

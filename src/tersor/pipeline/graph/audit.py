@@ -1,8 +1,9 @@
 """The audit: compare the planned precision of every layer with the precision that the engine computed in."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tersor.engines.base import Executed, Runner
+from tersor.engines.base import Executed
 from tersor.measure.headline import UNEXPLAINED, is_fallback
 from tersor.network.sites import Plan, PlannedLayer
 
@@ -38,15 +39,17 @@ class Audited:
         return f"{why} ({self.note})" if self.note else why
 
 
-def audit(plan: Plan, runner: Runner, unaudited: str = "the engine reports no operators") -> list[Audited]:
+def audit(
+    plan: Plan, rows: Sequence[Executed], unaudited: str = "the engine reports no operators"
+) -> list[Audited]:
     """One row for every planned layer.
 
     An activation function fused into its neighbour is ``fused``; a fused sum computes in its neighbour's precision.
 
     Args:
+        rows: the operators that the engine executed (``Engine.audit``).
         unaudited: the note of every layer if the engine does not report executed operators (``Engine.unaudited``).
     """
-    rows = runner.executed()
     if not rows:
         return [Audited(layer, None, unaudited) for layer in plan.layers]
     layers = {layer.node: layer for layer in plan.layers}

@@ -10,7 +10,6 @@ from tersor.measure import Report
 from tersor.measure.environment import usable_processors
 from tersor.measure.layers import layer_noise
 from tersor.pipeline.compressed import Compressed
-from tersor.pipeline.graph.audit import audit
 from tersor.pipeline.graph.auto import Choice, choose_engine, with_notes
 from tersor.pipeline.graph.deployed import InEngine, inputs_of
 from tersor.pipeline.graph.measuring import Subjects, measure
@@ -106,5 +105,7 @@ def _report(task: Task, recipe: Recipe, made: Choice, threads: int, stages: Stag
     with stages.stage("measure", "error of every layer"):
         few = tuple(x[:NOISE_SAMPLES] if isinstance(x, Tensor) and x.ndim else x for x in solved.samples)
         noise = layer_noise(prepared.network, solved.network, few, {layer.node for layer in prepared.plan.layers})
-    rows = audit(prepared.plan, made.runner, module.unaudited)
-    return with_notes(make_report(subjects, recipe, solved, measured, rows, noise, stages.seconds), made.notes)
+    with stages.stage("measure", "checking the numbers of every operator"):
+        account = module.audit(solved.network, made.runner, tuple(x for x in solved.samples if isinstance(x, Tensor)))
+    found = make_report(subjects, recipe, solved, measured, account, noise, stages.seconds)
+    return with_notes(found, made.notes)

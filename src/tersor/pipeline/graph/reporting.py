@@ -1,23 +1,27 @@
 """Build the Report from the measurements."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from tersor.engines import ENGINES
-from tersor.engines.base import Runner
+from tersor.engines.base import Account, Executed
 from tersor.engines.targets import cpuinfo, here, isa_flags, saturates
 from tersor.measure import describe_environment, peak_bytes, unknown, with_headline
 from tersor.measure.environment import usable_processors
 from tersor.measure.layers import LayerNoise
 from tersor.measure.metric import direction_warnings
+from tersor.measure.onestep import told
 from tersor.measure.schema import (
     Audit,
     CalibrationSummary,
+    CheckedValue,
     Compressed,
     Eager,
     Histogram,
     Layer,
     Metric,
+    OneStep,
     Original,
     Ratios,
     Report,
@@ -27,12 +31,14 @@ from tersor.measure.schema import (
 from tersor.measure.speed import Speed
 from tersor.network.network import Network, weight_node
 from tersor.observers import OBSERVERS, CalibrationQuality, assess, compare
-from tersor.pipeline.graph.audit import Audited
+from tersor.pipeline.graph.audit import Audited, audit
 from tersor.pipeline.graph.measuring import Measured, Subjects
 from tersor.pipeline.graph.solve import Solved
 from tersor.recipe import Recipe
 
+_PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 _HAS_LOAD = hasattr(os, "getloadavg")  # not on Windows
+BOUNDLESS = 1e9  # codes, written for a NaN or an infinity of the engine: JSON has none
 HISTOGRAMS = 400  # limit of sites drawn in a report, which bounds the size of the page
 
 
@@ -41,28 +47,27 @@ def make_report(
     recipe: Recipe,
     solved: Solved,
     measured: Measured,
-    audited: list[Audited],
+    account: Account,
     noise: dict[str, LayerNoise],
     seconds: dict[str, float],
 ) -> Report:
     """The Report of one compression."""
+    audited = audit(solved.prepared.plan, account.executed, ENGINES[subjects.engine].unaudited)
     quality = assess(solved.calibration.statistics) if solved.calibration.statistics else None
     layers = tuple(_layer(row, solved, noise) for row in audited)
-    original, compressed = measured.metric.get("original"), measured.metric.get("compressed")
-    simulated = measured.metric.get("simulation")
+    original, compressed, simulated = (measured.metric.get(k) for k in ("original", "compressed", "simulation"))
     peak = peak_bytes()
-    warnings = [unknown(path, reason) for path, reason in _reasons_for_null(measured, layers, peak).items()]
-    warnings += [*_network_notes(subjects, solved), *measured.warnings, *(quality.warnings if quality else ())]
-    warnings += direction_warnings(subjects.task.metric, subjects.task.higher_is_better)
-    warnings += _simulation_warnings(measured)
-    warnings += [*_half_warnings(audited), *_timing_warnings(subjects, measured)]
-    precision = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}[subjects.compressed_runner.precision]
+    check = _one_step(account, ENGINES[subjects.engine].tolerance)
+    unknowns = [unknown(path, reason) for path, reason in _reasons_for_null(measured, layers, peak).items()]
+    warnings = [*unknowns, *_warnings(subjects, solved, measured, audited, quality, check)]
     report = Report(
         task=subjects.task.name,
         recipe=recipe.name,
         engine=subjects.engine,
         environment=describe_environment(
-            threads=subjects.threads, precision=precision, target=solved.prepared.policy.target
+            threads=subjects.threads,
+            precision=_PRECISIONS[subjects.compressed_runner.precision],
+            target=solved.prepared.policy.target,
         ),
         seed=recipe.seed,
         samples=Samples(
@@ -89,7 +94,8 @@ def make_report(
         ),
         ratios=_ratios(subjects, measured),
         layers=layers,
-        audit=_audit_rows(subjects.compressed_runner, audited),
+        audit=_audit_rows(account.executed, audited),
+        one_step=check,
         histograms=tuple(_histograms(solved)),
         calibration=_verdict(quality),
         timings_s=Timings(**{k: round(seconds.get(k, 0.0), 3) for k in Timings.model_fields}),
@@ -97,6 +103,25 @@ def make_report(
         warnings=tuple(warnings),
     )
     return with_headline(report)
+
+
+def _warnings(
+    subjects: Subjects,
+    solved: Solved,
+    measured: Measured,
+    audited: list[Audited],
+    quality: CalibrationQuality | None,
+    check: OneStep | None,
+) -> list[str]:
+    return [
+        *_network_notes(subjects, solved),
+        *measured.warnings,
+        *(quality.warnings if quality else ()),
+        *direction_warnings(subjects.task.metric, subjects.task.higher_is_better),
+        *_simulation_warnings(measured, check),
+        *_half_warnings(audited),
+        *_timing_warnings(subjects, measured),
+    ]
 
 
 def _reasons_for_null(measured: Measured, layers: tuple[Layer, ...], peak: int | None) -> dict[str, str]:
@@ -159,10 +184,27 @@ def _weight_bytes(node: str, weight_format: str | None, solved: Solved) -> int |
     return tensor.numel() * (2 if weight_format in ("fp16", "bf16") else tensor.element_size())
 
 
-def _audit_rows(runner: Runner, audited: list[Audited]) -> tuple[Audit, ...]:
+def _one_step(account: Account, tolerance: float) -> OneStep | None:
+    if not account.steps:
+        return None
+    steps = (
+        CheckedValue(
+            name=s.name,
+            ops=s.ops,
+            verdict=s.verdict,
+            largest=min(s.largest, BOUNDLESS),
+            beyond=s.beyond,
+            note=s.note,
+        )
+        for s in account.steps
+    )
+    return OneStep(tolerance=tolerance, steps=tuple(steps))
+
+
+def _audit_rows(executed: Sequence[Executed], audited: list[Audited]) -> tuple[Audit, ...]:
     planned = {row.layer.node: row.layer for row in audited}
     rows = []
-    for item in runner.executed():
+    for item in executed:
         layer = next((planned[n] for n in item.nodes if n in planned), None)
         name = layer.name if layer else ", ".join(item.nodes) or item.name
         rows.append(
@@ -222,13 +264,12 @@ def _network_notes(subjects: Subjects, solved: Solved) -> list[str]:
     return [*notes, *ENGINES[subjects.engine].notes]
 
 
-def _simulation_warnings(measured: Measured) -> list[str]:
+def _simulation_warnings(measured: Measured, check: OneStep | None) -> list[str]:
     share = measured.simulation_agreement
     if share is None or share >= 0.98:
         return []
-    return [
-        f"engine and simulation make the same prediction for only {share:.1%}; the audit lists the layers that differ"
-    ]
+    said = "nothing was checked operator by operator" if check is None else told(check)
+    return [f"engine and simulation make the same prediction for only {share:.1%}; {said}"]
 
 
 def _timing_warnings(subjects: Subjects, measured: Measured) -> list[str]:

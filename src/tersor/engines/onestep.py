@@ -1,0 +1,158 @@
+"""The one-step check: every operator of a compiled network against the simulation, from the engine's own inputs.
+
+End-to-end differences grow along a network and prove nothing. Here the network is compiled once more with its inner
+values as outputs; each value is simulated from the nearest values before it that the engine itself computed, and the
+two are compared in codes.
+"""
+
+from collections.abc import Container, Mapping, Sequence, Set
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_arg
+
+from tersor.engines.base import Account, Checked, Engine, Runner
+from tersor.engines.exposure import STATIC, edges_of, expose, outputs_of, placeholders
+from tersor.network.network import Network, op_name, title
+from tersor.network.quantize import is_quantizer
+from tersor.network.roles import is_float_tensor
+from tersor.numerics.ranges import expand
+
+# Samples that are compared.
+SAMPLES = 4
+# A float value is compared in codes of 8 bits of its own range.
+_FLOAT_CODES = 255
+# Of a code: what float arithmetic in another order may differ by.
+ROUNDING = 0.005
+_AT_RUN_TIME = ("quantize_rows", "quantize_whole")
+
+
+def account(engine: Engine, network: Network, runner: Runner, inputs: Sequence[Tensor]) -> Account:
+    """The account of most engines: what the runner reports, and the one-step check on ``inputs``, if given."""
+    executed = tuple(runner.executed())
+    return Account(executed, tuple(check_steps(engine, network, runner, inputs)) if inputs else ())
+
+
+def check_steps(engine: Engine, network: Network, runner: Runner, inputs: Sequence[Tensor]) -> list[Checked]:
+    """One Checked for every value that the engine keeps between its operators, in graph order.
+
+    Args:
+        network: the quantized network that ``runner`` was compiled from.
+        inputs: one batch; the first samples are used.
+    """
+    inputs = _first(network, inputs)
+    edges = edges_of(network, runner, engine.policy().transparent)
+    exposed = expose(engine, network, runner, edges, inputs)
+    known = {network.node(name): value for name, value in exposed.values.items()}
+    known |= dict(zip(placeholders(network), inputs, strict=True))
+    outputs = outputs_of(network)
+    known |= {n: v for n, v in zip(outputs, exposed.deployed, strict=True) if n not in known}
+    steps = []
+    for node in network.graph.nodes:
+        if node in edges or (node in outputs and node.op == "call_function" and is_float_tensor(node)):
+            steps.append(_step(network, node, known, engine.tolerance, exposed.unchecked.get(node.name)))
+    return steps
+
+
+def _step(
+    network: Network, node: fx.Node, known: Mapping[fx.Node, Tensor], tolerance: float, unchecked: str | None
+) -> Checked:
+    covered = between(node, known)
+    ops = [n for n in reversed(covered) if n.op == "call_function" and not is_quantizer(n)]
+    about = Checked(node.name, title(node), tuple(dict.fromkeys(map(op_name, ops))), "unchecked", note=unchecked)
+    if node not in known:
+        return about
+    engine, unit = known[node].double(), _unit(network, node, known[node])
+
+    def codes(skipped: Set[fx.Node], *raw: fx.Node) -> Tensor:
+        given = {n: v for n, v in known.items() if n is not node and n not in raw}
+        simulated = simulate(network, node, given, skipped).double()
+        return difference(engine, simulated) / unit
+
+    found = codes(frozenset())
+    largest = float(found.max()) if found.numel() else 0.0
+    rounded = _rounded(network, node, engine)
+    if largest <= tolerance + ROUNDING and rounded is not False:
+        return replace(about, verdict="planned", largest=largest)
+    about = replace(about, largest=largest, beyond=float((found > tolerance + ROUNDING).double().mean()))
+    inner = {n for n in covered if n is not node and op_name(n) in STATIC}
+    if inner and float(codes(inner).max()) <= tolerance + ROUNDING:
+        names = ", ".join(title(n) for n in inner)
+        note = f"the engine does not round {names} inside it; without that rounding its numbers are as planned"
+        return replace(about, verdict="other", note=note)
+    # The engine may have rounded neither what the step reads nor what it makes.
+    read = {n for c in covered for n in c.all_input_nodes if n in known and op_name(n) in STATIC}
+    everywhere = {*read, *(n for n in covered if op_name(n) in (*STATIC, *_AT_RUN_TIME))}
+    closer = codes(everywhere, *read).norm() < found.norm()
+    return replace(about, verdict="float" if closer and not rounded else "other")
+
+
+def difference(engine: Tensor, simulated: Tensor) -> Tensor:
+    """Absolute differences; none where both are the same infinity or NaN, infinite where one of them is NaN."""
+    same = (engine == simulated) | (engine.isnan() & simulated.isnan())
+    return (engine - simulated).abs().nan_to_num(torch.inf, torch.inf).masked_fill(same, 0.0)
+
+
+def _scale(network: Network, node: fx.Node, value: Tensor) -> Tensor | None:
+    """The scale of a quantizer, expanded to its value; None for another node."""
+    if op_name(node) != "fake_quantize":
+        return None
+    block: Any = node.args[5]
+    return expand(network.tensor(node.args[1]), value.shape, block).double()  # type: ignore[arg-type]
+
+
+def _unit(network: Network, node: fx.Node, value: Tensor) -> Tensor:
+    """The size of one code of a value."""
+    scale = _scale(network, node, value)
+    if scale is not None:
+        return scale
+    finite = value[value.isfinite()].double()
+    span = finite.max() - finite.min() if finite.numel() else torch.ones(())
+    return (span / _FLOAT_CODES).clamp_min(1e-30)
+
+
+def _rounded(network: Network, node: fx.Node, value: Tensor) -> bool | None:
+    """Whether the values of a quantizer are codes times its scale; None where there is no such scale."""
+    scale = _scale(network, node, value)
+    if scale is None:
+        return None
+    codes = value / scale
+    return bool(((codes - codes.round()).abs() < 0.05).all())
+
+
+def between(node: fx.Node, known: Container[fx.Node]) -> list[fx.Node]:
+    """The nodes from the nearest known values up to ``node``, in graph order."""
+    found, front = {node}, [node]
+    while front:
+        for source in front.pop().all_input_nodes:
+            if source not in known and source not in found:
+                found.add(source)
+                front.append(source)
+    return [n for n in node.graph.nodes if n in found]
+
+
+def simulate(
+    network: Network, node: fx.Node, known: Mapping[fx.Node, Tensor], skipped: Container[fx.Node] = ()
+) -> Tensor:
+    """The value of a node, computed from the nearest known values; quantizers that are ``skipped`` do not round."""
+    values: dict[fx.Node, Any] = dict(known)
+    with torch.no_grad():
+        for step in between(node, known):
+            if step.op == "get_attr":
+                values[step] = network.tensor(step)
+            elif step in skipped:
+                values[step] = values[step.all_input_nodes[0]]
+            else:
+                args, kwargs = map_arg((step.args, step.kwargs), values.__getitem__)
+                values[step] = step.target(*args, **kwargs)  # type: ignore[operator]
+    return values[node]
+
+
+def _first(network: Network, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The first samples; one, where an engine may share a run-time scale among a thread's part of the batch only."""
+    if not network.dynamic_batch:
+        return tuple(network.example)
+    whole = any(op_name(n) == "quantize_whole" for n in network.operators())
+    return tuple(x[: 1 if whole else SAMPLES] if x.ndim else x for x in inputs)

@@ -1,0 +1,227 @@
+"""The one-step check: engines that compute what was planned pass; each way of computing something else is named."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from parts import draw, task_of
+from torch import nn
+from toy_engine import Toy
+from zoo import NETWORKS
+
+import tersor
+from tersor.engines import ENGINES
+from tersor.engines.base import Executed
+from tersor.engines.exposure import edges_of, with_edges
+from tersor.engines.onestep import check_steps
+from tersor.engines.torch.runner import TorchRunner
+from tersor.errors import EngineError
+from tersor.measure.headline import diagnose
+from tersor.network.network import Network, bias_node, finish, op_name, set_tensor
+
+RUNNING = [name for name in ("openvino", "onnxruntime", "torch") if ENGINES[name].version() is not None]
+
+
+class Residual(nn.Module):
+    """A residual sum behind a convolution; both are float in the output's head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.c((self.b(x) + x).relu().mean((2, 3)))
+
+
+@cache
+def _network() -> tuple[Network, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(0)
+    task = task_of(Residual().eval(), (3, 8, 8))
+    done = tersor.compress(task, engine="torch", report=False, progress=False)
+    return done.network, draw(((3, 8, 8),), 6, 9)
+
+
+@dataclass(frozen=True)
+class Other(Toy):
+    """A toy that compiles another network than it is given."""
+
+    change: object = None
+
+    def compile(self, network, *, threads=None, precision="f32"):
+        return TorchRunner(self.change(network.edit()), threads, precision)
+
+
+def _steps(change, tolerance: float = 1.0):
+    network, inputs = _network()
+    engine = Other(change=change, tolerance=tolerance)
+    return {s.name: s for s in check_steps(engine, network, engine.compile(network), inputs)}
+
+
+def test_what_is_computed_as_planned_differs_by_nothing():
+    steps = _steps(lambda network: network, tolerance=0.0)
+    assert {s.verdict for s in steps.values()} == {"planned"}
+    assert {s.largest for s in steps.values()} == {0.0}
+    assert {"a", "b", "c"} <= {name for s in steps.values() for name in (s.name, *s.ops)} | set(steps)
+
+
+def test_an_engine_that_leaves_the_quantizers_out_computes_in_float():
+    def without(network: Network) -> Network:
+        for node in network.operators():
+            if op_name(node) == "fake_quantize":
+                node.replace_all_uses_with(node.args[0])
+        return finish(network)
+
+    wrong = {n: s.verdict for n, s in _steps(without).items() if s.verdict != "planned"}
+    assert set(wrong.values()) <= {"float", "unchecked"}
+    assert "float" in wrong.values()
+
+
+@pytest.mark.parametrize("weight", ["a", "b", "c"])
+def test_another_weight_is_found_at_its_operator_alone(weight):
+    def altered(network: Network) -> Network:
+        name = f"{weight}.weight_codes"
+        set_tensor(network, name, -network.tensor(name))
+        return finish(network)
+
+    steps = _steps(altered)
+    wrong = [s for s in steps.values() if s.verdict != "planned"]
+    assert [s.verdict for s in wrong] == ["other"], "what is behind it is computed from its own inputs"
+    layer = {"a": "conv2d", "b": "conv2d", "c": "linear"}[weight]
+    assert layer in wrong[0].ops
+    assert wrong[0].largest > 1
+    assert 0 < wrong[0].beyond <= 1
+
+
+def test_the_tolerance_is_the_engines():
+    def shifted(network: Network) -> Network:
+        node = next(n for n in network.operators() if op_name(n) == "fake_quantize" and n.args[0].op != "placeholder")
+        with network.graph.inserting_after(node):
+            more = network.graph.call_function(torch.ops.aten.add.Tensor, (node, float(network.tensor(node.args[1]))))
+        node.replace_all_uses_with(more, delete_user_cb=lambda user: user is not more)
+        return finish(network)
+
+    assert {s.verdict for s in _steps(shifted, tolerance=1.0).values()} == {"planned"}
+    assert "other" in {s.verdict for s in _steps(shifted, tolerance=0.5).values()}
+
+
+def test_a_rounding_that_is_left_out_inside_a_step_is_named():
+    class Merged(TorchRunner):
+        def executed(self):
+            rows = super().executed()
+            inside = {"conv2d_1", "add"}
+            return [Executed("sum", "sum", "int8", tuple(inside)), *(r for r in rows if r.name not in inside)]
+
+    @dataclass(frozen=True)
+    class Fusing(Toy):
+        def compile(self, network, *, threads=None, precision="f32"):
+            edited = network.edit()
+            add = next(n for n in edited.operators() if op_name(n) == "add")
+            for source in add.all_input_nodes:
+                if op_name(source) == "fake_quantize" and source.args[0].name == "conv2d_1":
+                    add.replace_input_with(source, source.args[0])
+            return Merged(finish(edited), threads, precision)
+
+    network, inputs = _network()
+    found = check_steps(Fusing(tolerance=0.0), network, Fusing().compile(network), inputs)
+    wrong = [s for s in found if s.verdict != "planned"]
+    assert [s.verdict for s in wrong] == ["other"]
+    assert "does not round" in str(wrong[0].note)
+
+
+def test_values_whose_output_changes_the_network_are_cut_and_else_unchecked():
+    network, inputs = _network()
+    edges = edges_of(network, TorchRunner(network), ENGINES["torch"].policy().transparent)
+    shared = next(n for n in edges if len(n.users) > 1)
+
+    @dataclass(frozen=True)
+    class Shy(Toy):
+        """Computes other numbers when a value that two operators read is also an output."""
+
+        by_cut: bool = True
+
+        def compile(self, network, *, threads=None, precision="f32"):
+            edited = network.edit()
+            output = next(n for n in edited.graph.nodes if n.op == "output")
+            seen = shared.name in {n.name for n in output.args[0]}
+            fed = any(n.op == "placeholder" and n.name.startswith(shared.name) for n in edited.graph.nodes)
+            if seen and not (fed and self.by_cut):
+                set_tensor(edited, "a.weight_scale", edited.tensor("a.weight_scale") * 1.5)
+            return TorchRunner(finish(edited), threads, precision)
+
+    cut = check_steps(Shy(), network, Shy().compile(network), inputs)
+    assert {s.verdict for s in cut} == {"planned"}
+    never = check_steps(Shy(by_cut=False), network, Shy(by_cut=False).compile(network), inputs)
+    missing = [s for s in never if s.verdict == "unchecked"]
+    assert [s.node for s in missing] == [shared.name]
+    assert "changes the engine's network" in str(missing[0].note)
+    assert {s.verdict for s in never} == {"planned", "unchecked"}
+
+
+def test_an_engine_that_refuses_more_outputs_leaves_values_unchecked():
+    @dataclass(frozen=True)
+    class Refusing(Toy):
+        def compile(self, network, *, threads=None, precision="f32"):
+            if len(network.output_names) > 1:
+                raise EngineError("one output only")
+            return TorchRunner(network, threads, precision)
+
+    network, inputs = _network()
+    found = check_steps(Refusing(), network, Refusing().compile(network), inputs)
+    assert {s.verdict for s in found[:-1]} == {"unchecked"}
+    assert "one output only" in str(found[0].note)
+    assert found[-1].verdict == "planned", "the output itself is known"
+
+
+def test_a_nan_of_the_engine_is_no_agreement():
+    def broken(network: Network) -> Network:
+        bias = bias_node(next(n for n in network.operators() if op_name(n) == "linear"))
+        set_tensor(network, bias.target, torch.full((5,), torch.nan))
+        return finish(network)
+
+    steps = _steps(broken)
+    assert [s.verdict for s in steps.values()].count("other") == 1
+    assert max(s.largest for s in steps.values()) == float("inf")
+
+
+def test_a_cut_network_gives_the_same_when_it_is_fed_its_own_values():
+    network, inputs = _network()
+    edges = edges_of(network, TorchRunner(network), ENGINES["torch"].policy().transparent)
+    values = TorchRunner(with_edges(network, edges, {}))(*inputs)[1:]
+    cut = with_edges(network, edges, dict(zip(edges, values, strict=True)))
+    again = TorchRunner(cut)(*inputs, *values)
+    assert torch.equal(again[0], network(*inputs))
+    assert all(torch.equal(a, b) for a, b in zip(again[1:], values, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", RUNNING)
+def test_the_report_tells_it(engine):
+    torch.manual_seed(0)
+    done = tersor.compress(task_of(Residual().eval(), (3, 8, 8)), engine=engine, evaluate=False, progress=False)
+    check = done.report.one_step
+    assert check.tolerance == ENGINES[engine].tolerance
+    assert {s.verdict for s in check.steps} == {"planned"}
+    assert f"{len(check.steps)} of {len(check.steps)} values within" in tersor.report.text(done.report, width=400)
+    bad = check.steps[0].model_copy(update={"verdict": "other", "largest": 7.0, "beyond": 0.5})
+    report = done.report.model_copy(update={"one_step": replace_steps(check, bad)})
+    assert f"{bad.name} differs by up to 7 codes" in tersor.report.text(report, width=400)
+    assert ("other numbers than planned" in diagnose(report).first_line) == (engine != "torch")
+    assert "7 codes" in tersor.report.html(report)
+
+
+def replace_steps(check, first):
+    return check.model_copy(update={"steps": (first, *check.steps[1:])})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [e for e in RUNNING if e != "torch"])
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "int8-weight", "bf16", "int8-static"])
+@pytest.mark.parametrize("name", ["vit", "unet", "attention", "efficientnet"])
+def test_engines_compute_every_value_as_planned(name, recipe, engine):
+    torch.manual_seed(0)
+    model, shape = NETWORKS[name]()
+    done = tersor.compress(task_of(model, shape), recipe, engine=engine, report=False, progress=False)
+    steps = ENGINES[engine].audit(done.network, done.runner, draw((shape,), 5, 77)).steps
+    assert {s.verdict for s in steps} == {"planned"}, [s for s in steps if s.verdict != "planned"]

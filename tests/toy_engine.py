@@ -43,6 +43,7 @@ class Toy:
     notes: tuple[str, ...] = ("a toy ran this",)
     unaudited: str = "a toy says nothing"
     tolerance: float = 0.0
+    plain_note: str = ""
     targets: tuple[Target, ...] = CPUS
 
     def version(self) -> str | None:
@@ -62,6 +63,9 @@ class Toy:
 
     def load(self, folder: Path, *, threads=None, precision="f32"):
         return Silent(ENGINES["torch"].load(folder).network, threads, precision)
+
+    def plain(self, folder: Path):
+        return self.load(folder)
 
     def decoder(self, model: Any, weights: Any, threads: int | None = None, precision: str = "f32") -> Parrot:
         return Parrot()

@@ -6,6 +6,11 @@ from parts import Lambda, distance
 from torch import nn
 
 import tersor
+from tersor.checkpoints.manifest import read_manifest
+from tersor.engines import ENGINES
+from tersor.engines.alone import SAME
+from tersor.engines.torch import Torch
+from tersor.measure import read_report
 from tersor.recipe import Recipe, Rule
 
 KEPT = {
@@ -87,3 +92,23 @@ def test_the_file_alone_gives_the_runners_numbers(name, engine, task, tmp_path):
         rows = [row for row in done.runner.executed() if row.nodes and row.nodes[0] in kept]
         # OpenVINO adds, in float, inside a convolution, and averages codes exactly.
         assert engine == "openvino" or {row.precision for row in rows} <= {"fp32"}
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "torch"])
+def test_saving_compares_the_files_alone_with_the_runner(engine, task, tmp_path, monkeypatch):
+    done = tersor.compress(task[0], "int8-weight", engine, threads=1, report=False, progress=False)
+    checked = read_manifest(done.save(tmp_path / "saved"))["alone"]
+    assert checked["difference"] <= SAME or "INFERENCE_PRECISION_HINT" in checked["note"]
+    plain = type(ENGINES[engine]).plain
+    monkeypatch.setattr(type(ENGINES[engine]), "plain", lambda self, folder: lambda x: plain(self, folder)(x * 2))
+    assert read_manifest(done.save(tmp_path / "other"))["alone"]["difference"] > SAME
+
+
+@pytest.mark.slow
+def test_the_saved_report_says_that_the_files_alone_compute_something_else(task, tmp_path, monkeypatch):
+    done = tersor.compress(task[0], "int8-weight", "torch", evaluate=False, progress=False)
+    assert read_report(done.save(tmp_path / "same")).warnings == done.report.warnings
+    plain = Torch.plain
+    monkeypatch.setattr(Torch, "plain", lambda self, folder: lambda x: plain(self, folder)(x * 2))
+    assert "the files alone" in read_report(done.save(tmp_path / "other")).warnings[-1]
+    tersor.load(tmp_path / "other")

@@ -163,6 +163,11 @@ class Engine(Protocol):
         """By how many codes an operator may differ from its simulation, from the same inputs."""
         ...
 
+    @property
+    def plain_note(self) -> str:
+        """Why the files alone may compute other numbers in the runtime's defaults; empty if nothing is known."""
+        ...
+
     def version(self) -> str | None:
         """The installed version; None if something that it needs is missing."""
         ...
@@ -212,6 +217,17 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the engine is not installed, or cannot read the files.
+        """
+        ...
+
+
+    def plain(self, folder: Path) -> Callable[..., Any] | None:
+        """What ``Runner.save`` wrote, in the runtime with its own defaults; None if that is not on this machine.
+
+        It is called with tensors and returns them, one or several in the order of the network's outputs.
+
+        Raises:
+            EngineError: the runtime does not open the files.
         """
         ...
 

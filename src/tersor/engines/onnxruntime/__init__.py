@@ -1,6 +1,6 @@
 """ONNX Runtime on the CPU: it runs the network as explicit QDQ ONNX, which is also the deployed file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ class OnnxRuntime:
     targets: tuple[Target, ...] = CPUS
     unaudited: str = "the engine reports no operators"
     tolerance: float = 1.0
+    plain_note: str = ""
 
     def version(self) -> str | None:
         """The installed version; None if it or one of the ONNX packages that write its files is missing."""
@@ -115,6 +116,13 @@ class OnnxRuntime:
         from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner, read_model
 
         return OnnxRuntimeRunner(read_model(folder), threads)
+
+    def plain(self, folder: Path) -> Callable[..., Any]:
+        """A session with ONNX Runtime's defaults."""
+        require(self)
+        from tersor.engines.onnxruntime.runner import plain_session
+
+        return plain_session(folder)
 
     def _check(self, precision: str) -> None:
         require(self)

@@ -1,6 +1,7 @@
 """A network in ONNX Runtime, and its file."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,23 @@ def read_model(folder: Path) -> Any:
         return onnx.load(str(folder / FILES[0]))
     except Exception as error:
         raise EngineError(f"the ONNX file {folder / FILES[0]} cannot be read: {_summary(error)}") from error
+
+
+def plain_session(folder: Path) -> Callable[..., tuple[Tensor, ...]]:
+    """A session of the saved file with ONNX Runtime's defaults; raises EngineError if there is none."""
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(folder / FILES[0]), providers=_PROVIDERS)
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime cannot load {folder / FILES[0]}: {_summary(error)}") from error
+    names = [i.name for i in session.get_inputs()]
+
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        arrays = {n: x.detach().contiguous().numpy() for n, x in zip(names, inputs, strict=True)}
+        return tuple(torch.from_numpy(np.asarray(r)) for r in session.run(None, arrays))
+
+    return call
 
 
 def _session(model: Any, options: Any) -> Any:

@@ -1,6 +1,6 @@
 """OpenVINO: the default engine. The graph is converted directly; our quantizers become FakeQuantize."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,10 @@ class OpenVINO:
     targets: tuple[Target, ...] = CPUS
     unaudited: str = "the engine reports no operators"
     tolerance: float = 1.0
+    plain_note: str = (
+        "on CPUs with BF16 products OpenVINO computes float operators in BF16 unless the model is compiled with "
+        "INFERENCE_PRECISION_HINT f32, which no file can hold: set it"
+    )
 
     def version(self) -> str | None:
         """The installed version, or None."""
@@ -124,6 +128,13 @@ class OpenVINO:
         from tersor.engines.openvino.runner import OpenVINORunner, read_model
 
         return OpenVINORunner(read_model(folder), threads, precision)
+
+    def plain(self, folder: Path) -> Callable[..., Any]:
+        """The model compiled with OpenVINO's defaults."""
+        require(self)
+        from tersor.engines.openvino.runner import plain_session
+
+        return plain_session(folder)
 
     def decoder(
         self, model: Any, weights: Mapping[str, Any], threads: int | None = None, precision: str = "f32"

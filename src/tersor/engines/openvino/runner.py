@@ -1,7 +1,7 @@
 """A network compiled by OpenVINO, and its files."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -152,3 +152,19 @@ def read_model(folder: Path) -> Any:
         return ov.Core().read_model(folder / FILES[0])
     except Exception as error:
         raise EngineError(f"OpenVINO cannot read {folder / FILES[0]}: {first_lines(error)}") from error
+
+
+def plain_session(folder: Path) -> Callable[..., tuple[Tensor, ...]]:
+    """The saved model, compiled by OpenVINO alone with its defaults; raises EngineError if it cannot be."""
+    import openvino as ov
+
+    try:
+        compiled = ov.Core().compile_model(folder / FILES[0], "CPU")
+    except Exception as error:
+        raise EngineError(f"OpenVINO cannot compile {folder / FILES[0]}: {first_lines(error)}") from error
+
+    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
+        results = compiled([x.detach().contiguous().numpy() for x in inputs])
+        return tuple(torch.from_numpy(np.array(results[k])) for k in range(len(compiled.outputs)))
+
+    return call

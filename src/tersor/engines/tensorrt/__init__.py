@@ -37,6 +37,7 @@ class TensorRT:
     targets: tuple[Target, ...] = ()
     unaudited: str = "TensorRT chooses its kernels on the target machine: `trtexec --dumpLayerInfo` lists them there"
     tolerance: float = 1.0
+    plain_note: str = ""
 
     def version(self) -> str | None:
         """The version of ONNX Runtime, which computes the file here; None if an ONNX package is missing."""
@@ -109,3 +110,7 @@ class TensorRT:
         from tersor.engines.tensorrt.runner import TensorRTRunner
 
         return TensorRTRunner(read_model(folder), threads)
+
+    def plain(self, folder: Path) -> None:
+        """None: TensorRT is not here."""
+        return None

@@ -1,9 +1,9 @@
 """PyTorch: the simulation of a plan. It supports every format and granularity."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tersor.engines.base import Account, Runner
 from tersor.engines.targets import CPUS, Target, planned_for, target_of
@@ -32,6 +32,7 @@ class Torch:
     targets: tuple[Target, ...] = CPUS
     unaudited: str = "the engine reports no operators"
     tolerance: float = 0.0
+    plain_note: str = ""
 
     def version(self) -> str | None:
         """The installed version."""
@@ -99,3 +100,7 @@ class Torch:
         from tersor.checkpoints import network as checkpoint
 
         return self.compile(checkpoint.read(folder), threads=threads, precision=precision)
+
+    def plain(self, folder: Path) -> Callable[..., Any]:
+        """The network as it is read from the files."""
+        return self.load(folder)

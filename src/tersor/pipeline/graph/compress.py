@@ -70,8 +70,15 @@ def compress(
         found = _report(task, recipe, made, threads, stages, evaluate) if report else None
     solved: Solved = made.subject.details
     original, target = solved.prepared.original, solved.prepared.policy.target
-    deployed = InEngine(made.engine, made.runner, inputs_of(original), original.signature, target)
+    deployed = InEngine(made.engine, made.runner, inputs_of(original), original.signature, target, _few(solved))
     return Compressed(made.subject.result(), recipe, found, deployed)
+
+
+def _few(solved: Solved, count: int = 4) -> tuple[Tensor, ...]:
+    """Some samples; the network's example, if its batch is fixed."""
+    if not solved.prepared.original.dynamic_batch:
+        return solved.prepared.original.example
+    return tuple(x[:count].clone() if x.ndim else x for x in solved.samples if isinstance(x, Tensor))
 
 
 def in_engine(

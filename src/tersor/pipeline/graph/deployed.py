@@ -10,6 +10,7 @@ from torch import Tensor
 from tersor.checkpoints.manifest import FORMAT, MANIFEST, read_manifest, sha256, verify
 from tersor.engines import engine as find_engine
 from tersor.engines import load_runner
+from tersor.engines.alone import alone
 from tersor.engines.base import Runner
 from tersor.errors import EngineError, RecipeError, SavedFolderError
 from tersor.measure import read_report
@@ -32,6 +33,7 @@ class InEngine(Deployed):
         engine: the engine's name; ``runner`` runs the network.
         inputs: name, dtype and shape of each input; a dimension of None may have any size.
         signature: how the model is called and what it returns; None if an earlier version saved the folder without it.
+        samples: some inputs, on which the saved files alone are compared with the runner; none of a loaded folder.
         target: the hardware that the plan was made for; None if an earlier version saved the folder without it.
     """
 
@@ -40,6 +42,7 @@ class InEngine(Deployed):
     inputs: tuple[dict[str, Any], ...]
     signature: Signature | None = None
     target: str | None = None
+    samples: tuple[Tensor, ...] = ()
     folder = None
     skip_reason = None
 
@@ -66,12 +69,22 @@ class InEngine(Deployed):
         return self.signature.build((out,) if isinstance(out, Tensor) else out)
 
     def write(self, folder: Path, result: Compressed) -> None:
-        """Write the engine's files, recipe, report and manifest into an existing folder."""
+        """Write the engine's files, recipe, report and manifest into an existing folder.
+
+        The files alone, in the engine's own runtime with its defaults, are compared with the runner; where they compute
+        other numbers, a warning in the report says so.
+        """
         shipped = self.runner.save(folder)
+        checked = alone(find_engine(self.engine), folder, self.runner, self.samples) if self.samples else None
+        report = result.report
+        if report is not None and checked is not None and not checked.same:
+            said = f"the files alone, in {self.engine} with its defaults, differ by {checked.difference:.2g}, relative"
+            said += checked.note and f": {checked.note}"
+            report = report.model_copy(update={"warnings": (*report.warnings, said)})
         (folder / "recipe.yaml").write_text(result.recipe.to_yaml(), encoding="utf8")
-        if result.report is not None:
-            (folder / "report.json").write_text(result.report.to_json(), encoding="utf8")
-            (folder / "report.html").write_text(html(result.report), encoding="utf8")
+        if report is not None:
+            (folder / "report.json").write_text(report.to_json(), encoding="utf8")
+            (folder / "report.html").write_text(html(report), encoding="utf8")
         files = {
             p.relative_to(folder).as_posix(): {
                 "sha256": sha256(p),
@@ -86,6 +99,7 @@ class InEngine(Deployed):
             "engine": self.engine,
             "precision": self.runner.precision,
             "target": self.target,
+            "alone": None if checked is None else {"difference": checked.difference, "note": checked.note},
             "signature": None if self.signature is None else self.signature.to_json(),
             "inputs": list(self.inputs),
             "files": files,
@@ -102,7 +116,7 @@ class InEngine(Deployed):
         found = find_engine(engine)
         _check_activations(subject.network, found.policy())
         runner = found.compile(subject.network, threads=threads or usable_processors(), precision=precision)
-        return InEngine(engine, runner, self.inputs, self.signature, self.target)
+        return InEngine(engine, runner, self.inputs, self.signature, self.target, self.samples)
 
 
 def _check_activations(network: Network, policy: Policy) -> None:

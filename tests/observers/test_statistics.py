@@ -247,3 +247,16 @@ def test_kurtosis_of_a_constant_and_of_one_outlier():
     x[7, 7] = 3000.0
     # One among n values that outweighs all others: n, less what the others hold.
     assert observe(None, x).kurtosis == pytest.approx(x.numel(), rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 7), (2, 100, 3, 3), (2, 3, 31, 1), (1, 16, 64, 64), (2, 5, 400, 160)])
+def test_the_layout_in_memory_changes_no_statistics(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    last = x.contiguous(memory_format=torch.channels_last)
+    one, two = (observe(None, t, per_row=x.numel()) for t in (x, last))
+    assert np.array_equal(one.histogram.counts, two.histogram.counts)
+    assert (one.min, one.max, one.course) == (two.min, two.max, two.course)
+    assert torch.equal(one.channels.min, two.channels.min)
+    assert torch.equal(one.channels.max, two.channels.max)
+    torch.testing.assert_close(one.channels.total, two.channels.total, rtol=0, atol=1e-5 * x[0, 0].numel())
+    torch.testing.assert_close(one.channels.squares, two.channels.squares, rtol=1e-5, atol=0)

@@ -103,7 +103,7 @@ def histogram_of(values: Tensor, largest: float, signed: bool = True) -> Histogr
     for piece in values.reshape(-1).split(_PIECE):
         # Multiplying by a power of two is exact, and so is floor: no value changes its bin by rounding.
         count(piece * math.ldexp(1.0, -exponent), counts)
-        zeros += np.count_nonzero(piece.numpy() == 0)  # torch.count_nonzero takes forty times as long
+        zeros += int(np.count_nonzero(piece.numpy() == 0))  # torch.count_nonzero takes forty times as long
     counts[BINS] -= zeros
     return Histogram(exponent, counts, zeros)
 

@@ -53,10 +53,6 @@ def images() -> Network:
     return capture(Lambda(layers, **parts).eval(), (torch.zeros(2, 2, 8, 8),))
 
 
-def refused(network):
-    raise AssertionError("it took the long way")
-
-
 def usual(m, x):
     """Operators of vision networks and Transformers, most of them in two forms."""
     curves = [nn.functional.gelu(x), nn.functional.gelu(x, approximate="tanh"), nn.functional.elu(x, 0.5)]

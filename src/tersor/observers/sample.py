@@ -11,10 +11,8 @@ KEYS = 1024  # fingerprints kept; up to as many distinct rows the count of repet
 _POSITIONS = 64  # values of a row that its key is made of
 
 
-def strided(flat: Tensor, most: int, least: int = 1) -> Tensor:
+def strided(flat: Tensor, most: int) -> Tensor:
     """At most ``most`` values of each row of ``flat`` ``[rows, n]``, evenly spread, the same for every batch.
-
-    Values of a row are ``least`` apart, or further.
 
     The stride shares no factor with n, and so none with a width, height or number of channels whose product
     n is: it visits all columns and channels alike.
@@ -24,9 +22,9 @@ def strided(flat: Tensor, most: int, least: int = 1) -> Tensor:
             [ 6., 11.]])
     """
     n = flat.shape[1]
-    stride = max(-(-n // most), least)
-    if stride == 1 or not n:
+    if n <= most:
         return flat
+    stride = -(-n // most)
     while math.gcd(stride, n) > 1:
         stride += 1
     return flat[:, ::stride]

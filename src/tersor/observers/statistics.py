@@ -12,7 +12,6 @@ from tersor.observers.moments import power_mean
 from tersor.observers.sample import Fingerprints, Sample, fingerprints_of, sample_of, strided
 
 _STRETCHES = 16  # how finely the course of the range over time is kept
-_THIN, _MOST = 3, 2**18  # of a long row about every third value is counted, and at most this number
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ class Statistics:
     """Everything that the estimators ask of one tensor. Its size does not depend on the number of batches.
 
     A row is one index of dimension 0 (a tensor of one dimension or none is one row). Extremes, channels and
-    counts are exact; the histogram counts all values of a row of up to ``per_row``, and of a longer one about every
-    third (at most 2^18), evenly spread.
+    counts are exact; the histogram counts at most ``per_row`` values of every row, evenly spread.
     ``merge`` is associative, and independent of the order but for ``first``, ``ema`` and ``course``, which
     belong to an order: merge shards in theirs. Sums over channels agree up to float64 rounding.
 
@@ -45,7 +43,7 @@ class Statistics:
         ema: moving average of the batches' extremes, ``r ← m·r + (1 − m)·batch``, from the first batch on.
         momentum: its m; MNN's is 0.99.
         histogram: see Histogram; zeros apart.
-        per_row: the length up to which the histogram counts a whole row.
+        per_row: the most values of a row that the histogram counts.
         channels: per channel minimum, maximum, mean and variance; None where a tensor had no such axis or
             the number of channels changed from batch to batch.
         course: extremes of up to 16 consecutive stretches of rows, for the verdict.
@@ -115,7 +113,7 @@ def observe(
     *,
     channel_axis: int | None = 1,
     momentum: float = 0.99,
-    per_row: int = 2**12,
+    per_row: int = 2**18,
     keep: int = 0,
     seed: int = 0,
 ) -> Statistics | None:
@@ -126,8 +124,7 @@ def observe(
         x: ``[rows, ...]``. Integers and booleans are taken as float32. An empty one changes nothing.
         channel_axis: the dimension of the channels, None for no statistics per channel.
         momentum: of the moving average.
-        per_row: rows of up to this number of values are counted whole in the histogram, longer ones in part: at most
-            a third of their values, at most 2^18, evenly spread. Minimum and maximum see all.
+        per_row: the most values of a row that the histogram counts; minimum and maximum see all.
         keep: how many whole rows to keep in ``sample``. seed: which ones.
 
     Raises:
@@ -152,7 +149,7 @@ def observe(
     if not abs(smallest) + abs(largest) < float("inf"):
         _refuse(x)
     flat = _rows(view)
-    part = (flat if flat.shape[1] <= per_row else strided(flat, _MOST, _THIN)).cpu().contiguous()
+    part = strided(flat, per_row).cpu().contiguous()
     has_channels = channel_axis is not None and -x.ndim <= channel_axis < x.ndim
     batch = Statistics(
         count=x.numel(),

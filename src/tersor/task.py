@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from tersor.errors import CalibrationError, TaskError
 from tersor.former_names import takes_former_name
+from tersor.numerics import all_finite
 
 Arguments = tuple[Any, ...] | Mapping[str, Any]
 Predict = Callable[..., Any]
@@ -185,7 +186,7 @@ def _check_batch(inputs: list[Any], example: list[Any], number: int) -> None:
                 f"{where}, argument {k}: {x.shape[1]} channels in shape {tuple(x.shape)}, the example "
                 f"{tuple(e.shape)} has {e.shape[1]}"
             )
-        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        if x.is_floating_point() and not all_finite(x):
             raise CalibrationError(
                 f"{where}, argument {k}: {int((~torch.isfinite(x)).sum())} values are NaN or infinite; "
                 "clean the calibration data"

@@ -11,6 +11,7 @@ from tersor.engines import ENGINES
 from tersor.errors import CalibrationError
 from tersor.network.calibrate import calibrate
 from tersor.network.capture import capture
+from tersor.network.chunks import channels_last
 from tersor.network.network import walk
 from tersor.network.sites import plan
 from tersor.recipe import int8_static
@@ -129,3 +130,21 @@ def _tensor_bytes(value: object) -> int:
     if isinstance(value, (tuple, list)):
         return sum(map(_tensor_bytes, value))
     return sum(map(_tensor_bytes, vars(value).values())) if hasattr(value, "__dict__") else 0
+
+
+def _viewed(m, x):
+    n = x.shape[0]
+    y = m.a(x)  # [n, 4, 6, 6]
+    return m.b(y.view(n, 4, 36)), m.c(y + x[:, :1, 1:-1, 1:-1]), y.view(n, 2, 2, 36).permute(0, 2, 1, 3).sum(-1)
+
+
+@pytest.mark.parametrize("written", [_viewed, lambda m, x: m.c(m.a(x)).as_strided((2, 3, 3), (108, 36, 7))])
+def test_another_layout_of_the_weights_gives_the_same_values(written):
+    torch.manual_seed(0)
+    layers = {"a": nn.Conv2d(3, 4, 3), "b": nn.Conv1d(4, 2, 1), "c": nn.Conv2d(4, 3, 1, groups=1)}
+    network = capture(Lambda(written, **layers).eval(), (torch.zeros(2, *SHAPE),))
+    x, tensors = torch.randn(2, *SHAPE), channels_last(network)
+    assert bool(tensors) == (written is _viewed)
+    assert all(torch.equal(t, network.tensor(name)) for name, t in tensors.items())
+    for found, wanted in zip(walk(network, (x,), tensors=tensors), walk(network, (x,)), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)

@@ -188,6 +188,17 @@ def test_thresholds_of_the_subsample_are_within_one_percent(kind, spec):
         assert got == pytest.approx(want, abs=0.01 * (want[1] - want[0])), name
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_no_value_changes_its_bin_however_many_are_zero(share):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(300_000, generator=generator) * (torch.rand(300_000, generator=generator) >= share)
+    x[:3] = torch.tensor([1.0, 2.0**-13, 2.0**-14])  # an edge of a bin, the first edge, inside the first bin
+    h = observe(None, x, per_row=len(x)).histogram
+    wanted = np.histogram(x[x > 0].numpy(), h.edges)[0]
+    assert np.array_equal(h.counts, wanted)
+    assert h.zeros == int((x == 0).sum())
+
+
 def test_halves_show_where_the_range_moved():
     calm, wild = torch.full((4, 2), 1.0), torch.full((4, 2), 10.0)
     for count in (1, 8, 100):
@@ -228,3 +239,16 @@ def test_kurtosis_of_a_constant_and_of_one_outlier():
     x[7, 7] = 3000.0
     # One among n values that outweighs all others: n, less what the others hold.
     assert observe(None, x).kurtosis == pytest.approx(x.numel(), rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 7), (2, 100, 3, 3), (2, 3, 31, 1), (1, 16, 64, 64), (2, 5, 400, 160)])
+def test_the_layout_in_memory_changes_no_statistics(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    last = x.contiguous(memory_format=torch.channels_last)
+    one, two = (observe(None, t, per_row=x.numel()) for t in (x, last))
+    assert np.array_equal(one.histogram.counts, two.histogram.counts)
+    assert (one.min, one.max, one.course) == (two.min, two.max, two.course)
+    assert torch.equal(one.channels.min, two.channels.min)
+    assert torch.equal(one.channels.max, two.channels.max)
+    torch.testing.assert_close(one.channels.total, two.channels.total, rtol=0, atol=1e-5 * x[0, 0].numel())
+    torch.testing.assert_close(one.channels.squares, two.channels.squares, rtol=1e-5, atol=0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from tersor.errors import CalibrationError, TersorError
+from tersor.network.chunks import channels_last as laid_out
 from tersor.network.chunks import cut, in_order, workers
 from tersor.network.network import LINEARS, Network, title, walk
 from tersor.network.sites import Plan
@@ -82,6 +83,7 @@ def calibrate(
     sums: dict[str, tuple[Any, int]] = {}
     first: list[tuple[int, ...]] = []
     samples, counted, alike = 0, 0, True
+    tensors = laid_out(network)
 
     def chunks() -> Iterator[_Chunk]:
         nonlocal counted, alike, first
@@ -96,7 +98,8 @@ def calibrate(
                 counted += batch_size(part) if counting else 0
 
     def seen(chunk: _Chunk) -> _ChunkStatistics:
-        return _look(network, chunk, values, layers if chunk.counting else frozenset(), channels_last, keep)
+        means = layers if chunk.counting else frozenset()
+        return _look(network, tensors, chunk, values, means, channels_last, keep)
 
     batch: dict[str, Statistics] = {}
     with workers() as pool:
@@ -134,6 +137,7 @@ class _ChunkStatistics:
 
 def _look(
     network: Network,
+    tensors: dict[str, Tensor],
     chunk: _Chunk,
     values: frozenset[str],
     layers: frozenset[str],
@@ -156,7 +160,7 @@ def _look(
             found.sums[node.name] = channel_sum(node, value)
 
     try:
-        walk(network, chunk.inputs, visit)
+        walk(network, chunk.inputs, visit, tensors=tensors)
     except TersorError:
         raise
     except Exception as error:

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from tersor.errors import CaptureError
 from tersor.network.network import Network, op_name
+from tersor.numerics import all_finite
 
 
 def where(node: fx.Node) -> str:
@@ -93,7 +94,7 @@ def check_finite(network: Network, model: nn.Module) -> Network:
 
 
 def _check_tensor(what: str, value: Tensor, strict: bool) -> None:
-    if not value.is_floating_point():
+    if not value.is_floating_point() or all_finite(value):
         return
     nan, infinite = int(value.isnan().sum()), int((value.isinf() if strict else value.isposinf()).sum())
     if nan or infinite:

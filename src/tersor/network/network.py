@@ -219,11 +219,13 @@ def walk(
     inputs: tuple[Any, ...],
     visit: Callable[[fx.Node, Any], Any] | None = None,
     run: Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> tuple[Any, ...]:
     """Run the graph node by node, freeing each value after its last use.
 
     ``visit(node, value)`` is called with every value; its result, unless None, replaces the value.
-    ``run(node, args, kwargs)``, if given, computes the node instead of its operator.
+    ``run(node, args, kwargs)``, if given, computes the node instead of ``call``.
+    ``tensors``: equal tensors to read instead of the network's, by name, as ``channels_last`` makes them.
     """
     last: dict[fx.Node, list[fx.Node]] = {}
     seen: set[fx.Node] = set()
@@ -239,13 +241,14 @@ def walk(
             if node.op == "placeholder":
                 value = next(feed)
             elif node.op == "get_attr":
-                value = network.tensor(node)
+                given = tensors.get(str(node.target)) if tensors else None
+                value = network.tensor(node) if given is None else given
             elif node.op == "output":
                 return tuple(map_arg(node.args[0], lambda n: values[n]))
             else:
                 args = map_arg(node.args, lambda n: values[n])
                 kwargs = map_arg(node.kwargs, lambda n: values[n])
-                value = run(node, args, kwargs) if run else node.target(*args, **kwargs)
+                value = (run or call)(node, args, kwargs)
             if visit is not None:
                 changed = visit(node, value)
                 value = value if changed is None else changed
@@ -253,6 +256,12 @@ def walk(
             for dead in last.get(node, ()):
                 values.pop(dead, None)
     raise AssertionError("a graph without an output node")
+
+
+def call(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Compute a node's operator; a view copies if the values lie in another layout than in the trace."""
+    target: Any = aten.reshape.default if node.target is aten.view.default else node.target
+    return target(*args, **kwargs)
 
 
 def users_through(node: fx.Node, transparent: Iterable[Any]) -> Iterator[fx.Node]:

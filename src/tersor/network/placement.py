@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from tersor.network.chunks import channels_last
 from tersor.network.network import Network, op_name, title, walk
 from tersor.network.quantize import Range
 from tersor.network.roles import is_float_tensor
@@ -42,7 +43,7 @@ def drowned(network: Network, plan: Plan, ranges: Mapping[str, Range], samples: 
 
     def visit(node: fx.Node, value: Any) -> None:
         if node.name in wanted and isinstance(value, Tensor):
-            power[node.name] = float(value.double().var(correction=0)) if value.numel() > 1 else 0.0
+            power[node.name] = float(value.float().var(correction=0)) if value.numel() > 1 else 0.0
         if node in layers:
             lost = _lost_channels(value, noise[node.name])
             if lost:
@@ -50,7 +51,7 @@ def drowned(network: Network, plan: Plan, ranges: Mapping[str, Range], samples: 
                 channels[node.name] = text
 
     if wanted or layers:
-        walk(network, samples, visit)
+        walk(network, samples, visit, tensors=channels_last(network))
     reasons = {}
     for node, inputs in parts.items():
         if op_name(node) in JOINS and _read_in_integers(node, planned):

@@ -1,12 +1,13 @@
 """The Network's graph in the operators that OpenVINO's frontend reads, under our node names."""
 
+import operator
 from typing import Any
 
 from torch import fx
 
-from tersor.engines.openvino.spelling import batch_size, spelled
+from tersor.engines.openvino.spelling import FIRST, batch_size, spelled
 from tersor.engines.program import exported
-from tersor.network.network import Network, op_name
+from tersor.network.network import Network, argument, op_name
 from tersor.process import quiet
 
 # Separates our node's name from the converter's; names of in-place operators already contain two underscores.
@@ -19,20 +20,35 @@ def readable(network: Network) -> fx.GraphModule:
     graph, operators = edited.graph, edited.operators()
     batch = batch_size(graph) if any(op_name(n) == "flatten" for n in operators) else None
     for node in operators:
-        if op_name(node) == "contiguous":  # unknown to the frontend
+        if _returns_input(node):  # unknown to the frontend
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             graph.erase_node(node)
             continue
         call = spelled(node, batch)
         if call is None:
-            return _decomposed(network)
+            return decomposed(network)
         node.target, node.args, node.kwargs = call
         node._rename(f"{node.name}{MARK}{node.name}")
+        if node.target in FIRST:
+            _take_first(node)
     edited.module.recompile()
     return edited.module
 
 
-def _decomposed(network: Network) -> fx.GraphModule:
+def _take_first(node: fx.Node) -> None:
+    with node.graph.inserting_after(node):
+        first = node.graph.call_function(operator.getitem, (node, 0))
+    first.meta.update(node.meta)
+    node.replace_all_uses_with(first, delete_user_cb=lambda user: user is not first)
+    first._rename(f"{node.name}_first")
+
+
+def _returns_input(node: fx.Node) -> bool:
+    """Whether an operator only returns its input, such as a dropout that the model switches off."""
+    return op_name(node) == "contiguous" or (op_name(node) == "dropout" and not argument(node, 2, "train"))
+
+
+def decomposed(network: Network) -> fx.GraphModule:
     """The graph in the operators that OpenVINO's frontend reads, under our node names."""
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
     from torch.export.decomp_utils import CustomDecompTable

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from tersor.engines.openvino.graph import MARK, readable
+from tersor.engines.openvino.graph import MARK, decomposed, readable
 from tersor.engines.openvino.pools import plain_pools
 from tersor.engines.openvino.quantizers import dequantize, fake_quantize, float_inputs
 from tersor.engines.openvino.runner import GROUP_KEY, GROUP_OPTION, first_lines
@@ -18,21 +18,8 @@ GROUP = 128
 def lowered(network: Network) -> Any:
     """The network as an openvino.Model whose operators keep our node names."""
     import openvino as ov
-    from openvino.frontend.pytorch import ConversionExtension
-    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    module = readable(float_inputs(network, GROUP))
-    extensions = [
-        ConversionExtension("tersor.fake_quantize.default", fake_quantize),
-        ConversionExtension("tersor.dequantize.default", dequantize),
-        ConversionExtension("tersor.quantize_rows.default", lambda context: [context.get_input(0)]),
-        ConversionExtension("aten.softmax.int", _softmax),
-        ConversionExtension("aten.mish.default", _mish),
-    ]
-    try:
-        model = ov.convert_model(TorchFXPythonDecoder(module, dynamic_shapes=True), extension=extensions)
-    except Exception as error:
-        raise EngineError(f"OpenVINO cannot convert this network: {first_lines(error)}") from error
+    model = _converted(float_inputs(network, GROUP))
     shapes = {}
     for k, (port, example) in enumerate(zip(model.inputs, network.example, strict=True)):
         port.get_node().set_element_type(ov.Type(example.numpy().dtype))
@@ -55,6 +42,33 @@ def lowered(network: Network) -> Any:
     for port, name in zip(model.outputs, network.output_names, strict=True):
         port.get_tensor().set_names({name})
     return model
+
+
+def _converted(network: Network) -> Any:
+    """The network in OpenVINO's operators; decomposed where the frontend refuses an operator as captured."""
+    module = readable(network)
+    try:
+        try:
+            return _read(module)
+        except Exception:  # another overload, or another form, of an operator that the frontend reads
+            return _read(decomposed(network))
+    except Exception as error:
+        raise EngineError(f"OpenVINO cannot convert this network: {first_lines(error)}") from error
+
+
+def _read(module: Any) -> Any:
+    import openvino as ov
+    from openvino.frontend.pytorch import ConversionExtension
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    extensions = [
+        ConversionExtension("tersor.fake_quantize.default", fake_quantize),
+        ConversionExtension("tersor.dequantize.default", dequantize),
+        ConversionExtension("tersor.quantize_rows.default", lambda context: [context.get_input(0)]),
+        ConversionExtension("aten.softmax.int", _softmax),
+        ConversionExtension("aten.mish.default", _mish),
+    ]
+    return ov.convert_model(TorchFXPythonDecoder(module, dynamic_shapes=True), extension=extensions)
 
 
 def _share_bounds(model: Any) -> None:

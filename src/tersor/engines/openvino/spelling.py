@@ -14,9 +14,13 @@ from tersor.network.network import argument, aten, op_name
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 # Operators that the frontend reads as captured.
 _PLAIN = frozenset(
-    "linear embedding add sub mul sigmoid tanh relu softmax sum select getitem stack cat unsqueeze slice zeros "
-    "zeros_like sym_size full argmax arange index fake_quantize quantize_rows dequantize".split()
+    "linear embedding add sub mul div sigmoid tanh relu softmax sum mean select getitem stack cat unsqueeze slice "
+    "zeros zeros_like sym_size full argmax arange index fake_quantize quantize_rows dequantize avg_pool2d hardtanh "
+    "clamp hardswish hardsigmoid silu gelu leaky_relu elu permute transpose view expand pixel_shuffle "
+    "scaled_dot_product_attention upsample_nearest2d upsample_bilinear2d".split()
 )
+# Operators that return their value as the first of several.
+FIRST = (aten.max_pool2d_with_indices.default, aten.native_layer_norm.default)
 
 
 def spelled(node: fx.Node, batch: fx.Node | None) -> Call | None:
@@ -61,6 +65,18 @@ def _convolution(node: fx.Node) -> Call | None:
     return aten.convolution.default, (*node.args[:2], argument(node, 2, "bias"), *steps, *rest), {}
 
 
+def _transposed(node: fx.Node) -> Call:
+    dims = int(op_name(node)[len("conv_transpose")])
+
+    def each(position: int, name: str, default: int) -> list[int]:
+        values = list(argument(node, position, name, [default]))
+        return values * dims if len(values) == 1 else values
+
+    steps = (each(3, "stride", 1), each(4, "padding", 0), each(7, "dilation", 1))
+    rest = (True, each(5, "output_padding", 0), argument(node, 6, "groups", 1))
+    return aten.convolution.default, (*node.args[:2], argument(node, 2, "bias"), *steps, *rest), {}
+
+
 def _padded(node: fx.Node) -> Call | None:
     if argument(node, 2, "mode", "constant") != "constant":
         return None
@@ -98,11 +114,24 @@ def _flattened(node: fx.Node, batch: fx.Node | None) -> Call | None:
     return aten.view.default, (source, [first, math.prod(rest)]), {}
 
 
+def _normalized(node: fx.Node) -> Call:
+    """A layer norm over its last dimensions, which also returns mean and deviation."""
+    weight, bias = argument(node, 2, "weight"), argument(node, 3, "bias")
+    return aten.native_layer_norm.default, (*node.args[:2], weight, bias, argument(node, 4, "eps", 1e-5)), {}
+
+
 _SPELLED: dict[str, Callable[[fx.Node], Call | None]] = {
     "conv1d": _convolution,
     "conv2d": _convolution,
     "conv3d": _convolution,
+    "conv_transpose1d": _transposed,
+    "conv_transpose2d": _transposed,
+    "conv_transpose3d": _transposed,
     "pad": _padded,
+    "max_pool2d": lambda node: (aten.max_pool2d_with_indices.default, node.args, node.kwargs),
+    "relu6": lambda node: (aten.hardtanh.default, (node.args[0], 0.0, 6.0), {}),
+    "reshape": lambda node: (aten.view.default, node.args, node.kwargs),
+    "layer_norm": _normalized,
     "adaptive_avg_pool2d": _pooled,
     "split": _split,
 }

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from tersor.network.calibrate import channel_axis, channel_sum
-from tersor.network.chunks import Chunks, cut, walk_together, workers
+from tersor.network.chunks import Chunks, channels_last, cut, walk_together, workers
 from tersor.network.network import Network, add_tensor, bias_node, finish
 
 
@@ -39,14 +39,14 @@ class CorrectBias:
         def visit(node: fx.Node, values: Chunks) -> Chunks | None:
             if node.name not in self.means:
                 return None
-            sums, counts = zip(*(channel_sum(node, v) for v in values), strict=True)
+            sums, counts = zip(*pool.map(lambda v: channel_sum(node, v), values), strict=True)
             shift = (self.means[node.name] - sum(sums) / sum(counts)).to(values[0].dtype)
             shifts[node.name] = shift
             on_layer(1)
-            return Chunks(pool.map(lambda v: v + _broadcast(node, shift, v), values))
+            return Chunks(pool.map(lambda v: v.add_(_broadcast(node, shift, v)), values))  # no other node reads v yet
 
         with workers() as pool:
-            walk_together(network, cut(network, inputs), pool, visit)
+            walk_together(network, cut(network, inputs), pool, visit, channels_last(network))
         for node in network.operators():
             if node.name in shifts:
                 _shift_bias(network, node, shifts[node.name])

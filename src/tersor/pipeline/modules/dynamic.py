@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tersor.engines.recurrent import recurrent_kernel
 from tersor.errors import RecipeError
 from tersor.network.quantized import (
     QuantizedCell,
@@ -246,7 +247,7 @@ def _replacement(
     if weighted.op in RECURRENT:
         parts = list(_directions(module))
         weights = [[solved(n) for n in names] for names, _ in parts]
-        return QuantizedRecurrent(module, weights, [biases for _, biases in parts], activation)
+        return QuantizedRecurrent(module, weights, [biases for _, biases in parts], activation, recurrent_kernel)
     if weighted.op in CELLS:
         mode = {"lstm_cell": "LSTM", "gru_cell": "GRU"}.get(weighted.op) or f"RNN_{module.nonlinearity.upper()}"
         biases = [module.bias_ih, module.bias_hh] if module.bias else []

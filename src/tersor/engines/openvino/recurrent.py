@@ -32,8 +32,11 @@ class OpenVINORecurrent:
     def __init__(self, layer: Recurrence, threads: int) -> None:
         # Products of fewer inputs than a group are computed in float, with int8 weights.
         options = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP}
-        models = (recurrent_model(layer, batch) for batch in (1, -1))
-        self._single, self._any = (compile_model(m, threads, "f32", options) for m in models)
+        model = recurrent_model(layer)
+        self._any = compile_model(model, threads, "f32", options)
+        single = model.clone()
+        single.reshape({p: [p.partial_shape[0], 1, p.partial_shape[2]] for p in single.inputs})
+        self._single = compile_model(single, threads, "f32", options)
         # A compiled model computes one call at a time.
         self._lock = Lock()
 
@@ -56,26 +59,22 @@ class OpenVINORecurrent:
         return "OpenVINO"
 
 
-def recurrent_model(layer: Recurrence, batch: int) -> Any:
-    """An openvino.Model: padded steps, which of them are active ``[steps, batch, 1]``, and the first state.
-
-    Args:
-        batch: the batch; -1 for any.
-    """
+def recurrent_model(layer: Recurrence) -> Any:
+    """An openvino.Model: padded steps, which of them are active ``[steps, batch, 1]``, and the first state."""
     from openvino import opset13 as ops
 
     first = layer.layers[0][0]
     hidden = first.by_input.shape[0] // _GATES[layer.mode][0]
     widths = [first.by_state.shape[1]] + ([hidden] if layer.mode == "LSTM" else [])
     count = sum(map(len, layer.layers))
-    x, active = (_parameter(-1, batch, width) for width in (first.by_input.shape[1], 1))
-    states = [_parameter(count, batch, width) for width in widths]
+    x, active = (_parameter(-1, width) for width in (first.by_input.shape[1], 1))
+    states = [_parameter(count, width) for width in widths]
     firsts = list(zip(*(ops.split(s, _axis(0), count).outputs() for s in states), strict=True))
     value, lasts = x, []
     for directions in layer.layers:
         outputs = []
         for number, direction in enumerate(directions):
-            loop = _Loop(layer.mode, direction, batch, -1 if number else 1)
+            loop = _Loop(layer.mode, direction, -1 if number else 1)
             output, last = loop(value, active, firsts[len(lasts)])
             outputs.append(output)
             lasts.append(last)
@@ -87,8 +86,8 @@ def recurrent_model(layer: Recurrence, batch: int) -> Any:
 class _Loop:
     """One layer in one direction (``along`` is 1 or -1): a product over all inputs, and a loop over the steps."""
 
-    def __init__(self, mode: str, direction: Numbers, batch: int, along: int) -> None:
-        self.mode, self.direction, self.batch, self.along = mode, direction, batch, along
+    def __init__(self, mode: str, direction: Numbers, along: int) -> None:
+        self.mode, self.direction, self.along = mode, direction, along
         self.gates, shared = _GATES[mode]
         hidden = direction.by_input.shape[0] // self.gates
         self.input_bias = self.state_bias = None
@@ -106,11 +105,12 @@ class _Loop:
 
         gates = _product(x, _weight(self.direction.by_input), self.input_bias)
         width = self.direction.by_input.shape[0]
-        slices = [_parameter(STEPS, self.batch, n) for n in (width, 1)]
-        state = [_parameter(1, self.batch, s.get_partial_shape()[2].get_length()) for s in first]
+        slices = [_parameter(STEPS, n) for n in (width, 1)]
+        state = [_parameter(1, s.get_partial_shape()[2].get_length()) for s in first]
         last, outputs = self._steps(*slices, state)
         results = [ops.result(v) for v in (*last, outputs)]
-        loop: Any = ops.tensor_iterator()
+        made: Any = ops.tensor_iterator
+        loop = made()
         loop.set_function(_model(results, [*slices, *state], self.mode))
         # Backwards from the last slice to the first, or forwards.
         along = (0, STEPS, STEPS, -1, 0) if self.along == 1 else (-1, -STEPS, STEPS, 0, 0)
@@ -188,11 +188,11 @@ def _model(results: list[Any], parameters: list[Any], name: str) -> Any:
     return made(results, parameters, name)
 
 
-def _parameter(*shape: int) -> Any:
+def _parameter(steps: int, width: int) -> Any:
     import openvino as ov
     from openvino import opset13 as ops
 
-    return ops.parameter(ov.PartialShape(list(shape)), ov.Type.f32)
+    return ops.parameter(ov.PartialShape([steps, -1, width]), ov.Type.f32)
 
 
 def _axis(k: int) -> Any:

@@ -76,6 +76,9 @@ def quantize_dynamic(
     holds the codes. The model itself is not changed. ``dynamic_plan`` lists what happens to each layer, and why some
     are not quantized.
 
+    LSTM, GRU and RNN are computed by an installed engine where it can, with run-time scales of its own
+    (``QuantizedRecurrent``); PyTorch computes the rest.
+
     The result follows casts (``half()``) and is taken by ``torch.export``, ``torch.compile``, ``torch.jit.trace`` and
     ``torch.onnx.export``. ``weight`` of its layers reads as a float tensor; writing to it raises a NumericsError, and
     ``save_pretrained`` a SavedFolderError.

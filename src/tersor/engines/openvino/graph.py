@@ -5,7 +5,7 @@ from typing import Any
 from torch import fx
 
 from tersor.engines.openvino.spelling import batch_size, spelled
-from tersor.engines.program import exported
+from tersor.network.export import exported
 from tersor.network.network import Network, op_name
 from tersor.process import quiet
 

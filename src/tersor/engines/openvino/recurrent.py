@@ -105,12 +105,11 @@ class _Loop:
 
         gates = _product(x, _weight(self.direction.by_input), self.input_bias)
         width = self.direction.by_input.shape[0]
-        slices = [_parameter(STEPS, n) for n in (width, 1)]
+        slices = _parameter(STEPS, width), _parameter(STEPS, 1)
         state = [_parameter(1, s.get_partial_shape()[2].get_length()) for s in first]
         last, outputs = self._steps(*slices, state)
         results = [ops.result(v) for v in (*last, outputs)]
-        made: Any = ops.tensor_iterator
-        loop = made()
+        loop = ops.tensor_iterator()
         loop.set_function(_model(results, [*slices, *state], self.mode))
         # Backwards from the last slice to the first, or forwards.
         along = (0, STEPS, STEPS, -1, 0) if self.along == 1 else (-1, -STEPS, STEPS, 0, 0)

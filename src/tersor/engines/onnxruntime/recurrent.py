@@ -29,13 +29,12 @@ class OnnxRuntimeLSTM:
             raise EngineError(f"ONNX Runtime computes LSTMs without projections with integers, not this {layer.mode}")
         self._session = start(lstm_model(layer), threads)
 
-    def __call__(self, rows: Tensor, sizes: Sequence[int], state: State) -> tuple[Tensor, State]:
-        """Packed rows ``[sum(sizes), in]`` and the first state → packed outputs and the last state."""
-        x, active = padded(rows, sizes, len(sizes))
-        inputs = {"x": x, "lengths": active.sum(0).int(), "h": state[0], "c": state[1]}
-        found = self._session.run(None, {k: t.detach().contiguous().numpy() for k, t in inputs.items()})
-        output, *last = map(torch.from_numpy, found)
-        return packed(output, sizes, active), tuple(last)
+    def __call__(self, values: Tensor, sizes: Sequence[int], state: State) -> tuple[Tensor, State]:
+        """Steps ``[steps, batch, in]`` or packed rows, and the first state → packed outputs and the last state."""
+        x, active = padded(values, sizes, len(sizes))
+        h, c = (np.ascontiguousarray(s.detach().numpy()) for s in state)
+        found = self._session.run(None, {"x": x, "lengths": active.sum(0, dtype=np.int32), "h": h, "c": c})
+        return packed(found[0], sizes, active), tuple(torch.from_numpy(s) for s in found[1:])
 
     def __str__(self) -> str:
         return "ONNX Runtime"

@@ -40,20 +40,20 @@ class OpenVINORecurrent:
         # A compiled model computes one call at a time.
         self._lock = Lock()
 
-    def __call__(self, rows: Tensor, sizes: Sequence[int], state: State) -> tuple[Tensor, State] | None:
-        """Packed rows ``[sum(sizes), in]`` and the first state → packed outputs and the last state.
+    def __call__(self, values: Tensor, sizes: Sequence[int], state: State) -> tuple[Tensor, State] | None:
+        """Steps ``[steps, batch, in]`` or packed rows, and the first state → packed outputs and the last state.
 
         None if most of an iteration would be padding: PyTorch is faster then.
         """
         if len(sizes) * 2 <= STEPS:
             return None
-        x, active = padded(rows, sizes, len(sizes) + -len(sizes) % STEPS)
-        inputs = (x, active.float().unsqueeze(2), *state)
+        x, active = padded(values, sizes, len(sizes) + -len(sizes) % STEPS)
+        states = [np.ascontiguousarray(s.detach().numpy()) for s in state]
         with self._lock:
             compiled = self._single if sizes[0] == 1 else self._any
-            found = compiled([t.detach().contiguous().numpy() for t in inputs], share_inputs=True)
-            output, *last = (torch.from_numpy(np.asarray(found[k])) for k in range(1 + len(state)))
-        return packed(output, sizes, active), tuple(last)
+            found = compiled([x, active[..., None].astype(np.float32), *states], share_inputs=True)
+            output, *last = (np.asarray(found[k]) for k in range(1 + len(state)))
+        return packed(output, sizes, active), tuple(map(torch.from_numpy, last))
 
     def __str__(self) -> str:
         return "OpenVINO"

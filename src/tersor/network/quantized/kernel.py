@@ -1,9 +1,9 @@
 """What a recurrent layer is to an engine that computes all of it in one call."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,32 +59,48 @@ class Recurrence:
         return [t for t in found if t is not None]
 
 
-# Packed rows ``[sum(sizes), in]``, ``sizes[t]`` of them at time t, and the first state ``[layers · directions, batch,
-# hidden]`` → packed outputs and the last state, all float32 on the CPU; None for a call that PyTorch computes faster.
+# Steps ``[steps, batch, in]``, or packed rows ``[sum(sizes), in]``, ``sizes[t]`` of them at time t, and the first state
+# ``[layers · directions, batch, hidden]`` → packed outputs and the last state, all float32 on the CPU; None for a call
+# that PyTorch computes faster.
 Kernel = Callable[[Tensor, Sequence[int], State], tuple[Tensor, State] | None]
 # None where no engine takes the layer.
 Build = Callable[[Recurrence], Kernel | None]
 
 
-def padded(rows: Tensor, sizes: Sequence[int], steps: int) -> tuple[Tensor, Tensor]:
-    """Packed rows as ``[steps, batch, in]``, zeros behind the end, and which of them are rows ``[steps, batch]``.
+def padded(values: Tensor, sizes: Sequence[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps or packed rows as ``[steps, batch, in]``, zeros behind the end, and which are rows ``[steps, batch]``.
+
+    In NumPy: where PyTorch's threads have worked they wait for more, and an engine's threads for a processor.
 
     >>> padded(torch.tensor([[1.0], [2.0], [3.0]]), [2, 1], 2)[0].squeeze(2).tolist()
     [[1.0, 2.0], [3.0, 0.0]]
     """
-    length, batch = len(sizes), sizes[0]
-    if length == steps and sizes[-1] == batch:
-        return rows.view(steps, batch, -1), torch.ones(steps, batch, dtype=torch.bool)
-    counts = torch.tensor([*sizes, *[0] * (steps - length)])
-    active = torch.arange(batch) < counts.unsqueeze(1)
-    x = rows.new_zeros(steps, batch, rows.shape[1])
-    x[active] = rows
+    array, length, batch = values.detach().numpy(), len(sizes), sizes[0]
+    if length == steps and array.ndim == 3:
+        return np.ascontiguousarray(array), np.ones((steps, batch), bool)
+    active = np.arange(batch) < np.array([*sizes, *[0] * (steps - length)])[:, None]
+    x = np.zeros((steps, batch, array.shape[-1]), np.float32)
+    if array.ndim == 3:
+        x[:length] = array
+    else:
+        x[active] = array
     return x, active
 
 
-def packed(output: Tensor, sizes: Sequence[int], active: Tensor) -> Tensor:
+def packed(output: np.ndarray, sizes: Sequence[int], active: np.ndarray) -> Tensor:
     """The rows of ``[steps, batch, hidden]`` that are active."""
-    return output[: len(sizes)].reshape(-1, output.shape[2]) if sizes[-1] == sizes[0] else output[active]
+    whole = sizes[-1] == sizes[0]
+    return torch.from_numpy(output[: len(sizes)].reshape(-1, output.shape[2]) if whole else output[active])
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all values are finite and their sum is, too: a sum of NaN or infinity is none.
+
+    >>> is_finite(torch.ones(3)), is_finite(torch.tensor([1.0, torch.nan]))
+    (True, False)
+    """
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(values.detach().numpy().sum()))
 
 
 class Prepared:
@@ -113,15 +129,15 @@ class Prepared:
         """Whether no buffer or parameter was written or replaced since."""
         return all(store.get(name) is tensor and version(tensor) == v for store, name, tensor, v in self._found)
 
-    def takes(self, rows: Tensor, state: State) -> bool:
+    def takes(self, values: Tensor, state: State) -> bool:
         """Whether the engine computes these values as PyTorch would: on the CPU, finite, and without gradient."""
-        given = (rows, *state)
-        if not all(type(t) is Tensor and t.device.type == "cpu" for t in given) or not rows.numel():
+        given = (values, *state)
+        if not all(type(t) is Tensor and t.device.type == "cpu" for t in given) or not values.numel():
             return False
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*given, *(t for _, _, t, _ in self._found))):
             return False
         # What functions of torch.func see has no memory of its own.
         if any(_is_wrapped(t) for t in given):
             return False
-        # Integers made from NaN are numbers like any other. A sum is infinite or NaN where any value is.
-        return math.isfinite(sum(float(t.sum()) for t in given))
+        # Integers made from NaN are numbers like any other.
+        return all(is_finite(t) for t in given)

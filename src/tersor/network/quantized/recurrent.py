@@ -151,16 +151,18 @@ class QuantizedRecurrent(Quantized):
         if single and hx is not None:
             hx = tuple(h.unsqueeze(1) for h in hx) if isinstance(hx, tuple) else hx.unsqueeze(1)
         state = self._state(hx, batch, x)
-        data, state = self._layers(x.reshape(length * batch, -1).float(), [batch] * length, state)
+        data, state = self._layers(x.float(), [batch] * length, state)
         output = data.reshape(length, batch, -1)
         if single:
             return output.squeeze(1), tuple(s.squeeze(1) for s in state)
         return output.transpose(0, 1) if self.batch_first else output, state
 
     def _layers(self, data: Tensor, sizes: Sequence[Size], state: State) -> tuple[Tensor, State]:
+        """Steps ``[steps, batch, in]`` or packed rows, and the first state → packed outputs and the last state."""
         found = self._in_engine(data, sizes, state)
         if found is not None:
             return found
+        data = data.flatten(0, 1) if data.ndim == 3 else data
         count = 2 if self.bidirectional else 1
         lasts: list[State] = []
         for k in range(self.num_layers):

@@ -7,6 +7,7 @@ from torch import nn
 
 import tersor
 from tersor.engines.numbers import check_numbers
+from tersor.errors import EngineError
 from tersor.network.capture import capture
 from tersor.network.network import op_name
 from tersor.pipeline.graph.audit import audit
@@ -139,3 +140,15 @@ def test_a_rule_reaches_the_steps():
     planned = {layer.name: layer.planned for layer in done.plan.layers if layer.op == "linear"}
     assert planned == {"rnn.input_l0": "int8", "rnn.state_l0.1": "fp32", "rnn.state_l0.2": "fp32", "head": "int8"}
     assert (done.runner(x) - done.network(x)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("kind", "shape"), [(nn.LSTM, (6, 8)), (nn.GRU, (6, 2, 8)), (nn.RNN, (6, 1, 8))])
+def test_time_in_the_place_of_the_batch_is_refused_by_name(engine, kind, shape):
+    model = Lambda(lambda m, x: m.head(m.rnn(x)[0]), rnn=kind(8, 8), head=nn.Linear(8, 4)).eval()
+    x = torch.randn(shape)
+    subject = tersor.Task("time", model, (x,), lambda: [(x,)])
+    with pytest.raises(EngineError, match=r"rnn\.\w+ takes the first dimension of an input.* for time"):
+        compressed(subject, "int8-dynamic", engine)
+    with torch.no_grad():
+        assert tersor.quantize_dynamic(model, progress=False)(x).shape == model(x).shape

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tersor.errors import CaptureError
-from tersor.network.network import Network
+from tersor.errors import CaptureError, EngineError
+from tersor.network.network import Network, op_name, title
+from tersor.network.rewrites.unroll import RECURRENT, why_not
 from tersor.network.signature import Signature
 from tersor.network.structure import Structure
 from tersor.process import quiet
@@ -75,6 +76,29 @@ def dynamic_shapes(network: Network) -> tuple[dict[int, Any] | None, ...]:
         dims = network.varying(k)
         found.append({dim: batch if dim == 0 else torch.export.Dim.AUTO for dim in dims} or None)
     return tuple(found)
+
+
+def exported(network: Network) -> Any:
+    """``torch.export`` of a network's graph, which the engines' converters read, with the dimensions dynamic that were
+    captured so.
+
+    Raises:
+        EngineError: the steps of a recurrent layer are the batch, so that no engine knows how many there are.
+    """
+    shapes = dynamic_shapes(network)
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(network.module, network.example, dynamic_shapes=shapes, strict=False)
+    except Exception as error:
+        layers = [n for n in network.operators() if op_name(n) in RECURRENT]
+        for why, node in ((why_not(n), n) for n in layers):
+            if why == "its length is not fixed":
+                raise EngineError(
+                    f"{title(node)} takes the first dimension of an input, which is the batch, for time, so {why}: put "
+                    "the batch first (batch_first=True, and x.unsqueeze(0) for one sequence), or use "
+                    "tersor.quantize_dynamic, which takes any length"
+                ) from error
+        raise
 
 
 def export(

@@ -16,7 +16,7 @@ from onnxscript.optimizer import fold_constants, remove_unused_nodes
 from onnxscript.values import Op, Opset
 
 from tersor.errors import EngineError
-from tersor.network.export import dynamic_shapes
+from tersor.network.export import exported
 from tersor.network.network import Network, op_name
 from tersor.process import quiet
 
@@ -49,7 +49,7 @@ def export_graph(network: Network) -> ir.Model:
         table[torch.ops.tersor.dynamic_lstm.default] = _dynamic_lstm()
     try:
         with quiet(*_NOISY_LOGGERS):
-            exported = torch.onnx.export(
+            found = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
@@ -62,8 +62,8 @@ def export_graph(network: Network) -> ir.Model:
             f"an operator of this network cannot be exported to ONNX ({_innermost(error)}): keep that part "
             "out of the network, or use an engine that does not need ONNX: openvino or torch"
         ) from error
-    assert exported is not None
-    model = exported.model
+    assert found is not None
+    model = found.model
     with quiet(*_NOISY_LOGGERS):
         fold_constants(model, should_fold=_fold)
         remove_unused_nodes(model)
@@ -81,9 +81,7 @@ def _fold(node: ir.Node) -> bool | None:
 
 def _program(network: Network) -> Any:
     """Export the graph again, with each node named as in the Network."""
-    shapes = dynamic_shapes(network)
-    with quiet(), torch.no_grad():
-        program = torch.export.export(network.module, network.example, dynamic_shapes=shapes, strict=False)
+    program = exported(network)
     for node in program.graph.nodes:
         origin = node.meta.get("from_node")
         if node.op == "call_function":

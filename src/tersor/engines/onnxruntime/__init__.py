@@ -12,8 +12,10 @@ from tersor.errors import EngineError
 if TYPE_CHECKING:
     import torch
 
+    import tersor.engines.onnxruntime.recurrent
     import tersor.engines.onnxruntime.runner
     import tersor.network.network
+    import tersor.network.quantized.kernel
     import tersor.policy
 
 
@@ -130,3 +132,21 @@ class OnnxRuntime:
             raise EngineError(
                 f"ONNX Runtime's CPU kernels compute float in FP32, not in {precision}; leave precision at f32"
             )
+
+
+def recurrent_kernel(
+    layer: "tersor.network.quantized.kernel.Recurrence", threads: int
+) -> "tersor.engines.onnxruntime.recurrent.OnnxRuntimeLSTM":
+    """A recurrent layer of a module that stays in PyTorch, computed by ONNX Runtime.
+
+    Raises:
+        EngineError: ONNX Runtime or onnx is not installed, or does not take the layer.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise EngineError(f"the engine 'onnxruntime' is not installed; run: {OnnxRuntime().install}") from error
+    from tersor.engines.onnxruntime.recurrent import OnnxRuntimeLSTM
+
+    return OnnxRuntimeLSTM(layer, threads)

@@ -20,6 +20,31 @@ _PROVIDERS = ["CPUExecutionProvider"]
 _SILENT = 3
 
 
+def start(model: Any, threads: int, optimize: bool = True, optimized: str | None = None) -> Any:
+    """A session of a model on the CPU.
+
+    Args:
+        optimized: the file into which the optimized graph is written, if any.
+
+    Raises:
+        EngineError: ONNX Runtime cannot load the model.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _SILENT
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimized:
+        options.optimized_model_filepath = optimized
+    try:
+        return _session(model, options)
+    except Exception as error:
+        raise EngineError(f"ONNX Runtime cannot load this network: {_summary(error)}") from error
+
+
 class OnnxRuntimeRunner:
     """A network in ONNX Runtime, for any batch size that the network takes.
 
@@ -38,20 +63,7 @@ class OnnxRuntimeRunner:
         self._inputs = [i.name for i in self._session.get_inputs()]
 
     def _start(self, optimized: str | None = None) -> Any:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _SILENT
-        if not self.optimize:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if optimized:
-            options.optimized_model_filepath = optimized
-        try:
-            return _session(self.model, options)
-        except Exception as error:
-            raise EngineError(f"ONNX Runtime cannot load this network: {_summary(error)}") from error
+        return start(self.model, self.threads, self.optimize, optimized)
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the network on tensors; returns one tensor, or a tuple if there are several outputs.

@@ -11,8 +11,10 @@ from tersor.engines.targets import CPUS, Target, planned_for, target_of
 if TYPE_CHECKING:
     import torch
 
+    import tersor.engines.openvino.recurrent
     import tersor.engines.openvino.runner
     import tersor.network.network
+    import tersor.network.quantized.kernel
     import tersor.policy
 
 
@@ -149,3 +151,17 @@ class OpenVINO:
         from tersor.engines.openvino.decoder import OpenVinoDecoder
 
         return OpenVinoDecoder.build(model, weights, threads=threads, precision=precision)
+
+
+def recurrent_kernel(
+    layer: "tersor.network.quantized.kernel.Recurrence", threads: int
+) -> "tersor.engines.openvino.recurrent.OpenVINORecurrent":
+    """A recurrent layer of a module that stays in PyTorch, computed by OpenVINO.
+
+    Raises:
+        EngineError: OpenVINO is not installed, or cannot compile the layer.
+    """
+    require(OpenVINO())
+    from tersor.engines.openvino.recurrent import OpenVINORecurrent
+
+    return OpenVINORecurrent(layer, threads)

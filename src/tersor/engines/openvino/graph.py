@@ -6,7 +6,7 @@ from typing import Any
 from torch import fx
 
 from tersor.engines.openvino.spelling import FIRST, batch_size, spelled
-from tersor.engines.program import exported
+from tersor.network.export import exported
 from tersor.network.network import Network, argument, op_name
 from tersor.process import quiet
 

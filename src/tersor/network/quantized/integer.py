@@ -71,7 +71,7 @@ class Packed:
         self, codes: Int8[Tensor, "out in"], scale: Float[Tensor, "..."], source: Tensor | None = None
     ) -> None:
         self.backend = backend() if codes.device.type == "cpu" else "float"
-        self._stored, self._versions = scale, (_version(codes if source is None else source), _version(scale))
+        self._stored, self._versions = scale, (version(codes if source is None else source), version(scale))
         self.scale = scale.reshape(-1).expand(codes.shape[0]).contiguous()
         if self.backend == "onednn":
             self.weight = _pack_onednn(codes, self.scale)
@@ -85,7 +85,7 @@ class Packed:
 
     def is_of(self, source: Tensor, scale: Tensor) -> bool:
         """Whether the stored codes and scales are still those that were packed."""
-        return self._stored is scale and self._versions == (_version(source), _version(scale))
+        return self._stored is scale and self._versions == (version(source), version(scale))
 
     def __call__(self, codes: Shaped[Tensor, "rows in"]) -> Float[Tensor, "rows out"]:
         """``codes @ weightᵀ · scale`` of int8 or uint8 codes."""
@@ -101,7 +101,7 @@ class Packed:
             return F.linear(codes.float(), self.weight) * self.scale
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
     """The number of writes to a tensor; inference tensors do not count theirs."""
     return -1 if tensor.is_inference() else tensor._version
 

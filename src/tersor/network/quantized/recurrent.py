@@ -1,90 +1,22 @@
-"""LSTM, GRU and RNN, and their cells, with integer products of input and state."""
+"""LSTM, GRU and RNN with integer products of input and state."""
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from tersor.network.quantized.direction import Direction
+from tersor.network.quantized.graph import making_graph
+from tersor.network.quantized.kernel import Build, Prepared, Recurrence, Size, State
 from tersor.network.quantized.layers import Quantized
-from tersor.network.quantized.weight import Product, QuantizedWeight
+from tersor.network.quantized.weight import QuantizedWeight
 from tersor.numerics import QuantSpec
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-State = tuple[Tensor, ...]
-# A size is a symbol where a program is exported, and a tensor where it is traced.
-Size = int | torch.SymInt | Tensor
 _NAME = re.compile(r"(weight|bias)_(ih|hh|hr)_l(\d+)(_reverse)?")
-
-
-def step(mode: str, from_input: Tensor, from_state: Tensor, state: State) -> State:
-    """One time step: gates ``[batch, gates · hidden]`` from the input and from the state → the new state."""
-    if mode == "LSTM":
-        i, f, g, o = from_input.add(from_state).chunk(4, 1)
-        cell = torch.addcmul(i.sigmoid().mul_(g.tanh()), f.sigmoid(), state[1])
-        return o.sigmoid().mul_(cell.tanh()), cell
-    if mode == "GRU":
-        hidden = state[0].shape[1]
-        gates = (from_input[:, : 2 * hidden] + from_state[:, : 2 * hidden]).sigmoid_()
-        reset, update = gates.chunk(2, 1)
-        new = torch.addcmul(from_input[:, 2 * hidden :], reset, from_state[:, 2 * hidden :]).tanh_()
-        return (torch.lerp(new, state[0], update),)
-    total = from_input + from_state
-    return (total.tanh_() if mode == "RNN_TANH" else total.relu_(),)
-
-
-class _Direction(nn.Module):
-    """One layer in one direction."""
-
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-
-    def __init__(self, weights: Sequence[QuantizedWeight], biases: Sequence[Tensor], activation: QuantSpec | None):
-        super().__init__()
-        self.ih, self.hh = weights[:2]
-        self.hr = weights[2] if len(weights) > 2 else None
-        for name, bias in zip(("bias_ih", "bias_hh"), biases or (None, None), strict=True):
-            value = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
-            self.register_parameter(name, value)
-        self.activation = activation
-        if activation is not None:
-            for weight in weights:
-                weight.pack()
-
-    def products(self) -> tuple[Product, Product, Product | None]:
-        """The products with the input, the state and, if projected, the output."""
-        projection = self.hr.product(self.activation) if self.hr is not None else None
-        bias_ih, bias_hh = (None if b is None else b.float() for b in (self.bias_ih, self.bias_hh))
-        by_input = self.ih.product(self.activation, bias_ih)
-        return by_input, self.hh.product(self.activation, bias_hh), projection
-
-    def tensor(self, kind: str, part: str) -> Tensor | None:
-        """The weight or bias (``kind``) of the input, state or projection (``ih``, ``hh``, ``hr``), if there is one."""
-        if kind == "bias":
-            return getattr(self, f"bias_{part}", None)
-        weight: QuantizedWeight | None = getattr(self, part)
-        return None if weight is None else weight.read()
-
-    def run(
-        self, mode: str, data: Tensor, sizes: Sequence[Size], state: State, reverse: bool
-    ) -> tuple[Tensor, State]:
-        """Packed rows ``[sum(sizes), in]``, ``sizes[t]`` of them at time t → packed outputs and the last state."""
-        by_input, by_state, project = self.products()
-        gates = by_input(data)
-        parts = list(enumerate(gates.split(list(sizes))))
-        outputs: list[Tensor] = [gates] * len(parts)
-        for t, gates_now in reversed(parts) if reverse else parts:
-            count = sizes[t]
-            active = tuple(s[:count] for s in state)
-            new = step(mode, gates_now, by_state(active[0]), active)
-            if project is not None:
-                new = (project(new[0]), *new[1:])
-            outputs[t] = new[0]
-            full = count == state[0].shape[0]
-            state = new if full else tuple(torch.cat([n, s[count:]]) for n, s in zip(new, state, strict=True))
-        return torch.cat(outputs), state
 
 
 class QuantizedRecurrent(Quantized):
@@ -92,7 +24,17 @@ class QuantizedRecurrent(Quantized):
 
     Takes and returns what the replaced module does: padded or packed sequences, with or without a batch dimension or an
     initial state. Answers in the dtype of its input, and for the names of its weights (``weight_hh_l0``).
+
+    Args:
+        build: makes a kernel of an engine, which computes calls without gradient on the CPU; the engine's numbers
+            are those of int8 at run time, with scales of its own. PyTorch computes where there is none: in graphs
+            (export, compilation, traces), with dropout, and where an engine fails, which is warned of. The kernel is
+            made with the module, and again when its codes or biases are loaded, moved or copied; it is not part of
+            the state.
     """
+
+    _build: Build | None = None
+    _prepared: Prepared | None = None
 
     def __init__(
         self,
@@ -100,6 +42,7 @@ class QuantizedRecurrent(Quantized):
         weights: Sequence[Sequence[QuantizedWeight]],
         biases: Sequence[Sequence[Tensor]],
         activation: QuantSpec | None,
+        build: Build | None = None,
     ) -> None:
         super().__init__()
         self.mode, self.activation = layer.mode, activation
@@ -108,7 +51,54 @@ class QuantizedRecurrent(Quantized):
         self.dropout, self.bias = layer.dropout, layer.bias
         self.nonlinearity = getattr(layer, "nonlinearity", "tanh")
         parts = zip(weights, biases, strict=True)
-        self.directions = nn.ModuleList(_Direction(w, b, activation) for w, b in parts)
+        self.directions = nn.ModuleList(Direction(w, b, activation) for w, b in parts)
+        self._build = build
+        self._prepare()
+
+    def _prepare(self) -> Prepared:
+        """Make the engine's kernel, or else PyTorch's layout of the weights."""
+        runs: Any = self.directions
+        kernel = None
+        if self.activation is not None and self._build is not None and not making_graph():
+            parts, count = [run.numbers() for run in runs], 2 if self.bidirectional else 1
+            layers = tuple(tuple(parts[k : k + count]) for k in range(0, len(parts), count))
+            kernel = self._build(Recurrence(self.mode, self.activation, layers))
+        if kernel is None:
+            for run in runs:
+                run.pack()
+        self._prepared = Prepared(self, kernel)
+        return self._prepared
+
+    def _in_engine(self, data: Tensor, sizes: Sequence[Size], state: State) -> tuple[Tensor, State] | None:
+        """What ``_layers`` returns, computed by the engine; None if there is none, or it does not take this call."""
+        if self._build is None or making_graph() or (self.training and self.dropout and self.num_layers > 1):
+            return None
+        prepared = self._prepared
+        if prepared is None or not prepared.is_of_now():
+            prepared = self._prepare()
+        if prepared.kernel is None or not prepared.takes(data, state):
+            return None
+        try:
+            return prepared.kernel(data, sizes, state)  # type: ignore[arg-type]
+        except Exception as error:
+            said = f"{self.mode} of width {self.hidden_size}: {prepared.kernel} fails, and PyTorch computes it: {error}"
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
+            self._prepared = Prepared(self, None)
+            return None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedRecurrent":
+        super()._apply(fn, recurse)
+        if self._build is not None:
+            self._prepare()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self._build is not None:
+            self._prepare()
 
     def flatten_parameters(self) -> None:
         """No-op, for callers of ``nn.LSTM``."""
@@ -161,20 +151,25 @@ class QuantizedRecurrent(Quantized):
         if single and hx is not None:
             hx = tuple(h.unsqueeze(1) for h in hx) if isinstance(hx, tuple) else hx.unsqueeze(1)
         state = self._state(hx, batch, x)
-        data, state = self._layers(x.reshape(length * batch, -1).float(), [batch] * length, state)
+        data, state = self._layers(x.float(), [batch] * length, state)
         output = data.reshape(length, batch, -1)
         if single:
             return output.squeeze(1), tuple(s.squeeze(1) for s in state)
         return output.transpose(0, 1) if self.batch_first else output, state
 
     def _layers(self, data: Tensor, sizes: Sequence[Size], state: State) -> tuple[Tensor, State]:
+        """Steps ``[steps, batch, in]`` or packed rows, and the first state → packed outputs and the last state."""
+        found = self._in_engine(data, sizes, state)
+        if found is not None:
+            return found
+        data = data.flatten(0, 1) if data.ndim == 3 else data
         count = 2 if self.bidirectional else 1
         lasts: list[State] = []
         for k in range(self.num_layers):
             outputs = []
             for d in range(count):
                 index = k * count + d
-                run: _Direction = self.directions[index]  # type: ignore[assignment]
+                run: Direction = self.directions[index]  # type: ignore[assignment]
                 output, last = run.run(self.mode, data, sizes, tuple(s[index] for s in state), reverse=d == 1)
                 outputs.append(output)
                 lasts.append(last)
@@ -201,60 +196,6 @@ class QuantizedRecurrent(Quantized):
 
     def extra_repr(self) -> str:
         wide = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
-        return f"{self.mode}, {wide}, activations {self.activation or 'in float'}"
-
-
-class QuantizedCell(Quantized):
-    """``nn.LSTMCell``, ``nn.GRUCell`` or ``nn.RNNCell``."""
-
-    def __init__(
-        self,
-        mode: str,
-        layer: nn.RNNCellBase,
-        weights: Sequence[QuantizedWeight],
-        biases: Sequence[Tensor],
-        activation: QuantSpec | None,
-    ) -> None:
-        super().__init__()
-        self.mode, self.activation = mode, activation
-        self.input_size, self.hidden_size, self.bias = layer.input_size, layer.hidden_size, layer.bias
-        self.nonlinearity = getattr(layer, "nonlinearity", "tanh")
-        self.direction = _Direction(weights, biases, activation)
-
-    @property
-    def weight_ih(self) -> Tensor:
-        """The float weight of the input, computed when an operator reads it."""
-        return self.direction.ih.read()
-
-    @property
-    def weight_hh(self) -> Tensor:
-        """The float weight of the state, computed when an operator reads it."""
-        return self.direction.hh.read()
-
-    @property
-    def bias_ih(self) -> Tensor | None:
-        """The bias of the input."""
-        return self.direction.bias_ih
-
-    @property
-    def bias_hh(self) -> Tensor | None:
-        """The bias of the state."""
-        return self.direction.bias_hh
-
-    def forward(self, input: Tensor, hx: Tensor | State | None = None) -> Tensor | State:
-        """``[batch, in]`` or ``[in]`` and a state → the new state."""
-        single = input.ndim == 1
-        x = (input.unsqueeze(0) if single else input).float()
-        count = 2 if self.mode == "LSTM" else 1
-        if hx is None:
-            state = tuple(x.new_zeros(x.shape[0], self.hidden_size) for _ in range(count))
-        else:
-            parts = hx if isinstance(hx, tuple) else (hx,)
-            state = tuple((h.unsqueeze(0) if single else h).float() for h in parts)
-        by_input, by_state, _ = self.direction.products()
-        new = step(self.mode, by_input(x), by_state(state[0]), state)
-        new = tuple((s.squeeze(0) if single else s).to(input.dtype) for s in new)
-        return new if self.mode == "LSTM" else new[0]
-
-    def extra_repr(self) -> str:
-        return f"{self.mode} cell, {self.input_size}, {self.hidden_size}, activations {self.activation or 'in float'}"
+        kernel = None if self._prepared is None else self._prepared.kernel
+        where = "" if kernel is None else f", in {kernel}"
+        return f"{self.mode}, {wide}, activations {self.activation or 'in float'}{where}"

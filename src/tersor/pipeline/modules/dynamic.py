@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tersor.engines.recurrent import recurrent_kernel
 from tersor.errors import RecipeError
 from tersor.network.quantized import (
     QuantizedCell,
@@ -74,6 +75,9 @@ def quantize_dynamic(
     class: ``generate``, hooks on other modules, packed sequences and hidden states keep working, and ``state_dict``
     holds the codes. The model itself is not changed. ``dynamic_plan`` lists what happens to each layer, and why some
     are not quantized.
+
+    LSTM, GRU and RNN are computed by an installed engine where it can, with run-time scales of its own
+    (``QuantizedRecurrent``); PyTorch computes the rest.
 
     The result follows casts (``half()``) and is taken by ``torch.export``, ``torch.compile``, ``torch.jit.trace`` and
     ``torch.onnx.export``. ``weight`` of its layers reads as a float tensor; writing to it raises a NumericsError, and
@@ -246,7 +250,7 @@ def _replacement(
     if weighted.op in RECURRENT:
         parts = list(_directions(module))
         weights = [[solved(n) for n in names] for names, _ in parts]
-        return QuantizedRecurrent(module, weights, [biases for _, biases in parts], activation)
+        return QuantizedRecurrent(module, weights, [biases for _, biases in parts], activation, recurrent_kernel)
     if weighted.op in CELLS:
         mode = {"lstm_cell": "LSTM", "gru_cell": "GRU"}.get(weighted.op) or f"RNN_{module.nonlinearity.upper()}"
         biases = [module.bias_ih, module.bias_hh] if module.bias else []

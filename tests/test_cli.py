@@ -61,6 +61,7 @@ def test_a_plan_for_another_target(task_file, tmp_path, cpu):
             _run(command, task_file, "--target", "x86")
 
 
+@pytest.mark.slow
 def test_compress_report_run(task_file, tmp_path):
     out = tmp_path / "out"
     assert _run("compress", task_file, "--out", out).exit_code == 0

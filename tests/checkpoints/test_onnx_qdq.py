@@ -100,6 +100,7 @@ CLAMPS = {
 }
 
 
+@pytest.mark.slow
 def test_a_clamp_never_remains_and_never_changes_a_code():
     random = torch.Generator().manual_seed(0)
     branches = []

@@ -91,6 +91,7 @@ def refused(network):
     raise AssertionError("it took the long way")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["network", "images", "common"])
 def test_operators_of_the_tables_are_read_without_decomposing(kind, request, monkeypatch):
     net = request.getfixturevalue(kind)

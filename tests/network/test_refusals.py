@@ -165,3 +165,10 @@ def test_a_failed_export_prints_no_graph(capsys):
     said = capsys.readouterr()
     assert "def forward" not in said.err + said.out
     assert "called" in said.err  # what the model prints is the user's
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("take", [tersor.quantize_dynamic, tersor.dynamic_plan])
+def test_modules_that_torchscript_made_are_not_replaced(take):
+    with pytest.raises(CaptureError, match="the model is a TorchScript module"):
+        take(torch.jit.trace(block(), EXAMPLE))

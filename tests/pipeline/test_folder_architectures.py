@@ -108,6 +108,7 @@ def test_what_nobody_asked_to_change_stays_as_it_was_bit_by_bit(tmp_path):
         assert torch.equal(a.view(torch.uint8), b.view(torch.uint8)), name
 
 
+@pytest.mark.slow
 def test_parts_of_a_model_run_without_a_cache(tmp_path):
     """A cache would make each call read the keys of those before; AWQ proves that the blocks compute the same again."""
     source = written(tmp_path / "source", MODELS["paligemma"]())

@@ -59,6 +59,7 @@ def in_half(x, dtype):
     return torch.equal(x, x.to(dtype).float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["bf16", "fp16"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_attention_is_computed_in_half_precision_or_refused(attention, engine, keep):
@@ -83,6 +84,7 @@ def test_attention_is_computed_in_half_precision_or_refused(attention, engine, k
     assert {r.precision for r in rows} == {keep}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_a_softmax_that_names_its_type_is_computed_in_half_precision_too(engine):
     if not computes_bf16(engine):

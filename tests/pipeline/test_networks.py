@@ -9,7 +9,7 @@ from zoo import NETWORKS
 import tersor
 
 # Each stands for a family; the others run with the slow tests.
-FAST = ("unet", "efficientnet", "dict")
+FAST = ("unet", "dict")
 # Grouped transposed convolutions are float in OpenVINO unless their channels fill its blocks, as the audit says.
 # Nor does it add a convolution's own input inside the convolution.
 FALLS_BACK = {"grouped": {"2"}, "inplace": {"add"}}

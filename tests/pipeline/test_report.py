@@ -30,13 +30,15 @@ def _task(**changes):
     ("flags", "target", "most", "said"),
     [
         (("avx2",), None, 63, "planned for x86-avx2, which has no VNNI"),
-        (("avx2", "avx512_vnni"), None, 127, None),
+        pytest.param(("avx2", "avx512_vnni"), None, 127, None, marks=pytest.mark.slow),
         (("avx2",), "x86-vnni", 127, "planned for x86-vnni, measured on x86-avx2, which has no VNNI"),
         pytest.param(
             ("avx2", "amx_int8"), "x86-avx2", 63, "planned for x86-avx2, which has no VNNI", marks=pytest.mark.slow
         ),
-        ((), None, 63, "planned for an unknown CPU, which has no VNNI"),
-        (("asimd", "asimddp"), "arm-neon", 63, "planned for arm-neon, which has no VNNI"),
+        pytest.param((), None, 63, "planned for an unknown CPU, which has no VNNI", marks=pytest.mark.slow),
+        pytest.param(
+            ("asimd", "asimddp"), "arm-neon", 63, "planned for arm-neon, which has no VNNI", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_plan_is_made_for_a_target(cpu, flags, target, most, said):

@@ -62,7 +62,7 @@ CASES = {
 }
 
 
-QUICK = {("text", "openvino"), ("image", "onnxruntime")}
+QUICK = {("image", "onnxruntime")}
 EVERY = [(name, engine) for name in CASES for engine in RUN]
 
 
@@ -83,6 +83,7 @@ def test_sizes_that_were_not_traced(name, engine, tmp_path):
                 assert distance(a, b) < 0.1
 
 
+@pytest.mark.slow
 def test_they_are_named_in_the_onnx_file():
     done = tersor.compress(text_task(), engine="onnxruntime", report=False, progress=False)
     graph = done.runner.model.graph

@@ -74,7 +74,10 @@ def test_patches_are_some_of_all():
 
 @pytest.mark.parametrize(
     ("case", "granularity"),
-    [*((case, "channel") for case in CASES), *(("grouped", g) for g in ("tensor", "filters:3", "group:2"))],
+    [
+        *(pytest.param(case, "channel", marks=pytest.mark.slow) for case in CASES),
+        *(("grouped", g) for g in ("tensor", "filters:3", "group:2")),
+    ],
 )
 def test_output_is_closer_than_where_it_started(case, granularity):
     problem = problem_of(case, QuantSpec("int4", granularity))

@@ -88,6 +88,7 @@ def compress(
     `tersor compress llama/ -r int4-gptq --data train.txt --valid valid.txt -o small`
     """
     from tersor.checkpoints.manifest import check_free
+    from tersor.measure import read_report
     from tersor.pipeline.graph.compress import compress as run
     from tersor.report import print_report
 
@@ -109,8 +110,8 @@ def compress(
         options = {"threads": threads, "precision": precision, "evaluate": evaluate}
         done = run(load_task(task), recipe or _OF_TASKS, engine, target=target, **options)
         done.save(out, force)
-        assert done.report is not None
-        print_report(done.report, console)
+        # Saving adds what it found of the files.
+        print_report(read_report(out), console)
     console.print(f"\nwritten to {out}; open {out / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from tersor.errors import TersorError
+from tersor.measure.formatting import number_text
 from tersor.measure.perplexity import Divergence, TextScore
 from tersor.measure.schema import Bytes, Environment, ReportPart, Seconds
 
@@ -80,7 +81,7 @@ class LanguageReport(ReportPart):
         if self.original is None or self.compressed is None:
             return f"{size}; perplexity not measured (pass --valid TEXT, or evaluate= in Python)"
         before, after = self.original.perplexity, self.compressed.perplexity
-        return f"{size}; perplexity {before:.4g} → {after:.4g} ({(after / before - 1) * 100:+.2f} %)"
+        return f"{size}; perplexity {before:.4g} → {after:.4g} ({number_text((after / before - 1) * 100, '+.2f')} %)"
 
     def to_json(self) -> str:
         """The text of report.json."""

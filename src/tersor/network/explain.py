@@ -59,7 +59,7 @@ def refuse_torchscript(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             f"the model is a TorchScript module ({type(model).__name__}, made by torch.jit.trace, torch.jit.script or "
-            "torch.jit.load), which torch.export cannot capture: pass the nn.Module that it was made from"
+            "torch.jit.load), which holds no layers of its own any more: pass the nn.Module that it was made from"
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tersor.engines.recurrent import recurrent_kernel
 from tersor.errors import RecipeError
+from tersor.network.explain import refuse_torchscript
 from tersor.network.quantized import (
     QuantizedCell,
     QuantizedEmbedding,
@@ -93,6 +94,7 @@ def quantize_dynamic(
     Raises:
         RecipeError: a recipe that needs calibration, a rule that matches no layer, or no layer left to quantize.
         NumericsError: naming a weight with NaN or infinity.
+        CaptureError: a model that torch.jit made.
         TaskError: naming what the model holds that cannot be copied.
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
@@ -100,6 +102,7 @@ def quantize_dynamic(
     >>> type(small).__name__, bool((small(x) - model(x)).abs().max() < 0.02)
     ('Sequential', True)
     """
+    refuse_torchscript(model)
     recipe = resolve(recipe)
     MODULES.check(recipe)
     subject = Subject(model, ModuleHost(recipe.name), seed=recipe.seed)
@@ -118,6 +121,7 @@ def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic")
     0 (conv1d): stays float: the activations of a convolution are quantized by a static recipe
     1 (linear): int8 per channel symmetric, activations int8 per token asymmetric
     """
+    refuse_torchscript(model)
     recipe = resolve(recipe)
     MODULES.check(recipe)
     return _plans(model, recipe.quantize, recipe.name)

@@ -5,6 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import tersor
 from benchmarks import common, peers
 from benchmarks.common import THREADS, Claim, Outcome, say
@@ -31,6 +33,10 @@ def bench(quick: bool) -> Outcome:
             assert done.plan is not None
             rows = audit(done.plan, done.runner.executed())
             claims += _audit_claims(what, rows, done.runner)
+            claims += _step_claims(what, task, done)
+            if name == "mobilenetv2":
+                share = _agreement(task, done)
+                claims.append(Claim("simulation_mobilenetv2", engine, share, 0.99, at_most=False))
             before, after = float_bytes(task, engine), saved_bytes(done)
             beside = "" if quick or engine != "openvino" or smaller is None else _nncf(task, before)
             claims.append(Claim("size", what, before / after, smaller, False, "times smaller", peer=beside))
@@ -52,6 +58,32 @@ def _audit_claims(what: str, rows: list[Audited], runner: Runner) -> list[Claim]
         Claim("audit", f"{what}, of {len(additions)} additions in float", _floats(additions), 0),
         Claim("audit", f"{what}, float convolutions by the engine's own list", len(own), 0),
     ]
+
+
+def _step_claims(what: str, task: tersor.Task, done: tersor.Compressed) -> list[Claim]:
+    """The one-step check on four calibration samples."""
+    engine = find_engine(done.engine)
+    inputs = tuple(x for x in next(iter(task.calibration_batches())) if isinstance(x, torch.Tensor))
+    steps = engine.audit(done.network, done.runner, inputs).steps
+    other = [s for s in steps if s.verdict in ("float", "other")]
+    missing = sum(s.verdict == "unchecked" for s in steps)
+    beside = f"largest {max((s.largest for s in steps), default=0.0):.2f} codes; {missing} unchecked"
+    claim = f"{what}, of {len(steps)} values beyond {engine.tolerance:g} code of the simulation"
+    return [Claim("one_step", claim, len(other), 0, peer=beside)]
+
+
+def _agreement(task: tersor.Task, done: tersor.Compressed) -> float:
+    """The share of the test pictures for which engine and simulation predict the same class."""
+    same: list[torch.Tensor] = []
+
+    def predict(*inputs: torch.Tensor) -> torch.Tensor:
+        found = done(*inputs)
+        same.append(found.argmax(1) == done.network(*inputs).argmax(1))
+        return found
+
+    assert task.evaluate is not None
+    task.evaluate(predict)
+    return float(torch.cat(same).double().mean())
 
 
 def _floats(rows: list[Audited]) -> int:

@@ -45,7 +45,7 @@ def bench(quick: bool) -> Outcome:
     found = {name: summarize(blocks) for name, blocks in rounds.items()}
     value, spread = over(found, "ours", "NNCF")
     beside = "; ".join(f"{k} {v.median / 1000:.1f} s ({_words(parts[k])})" for k, v in found.items())
-    claim = Claim("compress", f"{task.name}, {pictures} pictures", value, 1.3, spread=spread, peer=beside)
+    claim = Claim("compress", f"{task.name}, {pictures} pictures", value, 1.0, spread=spread, peer=beside)
     return Outcome([claim], {"seconds": rounds, "parts_s": parts})
 
 

@@ -1,6 +1,7 @@
 """A network compiled by OpenVINO, and its files."""
 
 import re
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,21 @@ def first_lines(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
 
 
+class Requests:
+    """A compiled model that several threads may call: each has its own request, which computes one call at a time."""
+
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+        self._own = threading.local()
+
+    def __call__(self, arrays: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """The outputs for some inputs."""
+        if not hasattr(self._own, "request"):
+            self._own.request = self.compiled.create_infer_request()
+        results = self._own.request.infer(arrays, share_inputs=True)
+        return tuple(np.array(results[k]) for k in range(len(self.compiled.outputs)))
+
+
 class OpenVINORunner:
     """A compiled network whose float arithmetic is pinned to one precision.
 
@@ -83,23 +99,20 @@ class OpenVINORunner:
         )
         self._runtime = model.has_rt_info(GROUP_KEY)
         self._names = [p.any_name for p in model.inputs]
-        self._compiled: dict[bool, Any] = {}
+        self._compiled: dict[bool, Requests] = {}
+        self._compiling = threading.Lock()
         self._for(single=self._dynamic)
 
-    def _for(self, single: bool) -> Any:
-        if single not in self._compiled:
-            model = self.model
-            if single:
-                model = model.clone()
-                model.reshape(
-                    {
-                        p: [1, *list(p.partial_shape)[1:]]
-                        for p in model.inputs
-                        if p.partial_shape.rank.get_length()
-                    }
-                )
-            self._compiled[single] = _compile(model, self.threads, self.precision)
-        return self._compiled[single]
+    def _for(self, single: bool) -> Requests:
+        with self._compiling:
+            if single not in self._compiled:
+                model = self.model
+                if single:
+                    model = model.clone()
+                    shaped = [p for p in model.inputs if p.partial_shape.rank.get_length()]
+                    model.reshape({p: [1, *list(p.partial_shape)[1:]] for p in shaped})
+                self._compiled[single] = Requests(_compile(model, self.threads, self.precision))
+            return self._compiled[single]
 
     def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the network on tensors; returns one tensor, or a tuple if there are several outputs.
@@ -112,11 +125,11 @@ class OpenVINORunner:
         compiled = self._for(single)
         arrays = [x.detach().contiguous().numpy() for x in inputs]
         try:
-            results = compiled(arrays, share_inputs=True)
+            results = compiled(arrays)
         except Exception as error:
             shapes = [tuple(x.shape) for x in inputs]
             raise EngineError(f"OpenVINO refuses inputs of shapes {shapes}: {first_lines(error)}") from error
-        outputs = tuple(torch.from_numpy(np.array(results[k])) for k in range(len(compiled.outputs)))
+        outputs = tuple(map(torch.from_numpy, results))
         return outputs[0] if len(outputs) == 1 else outputs
 
     def executed(self) -> list[Executed]:
@@ -124,7 +137,7 @@ class OpenVINORunner:
 
         Operators that depend on no input are computed once during compilation and are omitted.
         """
-        rows = account(self.model, self._for(self._dynamic).get_runtime_model(), self._runtime)
+        rows = account(self.model, self._for(self._dynamic).compiled.get_runtime_model(), self._runtime)
         notes = ([self.notes[n] for n in row.nodes if n in self.notes] for row in rows)
         return [replace(row, note=own[0]) if own else row for row, own in zip(rows, notes, strict=True)]
 
@@ -159,12 +172,8 @@ def plain_session(folder: Path) -> Callable[..., tuple[Tensor, ...]]:
     import openvino as ov
 
     try:
-        compiled = ov.Core().compile_model(folder / FILES[0], "CPU")
+        compiled = Requests(ov.Core().compile_model(folder / FILES[0], "CPU"))
     except Exception as error:
         raise EngineError(f"OpenVINO cannot compile {folder / FILES[0]}: {first_lines(error)}") from error
 
-    def call(*inputs: Tensor) -> tuple[Tensor, ...]:
-        results = compiled([x.detach().contiguous().numpy() for x in inputs])
-        return tuple(torch.from_numpy(np.array(results[k])) for k in range(len(compiled.outputs)))
-
-    return call
+    return lambda *inputs: tuple(map(torch.from_numpy, compiled([x.detach().contiguous().numpy() for x in inputs])))

@@ -5,13 +5,13 @@ from functools import cache
 
 import pytest
 import torch
-from parts import draw, task_of
+from parts import Lambda, draw, task_of
 from torch import nn
 from toy_engine import Toy
 from zoo import NETWORKS
 
 import tersor
-from tersor.engines import ENGINES
+from tersor.engines import ENGINES, onestep
 from tersor.engines.base import Executed
 from tersor.engines.exposure import edges_of, with_edges
 from tersor.engines.onestep import check_steps
@@ -195,6 +195,81 @@ def test_a_cut_network_gives_the_same_when_it_is_fed_its_own_values():
     assert all(torch.equal(a, b) for a, b in zip(again[1:], values, strict=True))
 
 
+def turned(m, x):
+    y = m.a(x).permute(0, 2, 3, 1) * m.gamma
+    return m.c(y.permute(0, 3, 1, 2).relu().view(len(x), -1))
+
+
+def masked(m, x):
+    scores = m.a(x).flatten(2).transpose(1, 2)
+    return (scores @ scores.transpose(1, 2) + m.mask).softmax(-1) @ scores
+
+
+def single(m, x):
+    return m.c(m.a(x).relu().flatten(1))
+
+
+def time_first(m, x):
+    y = m.a(x).flatten(2).permute(2, 0, 1)
+    y = y + m.c(y).relu() + y.mean(0, keepdim=True)
+    return m.d(y).permute(1, 0, 2)
+
+
+def fixed(m, x):
+    return torch.cat([m.c(m.a(sample[None]).relu().flatten(1)) for sample in x])
+
+
+FORMS = {
+    "a view of what lies otherwise": (turned, {"c": nn.Linear(8 * 16, 4)}),
+    "masked by large numbers": (masked, {}),
+    "one number": (single, {"c": nn.Linear(8 * 16, 1)}),
+    "time before the batch": (time_first, {"c": nn.Linear(8, 8), "d": nn.Linear(8, 3)}),
+    "a fixed batch": (fixed, {"c": nn.Linear(128, 3)}),
+}
+
+
+@pytest.mark.parametrize(
+    ("form", "engine", "recipe"),
+    [
+        pytest.param(f, e, r, marks=[pytest.mark.slow] * ((f, e, r) != ("one number", "onnxruntime", "int8-dynamic")))
+        for f in FORMS
+        for e in RUNNING
+        for r in ("int8-static", "int8-dynamic", "bf16")
+    ],
+)
+def test_networks_of_any_form_are_checked_and_end_no_compression(form, engine, recipe):
+    torch.manual_seed(0)
+    forward, parts = FORMS[form]
+    model = Lambda(forward, a=nn.Conv2d(3, 8, 3), **parts).eval()
+    model.gamma = nn.Parameter(torch.rand(8))
+    model.register_buffer("mask", torch.where(torch.rand(16, 16) > 0.6, -10_000.0, 0.0))
+    size = 2 if form == "a fixed batch" else 6
+    data = [(torch.randn(size, 3, 6, 6),) for _ in range(2)]
+    task = tersor.Task("form", model, (torch.zeros(min(size, 2), 3, 6, 6),), lambda: data)
+    done = tersor.compress(task, recipe, engine, report=False, progress=False)
+    steps = ENGINES[engine].audit(done.network, done.runner, data[0]).steps
+    assert steps
+    # OpenVINO may read what a product with few outputs quantizes at run time in float: its numbers say so.
+    taken = {"planned", "unchecked", *(["float"] if (engine, recipe) == ("openvino", "int8-dynamic") else [])}
+    assert {s.verdict for s in steps} <= taken, [s for s in steps if s.verdict not in taken]
+
+
+def test_a_wrong_score_beside_a_mask_is_found():
+    scores = torch.tensor([[0.5, 1.0, -1e4, 2.0]])
+    network, _ = _network()
+    unit = onestep._unit(network, next(iter(network.graph.nodes)), scores)
+    assert unit[0, 0] < 0.01
+    assert unit[0, 2] > 10
+
+
+def test_in_half_precision_nothing_is_compared_with_fp32():
+    network, inputs = _network()
+    runner = TorchRunner(network, precision="bf16")
+    found = check_steps(Toy(), network, runner, inputs)
+    assert {s.verdict for s in found} == {"unchecked"}
+    assert all("bf16, as asked" in s.note for s in found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", RUNNING)
 def test_the_report_tells_it(engine):
@@ -224,4 +299,7 @@ def test_engines_compute_every_value_as_planned(name, recipe, engine):
     model, shape = NETWORKS[name]()
     done = tersor.compress(task_of(model, shape), recipe, engine=engine, report=False, progress=False)
     steps = ENGINES[engine].audit(done.network, done.runner, draw((shape,), 5, 77)).steps
-    assert {s.verdict for s in steps} == {"planned"}, [s for s in steps if s.verdict != "planned"]
+    # ONNX Runtime adds floats in another order where some values are outputs.
+    wrong = [s for s in steps if s.verdict not in ("planned", *(["unchecked"] if engine == "onnxruntime" else []))]
+    assert steps
+    assert not wrong

@@ -8,7 +8,7 @@ from torch import nn
 import tersor
 from tersor.checkpoints.manifest import read_manifest
 from tersor.engines import ENGINES
-from tersor.engines.alone import SAME
+from tersor.engines.alone import SAME, UNLIKE, _distance
 from tersor.engines.torch import Torch
 from tersor.measure import read_report
 from tersor.recipe import Recipe, Rule
@@ -112,3 +112,33 @@ def test_the_saved_report_says_that_the_files_alone_compute_something_else(task,
     monkeypatch.setattr(Torch, "plain", lambda self, folder: lambda x: plain(self, folder)(x * 2))
     assert "the files alone" in read_report(done.save(tmp_path / "other")).warnings[-1]
     tersor.load(tmp_path / "other")
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "same"),
+    [
+        ([-INF, 1.0, 2.0], [-INF, 1.0, 2.0], True),
+        ([-INF, 1.0, 2.0], [-INF, 100.0, 200.0], False),
+        ([-3e38, 1.0], [-3e38, 1.5], False),
+        ([NAN, 1.0], [0.0, 1.0], False),
+        ([NAN, 1.0], [NAN, 1.0], True),
+        ([0.0, 1.0], [0.0, 1.0001], True),
+        ([1.0], [1.0, 1.0], False),
+    ],
+)
+def test_masks_hide_no_difference(theirs, ours, same):
+    found = _distance(torch.tensor(theirs), torch.tensor(ours))
+    assert (found <= SAME) == same
+    assert found <= UNLIKE, "it goes into JSON"
+
+
+def test_a_runtime_that_does_not_run_the_files_loses_nothing(task, tmp_path, monkeypatch):
+    def fails(*inputs):
+        raise RuntimeError("no such kernel")
+
+    done = tersor.compress(task[0], "int8-weight", "torch", threads=1, report=False, progress=False)
+    monkeypatch.setattr(Torch, "plain", lambda self, folder: fails)
+    assert "no such kernel" in read_manifest(done.save(tmp_path / "saved"))["alone"]["note"]

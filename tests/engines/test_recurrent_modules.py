@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import tersor
 from tersor.engines import recurrent
 from tersor.engines.openvino.recurrent import STEPS, OpenVINORecurrent
+from tersor.engines.targets import CPUS, target_of
 from tersor.network.quantized import QuantizedRecurrent
 
 KINDS = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN, "relu": lambda *a, **k: nn.RNN(*a, nonlinearity="relu", **k)}
@@ -232,3 +233,18 @@ def test_other_recipes_stay_in_pytorch():
         assert not in_engine(tersor.quantize_dynamic(net, recipe, progress=False))
     assert "in ONNX Runtime" in repr(made(net))
     assert "in OpenVINO" in repr(made(nn.RNN(WIDTH, STATE)))
+
+
+def test_no_engine_computes_where_products_saturate(monkeypatch):
+    monkeypatch.setattr("tersor.engines.recurrent.here", lambda: target_of("openvino", CPUS, "x86-avx2"))
+    small = tersor.quantize_dynamic(nn.LSTM(8, 16).eval(), progress=False)
+    assert small._prepared.kernel is None
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_inputs_of_another_width_are_refused_and_change_nothing(kind):
+    small = tersor.quantize_dynamic(kind(8, 16).eval(), progress=False)
+    kernel = small._prepared.kernel
+    with pytest.raises(ValueError, match="expected 8 features"):
+        small(torch.zeros(5, 2, 7))
+    assert small._prepared.kernel is kernel

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor
 
 from tersor.engines.base import Engine, Runner
+from tersor.network.explain import summary
 
 # A relative difference beyond which the files alone are not what was measured: a few values rounded the other way.
 SAME = 0.002
+# The distance of outputs that have nothing in common: JSON has no infinity.
+UNLIKE = 1e9
+# Magnitudes from which a number is a mask.
+_MASK = 1e30
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,25 @@ def alone(engine: Engine, folder: Path, runner: Runner, inputs: Sequence[Tensor]
     plain = engine.plain(folder)
     if plain is None:
         return None
-    theirs, ours = plain(*inputs), runner(*inputs)
+    try:
+        theirs, ours = plain(*inputs), runner(*inputs)
+    except Exception as error:  # of the runtime: what was measured is not lost for it
+        return Alone(UNLIKE, f"it does not run the files: {summary(error)}")
     pairs = zip(*((x,) if isinstance(x, Tensor) else tuple(x) for x in (theirs, ours)), strict=True)
     largest = max((_distance(a, b) for a, b in pairs), default=0.0)
-    return Alone(largest, "" if largest <= SAME else engine.plain_note)
+    known = largest > SAME and runner.precision == "f32"
+    return Alone(largest, engine.plain_note if known else "")
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    if a.shape != b.shape:
-        return float("inf")
-    a, b = (torch.nan_to_num(x.double(), 0.0, 1e30, -1e30) for x in (a, b))
-    return float((a - b).norm() / b.norm().clamp_min(1e-12)) if not torch.equal(a, b) else 0.0
+    """The relative distance of what is no mask; ``UNLIKE`` where shapes, masks, infinities or NaN differ."""
+    if torch.equal(a, b):
+        return 0.0
+    a, b = a.double(), b.double()
+    if a.shape != b.shape or not torch.equal(a.isnan(), b.isnan()):
+        return UNLIKE
+    masks = ~b.isfinite() | (b.abs() >= _MASK)
+    if not torch.equal(a.masked_fill(b.isnan(), 0.0)[masks], b.masked_fill(b.isnan(), 0.0)[masks]):
+        return UNLIKE
+    a, b = a[~masks], b[~masks]
+    return min(UNLIKE, float((a - b).norm() / b.norm().clamp_min(1e-12)))

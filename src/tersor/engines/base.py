@@ -50,7 +50,7 @@ class Checked:
             to the same operators without quantizers; ``other``: beyond it in any other way; ``unchecked``: no value.
         largest: the largest difference, in codes (of the value's quantizer; of 8 bits over the range of a float value).
         beyond: the share of values that differ by more than the tolerance.
-        note: why it was not checked.
+        note: why it was not checked, or which rounding the engine leaves out.
     """
 
     node: str
@@ -219,7 +219,6 @@ class Engine(Protocol):
             EngineError: the engine is not installed, or cannot read the files.
         """
         ...
-
 
     def plain(self, folder: Path) -> Callable[..., Any] | None:
         """What ``Runner.save`` wrote, in the runtime with its own defaults; None if that is not on this machine.

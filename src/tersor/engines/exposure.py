@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 from tersor.engines.base import Engine, Runner
 from tersor.errors import EngineError
+from tersor.network.explain import summary
 from tersor.network.network import Network, finish, op_name, walk
 from tersor.network.quantize import is_quantizer
 from tersor.network.roles import is_float_tensor
@@ -38,11 +39,12 @@ def expose(
     compile are best: what no output depends on, such as a padded token, may differ between two.
     """
     found = Exposed(_tuple(runner(*inputs)))
-    pending, why = [edges] if edges else [], ""
+    pending = [edges] if edges else []
+    few = f"{COMPILES} compiles were too few to find what changes the engine's network"
     while pending:
         part = pending.pop(0)
         whole, shared = len(part) in (1, len(edges)), frozenset(n for n in part if len(n.users) > 1)
-        values: dict[str, Tensor] = {}
+        values, why = {}, few
         for cut in dict.fromkeys((frozenset(), shared, frozenset(part)) if whole else (frozenset(),)):
             if values or found.compiles == COMPILES:
                 break
@@ -54,7 +56,7 @@ def expose(
         if found.compiles < COMPILES and len(part) > 1:
             pending += _parted(part)
         else:
-            found.unchecked.update((n.name, why) for n in part)
+            found.unchecked.update((n.name, why if len(part) == 1 else few) for n in part)
     return found
 
 
@@ -82,8 +84,8 @@ def _values(
     try:
         debug = engine.compile(exposed, threads=runner.threads, precision=runner.precision)
         results, values = _settled(debug, part, order, inputs, _simulated(network, order, inputs))
-    except EngineError as error:
-        return {}, f"the engine does not compile it as an output ({error})"
+    except Exception as error:  # of any library: the check may not end what it checks
+        return {}, f"the engine does not compile it as an output ({summary(error)})"
     if all(_equal(a, b) for a, b in zip(results, deployed, strict=False)):
         return values, ""
     return {}, "as an output it changes the engine's network"
@@ -173,9 +175,11 @@ def _is_edge(node: fx.Node, moving: Set[str]) -> bool:
     kind = op_name(node)
     if kind in STATIC:
         return node.args[0].op != "get_attr"  # type: ignore[union-attr]
-    if is_quantizer(node) or kind in moving or not is_float_tensor(node):
+    if is_quantizer(node):  # what half-precision arithmetic gives, in float32 again
+        return kind == "to" and node.args[1] is torch.float32 and "half" in node.args[0].meta  # type: ignore[union-attr]
+    if kind in moving or "half" in node.meta or not is_float_tensor(node):
         return False
-    return not any(is_quantizer(u) for u in node.users)
+    return not any(op_name(u) in STATIC for u in node.users)
 
 
 def placeholders(network: Network) -> list[fx.Node]:

@@ -15,15 +15,18 @@ from torch.fx.node import map_arg
 
 from tersor.engines.base import Account, Checked, Engine, Runner
 from tersor.engines.exposure import STATIC, edges_of, expose, outputs_of, placeholders
-from tersor.network.network import Network, op_name, title
+from tersor.network.chunks import bytes_of_sample
+from tersor.network.network import Network, call, op_name, title
 from tersor.network.quantize import is_quantizer
 from tersor.network.roles import is_float_tensor
 from tersor.numerics.ranges import expand
 
-# Samples that are compared.
-SAMPLES = 4
+# Samples that are compared, and bytes that their values may take; fewer samples where they would take more.
+SAMPLES, MEMORY = 4, 2**29
 # A float value is compared in codes of 8 bits of its own range.
 _FLOAT_CODES = 255
+# Of the median magnitude: values beyond are masks, or outliers that are measured by themselves.
+_BULK = 100
 # Of a code: what float arithmetic in another order may differ by.
 ROUNDING = 0.005
 _AT_RUN_TIME = ("quantize_rows", "quantize_whole")
@@ -42,8 +45,11 @@ def check_steps(engine: Engine, network: Network, runner: Runner, inputs: Sequen
         network: the quantized network that ``runner`` was compiled from.
         inputs: one batch; the first samples are used.
     """
-    inputs = _first(network, inputs)
     edges = edges_of(network, runner, engine.policy().transparent)
+    inputs = _first(network, inputs, edges)
+    if runner.precision != "f32":
+        note = f"float operators compute in {runner.precision}, as asked; the simulation computes in FP32"
+        return [Checked(n.name, title(n), (op_name(n),), "unchecked", note=note) for n in edges]
     exposed = expose(engine, network, runner, edges, inputs)
     known = {network.node(name): value for name, value in exposed.values.items()}
     known |= dict(zip(placeholders(network), inputs, strict=True))
@@ -109,8 +115,14 @@ def _unit(network: Network, node: fx.Node, value: Tensor) -> Tensor:
     if scale is not None:
         return scale
     finite = value[value.isfinite()].double()
-    span = finite.max() - finite.min() if finite.numel() else torch.ones(())
-    return (span / _FLOAT_CODES).clamp_min(1e-30)
+    if not finite.numel():
+        return torch.ones((), dtype=torch.float64)
+    # Masked values, of thousands or more, set no scale for the others.
+    bulk = finite[finite.abs() <= _BULK * finite.abs().median()]
+    bulk = bulk if len(bulk) and bulk.any() else finite
+    span = bulk.max().clamp_min(0) - bulk.min().clamp_max(0)
+    largest = value.double().abs().nan_to_num(0.0, 0.0)
+    return torch.maximum(span, largest).clamp_min(1e-30) / _FLOAT_CODES
 
 
 def _rounded(network: Network, node: fx.Node, value: Tensor) -> bool | None:
@@ -146,13 +158,19 @@ def simulate(
                 values[step] = values[step.all_input_nodes[0]]
             else:
                 args, kwargs = map_arg((step.args, step.kwargs), values.__getitem__)
-                values[step] = step.target(*args, **kwargs)  # type: ignore[operator]
+                values[step] = call(step, args, kwargs)
     return values[node]
 
 
-def _first(network: Network, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The first samples; one, where an engine may share a run-time scale among a thread's part of the batch only."""
+def _first(network: Network, inputs: Sequence[Tensor], edges: Sequence[fx.Node]) -> tuple[Tensor, ...]:
+    """The first samples: as many as the memory for the values of all edges allows.
+
+    One, where an engine may share a run-time scale among a thread's part of the batch only.
+    """
     if not network.dynamic_batch:
-        return tuple(network.example)
+        fits = [x.shape for x in inputs] == [x.shape for x in network.example]
+        return tuple(inputs) if fits else tuple(network.example)
     whole = any(op_name(n) == "quantize_whole" for n in network.operators())
-    return tuple(x[: 1 if whole else SAMPLES] if x.ndim else x for x in inputs)
+    each = sum(bytes_of_sample(n.meta.get("val")) for n in edges)
+    samples = 1 if whole else max(1, min(SAMPLES, MEMORY // max(1, each)))
+    return tuple(x[:samples] if x.ndim else x for x in inputs)

@@ -6,6 +6,7 @@ import torch
 
 from tersor.engines.onnxruntime import recurrent_kernel as onnxruntime
 from tersor.engines.openvino import recurrent_kernel as openvino
+from tersor.engines.targets import here
 from tersor.errors import EngineError
 from tersor.network.quantized.kernel import Kernel, Recurrence
 from tersor.process import importing
@@ -17,12 +18,12 @@ KERNELS: dict[str, Callable[[Recurrence, int], Kernel]] = {"onnxruntime": onnxru
 def recurrent_kernel(layer: Recurrence) -> Kernel | None:
     """A kernel that computes the layer in the first engine that takes it, with PyTorch's number of threads now.
 
-    None where no engine does: the activations are not int8 with a scale per row, the layer is not on the CPU, or no
-    engine is installed.
+    None where no engine does: the activations are not int8 with a scale per row, the layer is not on the CPU, its
+    products saturate on this CPU, or no engine is installed.
     """
     if layer.activation.format.name != "int8" or layer.activation.granularity.kind != "token":
         return None
-    if not all(t.device.type == "cpu" for t in layer.tensors):
+    if not here().exact_int8 or not all(t.device.type == "cpu" for t in layer.tensors):
         return None
     for build in KERNELS.values():
         try:

@@ -20,14 +20,14 @@ def unchecked(report: Report) -> tuple[CheckedValue, ...]:
 
 def summary(report: Report) -> str | None:
     """One sentence, or None if nothing was checked."""
-    return None if report.one_step is None else told(report.one_step)
+    return None if report.one_step is None else sentence(report.one_step)
 
 
-def told(check: OneStep) -> str:
+def sentence(check: OneStep) -> str:
     """The sentence for a check.
 
     >>> value = CheckedValue(name="a", ops=("conv2d",), verdict="planned", largest=1, beyond=0)
-    >>> told(OneStep(tolerance=1.0, steps=(value,)))
+    >>> sentence(OneStep(tolerance=1.0, steps=(value,)))
     "one-step check: 1 of 1 values within 1 code of the simulation, from the engine's own inputs"
     """
     steps = check.steps
@@ -53,7 +53,7 @@ def codes(count: float) -> str:
     return f"{text} code" if text == "1" else f"{text} codes"
 
 
-def found(step: CheckedValue) -> str:
+def finding_of(step: CheckedValue) -> str:
     """What was found of a step, in a few words."""
     if step.verdict == "unchecked":
         return step.note or "unchecked"

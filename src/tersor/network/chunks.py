@@ -65,10 +65,11 @@ def _stored(weight: object) -> fx.Node | None:
 
 def largest_value(network: Network) -> int:
     """Bytes per sample of the network's largest value, from the traced shapes."""
-    return max((_bytes(n.meta.get("val")) for n in network.operators()), default=1)
+    return max((bytes_of_sample(n.meta.get("val")) for n in network.operators()), default=1)
 
 
-def _bytes(value: Any) -> int:
+def bytes_of_sample(value: Any) -> int:
+    """Bytes of one sample of a traced value; 1 of what is no tensor."""
     if not isinstance(value, Tensor):
         return 1
     size = value.element_size()

@@ -23,8 +23,7 @@ from tersor.measure.formatting import (
     time_text,
 )
 from tersor.measure.headline import diagnose, fallbacks, fell_back
-from tersor.measure.onestep import deviating, summary, unchecked
-from tersor.measure.onestep import found as found_of_step
+from tersor.measure.onestep import deviating, finding_of, summary, unchecked
 from tersor.measure.schema import Histogram, Latency, Layer, Report
 from tersor.measure.speed import Speed, simulated, speed
 from tersor.report import svg
@@ -88,7 +87,7 @@ def _view(report: Report) -> dict[str, object]:
         "simulated": simulated(report),
         "one_step": summary(report),
         "steps": [*deviating(report), *unchecked(report)],
-        "found_of_step": found_of_step,
+        "finding_of": finding_of,
         "size_text": size_text,
         "db_text": db_text,
     }

@@ -18,7 +18,7 @@ from tersor.measure.formatting import (
     time_text,
 )
 from tersor.measure.headline import Diagnosis, diagnose, fallbacks
-from tersor.measure.onestep import deviating, found, summary
+from tersor.measure.onestep import deviating, finding_of, summary
 from tersor.measure.schema import Latency, Layer, Report
 from tersor.measure.speed import Speed, simulated, speed, speed_over_eager
 
@@ -143,7 +143,7 @@ def _one_step(report: Report, most: int = 3) -> list[Text]:
     text = summary(report)
     if text is None:
         return []
-    lines = [_styled(f"  {step.name}: {found(step)}", "yellow") for step in deviating(report)[:most]]
+    lines = [_styled(f"  {step.name}: {finding_of(step)}", "yellow") for step in deviating(report)[:most]]
     return [_styled(text, "dim"), *lines]
 
 

@@ -27,7 +27,7 @@ class OnnxRuntimeLSTM:
     def __init__(self, layer: Recurrence, threads: int) -> None:
         if layer.mode != "LSTM" or any(part.project is not None for parts in layer.layers for part in parts):
             raise EngineError(f"ONNX Runtime computes LSTMs without projections with integers, not this {layer.mode}")
-        self._session = start(lstm_model(layer), threads)
+        self._session = start(lstm_model(layer), threads, waiting=False)
 
     def __call__(self, values: Tensor, sizes: Sequence[int], state: State) -> tuple[Tensor, State]:
         """Steps ``[steps, batch, in]`` or packed rows, and the first state → packed outputs and the last state."""

@@ -20,11 +20,14 @@ _PROVIDERS = ["CPUExecutionProvider"]
 _SILENT = 3
 
 
-def start(model: Any, threads: int, optimize: bool = True, optimized: str | None = None) -> Any:
+def start(
+    model: Any, threads: int, optimize: bool = True, optimized: str | None = None, waiting: bool = True
+) -> Any:
     """A session of a model on the CPU.
 
     Args:
         optimized: the file into which the optimized graph is written, if any.
+        waiting: whether its threads spin for the next call; False leaves the processors to others.
 
     Raises:
         EngineError: ONNX Runtime cannot load the model.
@@ -37,6 +40,8 @@ def start(model: Any, threads: int, optimize: bool = True, optimized: str | None
     options.log_severity_level = _SILENT
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if not waiting:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimized:
         options.optimized_model_filepath = optimized
     try:
@@ -118,7 +123,9 @@ def plain_session(folder: Path) -> Callable[..., tuple[Tensor, ...]]:
     import onnxruntime
 
     try:
-        session = onnxruntime.InferenceSession(str(folder / FILES[0]), providers=_PROVIDERS)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _SILENT
+        session = onnxruntime.InferenceSession(str(folder / FILES[0]), options, providers=_PROVIDERS)
     except Exception as error:
         raise EngineError(f"ONNX Runtime cannot load {folder / FILES[0]}: {_summary(error)}") from error
     names = [i.name for i in session.get_inputs()]

@@ -1,7 +1,6 @@
 """A recurrent layer as an OpenVINO model: a loop of a few time steps each, for any length and batch."""
 
 from collections.abc import Sequence
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tersor.engines.openvino.lowering import GROUP
-from tersor.engines.openvino.runner import compile_model
+from tersor.engines.openvino.runner import Requests, compile_model
 from tersor.engines.openvino.weights import Codes
 from tersor.network.quantized.kernel import Numbers, Recurrence, State, packed, padded
 from tersor.numerics import QTensor
@@ -33,12 +32,10 @@ class OpenVINORecurrent:
         # Products of fewer inputs than a group are computed in float, with int8 weights.
         options = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP}
         model = recurrent_model(layer)
-        self._any = compile_model(model, threads, "f32", options)
+        self._any = Requests(compile_model(model, threads, "f32", options))
         single = model.clone()
         single.reshape({p: [p.partial_shape[0], 1, p.partial_shape[2]] for p in single.inputs})
-        self._single = compile_model(single, threads, "f32", options)
-        # A compiled model computes one call at a time.
-        self._lock = Lock()
+        self._single = Requests(compile_model(single, threads, "f32", options))
 
     def __call__(self, values: Tensor, sizes: Sequence[int], state: State) -> tuple[Tensor, State] | None:
         """Steps ``[steps, batch, in]`` or packed rows, and the first state → packed outputs and the last state.
@@ -49,10 +46,8 @@ class OpenVINORecurrent:
             return None
         x, active = padded(values, sizes, len(sizes) + -len(sizes) % STEPS)
         states = [np.ascontiguousarray(s.detach().numpy()) for s in state]
-        with self._lock:
-            compiled = self._single if sizes[0] == 1 else self._any
-            found = compiled([x, active[..., None].astype(np.float32), *states], share_inputs=True)
-            output, *last = (np.asarray(found[k]) for k in range(1 + len(state)))
+        compiled = self._single if sizes[0] == 1 else self._any
+        output, *last = compiled([x, active[..., None].astype(np.float32), *states])
         return packed(output, sizes, active), tuple(map(torch.from_numpy, last))
 
     def __str__(self) -> str:

@@ -135,6 +135,8 @@ class QuantizedRecurrent(Quantized):
     def _run(
         self, input: Tensor | PackedSequence, hx: Tensor | State | None
     ) -> tuple[Tensor | PackedSequence, State]:
+        if input.data.shape[-1] != self.input_size:
+            raise ValueError(f"{self.mode}: expected {self.input_size} features, got {tuple(input.data.shape)}")
         if isinstance(input, PackedSequence):
             sizes = input.batch_sizes.tolist()
             state = self._permute(self._state(hx, sizes[0], input.data), input.sorted_indices)

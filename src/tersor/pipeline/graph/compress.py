@@ -75,10 +75,12 @@ def compress(
 
 
 def _few(solved: Solved, count: int = 4) -> tuple[Tensor, ...]:
-    """Some samples; the network's example, if its batch is fixed."""
-    if not solved.prepared.original.dynamic_batch:
-        return solved.prepared.original.example
-    return tuple(x[:count].clone() if x.ndim else x for x in solved.samples if isinstance(x, Tensor))
+    """Some samples; as many as the network takes, if its batch is fixed."""
+    few = tuple(x for x in solved.samples if isinstance(x, Tensor))
+    original = solved.prepared.original
+    if original.dynamic_batch:
+        return tuple(x[:count].clone() if x.ndim else x for x in few)
+    return few if [x.shape for x in few] == [x.shape for x in original.example] else original.example
 
 
 def in_engine(

@@ -11,7 +11,7 @@ from tersor.measure import describe_environment, peak_bytes, unknown, with_headl
 from tersor.measure.environment import usable_processors
 from tersor.measure.layers import LayerNoise
 from tersor.measure.metric import direction_warnings
-from tersor.measure.onestep import told
+from tersor.measure.onestep import sentence
 from tersor.measure.schema import (
     Audit,
     CalibrationSummary,
@@ -268,7 +268,7 @@ def _simulation_warnings(measured: Measured, check: OneStep | None) -> list[str]
     share = measured.simulation_agreement
     if share is None or share >= 0.98:
         return []
-    said = "nothing was checked operator by operator" if check is None else told(check)
+    said = "nothing was checked operator by operator" if check is None else sentence(check)
     return [f"engine and simulation make the same prediction for only {share:.1%}; {said}"]
 
 

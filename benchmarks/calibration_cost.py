@@ -17,6 +17,7 @@ from benchmarks.common import Claim, Outcome, milliseconds, over, quiet, say
 from tersor.engines import engine as find_engine
 from tersor.measure import interleave
 from tersor.network.calibrate import calibrate
+from tersor.network.chunks import channels_last
 from tersor.network.network import walk
 from tersor.observers import OBSERVERS, KullbackLeibler, Statistics, observe
 from tersor.observers.kl import kl_threshold
@@ -88,8 +89,10 @@ def _subsampling(title: str, ready: Prepared, batches: list[Any], details: dict[
         if node.name in wanted:
             counted[node.name] = observe(counted.get(node.name), value, per_row=2**40)
 
+    # In the layout that calibration computes in, where the same sums are rounded in the same order.
+    laid_out = channels_last(ready.network)
     for inputs in batches:
-        walk(ready.network, inputs, visit)
+        walk(ready.network, inputs, visit, tensors=laid_out)
     sampled = calibrate(ready.network, ready.plan.sources(), batches).statistics
     apart: dict[str, float] = dict.fromkeys(OBSERVERS, 0.0)
     for node, whole in counted.items():

@@ -159,6 +159,25 @@ def test_values_whose_output_changes_the_network_are_cut_and_else_unchecked():
     assert {s.verdict for s in never} == {"planned", "unchecked"}
 
 
+def test_differences_of_several_operators_accuse_none():
+    @dataclass(frozen=True)
+    class Drifting(Toy):
+        """Refuses more outputs, and computes a weight of its own at the beginning."""
+
+        def compile(self, network, *, threads=None, precision="f32"):
+            if len(network.output_names) > 1:
+                raise EngineError("one output only")
+            edited = network.edit()
+            set_tensor(edited, "a.weight_codes", -edited.tensor("a.weight_codes"))
+            return TorchRunner(finish(edited), threads, precision)
+
+    network, inputs = _network()
+    found = check_steps(Drifting(), network, Drifting().compile(network), inputs)
+    assert {s.verdict for s in found} == {"unchecked"}
+    assert found[-1].largest > 1
+    assert "add up" in str(found[-1].note)
+
+
 def test_an_engine_that_refuses_more_outputs_leaves_values_unchecked():
     @dataclass(frozen=True)
     class Refusing(Toy):

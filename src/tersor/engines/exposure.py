@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -9,7 +10,7 @@ from torch import Tensor, fx
 from tersor.engines.base import Engine, Runner
 from tersor.errors import EngineError
 from tersor.network.explain import summary
-from tersor.network.network import Network, finish, op_name, walk
+from tersor.network.network import WEIGHTED, Network, finish, op_name, walk
 from tersor.network.quantize import is_quantizer
 from tersor.network.roles import is_float_tensor
 
@@ -34,18 +35,19 @@ def expose(
 ) -> Exposed:
     """The values of the edges, from debug compiles that give the deployed outputs to the bit.
 
-    An edge becomes an output. Where that changes the engine's network, an edge that several operators read is cut
-    instead, or all are; where that changes it too, the edges are parted until the one is found that does. Values of one
-    compile are best: what no output depends on, such as a padded token, may differ between two.
+    An edge becomes an output. Where that changes the engine's network, an edge that several operators read, or one that
+    joins it with another value, is cut instead, or all are; where that changes it too, the edges are parted until the
+    one is found that does. Values of one compile are best: what no output depends on, as a padded token, may differ
+    between two.
     """
     found = Exposed(_tuple(runner(*inputs)))
     pending = [edges] if edges else []
     few = f"{COMPILES} compiles were too few to find what changes the engine's network"
     while pending:
         part = pending.pop(0)
-        whole, shared = len(part) in (1, len(edges)), frozenset(n for n in part if len(n.users) > 1)
+        whole, joined = len(part) in (1, len(edges)), frozenset(filter(_is_joined, part))
         values, why = {}, few
-        for cut in dict.fromkeys((frozenset(), shared, frozenset(part)) if whole else (frozenset(),)):
+        for cut in dict.fromkeys((frozenset(), joined, frozenset(part)) if whole else (frozenset(),)):
             if values or found.compiles == COMPILES:
                 break
             found.compiles += 1
@@ -58,6 +60,12 @@ def expose(
         else:
             found.unchecked.update((n.name, why if len(part) == 1 else few) for n in part)
     return found
+
+
+def _is_joined(node: fx.Node) -> bool:
+    """Whether an engine may compute in the memory of this value: a sum is added to it, or several operators read it."""
+    sums = [u for u in node.users if u.target not in WEIGHTED and not is_quantizer(u)]
+    return len(node.users) > 1 or any(sum(n.op != "get_attr" for n in u.all_input_nodes) > 1 for u in sums)
 
 
 def _parted(edges: list[fx.Node]) -> list[list[fx.Node]]:
@@ -176,7 +184,8 @@ def _is_edge(node: fx.Node, moving: Set[str]) -> bool:
     if kind in STATIC:
         return node.args[0].op != "get_attr"  # type: ignore[union-attr]
     if is_quantizer(node):  # what half-precision arithmetic gives, in float32 again
-        return kind == "to" and node.args[1] is torch.float32 and "half" in node.args[0].meta  # type: ignore[union-attr]
+        source: Any = node.args[0]
+        return kind == "to" and node.args[1] is torch.float32 and "half" in source.meta
     if kind in moving or "half" in node.meta or not is_float_tensor(node):
         return False
     return not any(op_name(u) in STATIC for u in node.users)

@@ -58,16 +58,21 @@ def check_steps(engine: Engine, network: Network, runner: Runner, inputs: Sequen
     steps = []
     for node in network.graph.nodes:
         if node in edges or (node in outputs and node.op == "call_function" and is_float_tensor(node)):
-            steps.append(_step(network, node, known, engine.tolerance, exposed.unchecked.get(node.name)))
+            steps.append(_step(network, node, known, engine.tolerance, exposed.unchecked))
     return steps
 
 
 def _step(
-    network: Network, node: fx.Node, known: Mapping[fx.Node, Tensor], tolerance: float, unchecked: str | None
+    network: Network,
+    node: fx.Node,
+    known: Mapping[fx.Node, Tensor],
+    tolerance: float,
+    unchecked: Mapping[str, str],
 ) -> Checked:
     covered = between(node, known)
     ops = [n for n in reversed(covered) if n.op == "call_function" and not is_quantizer(n)]
-    about = Checked(node.name, title(node), tuple(dict.fromkeys(map(op_name, ops))), "unchecked", note=unchecked)
+    kinds = tuple(dict.fromkeys(map(op_name, ops)))
+    about = Checked(node.name, title(node), kinds, "unchecked", note=unchecked.get(node.name))
     if node not in known:
         return about
     engine, unit = known[node].double(), _unit(network, node, known[node])
@@ -82,6 +87,9 @@ def _step(
     rounded = _rounded(network, node, engine)
     if largest <= tolerance + ROUNDING and rounded is not False:
         return replace(about, verdict="planned", largest=largest)
+    if any(n.name in unchecked for n in covered):
+        note = "the values before it could not be had; differences of several operators add up in it"
+        return replace(about, largest=largest, note=note)
     about = replace(about, largest=largest, beyond=float((found > tolerance + ROUNDING).double().mean()))
     inner = {n for n in covered if n is not node and op_name(n) in STATIC}
     if inner and float(codes(inner).max()) <= tolerance + ROUNDING:

@@ -143,7 +143,7 @@ def test_a_report_of_an_engine_that_is_gone_is_still_read(toy, tmp_path, monkeyp
         assert said.exit_code == 0
         assert "toy" in said.output
     report = read_report(tmp_path / "out")
-    slower = report.ratios.model_copy(update={"speedup": 0.5})
+    slower = report.ratios.model_copy(update={"speedup": 0.5, "speedup_spread": (0.45, 0.55)})
     assert "slower" in str(with_headline(report.model_copy(update={"ratios": slower})).headline)
     with pytest.raises(EngineError, match="no engine 'toy'; there are"):
         tersor.load(tmp_path / "out")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tersor.engines.base import Engine, Runner
+from tersor.engines.numbers import parts_of
 from tersor.network.explain import summary
 
 # A relative difference beyond which the files alone are not what was measured: a few values rounded the other way.
@@ -47,7 +48,7 @@ def alone(engine: Engine, folder: Path, runner: Runner, inputs: Sequence[Tensor]
         theirs, ours = plain(*inputs), runner(*inputs)
     except Exception as error:  # of the runtime: what was measured is not lost for it
         return Alone(UNLIKE, f"it does not run the files: {summary(error)}")
-    pairs = zip(*((x,) if isinstance(x, Tensor) else tuple(x) for x in (theirs, ours)), strict=True)
+    pairs = zip(parts_of(theirs), parts_of(ours), strict=True)
     largest = max((_distance(a, b) for a, b in pairs), default=0.0)
     known = largest > SAME and runner.precision == "f32"
     return Alone(largest, engine.plain_note if known else "")

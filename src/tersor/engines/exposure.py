@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from tersor.engines.base import Engine, Runner
+from tersor.engines.numbers import parts_of
 from tersor.errors import EngineError
 from tersor.network.explain import summary
 from tersor.network.network import WEIGHTED, Network, finish, op_name, walk
@@ -40,7 +41,7 @@ def expose(
     one is found that does. Values of one compile are best: what no output depends on, as a padded token, may differ
     between two.
     """
-    found = Exposed(_tuple(runner(*inputs)))
+    found = Exposed(parts_of(runner(*inputs)))
     pending = [edges] if edges else []
     few = f"{COMPILES} compiles were too few to find what changes the engine's network"
     while pending:
@@ -108,7 +109,7 @@ def _settled(
     """
     fed = tuple(guess[n] for n in cut)
     for _ in range(len(cut) + 2):
-        results = _tuple(debug(*inputs, *fed))
+        results = parts_of(debug(*inputs, *fed))
         values = dict(zip((n.name for n in part), results[-len(part) :], strict=True))
         fed, before = tuple(values[n.name] for n in cut), fed
         if all(map(_equal, fed, before)):
@@ -198,10 +199,6 @@ def placeholders(network: Network) -> list[fx.Node]:
 def outputs_of(network: Network) -> list[fx.Node]:
     output = next(n for n in network.graph.nodes if n.op == "output")
     return list(output.args[0])  # type: ignore[arg-type]
-
-
-def _tuple(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -43,5 +43,9 @@ def check_numbers(
 
 
 def _flat(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-    parts = (outputs,) if isinstance(outputs, Tensor) else outputs
-    return torch.cat([p.detach().double().reshape(-1) for p in parts if p.is_floating_point()])
+    return torch.cat([p.detach().double().reshape(-1) for p in parts_of(outputs) if p.is_floating_point()])
+
+
+def parts_of(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What a runner returns, as a tuple also if it is one tensor."""
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

@@ -51,16 +51,18 @@ def batch_size(graph: fx.Graph) -> fx.Node | None:
     return None
 
 
+def _each(node: fx.Node, dims: int, position: int, name: str, default: int) -> list[int]:
+    """An argument of a convolution for each of its dimensions; one value stands for all."""
+    values = list(argument(node, position, name, [default]))
+    return values * dims if len(values) == 1 else values
+
+
 def _convolution(node: fx.Node) -> Call | None:
     dims = int(op_name(node)[4])
     if node.target is not getattr(aten, f"conv{dims}d").default:  # "same" and "valid" as words
         return None
 
-    def each(position: int, name: str, default: int) -> list[int]:
-        values = list(argument(node, position, name, [default]))
-        return values * dims if len(values) == 1 else values
-
-    steps = (each(3, "stride", 1), each(4, "padding", 0), each(5, "dilation", 1))
+    steps = (_each(node, dims, 3, "stride", 1), _each(node, dims, 4, "padding", 0), _each(node, dims, 5, "dilation", 1))
     rest = (False, [0] * dims, argument(node, 6, "groups", 1))
     return aten.convolution.default, (*node.args[:2], argument(node, 2, "bias"), *steps, *rest), {}
 
@@ -68,12 +70,8 @@ def _convolution(node: fx.Node) -> Call | None:
 def _transposed(node: fx.Node) -> Call:
     dims = int(op_name(node)[len("conv_transpose")])
 
-    def each(position: int, name: str, default: int) -> list[int]:
-        values = list(argument(node, position, name, [default]))
-        return values * dims if len(values) == 1 else values
-
-    steps = (each(3, "stride", 1), each(4, "padding", 0), each(7, "dilation", 1))
-    rest = (True, each(5, "output_padding", 0), argument(node, 6, "groups", 1))
+    steps = (_each(node, dims, 3, "stride", 1), _each(node, dims, 4, "padding", 0), _each(node, dims, 7, "dilation", 1))
+    rest = (True, _each(node, dims, 5, "output_padding", 0), argument(node, 6, "groups", 1))
     return aten.convolution.default, (*node.args[:2], argument(node, 2, "bias"), *steps, *rest), {}
 
 

@@ -1,17 +1,21 @@
 """An engine that no file of Tersor names: tests put it into the table."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from parts import draw, task_of
+from torch import Tensor, nn
 
+import tersor
 from tersor.engines import ENGINES
 from tersor.engines.base import Account, Executed
 from tersor.engines.onestep import account
 from tersor.engines.targets import CPUS, Target
 from tersor.engines.torch.runner import TorchRunner
+from tersor.network.network import Network
 from tersor.policy import Policy
 
 
@@ -69,3 +73,23 @@ class Toy:
 
     def decoder(self, model: Any, weights: Any, threads: int | None = None, precision: str = "f32") -> Parrot:
         return Parrot()
+
+
+class Residual(nn.Module):
+    """A residual sum behind a convolution; both are float in the output's head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.c((self.b(x) + x).relu().mean((2, 3)))
+
+
+@cache
+def residual() -> tuple[Network, tuple[torch.Tensor, ...]]:
+    torch.manual_seed(0)
+    task = task_of(Residual().eval(), (3, 8, 8))
+    done = tersor.compress(task, engine="torch", report=False, progress=False)
+    return done.network, draw(((3, 8, 8),), 6, 9)

@@ -11,20 +11,22 @@ from tersor.engines.base import Engine, Runner
 from tersor.engines.numbers import parts_of
 from tersor.errors import EngineError
 from tersor.network.explain import summary
-from tersor.network.network import WEIGHTED, Network, finish, op_name, walk
+from tersor.network.network import Network, finish, op_name, walk
 from tersor.network.quantize import is_quantizer
 from tersor.network.roles import is_float_tensor
 
 # Debug compiles that are tried before values are given up.
-COMPILES = 12
+COMPILES = 20
+_FEW = f"{COMPILES} compiles were too few to find what changes the engine's network"
 # Quantizers whose values exist in every engine; those of run time stand inside the engine's products.
 STATIC = ("fake_quantize", "cast")
 
 
 @dataclass
 class Exposed:
-    """The values of the engine's edges, by graph name, and why others are not known."""
+    """The values of the engine's edges for ``inputs``, by graph name, and why others are not known."""
 
+    inputs: tuple[Tensor, ...]
     deployed: tuple[Tensor, ...]
     values: dict[str, Tensor] = field(default_factory=dict)
     unchecked: dict[str, str] = field(default_factory=dict)
@@ -36,68 +38,128 @@ def expose(
 ) -> Exposed:
     """The values of the edges, from debug compiles that give the deployed outputs to the bit.
 
-    An edge becomes an output. Where that changes the engine's network, an edge that several operators read, or one that
-    joins it with another value, is cut instead, or all are; where that changes it too, the edges are parted until the
-    one is found that does. Values of one compile are best: what no output depends on, as a padded token, may differ
+    An edge becomes an output. An edge that another value is added to is cut instead, for an engine may compute in its
+    memory: its readers read a further input, which is fed with what comes out. Where that changes the engine's
+    network, the samples are taken that give the deployed outputs nevertheless: sums of another order round a value near
+    the middle of two codes to the other one, and few samples hold such a value. Where there are none, the edges that do
+    it are searched for. Values of one compile are best: what no output depends on, as a padded token, may differ
     between two.
     """
-    found = Exposed(parts_of(runner(*inputs)))
-    pending = [edges] if edges else []
-    few = f"{COMPILES} compiles were too few to find what changes the engine's network"
-    while pending:
-        part = pending.pop(0)
-        whole, joined = len(part) in (1, len(edges)), frozenset(filter(_is_joined, part))
-        values, why = {}, few
-        for cut in dict.fromkeys((frozenset(), joined, frozenset(part)) if whole else (frozenset(),)):
-            if values or found.compiles == COMPILES:
-                break
-            found.compiles += 1
-            values, why = _values(engine, network, runner, part, cut, inputs, found.deployed)
-        found.values.update(values)
-        if values:
-            continue
-        if found.compiles < COMPILES and len(part) > 1:
-            pending += _parted(part)
-        else:
-            found.unchecked.update((n.name, why if len(part) == 1 else few) for n in part)
-    return found
+    search = _Search(engine, network, runner, Exposed(inputs, parts_of(runner(*inputs))))
+    joined = [n for n in edges if _is_joined(n)]
+    if not edges or search.keeps(edges, []):
+        return search.found
+    if joined and (search.keeps(edges, joined) or search.narrows(edges, joined)):
+        return search.found
+    search.halve([n for n in edges if n not in joined])
+    search.sift(joined)
+    return search.found
 
 
 def _is_joined(node: fx.Node) -> bool:
-    """Whether an engine may compute in the memory of this value: a sum is added to it, or several operators read it."""
-    sums = [u for u in node.users if u.target not in WEIGHTED and not is_quantizer(u)]
-    return len(node.users) > 1 or any(sum(n.op != "get_attr" for n in u.all_input_nodes) > 1 for u in sums)
+    """Whether another value is added to this one."""
+    sums = [u for u in node.users if op_name(u) in ("add", "sub")]
+    return any(sum(n.op != "get_attr" for n in u.all_input_nodes) > 1 for u in sums)
 
 
-def _parted(edges: list[fx.Node]) -> list[list[fx.Node]]:
-    """Rounded and float values, which engines fuse by other rules; else halves."""
-    rounded = [n for n in edges if op_name(n) in STATIC]
-    if rounded and len(rounded) < len(edges):
-        return [rounded, [n for n in edges if n not in rounded]]
-    half = len(edges) // 2
-    return [edges[:half], edges[half:]]
+@dataclass
+class _Search:
+    """Debug compiles of one network, and what they gave."""
 
+    engine: Engine
+    network: Network
+    runner: Runner
+    found: Exposed
+    results: tuple[Tensor, ...] = ()  # of the last compile
 
-def _values(
-    engine: Engine,
-    network: Network,
-    runner: Runner,
-    part: list[fx.Node],
-    cut: Set[fx.Node],
-    inputs: tuple[Tensor, ...],
-    deployed: tuple[Tensor, ...],
-) -> tuple[dict[str, Tensor], str]:
-    """The values of some edges; none, and why, if the debug compile gives other outputs than the deployed one."""
-    order = [n for n in part if n in cut]
-    exposed = with_edges(network, part, _simulated(network, order, network.example))
-    try:
-        debug = engine.compile(exposed, threads=runner.threads, precision=runner.precision)
-        results, values = _settled(debug, part, order, inputs, _simulated(network, order, inputs))
-    except Exception as error:  # of any library: the check may not end what it checks
-        return {}, f"the engine does not compile it as an output ({summary(error)})"
-    if all(_equal(a, b) for a, b in zip(results, deployed, strict=False)):
-        return values, ""
-    return {}, "as an output it changes the engine's network"
+    def keeps(self, part: list[fx.Node], cut: list[fx.Node]) -> bool:
+        """Whether one compile gives the values of ``part``, which are then kept."""
+        values, why = self.compile(part, cut)
+        if not why:
+            self.found.values.update(values)
+        return not why
+
+    def narrows(self, part: list[fx.Node], cut: list[fx.Node]) -> bool:
+        """Whether a compile gives the values for the samples alone whose outputs the last one did not change."""
+        pairs = list(zip(self.results, self.found.deployed, strict=False))
+        sizes = {x.shape[:1] for x in (*self.found.inputs, *self.found.deployed)}
+        if not self.network.dynamic_batch or not pairs or len(sizes) > 1:
+            return False
+        samples = len(self.found.inputs[0])
+        same = [k for k in range(samples) if all(_equal(a[k], b[k]) for a, b in pairs)]
+        if not same:
+            return False
+        # As many as before: an engine may have another network for another number.
+        taken = [same[k % len(same)] for k in range(samples)]
+        before = self.found.inputs, self.found.deployed
+        self.found.inputs = tuple(x[taken] for x in self.found.inputs)
+        self.found.deployed = parts_of(self.runner(*self.found.inputs))
+        if not self.keeps(part, cut):
+            self.found.inputs, self.found.deployed = before
+            return False
+        return True
+
+    def halve(self, edges: list[fx.Node]) -> None:
+        """Keep what can be had without cuts: all, or else each half."""
+        if len(edges) == 1 or self.spent():
+            self.single(edges)
+        elif edges and not self.keeps(edges, []):
+            self.halve(edges[: len(edges) // 2])
+            self.halve(edges[len(edges) // 2 :])
+
+    def sift(self, edges: list[fx.Node]) -> None:
+        """Keep what can be had by cuts: all, or else those that do not change the values that are known by now."""
+        aside: list[fx.Node] = []
+        while edges and not self.spent():
+            known = [self.network.node(name) for name in self.found.values]
+            values, why = self.compile([*known, *edges], edges)
+            if not why:
+                self.found.values.update({n.name: values[n.name] for n in edges})
+                return self.single(aside)
+            suspects = self.suspects(values, edges) or edges
+            aside, edges = [*aside, *suspects], [n for n in edges if n not in suspects]
+        return self.single([*aside, *edges])
+
+    def suspects(self, values: Mapping[str, Tensor], edges: list[fx.Node]) -> list[fx.Node]:
+        """The edges that stand between the first known value that a compile changed and those that it did not."""
+        known = self.found.values
+        changed = {name for name in known if name in values and not _equal(known[name], values[name])}
+        first = next((n for n in self.network.graph.nodes if n.name in changed), None)
+        pending, between = [first] if first else outputs_of(self.network), set[fx.Node]()
+        while pending:
+            new = {n for n in pending.pop().all_input_nodes if n.name not in known} - between
+            between |= new
+            pending += new
+        return [n for n in edges if n in between]
+
+    def single(self, edges: list[fx.Node]) -> None:
+        """Keep what can be had edge by edge, and note why the others cannot."""
+        for node in edges:
+            values, why = {}, _FEW
+            for cut in ([node], []) if _is_joined(node) else ([], [node]):
+                if why and not self.spent():
+                    values, why = self.compile([node], cut)
+            if why:
+                self.found.unchecked[node.name] = why
+            else:
+                self.found.values.update(values)
+
+    def spent(self) -> bool:
+        return self.found.compiles == COMPILES
+
+    def compile(self, part: list[fx.Node], cut: list[fx.Node]) -> tuple[dict[str, Tensor], str]:
+        """The values of some edges, and why they are not those of the deployed network; "" where they are."""
+        self.found.compiles += 1
+        network, inputs = self.network, self.found.inputs
+        exposed = with_edges(network, part, _simulated(network, cut, network.example))
+        try:
+            debug = self.engine.compile(exposed, threads=self.runner.threads, precision=self.runner.precision)
+            self.results, values = _settled(debug, part, cut, inputs, _simulated(network, cut, inputs))
+        except Exception as error:  # of any library: the check may not end what it checks
+            self.results = ()
+            return {}, f"the engine does not compile it as an output ({summary(error)})"
+        same = all(_equal(a, b) for a, b in zip(self.results, self.found.deployed, strict=False))
+        return values, "" if same else "as an output it changes the engine's network"
 
 
 def _settled(

@@ -52,7 +52,7 @@ def check_steps(engine: Engine, network: Network, runner: Runner, inputs: Sequen
         return [Checked(n.name, title(n), (op_name(n),), "unchecked", note=note) for n in edges]
     exposed = expose(engine, network, runner, edges, inputs)
     known = {network.node(name): value for name, value in exposed.values.items()}
-    known |= dict(zip(placeholders(network), inputs, strict=True))
+    known |= dict(zip(placeholders(network), exposed.inputs, strict=True))
     outputs = outputs_of(network)
     known |= {n: v for n, v in zip(outputs, exposed.deployed, strict=True) if n not in known}
     steps = []

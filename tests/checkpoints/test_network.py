@@ -31,7 +31,7 @@ def test_round_trip_is_exact(tmp_path, format):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"target": "aten.relu_.default"}, "relu_.default is not allowed"),
+        ({"target": "aten.relu_.default"}, r"relu_.default is not allowed"),
         ({"target": "aten.from_file.default"}, "not allowed"),
         ({"target": "os.system.default"}, "not allowed"),
         ({"name": "x; import os"}, "name"),
@@ -123,5 +123,5 @@ def test_files_cut_short_are_named(tmp_path, name):
     write(capture(nn.Linear(2, 2).eval(), (torch.zeros(1, 2),)), tmp_path)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(SavedFolderError, match="cannot be read|not valid JSON"):
+    with pytest.raises(SavedFolderError, match=r"cannot be read|not valid JSON"):
         read(tmp_path)

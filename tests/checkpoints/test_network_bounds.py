@@ -1,4 +1,4 @@
-"""What a network.json may ask for: operators that compute, with arguments they take, of sizes that the weights allow."""
+"""What a network.json may ask for: operators that compute, with arguments they take, of bounded sizes."""
 
 import json
 
@@ -17,12 +17,16 @@ NOT_COMPUTING = """
     aten.empty.memory_format aten.empty_like.default aten.new_empty.default aten.empty_strided.default
     aten.as_strided.default aten._reshape_alias.default aten.resize.default aten.set.source_Tensor
     aten.from_file.default aten.rand.default aten.randn_like.default aten.bernoulli.default aten.multinomial.default
-    aten._sparse_coo_tensor_unsafe.default aten.sparse_coo_tensor.size aten.to_sparse.default aten._nested_from_padded.default
+    aten._sparse_coo_tensor_unsafe.default
+    aten.sparse_coo_tensor.size aten.to_sparse.default
+    aten._nested_from_padded.default
     aten.quantize_per_tensor.default aten._fft_r2c.out aten.add.str aten.mul.left_t aten.item.default
     aten.nonzero.default aten.segment_reduce.default aten.special_hermite_polynomial_h.default aten.relu_.default
     aten.manual_seed.default aten.save.default aten.pin_memory.default aten.cudnn_is_acceptable.default
-    tersor.int8_product.other tersor.nothing.default prims.add.default debugprims.save_tensor.default inductor.seed.default
-    operator.setitem operator.pow operator.matmul aten.relu aten..default aten.relu.default.x aten.__class__.default relu
+    tersor.int8_product.other tersor.nothing.default prims.add.default
+    debugprims.save_tensor.default inductor.seed.default
+    operator.setitem operator.pow operator.matmul aten.relu
+    aten..default aten.relu.default.x aten.__class__.default relu
 """.split()
 
 
@@ -55,7 +59,7 @@ def test_the_table_is_sorted_and_names_operators_that_exist():
 
 @pytest.mark.parametrize("target", NOT_COMPUTING)
 def test_operators_that_do_not_compute_are_refused(target):
-    with pytest.raises(ValueError, match="not allowed in a saved network: .*report"):
+    with pytest.raises(ValueError, match=r"not allowed in a saved network: .*report"):
         operator_of(target)
 
 
@@ -92,7 +96,7 @@ def test_values_without_measure_are_refused_before_they_are_allocated(saved, cas
 
 @pytest.mark.parametrize("shape", [(1, MAX_INPUTS // 2), (1 << 20, 1 << 20), (1 << 47,)])
 def test_inputs_without_measure_are_refused(saved, shape):
-    with pytest.raises(SavedFolderError, match="the inputs have .* bytes, more than 1024 MiB"):
+    with pytest.raises(SavedFolderError, match=r"the inputs have .* bytes, more than 1024 MiB"):
         saved("aten.relu.default", [X], shape)
 
 

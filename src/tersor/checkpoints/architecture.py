@@ -97,9 +97,9 @@ def build_model(config: Mapping[str, Any], path: Path, held: Held) -> Any:
 
 def _check_built(config: Mapping[str, Any], held: Held, where: str, attention: str) -> None:
     """Build the model once without memory; what fails for another reason fails again with memory."""
-    with suppress(ValueError, TypeError, KeyError, AttributeError, RuntimeError, NotImplementedError, ImportError):
-        with torch.device("meta"), bounded(held, where), torch.random.fork_rng(devices=[]):
-            _built(model_config(config), model_class(config), attention)
+    failures = ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError
+    with suppress(*failures), torch.device("meta"), bounded(held, where), torch.random.fork_rng(devices=[]):
+        _built(model_config(config), model_class(config), attention)
 
 
 def _built(loaded: Any, named: Any, attention: str) -> Any:

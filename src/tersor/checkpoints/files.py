@@ -27,9 +27,9 @@ def inside(folder: Path, name: Any, error: type[TersorError]) -> Path:
 
     >>> inside(Path("/models/x"), "../y.json", TersorError)
     Traceback (most recent call last):
-    tersor.errors.TersorError: '../y.json' is not a file inside /models/x: files outside of a folder are not read
+    tersor.errors.TersorError: /models/x names the file '../y.json' outside its folder: do not trust it
     """
-    outside = error(f"{str(name)[:200]!r} is not a file inside {folder}: files outside of a folder are not read")
+    outside = error(f"{folder} names the file {str(name)[:200]!r} outside its folder: do not trust it")
     if not isinstance(name, str) or not name or len(name) > 1000 or not name.isprintable() or "\\" in name:
         raise outside
     parts = PurePosixPath(name).parts

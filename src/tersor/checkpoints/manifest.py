@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from tersor.checkpoints.files import checked, inside, read_object
 from tersor.errors import SavedFolderError
@@ -21,7 +21,7 @@ LANGUAGE = "language"
 class _File(BaseModel):
     """A file of a saved folder; what is not shipped may be missing."""
 
-    sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+    sha256: str
     shipped: StrictBool
 
 

@@ -63,7 +63,7 @@ class Layout(_Part):
 
     shape: Shape
     dtype: Dtype
-    bits: Annotated[StrictInt, Field(ge=1, le=8)] | None = None
+    bits: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
 
 
 class Meta(BaseModel):
@@ -73,7 +73,7 @@ class Meta(BaseModel):
 
     title: StrictStr | None = None
     quantizer: StrictBool | StrictStr | None = None
-    bits: Annotated[StrictInt, Field(ge=1, le=8)] | None = None
+    bits: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
     half: StrictStr | None = None
     float: StrictBool | None = None
 

@@ -6,16 +6,16 @@ sizes beyond what the weights hold are refused before a model is built.
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tersor.checkpoints.files import inside, read_object
+from tersor.checkpoints.files import foreign, inside, read_object
 from tersor.checkpoints.inert import Held, bounded, check_generation, check_sizes, inert
-from tersor.errors import CaptureError, CheckpointError, EngineError, TersorError
+from tersor.errors import CaptureError, CheckpointError, EngineError
 from tersor.process import importing, offline
 
 # sdpa where the architecture has it, otherwise the attention written out.
@@ -160,20 +160,3 @@ def generation_config(folder: Path) -> Any:
     check_generation(content, str(path))
     with foreign(CheckpointError, f"{path} holds no generation settings"), offline():
         return import_transformers().GenerationConfig.from_dict(content)
-
-
-@contextmanager
-def foreign(error: type[TersorError], what: str, remedy: str = "") -> Iterator[None]:
-    """Turns whatever another library raises over a file into ``error``; the first line of its words is kept.
-
-    Panics of libraries in Rust are no ``Exception``, so they are told by their type's module.
-    """
-    try:
-        yield
-    except TersorError:
-        raise
-    except BaseException as cause:
-        if not isinstance(cause, Exception) and type(cause).__module__ != "pyo3_runtime":
-            raise
-        said = f"{type(cause).__name__}: {(str(cause).strip() or 'no reason given').splitlines()[0][:200]}"
-        raise error(f"{what} ({said})" + (remedy and f": {remedy}")) from cause

@@ -1,13 +1,17 @@
-"""Files that may be anybody's: paths that stay inside their folder, and JSON within bounds."""
+"""Files that may be anybody's: paths that stay inside their folder, and JSON and arrays within bounds."""
 
 import json
+import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from tersor.errors import TersorError
+from tersor.errors import TaskError, TersorError
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
@@ -121,6 +125,46 @@ def checked(model: type[_Model], value: Any, what: str, error: type[TersorError]
         first = cause.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(step)[:80] for step in first["loc"])
         raise error(f"{what}: {where and f'{where}: '}{first['msg'][:300]}; {remedy}") from cause
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array of a .npy file, whose header is compared with its length before memory is asked for.
+
+    Raises:
+        TaskError: it is missing, cut short, holds Python objects, or is an archive (.npz).
+    """
+    with foreign(TaskError, f"{path} cannot be read as a .npy file", "write it with numpy.save"):
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            if version not in header:
+                raise ValueError(f"version {version} is not read")
+            shape, _, dtype = header[version](file)
+            if dtype.hasobject:
+                raise ValueError("it holds objects of Python")
+            if math.prod(shape) * dtype.itemsize > path.stat().st_size - file.tell():
+                raise ValueError(f"its header says {list(shape)} of {dtype}, more than the file holds")
+            file.seek(0)
+            return np.load(file, allow_pickle=False)
+
+
+@contextmanager
+def foreign(error: type[TersorError], what: str, remedy: str = "") -> Iterator[None]:
+    """Turns whatever another library raises over a file into ``error``; the first line of its words is kept.
+
+    Panics of libraries in Rust are no ``Exception``, so they are told by their type's module.
+    """
+    try:
+        yield
+    except TersorError:
+        raise
+    except BaseException as cause:
+        if not isinstance(cause, Exception) and type(cause).__module__ != "pyo3_runtime":
+            raise
+        said = f"{type(cause).__name__}: {(str(cause).strip() or 'no reason given').splitlines()[0][:200]}"
+        raise error(f"{what} ({said})" + (remedy and f": {remedy}")) from cause
 
 
 def _integer(text: str) -> int:

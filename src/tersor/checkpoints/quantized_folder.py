@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tersor.checkpoints.architecture import foreign
+from tersor.checkpoints.files import foreign
 from tersor.checkpoints.hf_folder import Entry, HfFolder
 from tersor.checkpoints.layouts import layout_of
 from tersor.checkpoints.quantization_config import checked_config

@@ -271,7 +271,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(stories, tmp_path):
     arguments = tmp_path / "m.gguf", model.config.to_dict(), model.state_dict().items()
     with pytest.raises(CheckpointError, match="has the id 511, but the embedding has 96 rows"):
         write_gguf(*arguments, folder)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be read"):
         write_gguf(*arguments, tmp_path)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["byte_fallback"] = False

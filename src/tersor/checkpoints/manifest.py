@@ -1,13 +1,15 @@
 """The manifest and checksums of a saved folder, and atomic replacement of folders."""
 
 import hashlib
-import json
 import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+from tersor.checkpoints.files import checked, inside, read_object
 from tersor.errors import SavedFolderError
 
 FORMAT = 1
@@ -16,41 +18,83 @@ MANIFEST = "manifest.json"
 LANGUAGE = "language"
 
 
+class _File(BaseModel):
+    """A file of a saved folder; what is not shipped may be missing."""
+
+    sha256: str
+    shipped: StrictBool
+
+
+class _Files(BaseModel):
+    """What every manifest has."""
+
+    files: Annotated[dict[str, _File], Field(max_length=100_000)]
+
+
+class _Input(BaseModel):
+    """An input of the network; a size of None may vary."""
+
+    name: str
+    dtype: str
+    shape: Annotated[list[Annotated[StrictInt, Field(ge=0, lt=1 << 40)] | None], Field(max_length=64)]
+
+
+class _Manifest(_Files):
+    """That of a network."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: Literal[1]
+    engine: str
+    precision: str
+    inputs: Annotated[list[_Input], Field(max_length=10_000)]
+    target: str | None = None
+    signature: dict[str, Any] | None = None
+
+
+_REMEDY = "save the network again, or copy the folder again"
+
+
+def kind_of(folder: Path) -> Any:
+    """The ``kind`` of a folder's manifest; None if it has none or cannot be read."""
+    try:
+        return _read(folder).get("kind")
+    except SavedFolderError:
+        return None
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a saved folder.
 
     Raises:
         SavedFolderError: it is missing, damaged, or of a language model.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    if not (folder / MANIFEST).is_file():
         raise SavedFolderError(f"{folder} has no {MANIFEST}: pass a folder that `tersor compress --out` wrote")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf8"))
-        if manifest.get("kind") == LANGUAGE:
-            raise SavedFolderError(f"{folder} holds a language model: run it with `tersor generate` or tersor.load")
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
-        wanted = {"engine": str, "precision": str, "inputs": list, "files": dict}
-        for key, kind in wanted.items():
-            if not isinstance(manifest[key], kind):
-                raise ValueError(f"{key} is not a {kind.__name__}")
-        for name, entry in manifest["files"].items():
-            if not isinstance(entry["sha256"], str) or not isinstance(entry["shipped"], bool):
-                raise ValueError(f"invalid entry for {name}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise SavedFolderError(f"{path} is damaged ({error}): save the network again") from error
-    return manifest
+    content = _read(folder)
+    if content.get("kind") == LANGUAGE:
+        raise SavedFolderError(f"{folder} holds a language model: run it with `tersor generate` or tersor.load")
+    return _checked(_Manifest, content, folder)
+
+
+def read_language_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a language model's folder; raises SavedFolderError if it is damaged."""
+    return _checked(_Files, _read(folder), folder)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return read_object(inside(folder, MANIFEST, SavedFolderError), SavedFolderError, f"it is damaged; {_REMEDY}")
+
+
+def _checked(model: type[_Files], content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    what = f"{folder / MANIFEST} is damaged"
+    return {**content, **checked(model, content, what, SavedFolderError, _REMEDY).model_dump()}
 
 
 def verify(folder: Path, manifest: dict[str, Any]) -> None:
     """Check every file against its checksum; files that are not shipped may be missing."""
     for name, entry in manifest["files"].items():
-        path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise SavedFolderError(
-                f"{folder / MANIFEST} names the file {name!r} outside its folder: do not trust it"
-            )
+        path = inside(folder, name, SavedFolderError)
         if not path.is_file():
             if entry["shipped"]:
                 raise SavedFolderError(f"{path} is missing: copy the folder again, or compress again")

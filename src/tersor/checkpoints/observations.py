@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tersor.checkpoints.files import foreign, inside, read_object
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
 from tersor.network.calibrate import Calibration
@@ -58,17 +58,12 @@ def read(folder: Path) -> Observations:
     Raises:
         SavedFolderError: naming the file that is missing, damaged or of another version.
     """
-    path = folder / FILES[0]
-    try:
-        data = json.loads(path.read_text(encoding="utf8"))
-        tensors = load_file(folder / FILES[1])
+    path, remedy = inside(folder, FILES[0], SavedFolderError), "observe the network again"
+    data = read_object(path, SavedFolderError, f"{path}: no observations that can be read: {remedy}")
+    with foreign(SavedFolderError, f"{path}: no observations that can be read", remedy):
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
-        return _observations(data, tensors)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SavedFolderError(
-            f"{path}: no observations that can be read ({type(error).__name__}: {error}); observe the network again"
-        ) from error
+        return _observations(data, load_file(inside(folder, FILES[1], SavedFolderError)))
 
 
 def _observations(data: dict[str, Any], tensors: Mapping[str, Tensor]) -> Observations:

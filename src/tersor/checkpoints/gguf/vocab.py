@@ -1,10 +1,10 @@
 """Convert the vocabulary of tokenizer.json to GGUF metadata."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from tersor.checkpoints.files import read_object
 from tersor.errors import CheckpointError
 
 # GGUF's names for the special tokens of tokenizer_config.json.
@@ -111,7 +111,4 @@ def _text(token: Any) -> str | None:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}): pass the folder that holds the tokenizer") from error
+    return read_object(file, CheckpointError, "pass the folder that holds the tokenizer")

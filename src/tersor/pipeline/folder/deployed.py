@@ -12,6 +12,7 @@ from tersor.pipeline.compressed import Compressed, Deployed
 from tersor.pipeline.folder.load import LanguageModel, candidates, load_language
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
+from tersor.recipe.yaml_text import recipe_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ def load_folder(folder: Path, engine: str | None = None, threads: int | None = N
 
 
 def _recipe(path: Path) -> Recipe:
-    return Recipe.from_yaml(path.read_text(encoding="utf8"), str(path)) if path.is_file() else Recipe()
+    return Recipe.from_yaml(recipe_text(path), str(path)) if path.is_file() else Recipe()
 
 
 def _report(folder: Path) -> LanguageReport | None:

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from tersor.checkpoints.files import read_json, read_object
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
 
@@ -48,7 +49,7 @@ class Journal:
 
     def record(self, number: int) -> Any:
         """The record of a block."""
-        return json.loads(self._record_path(number).read_text(encoding="utf8"))
+        return read_json(self._record_path(number), SavedFolderError, "discard the interrupted run with --force")
 
     def _record_path(self, number: int) -> Path:
         return self.folder / f"block-{number:05d}.json"
@@ -103,8 +104,8 @@ def _check_job(folder: Path, job: Mapping[str, Any], out: Path, force: bool) -> 
     if stored is not None:
         if not force:
             try:
-                other = json.loads(stored)
-            except ValueError:
+                other = read_object(path, SavedFolderError, "")
+            except SavedFolderError:
                 other = {"all": "unreadable"}
             changed = [key for key in sorted({*job, *other}) if job.get(key) != other.get(key)]
             raise SavedFolderError(

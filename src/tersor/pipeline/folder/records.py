@@ -98,11 +98,15 @@ def join(records: Iterable[tuple[str, Any]], tokenizer: Any) -> str:
 def _parse(text: str, path: Path, before: int = 0) -> Any:
     try:
         return json.loads(text)
+    except RecursionError as error:
+        raise TaskError(f"{path}, line {before + 1} or after: nested too deep; {_RECORD}") from error
     except json.JSONDecodeError as error:
         raise TaskError(
             f"{path}, line {before + error.lineno}: not JSON ({error.msg}, column {error.colno}); "
             f"{_FORMS[path.suffix.lower()]}; {_RECORD}"
         ) from error
+    except ValueError as error:
+        raise TaskError(f"{path}, line {before + 1} or after: {str(error)[:200]}; {_RECORD}") from error
 
 
 def _content(record: Any, where: str) -> str | list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.checkpoints.architecture import import_transformers
+from tersor.checkpoints.architecture import open_tokenizer
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.errors import CheckpointError, MetricError, TaskError
 from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
@@ -113,11 +113,4 @@ def tokenizer_of(path: Path) -> Any:
     """
     if not any((path / name).is_file() for name in ("config.json", "tokenizer_config.json")):
         raise CheckpointError(f"{path} has no config.json: pass a folder in the Hugging Face layout")
-    transformers = import_transformers()
-    try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(
-            f"{path} has no readable tokenizer ({str(error).splitlines()[0][:200]}): copy tokenizer.json and "
-            "tokenizer_config.json there, or pass tokens (a tensor int64 [windows, length]) instead of text"
-        ) from error
+    return open_tokenizer(path)

@@ -70,13 +70,16 @@ def finish(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     _shards(job, notes, outside, staging)
-    for path in job.source.others():
-        shutil.copy2(path, staging / path.name)
+    known, left = job.source.others()
+    for path in known:
+        shutil.copyfile(path, staging / path.name)
     config = folder_config(job, {w.name for w in report.weights if w.format})
     _write(staging / "config.json", json.dumps(config, indent=1))
     found = HfFolder(staging).entries.items()
     stored = {name: torch.empty(e.shape, dtype=e.dtype, device="meta") for name, e in found}
     unchecked = open_as_reader(config, stored, job.metamodel.unused)
+    if left:
+        unchecked.append(f"not copied from the source, as they are no known side files: {', '.join(left)}")
     report = report.model_copy(update={"warnings": (*report.warnings, *unchecked)})
     _write(staging / "recipe.yaml", job.recipe.to_yaml())
     _write(staging / "report.json", report.to_json())

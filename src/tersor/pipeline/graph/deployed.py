@@ -22,6 +22,7 @@ from tersor.pipeline.compressed import Compressed, Deployed
 from tersor.pipeline.subject import Subject
 from tersor.policy import Policy
 from tersor.recipe import Recipe
+from tersor.recipe.yaml_text import recipe_text
 from tersor.report import html
 
 
@@ -181,7 +182,7 @@ def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
     verify(folder, manifest)
     recipe_file, report_file = folder / "recipe.yaml", folder / "report.json"
     recipe = (
-        Recipe.from_yaml(recipe_file.read_text(encoding="utf8"), str(recipe_file))
+        Recipe.from_yaml(recipe_text(recipe_file), str(recipe_file))
         if recipe_file.is_file()
         else Recipe()
     )

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tersor.checkpoints.files import read_array
 from tersor.errors import TaskError
 from tersor.pipeline.compressed import Compressed
 
@@ -36,12 +37,7 @@ def run_files(network: Compressed, inputs: list[Path], output: Path) -> list[Pat
 
 
 def _read(path: Path, wanted: dict) -> Tensor:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise TaskError(
-            f"{path} cannot be read as a .npy file ({error}); write it with numpy.save"
-        ) from error
+    array = read_array(path)
     name, dtype, shape = wanted["name"], wanted["dtype"], wanted["shape"]
     if str(array.dtype) != dtype:
         raise TaskError(

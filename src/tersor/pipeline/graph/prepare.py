@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from tersor.checkpoints.network import unsaveable
 from tersor.network.capture import capture
 from tersor.network.network import Network
 from tersor.network.rewrites import REWRITES
@@ -10,6 +11,7 @@ from tersor.network.sites import Plan, plan
 from tersor.network.verify import rewritten
 from tersor.pipeline.graph.host import GRAPH
 from tersor.policy import Policy
+from tersor.policy.policy import SIMULATION
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
 
@@ -47,6 +49,8 @@ def planned(original: Network, step: Quantize, policy: Policy) -> Prepared:
     if step.activations.when != "static":
         network = rewritten(network, REWRITES["unroll"]())
     network = rewritten(network, REWRITES["decompose"](policy.decomposes))
+    if policy.engine == SIMULATION and (reason := unsaveable(network)):
+        original = replace(original, notes=(*original.notes, f"the result cannot be saved: {reason}"))
     return Prepared(original, network, plan(network, step, policy), policy)
 
 

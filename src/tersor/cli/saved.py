@@ -82,13 +82,15 @@ def compare(
     html: Annotated[Path | None, typer.Option("--html", help="Also write a .html page.")] = None,
 ) -> None:
     """Compare the reports of saved folders side by side, with the best in each row marked."""
+    from tersor.checkpoints.destination import check_file, write_page
     from tersor.report.compare import compared, page, table
 
+    if html is not None:
+        check_file(html, ".html")
     found = compared(folders)
     console.print(table(found))
     if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(page(found), encoding="utf-8")
+        write_page(html, page(found))
         console.print(f"\nwritten to {html}", highlight=False, soft_wrap=True)
 
 
@@ -103,8 +105,10 @@ def run(
     threads: Threads = None,
 ) -> None:
     """Run a saved network on NumPy files, without the network's source code."""
+    from tersor.checkpoints.destination import check_file
     from tersor.pipeline.graph.deployed import load_network as load
     from tersor.pipeline.graph.files import run_files
 
+    check_file(output, ".npy", sources=input)
     for path in run_files(load(folder, threads), input, output):
         console.print(f"written to {path}", highlight=False, soft_wrap=True)

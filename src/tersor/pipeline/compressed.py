@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tersor.checkpoints.manifest import check_free, hidden_name, replace_folder
+from tersor.checkpoints.destination import check_folder
+from tersor.checkpoints.manifest import hidden_name, replace_folder
 from tersor.errors import EngineError
 from tersor.network.network import Network
 from tersor.pipeline.subject import Subject
@@ -150,11 +151,14 @@ class Compressed:
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write everything into a new folder, whole or not at all.
 
+        Args:
+            force: replace the folder if it holds only what Tersor wrote, or nothing.
+
         Raises:
-            SavedFolderError: the folder exists and ``force`` is not given.
+            SavedFolderError: the folder exists and ``force`` is not given, it holds what is not Tersor's, or nothing
+                can be written there.
         """
-        folder = Path(folder)
-        check_free(folder, force)
+        folder = check_folder(folder, force, () if self.folder is None else (self.folder,))
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = hidden_name(folder)
         staging.mkdir()

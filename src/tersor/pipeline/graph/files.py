@@ -1,12 +1,12 @@
 """Run a saved network on NumPy files."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tersor.checkpoints.destination import check_file, written
 from tersor.errors import TaskError
 from tersor.pipeline.compressed import Compressed
 
@@ -16,6 +16,7 @@ def run_files(network: Compressed, inputs: list[Path], output: Path) -> list[Pat
 
     Raises:
         TaskError: naming the input and its expected dtype or shape.
+        SavedFolderError: an output cannot be written, by its path.
     """
     if len(inputs) != len(network.inputs):
         names = ", ".join(str(i["name"]) for i in network.inputs)
@@ -25,13 +26,11 @@ def run_files(network: Compressed, inputs: list[Path], output: Path) -> list[Pat
     tensors = [_read(path, wanted) for path, wanted in zip(inputs, network.inputs, strict=True)]
     out = network.runner(*tensors)
     outputs = (out,) if isinstance(out, Tensor) else out
-    paths = (
-        [output]
-        if len(outputs) == 1
-        else [output.with_stem(f"{output.stem}_{k}") for k in range(len(outputs))]
-    )
+    several = [output.with_stem(f"{output.stem}_{k}") for k in range(len(outputs))]
+    paths = [check_file(p, ".npy", sources=inputs) for p in ([output] if len(outputs) == 1 else several)]
     for path, value in zip(paths, outputs, strict=True):
-        _write(path, value.numpy())
+        with written(path) as part, part.open("wb") as file:
+            np.save(file, value.numpy(), allow_pickle=False)
     return paths
 
 
@@ -53,12 +52,3 @@ def _read(path: Path, wanted: dict) -> Tensor:
         said = ["batch" if n is None else n for n in shape]
         raise TaskError(f"{path}: input {name!r} has the shape {said}, the file holds {list(array.shape)}")
     return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _write(path: Path, array: np.ndarray) -> None:
-    """Write the file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    os.replace(part, path)

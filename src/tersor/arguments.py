@@ -21,7 +21,7 @@ def path_of(what: str, value: Any, error: type[TersorError]) -> Path:
     tersor.errors.SavedFolderError: the folder 'a\x00b' holds a NUL character: give another path
     """
     if not isinstance(value, (str, os.PathLike)) or not isinstance(text := os.fspath(value), str):
-        raise error(f"the {what} is {value!r:.80}, a {type(value).__name__}: give a path, as a string or a pathlib.Path")
+        raise error(f"the {what} is {value!r:.80}, no path: give a string or a pathlib.Path")
     if not text:
         raise error(f"the {what} is an empty string: give a path")
     if "\0" in text:
@@ -29,7 +29,7 @@ def path_of(what: str, value: Any, error: type[TersorError]) -> Path:
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
-        raise error(f"the {what} {ascii(text):.200} holds half of a character: give another path") from None
+        raise error(f"the {what} {text!a:.200} holds half of a character: give another path") from None
     return Path(text)
 
 

@@ -65,7 +65,7 @@ def test_what_is_not_tersors_is_kept(tmp_path, kind):
     FOREIGN[kind](out)
     before = contents(tmp_path)
     for force in (False, True):
-        with pytest.raises(SavedFolderError, match="exists|not replaced"):
+        with pytest.raises(SavedFolderError, match=r"exists|not replaced"):
             check_folder(out, force)
     with pytest.raises(SavedFolderError, match="not replaced"):
         replace_folder(tmp_path / "new", out)
@@ -91,10 +91,10 @@ FOLDERS = {
     "above a task": (lambda t: t / "tasks", "is or holds the task"),
     "a link": (lambda t: t / "link", "symbolic link"),
     "a dangling link": (lambda t: t / "dangling", "symbolic link"),
-    "under a dangling link": (lambda t: t / "dangling/out", "under .*dangling"),
-    "under a loop": (lambda t: t / "loop/out", "cannot be written|under"),
+    "under a dangling link": (lambda t: t / "dangling/out", "dangling is no folder"),
+    "under a loop": (lambda t: t / "loop/out", "cannot be written"),
     "a file": (lambda t: t / "file", "is a file"),
-    "under a file": (lambda t: t / "file/a/b", "under .*file, which is no folder"),
+    "under a file": (lambda t: t / "file/a/b", "file is no folder"),
     "a long name": (lambda t: t / ("n" * 300), "too long: 300 bytes"),
     "a long name above": (lambda t: t / ("ü" * 150) / "out", "too long: 300 bytes"),
     "a long path": (lambda t: t / "/".join(["n" * 200] * 20), "too long"),
@@ -104,7 +104,7 @@ FOLDERS = {
     "half a character": (lambda t: f"{t}/\ud800", "half of a character"),
     "empty": (lambda t: "", "empty"),
     "no path": (lambda t: None, "None"),
-    "a number": (lambda t: 3, "3, a int"),
+    "a number": (lambda t: 3, "is 3, no path"),
     "bytes": (lambda t: b"out", "bytes"),
 }
 
@@ -129,7 +129,7 @@ def test_folders_that_are_never_written(tmp_path, monkeypatch, kind, force):
 
 
 def test_room_is_asked_for_before_the_run(tmp_path):
-    with pytest.raises(SavedFolderError, match="needs 1000000000000.0 MB.*make room"):
+    with pytest.raises(SavedFolderError, match=r"needs 1000000000000\.0 MB.*make room"):
         check_folder(tmp_path / "out", size=10**18)
 
 
@@ -147,7 +147,7 @@ FILES = {
     "a link": (lambda t: t / "link.html", "symbolic link"),
     "a dangling link": (lambda t: t / "dangling.html", "symbolic link"),
     "the kernel's": (lambda t: "/proc/self/page.html", "devices and processes"),
-    "under a file": (lambda t: t / "page.html/a.html", "under"),
+    "under a file": (lambda t: t / "page.html/a.html", "is no folder"),
     "another kind of file": (lambda t: t / "task.py", r"no \.html file"),
     "a source": (lambda t: t / "read.html", "files that are read"),
     "a saved file": (lambda t: t / "saved/report.html", "belongs to what Tersor saved"),
@@ -180,9 +180,8 @@ def test_a_file_is_written_whole_and_replaced(tmp_path, name):
     path = tmp_path / name
     write_page(path, "one")
     assert write_page(path, "two").read_text() == "two"
-    with pytest.raises(KeyError), written(path) as part:
-        part.write_text("half")
-        raise KeyError
+    with pytest.raises(ZeroDivisionError), written(path) as part:
+        part.write_text(f"half {1 / 0}")
     assert [p.read_text() for p in path.parent.iterdir()] == ["two"]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor.arguments import path_of
-from tersor.checkpoints.manifest import MANIFEST, beside, foreign, named_files
+from tersor.checkpoints.manifest import beside, foreign, named_files
 from tersor.errors import SavedFolderError
 
 # Bytes that must be free for a file.
@@ -43,7 +43,7 @@ def check_folder(out: Any, force: bool = False, sources: Sequence[Path] = (), si
                 kind = "model" if source.is_dir() else "task"
                 raise SavedFolderError(f"{path} is or holds the {kind} {source} itself; choose another folder")
             if source.is_dir() and whole.is_relative_to(source):
-                raise SavedFolderError(f"{path} lies in the folder of the model {source}; choose a folder outside of it")
+                raise SavedFolderError(f"{path} lies in the folder of the model {source}; choose one outside")
         if path.is_symlink():
             raise SavedFolderError(f"{path} is a symbolic link: give the folder that it is to stand for")
         if reason := _protected(whole):
@@ -167,7 +167,9 @@ def _check_place(path: Path, whole: Path, size: int) -> None:
     """
     place = next(p for p in path.absolute().parents if p.exists() or p.is_symlink())
     if not place.is_dir():
-        raise SavedFolderError(f"{path} lies under {place}, which is no folder: choose another place")
+        raise SavedFolderError(
+            f"{path} cannot be written (Not a directory): {place} is no folder; choose another place"
+        )
     kernel = any(whole.is_relative_to(k) for k in _KERNEL) and not any(whole.is_relative_to(f) for f in _FOR_FILES)
     if kernel:
         raise SavedFolderError(f"{path} lies in a folder of the system's devices and processes: choose another place")

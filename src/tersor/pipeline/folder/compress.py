@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tersor.checkpoints.layouts import LAYOUTS
 from tersor.arguments import path_of
 from tersor.checkpoints.destination import check_folder
+from tersor.checkpoints.layouts import LAYOUTS
 from tersor.errors import CheckpointError
 from tersor.former_names import takes_former_name
 from tersor.measure.environment import describe_environment

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from tersor.checkpoints.destination import check_folder
 from tersor.checkpoints.hf_folder import INDEX, HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
-from tersor.checkpoints.destination import check_folder
 from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, replace_folder, sha256
 from tersor.checkpoints.readers import open_as_reader
 from tersor.measure.language import LanguageReport

@@ -8,10 +8,11 @@ from tersor.measure.fidelity import SignalNoise, compare, sqnr_db
 from tersor.measure.headline import Diagnosis, Problem, diagnose, with_headline
 from tersor.measure.latency import Ratio, interleave, ratio
 from tersor.measure.memory import Memory, measure_memory, peak_bytes, resident_bytes, shipped_bytes, shipped_files
-from tersor.measure.metric import MetricResult, evaluate_metric, paired_interval
+from tersor.measure.metric import MetricResult, check_lengths, evaluate_metric, paired_interval
 from tersor.measure.nulls import missing_explanations, unknown
 from tersor.measure.perplexity import Comparison, Divergence, TextScore, comparison, divergence, perplexity
 from tersor.measure.schema import Latency, Report, json_schema, read_report
+from tersor.measure.unchanged import unchanged
 from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "TextScore",
     "Tokens",
     "Windows",
+    "check_lengths",
     "compare",
     "comparison",
     "describe_environment",
@@ -55,6 +57,7 @@ __all__ = [
     "shipped_files",
     "sqnr_db",
     "tokens_of",
+    "unchanged",
     "unknown",
     "windows_of",
     "with_headline",

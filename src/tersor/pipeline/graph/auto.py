@@ -16,7 +16,7 @@ from tersor.engines import engine as find_engine
 from tersor.engines.base import Engine, Runner
 from tersor.engines.numbers import check_numbers
 from tersor.errors import EngineError, RecipeError, TersorError
-from tersor.measure import Latency, Report, interleave, ratio, shipped_bytes
+from tersor.measure import Latency, Report, interleave, ratio, shipped_bytes, unchanged
 from tersor.measure.formatting import size_text
 from tersor.network.observations import signature
 from tersor.pipeline.graph.measuring import single
@@ -115,8 +115,9 @@ def choose_engine(
     subject = start(task, recipe, hosts, stages)
     assert subject.network is not None
     inputs = single(subject.network)
-    for step in recipe.steps:
-        subject = step(subject, task, stages)
+    with unchanged(task.model, "calibration"):
+        for step in recipe.steps:
+            subject = step(subject, task, stages)
     subjects: dict[str, Subject] = {}
     runners: dict[str, Runner] = {}
     errors: dict[str, float] = {}

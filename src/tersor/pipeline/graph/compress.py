@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tersor.engines import engine as find_engine
 from tersor.errors import TaskError
-from tersor.measure import Report
+from tersor.measure import Report, unchanged
 from tersor.measure.environment import usable_processors
 from tersor.measure.layers import layer_noise
 from tersor.pipeline.compressed import Compressed
@@ -95,8 +95,9 @@ def in_engine(
     """The network compressed for one engine, and compiled."""
     module = find_engine(engine)
     subject = start(task, recipe, GraphHost(module.policy(target)), stages)
-    for step in recipe.steps:
-        subject = step(subject, task, stages)
+    with unchanged(task.model, "calibration"):
+        for step in recipe.steps:
+            subject = step(subject, task, stages)
     solved: Solved = subject.details
     with stages.stage("compile", "compiling"):
         return Choice(engine, subject, module.compile(solved.network, threads=threads, precision=precision))

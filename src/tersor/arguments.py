@@ -42,15 +42,15 @@ def whole(what: str, value: Any, least: int, most: int | None, remedy: str, erro
     >>> from tersor.errors import TaskError
     >>> whole("samples", 2.5, 1, None, "leave it out", TaskError)
     Traceback (most recent call last):
-    tersor.errors.TaskError: samples is 2.5: it must be a whole number of at least 1; leave it out
+    tersor.errors.TaskError: samples is 2.5: it must be at least 1, a whole number; leave it out
     """
-    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+    bounds = f"at least {least}" if most is None else f"from {least} to {most}"
     try:
         number = None if isinstance(value, bool) else operator.index(value)
     except TypeError:
         number = None
     if number is None or number < least or (most is not None and number > most):
-        raise error(f"{what} is {value!r:.80}: it must be a whole number {bounds}; {remedy}")
+        raise error(f"{what} is {value!r:.80}: it must be {bounds}, a whole number; {remedy}")
     return number
 
 

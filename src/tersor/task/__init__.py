@@ -31,8 +31,8 @@ class Task:
         calibration: a function returning an iterable of argument tuples (or dicts) like ``example``.
             It is called once for each pass, and its batches are streamed.
         evaluate: ``evaluate(predict)`` returns the metric as a float, or the scores of all samples
-            (1-D, bools count as 1 and 0), whose mean is the metric. ``predict`` is called like the model; the model itself
-            may not be changed.
+            (1-D, bools count as 1 and 0), whose mean is the metric. ``predict`` is called like the model; the
+            model itself may not be changed.
         metric: the name of the metric.
         higher_is_better: the direction of the metric.
         token_mask: for padded batches: ``token_mask(*inputs)`` returns bool [batch, length], True for real positions.

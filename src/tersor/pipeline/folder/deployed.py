@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tersor.engines.options import check_options
 from tersor.errors import TersorError
 from tersor.measure.language import LanguageReport, is_language_report, read_language_report
 from tersor.pipeline.compressed import Compressed, Deployed
@@ -66,6 +67,7 @@ class InFolder(Deployed):
 
     def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "InFolder":
         """The same folder in another engine, loaded."""
+        check_options(None if engine == "auto" else candidates(engine)[-1], threads, precision)
         found = InFolder(self.folder, engine, threads, precision)
         _ = found.runner
         return found

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import RenderableType
 from torch import Tensor, fx
 
-from tersor.arguments import path_of
+from tersor.arguments import path_of, whole
 from tersor.checkpoints.destination import check_file, write_page
 from tersor.errors import CalibrationError, SavedFolderError, TaskError
 from tersor.measure.outliers import ROWS, LayerOutliers, layer_outliers
@@ -94,8 +94,9 @@ def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool 
     >>> found.layers[0].outlying, found.layers[0].advice
     ([3], 'smooth')
     """
-    if samples < 1:
-        raise CalibrationError(f"samples is {samples}: it must be at least 1")
+    if not isinstance(task, Task):
+        raise TaskError(f"{task!r:.80} is not a tersor.Task")
+    samples = whole("samples", samples, 1, None, "64 show what there is to see", CalibrationError)
     with Stages(progress) as stages:
         with stages.stage("capture", "capturing the network"):
             network = FoldBatchNorm()(FoldConstants()(capture(task.model, task.example, task.dynamic)))

@@ -23,8 +23,9 @@ def generate(
     import time
 
     from tersor.pipeline.folder.deployed import InFolder
-    from tersor.pipeline.folder.text import tokenizer_of
+    from tersor.pipeline.folder.text import check_prompt, check_room, tokenizer_of
 
+    check_prompt(prompt)
     with console.status("loading"), using_threads(threads):
         tokenizer = tokenizer_of(folder)
         model = InFolder(folder, engine, threads)
@@ -32,6 +33,7 @@ def generate(
     if why_not is not None:
         errors.print(f"running in {used}, as {why_not}", markup=False, highlight=False, soft_wrap=True)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
+    check_room(folder, ids.shape[1], tokens)
     options = {"do_sample": False} if ENGINES[used].runs_modules else {"eos_token_id": tokenizer.eos_token_id}
     start = time.perf_counter()
     with using_threads(threads):
@@ -103,6 +105,7 @@ def run(
         Path, typer.Option("--output", "-o", help="The .npy file to write; several outputs are numbered.")
     ],
     threads: Threads = None,
+    finite: Annotated[bool, typer.Option("--check-finite", help="Refuse inputs that hold NaN or infinity.")] = False,
 ) -> None:
     """Run a saved network on NumPy files, without the network's source code."""
     from tersor.checkpoints.destination import check_file
@@ -110,5 +113,5 @@ def run(
     from tersor.pipeline.graph.files import run_files
 
     check_file(output, ".npy", sources=input)
-    for path in run_files(load(folder, threads), input, output):
+    for path in run_files(load(folder, threads), input, output, finite):
         console.print(f"written to {path}", highlight=False, soft_wrap=True)

@@ -9,16 +9,16 @@ from tersor.errors import EngineError
 PRECISIONS = {"f32": "FP32", "bf16": "BF16"}
 
 
-def logical_processors() -> int:
-    """The logical processors of this machine: the most threads that an engine may be asked for."""
-    return os.cpu_count() or 1
+def most_threads() -> int:
+    """The most threads that an engine may be asked for: two for each logical processor of this machine."""
+    return 2 * (os.cpu_count() or 1)
 
 
 def check_threads(threads: Any) -> int | None:
     """A number of threads; None leaves the choice to the engine.
 
     Raises:
-        EngineError: it is none, or more than the machine's logical processors.
+        EngineError: it is none, or more than two for each logical processor.
 
     >>> check_threads(0)
     Traceback (most recent call last):
@@ -28,15 +28,15 @@ def check_threads(threads: Any) -> int | None:
 
     if threads is None:
         return None
-    remedy = "this machine has so many logical processors; leave it out for all that this process may use"
-    return whole("threads", threads, 1, logical_processors(), remedy, EngineError)
+    remedy = f"this machine has {os.cpu_count()} logical processors; leave it out for all that this process may use"
+    return whole("threads", threads, 1, most_threads(), remedy, EngineError)
 
 
 def threads_of(threads: Any) -> int:
-    """The same; None is PyTorch's number of threads, or that of the processors if it is less."""
+    """The same; None is PyTorch's number of threads, or the most if that is less."""
     import torch
 
-    return check_threads(threads) or min(torch.get_num_threads(), logical_processors())
+    return check_threads(threads) or min(torch.get_num_threads(), most_threads())
 
 
 def check_precision(engine: Any, precision: Any) -> str:

@@ -12,7 +12,6 @@ from tersor.measure.metric import MetricResult, check_lengths, evaluate_metric, 
 from tersor.measure.nulls import missing_explanations, unknown
 from tersor.measure.perplexity import Comparison, Divergence, TextScore, comparison, divergence, perplexity
 from tersor.measure.schema import Latency, Report, json_schema, read_report
-from tersor.measure.unchanged import unchanged
 from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
 
 __all__ = [
@@ -57,7 +56,6 @@ __all__ = [
     "shipped_files",
     "sqnr_db",
     "tokens_of",
-    "unchanged",
     "unknown",
     "windows_of",
     "with_headline",

@@ -37,6 +37,9 @@ class Deployed(ABC):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""
 
+    def check_tokens(self, args: Any, kwargs: Any) -> None:
+        """Refuse arguments of ``generate`` that go beyond a language model's positions."""
+
     @abstractmethod
     def write(self, folder: Path, result: "Compressed") -> None:
         """Write all of the result into an existing, empty folder."""
@@ -117,9 +120,11 @@ class Compressed:
 
         Raises:
             EngineError: it is no language model.
+            TaskError: more tokens than the model has positions for.
         """
         if self.folder is None:
             raise EngineError("only a language model in a folder generates; call a network with its inputs")
+        self.deployed.check_tokens(args, kwargs)
         return self.deployed.runner.generate(*args, **kwargs)
 
     def compile(self, engine: str, *, threads: int | None = None, precision: str = "f32") -> "Compressed":

@@ -16,7 +16,7 @@ from tersor.engines import engine as find_engine
 from tersor.engines.base import Engine, Runner
 from tersor.engines.numbers import check_numbers
 from tersor.errors import EngineError, RecipeError, TersorError
-from tersor.measure import Latency, Report, interleave, ratio, shipped_bytes, unchanged
+from tersor.measure import Latency, Report, interleave, ratio, shipped_bytes
 from tersor.measure.formatting import size_text
 from tersor.network.observations import signature
 from tersor.pipeline.graph.measuring import single
@@ -29,6 +29,7 @@ from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
+from tersor.task.unchanged import unchanged
 
 # Relative differences up to which latencies, and sizes, count as equal.
 AS_FAST, AS_LARGE = 0.1, 0.01

@@ -7,7 +7,7 @@ from torch import Tensor
 from tersor.engines import engine as find_engine
 from tersor.engines.options import check_options
 from tersor.errors import TaskError
-from tersor.measure import Report, unchanged
+from tersor.measure import Report
 from tersor.measure.environment import usable_processors
 from tersor.measure.layers import layer_noise
 from tersor.pipeline.compressed import Compressed
@@ -20,6 +20,7 @@ from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
+from tersor.task.unchanged import unchanged
 
 NOISE_SAMPLES = 8
 
@@ -44,8 +45,8 @@ def compress(
             compiles for all installed engines that compile quickly, and keeps the fastest faithful one.
         target: the hardware to plan for, such as ``x86-vnni``: one of the engine's ``targets``; None: this machine.
             Figures are always measured on this machine.
-        threads: threads of the engine, at most the logical processors of this machine; None: all processors that this
-            process may use.
+        threads: threads of the engine, at most two for each logical processor; None: all processors that this process
+            may use.
         precision: the precision of float operators, ``f32`` or ``bf16`` where the engine computes in it; it is pinned
             and reported.
         evaluate: False skips the metric.

@@ -3,18 +3,23 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tersor.checkpoints.destination import check_file, written
+from tersor.engines.inputs import check_finite, of_manifest
 from tersor.errors import TaskError
+from tersor.network.structure import tensor_of
 from tersor.pipeline.compressed import Compressed
 
 
-def run_files(network: Compressed, inputs: list[Path], output: Path) -> list[Path]:
+def run_files(network: Compressed, inputs: list[Path], output: Path, finite: bool = False) -> list[Path]:
     """Read one .npy file per input, run the network, write the outputs, and return their paths.
 
+    Args:
+        finite: refuse inputs that hold NaN or infinity.
+
     Raises:
+        EngineError: an input that the network does not take, or with ``finite`` one that is not finite.
         TaskError: naming the input and its expected dtype or shape.
         SavedFolderError: an output cannot be written, by its path.
     """
@@ -24,6 +29,8 @@ def run_files(network: Compressed, inputs: list[Path], output: Path) -> list[Pat
             f"the network has {len(network.inputs)} inputs ({names}), {len(inputs)} files were given"
         )
     tensors = [_read(path, wanted) for path, wanted in zip(inputs, network.inputs, strict=True)]
+    if finite:
+        check_finite(tensors, of_manifest(network.inputs))
     out = network.runner(*tensors)
     outputs = (out,) if isinstance(out, Tensor) else out
     several = [output.with_stem(f"{output.stem}_{k}") for k in range(len(outputs))]
@@ -37,10 +44,14 @@ def run_files(network: Compressed, inputs: list[Path], output: Path) -> list[Pat
 def _read(path: Path, wanted: dict) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of a damaged header numpy raises whatever its parser does
         raise TaskError(
-            f"{path} cannot be read as a .npy file ({error}); write it with numpy.save"
+            f"{path} cannot be read as a .npy file ({' '.join(str(error).split())[:200]}); write it with numpy.save"
         ) from error
+    if not isinstance(array, np.ndarray):
+        kind = type(array).__name__
+        array.close()
+        raise TaskError(f"{path} is no .npy file but holds several arrays ({kind}); write one with numpy.save")
     name, dtype, shape = wanted["name"], wanted["dtype"], wanted["shape"]
     if str(array.dtype) != dtype:
         raise TaskError(
@@ -51,4 +62,4 @@ def _read(path: Path, wanted: dict) -> Tensor:
     ):
         said = ["batch" if n is None else n for n in shape]
         raise TaskError(f"{path}: input {name!r} has the shape {said}, the file holds {list(array.shape)}")
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return tensor_of(array)

@@ -25,7 +25,6 @@ from tersor.measure import (
     prediction_agreement,
     ratio,
     same_inputs,
-    unchanged,
 )
 from tersor.measure.energy import joules_per_call
 from tersor.measure.latency import Latency
@@ -33,6 +32,7 @@ from tersor.network.network import Network
 from tersor.pipeline.graph.batches import cut
 from tersor.pipeline.progress import Stages
 from tersor.task import Task
+from tersor.task.unchanged import unchanged
 
 ROUNDS = 15
 

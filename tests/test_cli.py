@@ -232,7 +232,8 @@ def test_as_many_files_as_inputs(saved, tmp_path):
 
 def test_what_a_task_file_raises_is_not_hidden(tmp_path):
     (tmp_path / "broken.py").write_text("def task():\n    return None.nothing\n")
-    with pytest.raises(AttributeError, match="nothing"):
+    said = r"task\(\) of .*broken.py raised AttributeError: .*nothing.* \(broken.py, line 2: return None.nothing\)"
+    with pytest.raises(TaskError, match=said):
         load_task(tmp_path / "broken.py")
     (tmp_path / "broken.py").write_text("def task():\n    return 3\n")
     with pytest.raises(TaskError, match=r"returned a int, not a tersor\.Task"):

@@ -16,6 +16,10 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 # The kind of a manifest whose folder is a language model in the Hugging Face layout.
 LANGUAGE = "language"
+# Files that Tersor writes into a saved folder, also later.
+_WRITTEN_LATER = frozenset({MANIFEST, "report.json", "report.html", "outliers.html"})
+# Bytes of a manifest that is read before a folder is replaced, and of a name with room for an ending.
+_LARGEST, _LONG = 2**26, 200
 
 
 class _File(BaseModel):
@@ -104,19 +108,58 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-def check_free(folder: Path, force: bool) -> None:
-    """Raise SavedFolderError, before any long work, if the folder exists and ``force`` is not set."""
-    if folder.exists() and not force:
-        raise SavedFolderError(f"{folder} exists: choose another folder, or overwrite it with --force (force=True)")
-    if folder.exists() and not folder.is_dir():
-        raise SavedFolderError(f"{folder} is a file, not a folder: choose another name")
+def foreign(folder: Path) -> str | None:
+    """Why a folder is not only what Tersor wrote into it, by its manifest; None: it is, or it is empty.
+
+    What it tells keeps a folder from being replaced, so that in doubt it is foreign: a file or folder more, a link, or
+    other content than the manifest's. A file may be missing; reports may have been written again.
+    """
+    if not any(folder.iterdir()):
+        return None
+    if (files := _files(folder)) is None:
+        return f"it holds files and no {MANIFEST} of Tersor's; choose another folder, or empty it yourself"
+    folders = {parent.as_posix() for name in files for parent in Path(name).parents}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        known = name in files or name in _WRITTEN_LATER
+        if path.is_symlink() or not (name in folders if path.is_dir() else known and path.is_file()):
+            return f"{name} in it is not Tersor's; choose another folder, or move {name} away"
+        if name in files and name not in _WRITTEN_LATER and sha256(path) != files[name]:
+            return f"{name} in it was altered since Tersor wrote it; choose another folder, or remove it yourself"
+    return None
+
+
+def named_files(folder: Path) -> set[str]:
+    """The names of the files that Tersor wrote into a folder, by its manifest; none where it has none."""
+    files = _files(folder)
+    return set() if files is None else {MANIFEST, *files}
+
+
+def _files(folder: Path) -> dict[str, str] | None:
+    """The SHA-256 of each file of a manifest of Tersor's, of whatever kind; None where there is none."""
+    path = folder / MANIFEST
+    try:
+        if path.is_symlink() or path.stat().st_size > _LARGEST:
+            return None
+        manifest = json.loads(path.read_text(encoding="utf8"))
+        ours = manifest["format"] == FORMAT and (manifest.get("kind") == LANGUAGE or "engine" in manifest)
+        return {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()} if ours else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def replace_folder(staging: Path, folder: Path) -> None:
-    """Move ``staging`` to ``folder``; an existing folder is removed only after the new one is in place."""
-    if not folder.exists():
+    """Move ``staging`` to ``folder``; an existing folder is removed only after the new one is in place.
+
+    Raises:
+        SavedFolderError: the existing folder is not only what Tersor wrote; it is left as it is.
+    """
+    if not (folder.exists() or folder.is_symlink()):
         os.replace(staging, folder)
         return
+    if folder.is_symlink() or not folder.is_dir() or (reason := foreign(folder)):
+        reason = "it is no folder" if folder.is_symlink() or not folder.is_dir() else reason
+        raise SavedFolderError(f"{folder} is not replaced, since {reason}")
     old = hidden_name(folder)
     os.replace(folder, old)
     try:
@@ -129,7 +172,19 @@ def replace_folder(staging: Path, folder: Path) -> None:
 
 def hidden_name(folder: Path) -> Path:
     """An unused hidden name in the same parent folder."""
-    return folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    return beside(folder, uuid.uuid4().hex[:8])
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The hidden path of something that belongs to ``path``, in the same folder; of a long name the digest.
+
+    >>> beside(Path("a/small"), "partial").as_posix()
+    'a/.small.partial'
+    """
+    name, encoded = path.name, os.fsencode(path.name)
+    if len(encoded) > _LONG:
+        name = hashlib.sha256(encoded).hexdigest()[:32]
+    return path.parent / f".{name}.{ending}"
 
 
 def sha256(path: Path) -> str:

@@ -87,13 +87,13 @@ def compress(
 
     `tersor compress llama/ -r int4-gptq --data train.txt --valid valid.txt -o small`
     """
-    from tersor.checkpoints.manifest import check_free
+    from tersor.checkpoints.destination import check_folder
     from tersor.measure import read_report
     from tersor.pipeline.graph.compress import compress as run
     from tersor.report import print_report
 
-    check_free(out, force)
     _check_source(context, task)
+    check_folder(out, force, () if task.is_dir() else (find_task(task)[0],))
     if task.is_dir():
         from tersor.pipeline.folder.compress import compress_folder
         from tersor.report.language import print_language_report
@@ -108,7 +108,9 @@ def compress(
         print_language_report(found.report, console)
     else:
         options = {"threads": threads, "precision": precision, "evaluate": evaluate}
-        done = run(load_task(task), recipe or _OF_TASKS, engine, target=target, **options)
+        loaded = load_task(task)
+        check_folder(out, force, size=sum(p.nbytes for p in loaded.model.parameters()))
+        done = run(loaded, recipe or _OF_TASKS, engine, target=target, **options)
         done.save(out, force)
         # Saving adds what it found of the files.
         print_report(read_report(out), console)
@@ -174,7 +176,10 @@ def outliers(
 ) -> None:
     """Find layers whose inputs have outliers, what these cost in int8, and what helps."""
     from tersor.pipeline.graph.outliers import outliers as find
+    from tersor.pipeline.graph.outliers import page_file
 
+    if out is not None:
+        page_file(out)
     found = find(load_task(task), samples, layer)
     page = None if out is None else found.to_html(out)
     if json:
@@ -191,10 +196,12 @@ def demo(
     recipe: RecipeName = "int8-static",
 ) -> None:
     """Compress the built-in example, a small residual network that classifies handwritten digits."""
+    from tersor.checkpoints.destination import check_folder
     from tersor.demo import task
     from tersor.pipeline.graph.compress import compress as run
     from tersor.report import print_report
 
+    check_folder(out, force=True)
     done = run(task(), recipe, engine)
     done.save(out, force=True)
     assert done.report is not None

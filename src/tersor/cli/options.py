@@ -78,6 +78,9 @@ def using_threads(count: int | None) -> Iterator[None]:
     """Run PyTorch with ``count`` threads inside the block; None keeps the current number."""
     import torch
 
+    from tersor.engines.options import check_threads
+
+    check_threads(count)
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -23,8 +23,9 @@ def generate(
     import time
 
     from tersor.pipeline.folder.deployed import InFolder
-    from tersor.pipeline.folder.text import tokenizer_of
+    from tersor.pipeline.folder.text import check_prompt, check_room, tokenizer_of
 
+    check_prompt(prompt)
     with console.status("loading"), using_threads(threads):
         tokenizer = tokenizer_of(folder)
         model = InFolder(folder, engine, threads)
@@ -32,6 +33,7 @@ def generate(
     if why_not is not None:
         errors.print(f"running in {used}, as {why_not}", markup=False, highlight=False, soft_wrap=True)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
+    check_room(folder, ids.shape[1], tokens)
     options = {"do_sample": False} if ENGINES[used].runs_modules else {"eos_token_id": tokenizer.eos_token_id}
     start = time.perf_counter()
     with using_threads(threads):
@@ -82,13 +84,15 @@ def compare(
     html: Annotated[Path | None, typer.Option("--html", help="Also write a .html page.")] = None,
 ) -> None:
     """Compare the reports of saved folders side by side, with the best in each row marked."""
+    from tersor.checkpoints.destination import check_file, write_page
     from tersor.report.compare import compared, page, table
 
+    if html is not None:
+        check_file(html, ".html")
     found = compared(folders)
     console.print(table(found))
     if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(page(found), encoding="utf-8")
+        write_page(html, page(found))
         console.print(f"\nwritten to {html}", highlight=False, soft_wrap=True)
 
 
@@ -101,10 +105,13 @@ def run(
         Path, typer.Option("--output", "-o", help="The .npy file to write; several outputs are numbered.")
     ],
     threads: Threads = None,
+    finite: Annotated[bool, typer.Option("--check-finite", help="Refuse inputs that hold NaN or infinity.")] = False,
 ) -> None:
     """Run a saved network on NumPy files, without the network's source code."""
+    from tersor.checkpoints.destination import check_file
     from tersor.pipeline.graph.deployed import load_network as load
     from tersor.pipeline.graph.files import run_files
 
-    for path in run_files(load(folder, threads), input, output):
+    check_file(output, ".npy", sources=input)
+    for path in run_files(load(folder, threads), input, output, finite):
         console.print(f"written to {path}", highlight=False, soft_wrap=True)

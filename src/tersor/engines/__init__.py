@@ -39,7 +39,7 @@ def engine(name: str) -> Engine:
     >>> engine("torch").simulates
     True
     """
-    if name not in ENGINES:
+    if not isinstance(name, str) or name not in ENGINES:
         raise EngineError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
     require(ENGINES[name])
     return ENGINES[name]

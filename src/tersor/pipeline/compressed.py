@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tersor.checkpoints.manifest import check_free, hidden_name, replace_folder
+from tersor.checkpoints.destination import check_folder
+from tersor.checkpoints.manifest import hidden_name, replace_folder
 from tersor.errors import EngineError
 from tersor.network.network import Network
 from tersor.pipeline.subject import Subject
@@ -35,6 +36,9 @@ class Deployed(ABC):
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""
+
+    def check_tokens(self, args: Any, kwargs: Any) -> None:
+        """Refuse arguments of ``generate`` that go beyond a language model's positions."""
 
     @abstractmethod
     def write(self, folder: Path, result: "Compressed") -> None:
@@ -116,9 +120,11 @@ class Compressed:
 
         Raises:
             EngineError: it is no language model.
+            TaskError: more tokens than the model has positions for.
         """
         if self.folder is None:
             raise EngineError("only a language model in a folder generates; call a network with its inputs")
+        self.deployed.check_tokens(args, kwargs)
         return self.deployed.runner.generate(*args, **kwargs)
 
     def compile(self, engine: str, *, threads: int | None = None, precision: str = "f32") -> "Compressed":
@@ -150,11 +156,14 @@ class Compressed:
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write everything into a new folder, whole or not at all.
 
+        Args:
+            force: replace the folder if it holds only what Tersor wrote, or nothing.
+
         Raises:
-            SavedFolderError: the folder exists and ``force`` is not given.
+            SavedFolderError: the folder exists and ``force`` is not given, it holds what is not Tersor's, or nothing
+                can be written there.
         """
-        folder = Path(folder)
-        check_free(folder, force)
+        folder = check_folder(folder, force, () if self.folder is None else (self.folder,))
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = hidden_name(folder)
         staging.mkdir()

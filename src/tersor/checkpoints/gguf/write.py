@@ -14,6 +14,7 @@ from torch import Tensor
 from tersor.checkpoints.gguf.blocks import KINDS, encode, encode_codes
 from tersor.checkpoints.gguf.llama import Llama
 from tersor.checkpoints.gguf.vocab import vocabulary
+from tersor.checkpoints.manifest import hidden_name
 from tersor.errors import CheckpointError
 from tersor.numerics import QTensor
 
@@ -60,7 +61,7 @@ def write_gguf(
         raise CheckpointError(f"unknown kind {kind!r}: choose q4_0, q8_0, q4_k or f16")
     model = Llama.of(config)
     metadata = model.metadata() | vocabulary(folder, config["vocab_size"])
-    data, whole = (path.with_name(f"{path.name}.{part}") for part in ("data", "part"))
+    data, whole = (hidden_name(path) for _ in range(2))
     infos: list[_Info] = []
     try:
         with data.open("wb") as out:

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor
 
 from tersor.engines.base import Executed
+from tersor.engines.inputs import Input, taken
+from tersor.engines.options import threads_of
 from tersor.errors import EngineError
-from tersor.network.network import check_count
 
 FILES = ("model.onnx",)
 # No other option than anyone's session has: all that the file needs stands in it.
 _PROVIDERS = ["CPUExecutionProvider"]
 # Log errors only, since ONNX Runtime warns of every unused constant.
 _SILENT = 3
+# Its names of types that have another one in PyTorch.
+_KINDS = {"float": "float32", "double": "float64"}
 
 
 def start(
@@ -63,25 +66,25 @@ class OnnxRuntimeRunner:
 
     def __init__(self, model: Any, threads: int | None = None) -> None:
         self.model = model
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads_of(threads)
         self._session = self._start()
-        self._inputs = [i.name for i in self._session.get_inputs()]
+        self._inputs = tuple(map(_input, self._session.get_inputs()))
 
     def _start(self, optimized: str | None = None) -> Any:
         return start(self.model, self.threads, self.optimize, optimized)
 
-    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Run the network on tensors; returns one tensor, or a tuple if there are several outputs.
+    def __call__(self, *inputs: Tensor | np.ndarray) -> Tensor | tuple[Tensor, ...]:
+        """Run the network on tensors or arrays; returns one tensor, or a tuple if there are several outputs.
 
         Raises:
             EngineError: an input has a shape or dtype that the network does not take.
         """
-        check_count(inputs, self._inputs)
-        arrays = {n: x.detach().contiguous().numpy() for n, x in zip(self._inputs, inputs, strict=True)}
+        tensors = taken(inputs, self._inputs)
+        arrays = {i.name: x.detach().contiguous().numpy() for i, x in zip(self._inputs, tensors, strict=True)}
         try:
             results = self._session.run(None, arrays)
         except Exception as error:
-            shapes = [tuple(x.shape) for x in inputs]
+            shapes = [tuple(x.shape) for x in tensors]
             raise EngineError(f"ONNX Runtime refuses inputs of shapes {shapes}: {_summary(error)}") from error
         outputs = tuple(torch.from_numpy(np.asarray(r)) for r in results)
         return outputs[0] if len(outputs) == 1 else outputs
@@ -102,6 +105,13 @@ class OnnxRuntimeRunner:
         from tersor.checkpoints.onnx.qdq import write_onnx
 
         return write_onnx(self.model, folder)
+
+
+def _input(given: Any) -> Input:
+    """What the session says of an input: ``tensor(float)`` is float32, other types are called as PyTorch calls them."""
+    kind = given.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(size if isinstance(size, int) else None for size in given.shape)
+    return Input(given.name, _KINDS.get(kind, kind), shape)
 
 
 def read_model(folder: Path) -> Any:

@@ -14,6 +14,7 @@ from tersor.engines.base import Executed
 from tersor.engines.openvino.audit import account
 from tersor.engines.openvino.decoder_graph import ROWS, TOKENS, WANTED, decoder_model
 from tersor.engines.openvino.runner import compile_model, first_lines, read_model, save_model
+from tersor.engines.options import threads_of
 from tersor.errors import EngineError
 from tersor.numerics import QTensor
 
@@ -45,7 +46,7 @@ class OpenVinoDecoder:
         cache: str = "f16",
     ) -> None:
         self.model = model
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads_of(threads)
         self.precision, self.runtime_group, self.cache = precision, runtime_group, cache
         self.longest = int(model.get_rt_info(_LONGEST).astype(str)) if model.has_rt_info(_LONGEST) else None
         self.vocabulary = int(model.output(0).partial_shape[2].get_length())

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from tersor.engines.base import Executed
+from tersor.engines.inputs import Input, taken
 from tersor.engines.openvino.audit import account
+from tersor.engines.options import threads_of
 from tersor.errors import EngineError
-from tersor.network.network import check_count
 
 # The model's metadata key for the run-time group size: adjacent values of a token that share a scale.
 GROUP_KEY = ["tersor", "runtime_group"]
@@ -55,6 +56,11 @@ def first_lines(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
 
 
+def _input(port: Any) -> Input:
+    shape = (None if size.is_dynamic else size.get_length() for size in port.partial_shape)
+    return Input(port.any_name, np.dtype(port.get_element_type().to_dtype()).name, tuple(shape))
+
+
 class Requests:
     """A compiled model that several threads may call: each has its own request, which computes one call at a time."""
 
@@ -92,13 +98,13 @@ class OpenVINORunner:
     ) -> None:
         self.model = model
         self.notes = notes or {}
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads_of(threads)
         self.precision = precision
         self._dynamic = all(
             p.partial_shape[0].is_dynamic for p in model.inputs if p.partial_shape.rank.get_length()
         )
         self._runtime = model.has_rt_info(GROUP_KEY)
-        self._names = [p.any_name for p in model.inputs]
+        self._inputs = tuple(map(_input, model.inputs))
         self._compiled: dict[bool, Requests] = {}
         self._compiling = threading.Lock()
         self._for(single=self._dynamic)
@@ -114,13 +120,13 @@ class OpenVINORunner:
                 self._compiled[single] = Requests(_compile(model, self.threads, self.precision))
             return self._compiled[single]
 
-    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Run the network on tensors; returns one tensor, or a tuple if there are several outputs.
+    def __call__(self, *inputs: Tensor | np.ndarray) -> Tensor | tuple[Tensor, ...]:
+        """Run the network on tensors or arrays; returns one tensor, or a tuple if there are several outputs.
 
         Raises:
             EngineError: an input has a shape or dtype that the network does not take.
         """
-        check_count(inputs, self._names)
+        inputs = taken(inputs, self._inputs)
         single = self._dynamic and all(x.shape[0] == 1 for x in inputs if x.ndim)
         compiled = self._for(single)
         arrays = [x.detach().contiguous().numpy() for x in inputs]

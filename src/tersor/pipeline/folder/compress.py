@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tersor.arguments import path_of
+from tersor.checkpoints.destination import check_folder
 from tersor.checkpoints.layouts import LAYOUTS
-from tersor.checkpoints.manifest import check_free
-from tersor.errors import CheckpointError, SavedFolderError
+from tersor.errors import CheckpointError
 from tersor.former_names import takes_former_name
 from tersor.measure.environment import describe_environment
 from tersor.measure.language import LanguageReport, WeightRecord
@@ -68,7 +69,7 @@ def compress_folder(
         evaluate: the like, to report perplexity and divergence on; never what is calibrated on.
         layout: how the files store codes and scales, a name in ``LAYOUTS`` (``tersor compress --help`` prints them).
         samples: windows of ``data``; length: tokens of each window, by default 512, or fewer as the model takes.
-        force: replace ``out``, and throw away parts of another run.
+        force: replace ``out`` if it holds only what Tersor wrote, or nothing, and throw away parts of another run.
         build: makes the model where transformers does not know its architecture; its parameters are on ``meta`` then.
         token_mask: for ``data`` given as tokens: bool [windows, length], True for real tokens, False for padding.
             The former name ``counted`` is still taken.
@@ -82,14 +83,12 @@ def compress_folder(
             result that transformers would not open as it is meant; ``out`` is not written then.
         RecipeError: a recipe that needs more than there is.
         CalibrationError: a layer that cannot be solved, by name.
-        SavedFolderError: ``out`` exists, cannot be written, or another run is writing it.
+        SavedFolderError: ``out`` exists, holds what is not Tersor's, cannot be written, or another run is writing it.
         MetricError, TaskError: ``data`` or ``evaluate`` that cannot be read, by file and line, is shorter than a
             window, or has windows longer than the model takes.
     """
-    out = Path(out).resolve()
-    if Path(source).resolve().is_relative_to(out):
-        raise SavedFolderError(f"{out} is or holds the model {source} itself; choose another folder")
-    check_free(out, force)
+    source = path_of("source", source, CheckpointError)
+    out = check_folder(out, force, (source,)).resolve()
     job = prepare_job(
         source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
     )

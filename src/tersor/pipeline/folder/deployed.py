@@ -6,10 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from tersor.engines.options import check_options
 from tersor.errors import TersorError
 from tersor.measure.language import LanguageReport, is_language_report, read_language_report
 from tersor.pipeline.compressed import Compressed, Deployed
 from tersor.pipeline.folder.load import LanguageModel, candidates, load_language
+from tersor.pipeline.folder.text import check_room
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
 from tersor.recipe.yaml_text import recipe_text
@@ -61,12 +65,20 @@ class InFolder(Deployed):
         runner = self.runner
         return runner(*args, **kwargs) if callable(runner) else runner.logits(*args, **kwargs)
 
+    def check_tokens(self, args: Any, kwargs: Any) -> None:
+        """Refuse to generate past the positions of the model; raises TaskError."""
+        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        more = args[1] if len(args) > 1 else kwargs.get("max_new_tokens")
+        if isinstance(ids, Tensor) and ids.ndim == 2 and isinstance(more, int):
+            check_room(self.folder, ids.shape[1], more)
+
     def write(self, folder: Path, result: Compressed) -> None:
         """A copy of all files."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
 
     def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "InFolder":
         """The same folder in another engine, loaded."""
+        check_options(None if engine == "auto" else candidates(engine)[-1], threads, precision)
         found = InFolder(self.folder, engine, threads, precision)
         _ = found.runner
         return found

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor.arguments import whole
 from tersor.checkpoints.architecture import import_transformers
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
@@ -57,8 +58,11 @@ def prepare_job(
     needs: bool = True,
 ) -> Job:
     """Everything that can be checked before a weight is read; with ``needs`` that there is data if it is needed."""
-    if layout not in LAYOUTS:
-        raise RecipeError(f"no layout {layout!r}; one of {', '.join(LAYOUTS)}")
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        raise RecipeError(f"no layout {layout!r:.80}; one of {', '.join(LAYOUTS)}")
+    samples = whole("samples (--samples)", samples, 1, None, "it is the number of windows of data", TaskError)
+    if length is not None:
+        length = whole("length (--length)", length, 2, None, "it is the tokens of a window", TaskError)
     recipe = resolve(recipe)
     import_transformers()
     with quiet():

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from tersor.checkpoints.files import read_json, read_object
+from tersor.checkpoints.manifest import beside
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
 
 _JOB = "job.json"
+# All that a run writes into its working folder: nothing else is ever removed with it.
+_OWN = re.compile(r"lock|job\.(json|part)|block-\d{5,}\.(safetensors|json|part)|[a-z]+-\d+\.(bin|part)|out")
 
 
 class Journal:
@@ -57,7 +61,7 @@ class Journal:
 
 def parts_of(out: Path) -> Path:
     """The working folder of an output folder."""
-    return out.parent / f".{out.name}.partial"
+    return beside(out, "partial")
 
 
 def save(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -79,9 +83,11 @@ def journal(out: Path, job: Mapping[str, Any], force: bool) -> Iterator[Journal]
         force: discard the working folder of a different job.
 
     Raises:
-        SavedFolderError: it cannot be written, another run holds the lock, or it belongs to a different job.
+        SavedFolderError: it cannot be written, holds what no run wrote, another run holds the lock, or it belongs to a
+            different job.
     """
     folder = parts_of(out)
+    _check_own(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("w")
@@ -94,6 +100,18 @@ def journal(out: Path, job: Mapping[str, Any], force: bool) -> Iterator[Journal]
             raise SavedFolderError(f"another run is writing {out}: wait for it, or choose another folder") from error
         _check_job(folder, job, out, force)
         yield Journal(folder)
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse a working folder that holds what no run wrote: a run removes it in the end."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise SavedFolderError(f"{folder}, where parts of the run are kept, is a link or a file: remove it yourself")
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        if path.is_symlink() or not _OWN.fullmatch(path.name) or path.is_dir() != (path.name == "out"):
+            raise SavedFolderError(
+                f"{folder}, where parts of the run are kept, holds {path.name}, which no run wrote: move it away, or "
+                "choose another folder"
+            )
 
 
 def _check_job(folder: Path, job: Mapping[str, Any], out: Path, force: bool) -> None:

@@ -11,9 +11,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from tersor.checkpoints.destination import check_folder
 from tersor.checkpoints.hf_folder import INDEX, HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
-from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, check_free, replace_folder, sha256
+from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, replace_folder, sha256
 from tersor.checkpoints.readers import open_as_reader
 from tersor.measure.language import LanguageReport
 from tersor.numerics import QTensor, QuantSpec
@@ -90,7 +91,7 @@ def finish(
     }
     manifest = {"format": 1, "kind": LANGUAGE, "layout": job.layout, "files": files}
     _write(staging / MANIFEST, json.dumps(manifest, indent=1))
-    check_free(out, force)  # it may have been created during the run
+    check_folder(out, force, (job.source.path,))  # it may have been created during the run
     replace_folder(staging, out)
     shutil.rmtree(notes.folder, ignore_errors=True)
     return report

@@ -29,6 +29,7 @@ from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
+from tersor.task.unchanged import unchanged
 
 # Relative differences up to which latencies, and sizes, count as equal.
 AS_FAST, AS_LARGE = 0.1, 0.01
@@ -115,8 +116,9 @@ def choose_engine(
     subject = start(task, recipe, hosts, stages)
     assert subject.network is not None
     inputs = single(subject.network)
-    for step in recipe.steps:
-        subject = step(subject, task, stages)
+    with unchanged(task.model, "calibration"):
+        for step in recipe.steps:
+            subject = step(subject, task, stages)
     subjects: dict[str, Subject] = {}
     runners: dict[str, Runner] = {}
     errors: dict[str, float] = {}

@@ -17,6 +17,7 @@ from tersor.errors import TersorError
 from tersor.measure import (
     AgreementRecorder,
     MetricResult,
+    check_lengths,
     evaluate_metric,
     interleave,
     measure_memory,
@@ -31,6 +32,7 @@ from tersor.network.network import Network
 from tersor.pipeline.graph.batches import cut
 from tersor.pipeline.progress import Stages
 from tersor.task import Task
+from tersor.task.unchanged import unchanged
 
 ROUNDS = 15
 
@@ -164,7 +166,9 @@ def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -
     )
     for name, runner in subject:
         recorders[name] = AgreementRecorder(predictor(subjects.original, runner))
-        found.metric[name] = evaluate_metric(task.evaluate, recorders[name], f"the {name} network")
+        with unchanged(task.model, "evaluate"):
+            found.metric[name] = evaluate_metric(task.evaluate, recorders[name], f"the {name} network")
+        check_lengths(found.metric)
         on_step()
     before, after = found.metric["original"].scores, found.metric["compressed"].scores
     paired = same_inputs(recorders["original"], recorders["compressed"])

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tersor.checkpoints.network import unsaveable
+from tersor.errors import TaskError
 from tersor.network.capture import capture
 from tersor.network.network import Network
 from tersor.network.rewrites import REWRITES
@@ -37,8 +38,16 @@ def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
 
 
 def captured(task: Task) -> Network:
-    """The task's model as a graph that every engine supports: some reject certain forms of a global pool."""
-    return rewritten(capture(task.model, task.example, task.dynamic), REWRITES["global_pool"]())
+    """The task's model as a graph that every engine supports: some reject certain forms of a global pool.
+
+    Raises:
+        CaptureError: it cannot be captured.
+        TaskError: it holds no weights.
+    """
+    network = capture(task.model, task.example, task.dynamic)
+    if not network.weight_bytes():
+        raise TaskError(f"the model of {task.name} holds no weights: there is nothing to compress")
+    return rewritten(network, REWRITES["global_pool"]())
 
 
 def planned(original: Network, step: Quantize, policy: Policy) -> Prepared:

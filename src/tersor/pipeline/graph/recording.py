@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from tersor.engines import engine as find_engine
 from tersor.engines import simulation
+from tersor.engines.options import check_options
 from tersor.errors import CalibrationError, TaskError
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.compress import compress
@@ -116,6 +117,7 @@ def prepare(
     torch.Size([2, 8, 6, 6])
     """
     task, recipe = Task(type(model).__name__, model, example, tuple), resolve(recipe)
+    check_options(None if engine == "auto" else find_engine(engine), threads, precision)
     # ``auto`` has no policy; the simulation's policy accepts everything that one of its engines accepts.
     policy = (simulation() if engine == "auto" else find_engine(engine)).policy(target)
     needs_data = _needs_data(recipe.quantize, planned(task, recipe, policy))

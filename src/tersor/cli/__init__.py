@@ -4,6 +4,7 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from tersor import __version__
 from tersor.cli.making import calibrate, compress, demo, inspect, outliers
@@ -28,15 +29,14 @@ def main() -> None:
     try:
         app()
     except TersorError as error:
-        errors.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        errors.print(Text("error:", "bold red"), f"{type(error).__name__}: {error}", soft_wrap=True)
         sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        console.print(f"tersor {__version__}", highlight=False)
+        console.print(f"tersor {__version__}")
         raise typer.Exit
 
 

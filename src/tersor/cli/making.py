@@ -103,7 +103,7 @@ def compress(
             try:
                 found = compress_folder(task, out, chosen, data, evaluate=valid, layout=layout, **options)
             except KeyboardInterrupt:
-                errors.print("interrupted; the same command resumes after the last finished block", highlight=False)
+                errors.print("interrupted; the same command resumes after the last finished block")
                 raise
         print_language_report(found.report, console)
     else:
@@ -112,7 +112,7 @@ def compress(
         done.save(out, force)
         # Saving adds what it found of the files.
         print_report(read_report(out), console)
-    console.print(f"\nwritten to {out}; open {out / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"\nwritten to {out}; open {out / 'report.html'}", soft_wrap=True)
 
 
 def _check_source(context: typer.Context, source: Path) -> None:
@@ -182,7 +182,7 @@ def outliers(
         return
     console.print(found)
     if page is not None:
-        console.print(f"\nwritten to {page}", highlight=False, soft_wrap=True)
+        console.print(f"\nwritten to {page}", soft_wrap=True)
 
 
 def demo(
@@ -200,5 +200,5 @@ def demo(
     assert done.report is not None
     print_report(done.report, console)
     console.print(
-        f"\nwritten to {out}; open {out / 'report.html'} in a browser", highlight=False, soft_wrap=True
+        f"\nwritten to {out}; open {out / 'report.html'} in a browser", soft_wrap=True
     )

@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 
 from tersor.errors import EngineError
+from tersor.inert import plain
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.folder.deployed import load_folder
 from tersor.pipeline.folder.load import is_language
@@ -34,7 +35,7 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
     if is_language(folder):
         found = load_folder(folder, engine, threads)
         if (reason := found.deployed.skip_reason) is not None:
-            warnings.warn(f"{folder} runs in {found.engine}, as {reason}", stacklevel=2)
+            warnings.warn(plain(f"{folder} runs in {found.engine}, as {reason}"), stacklevel=2)
         return found
     found = load_network(folder, threads)
     if engine not in (None, "auto", found.engine):

@@ -23,6 +23,7 @@ from tersor.pipeline.graph.batches import exactly, passing
 from tersor.pipeline.progress import Stages
 from tersor.report.outliers import page, table
 from tersor.task import Task
+from tersor.terminal import Inert
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ class Outliers:
         return json.dumps({"task": self.task, "samples": self.samples, "layers": layers}, allow_nan=False)
 
     def __rich__(self) -> RenderableType:
-        return table(self.layers)
+        return Inert(table(self.layers))
 
 
 def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool = True) -> Outliers:

@@ -1,12 +1,12 @@
 """The class and configuration of transformers that a folder's config.json names."""
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tersor.errors import CaptureError, EngineError
+from tersor.files import temporary_folder
 from tersor.process import importing
 
 # sdpa where the architecture has it, otherwise the attention written out.
@@ -36,8 +36,8 @@ def model_class(config: Mapping[str, Any]) -> Any:
 
 def model_config(config: Mapping[str, Any]) -> Any:
     """The configuration object for the content of a config.json, as transformers reads it."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf8")
+    with temporary_folder() as folder:
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf8")
         return import_transformers().AutoConfig.from_pretrained(folder, local_files_only=True)
 
 

@@ -1,10 +1,7 @@
-"""The manifest and checksums of a saved folder, and atomic replacement of folders."""
+"""The manifest and checksums of a saved folder."""
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -66,26 +63,6 @@ def check_free(folder: Path, force: bool) -> None:
         raise SavedFolderError(f"{folder} exists: choose another folder, or overwrite it with --force (force=True)")
     if folder.exists() and not folder.is_dir():
         raise SavedFolderError(f"{folder} is a file, not a folder: choose another name")
-
-
-def replace_folder(staging: Path, folder: Path) -> None:
-    """Move ``staging`` to ``folder``; an existing folder is removed only after the new one is in place."""
-    if not folder.exists():
-        os.replace(staging, folder)
-        return
-    old = hidden_name(folder)
-    os.replace(folder, old)
-    try:
-        os.replace(staging, folder)
-    except BaseException:
-        os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def hidden_name(folder: Path) -> Path:
-    """An unused hidden name in the same parent folder."""
-    return folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
 
 
 def sha256(path: Path) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from tersor.checkpoints.stored import assemble
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
+from tersor.files import write_text
 from tersor.network.network import Network, finish
 from tersor.numerics import QTensor, fakequant  # noqa: F401  (registers torch.ops.tersor)
 from tersor.numerics.packing import pack, unpack
@@ -67,7 +68,7 @@ def write(network: Network, folder: Path) -> tuple[str, ...]:
         "tensors": layout,
         "nodes": [_node(n) for n in network.graph.nodes],
     }
-    (folder / FILES[0]).write_text(json.dumps(graph, separators=(",", ":")), encoding="utf8")
+    write_text(folder / FILES[0], json.dumps(graph, separators=(",", ":")))
     save_tensors(tensors, folder / FILES[1])
     return FILES
 

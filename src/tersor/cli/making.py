@@ -88,7 +88,9 @@ def compress(
     `tersor compress llama/ -r int4-gptq --data train.txt --valid valid.txt -o small`
     """
     from tersor.checkpoints.manifest import check_free
+    from tersor.files import working_folder
     from tersor.measure import read_report
+    from tersor.pipeline.compressed import save_in
     from tersor.pipeline.graph.compress import compress as run
     from tersor.report import print_report
 
@@ -108,8 +110,9 @@ def compress(
         print_language_report(found.report, console)
     else:
         options = {"threads": threads, "precision": precision, "evaluate": evaluate}
-        done = run(load_task(task), recipe or _OF_TASKS, engine, target=target, **options)
-        done.save(out, force)
+        with working_folder(out) as parts:  # from here on, so that a second run is refused at once
+            done = run(load_task(task), recipe or _OF_TASKS, engine, target=target, **options)
+            save_in(parts, done, out, force)
         # Saving adds what it found of the files.
         print_report(read_report(out), console)
     console.print(f"\nwritten to {out}; open {out / 'report.html'}", soft_wrap=True)

@@ -82,13 +82,13 @@ def compare(
     html: Annotated[Path | None, typer.Option("--html", help="Also write a .html page.")] = None,
 ) -> None:
     """Compare the reports of saved folders side by side, with the best in each row marked."""
+    from tersor.files import write_text
     from tersor.report.compare import compared, page, table
 
     found = compared(folders)
     console.print(table(found))
     if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(page(found), encoding="utf-8")
+        write_text(html, page(found))
         console.print(f"\nwritten to {html}", soft_wrap=True)
 
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tersor.errors import EngineError, SavedFolderError
+from tersor.files import temporary_folder
 
 # Not needed to run the model.
 NOT_SHIPPED = frozenset({"report.json", "report.html"})
@@ -53,8 +53,8 @@ def measure_memory(
     Raises:
         EngineError: the process fails or takes longer than `timeout` seconds; the message quotes its last output.
     """
-    with tempfile.TemporaryDirectory(prefix="tersor-memory-") as folder:
-        path = Path(folder) / "inputs.safetensors"
+    with temporary_folder() as folder:
+        path = folder / "inputs.safetensors"
         save_file({str(k): x.detach().cpu().contiguous().clone() for k, x in enumerate(inputs)}, path)
         job = {
             "loader": loader, "arguments": list(arguments), "inputs": str(path), "imports": list(imports),
@@ -114,8 +114,7 @@ def shipped_files(folder: Path | str) -> dict[str, int]:
 def shipped_bytes(folder: Path | str) -> int:
     """The total bytes of the files that must be shipped.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
+    >>>     >>> with temporary_folder() as folder:
     ...     _ = Path(folder, "weights.bin").write_bytes(bytes(100))
     ...     _ = Path(folder, "report.json").write_text("{}")
     ...     shipped_bytes(folder)

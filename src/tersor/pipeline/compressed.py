@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tersor.checkpoints.manifest import check_free, hidden_name, replace_folder
+from tersor.checkpoints.manifest import check_free
 from tersor.errors import EngineError
+from tersor.files import replace_folder, working_folder, writing
 from tersor.network.network import Network
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
@@ -151,20 +152,13 @@ class Compressed:
         """Write everything into a new folder, whole or not at all.
 
         Raises:
-            SavedFolderError: the folder exists and ``force`` is not given.
+            SavedFolderError: the folder exists and ``force`` is not given; or it cannot be written, or another run
+                writes it.
         """
         folder = Path(folder)
         check_free(folder, force)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = hidden_name(folder)
-        staging.mkdir()
-        try:
-            self.deployed.write(staging, self)
-            replace_folder(staging, folder)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        return folder
+        with working_folder(folder) as parts:
+            return save_in(parts, self, folder, force)
 
     def __getattr__(self, name: str) -> Any:
         """What the report of a language model has under this name, or its model if that is loaded."""
@@ -176,3 +170,22 @@ class Compressed:
                 return getattr(source, name)
         hint = "" if deployed.loaded is not None else "; its model is not loaded yet, and `.model` loads it"
         raise AttributeError(f"neither Compressed nor the report has an attribute {name!r}{hint}")
+
+
+def save_in(parts: Path, result: Compressed, folder: Path, force: bool) -> Path:
+    """Save ``result`` in ``folder``, whose working folder ``parts`` this run holds.
+
+    Raises:
+        SavedFolderError: as ``Compressed.save``.
+    """
+    staging = parts / "out"
+    with writing(folder):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            result.deployed.write(staging, result)
+            check_free(folder, force)  # it may have been created meanwhile
+            replace_folder(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return folder

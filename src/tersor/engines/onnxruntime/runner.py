@@ -1,6 +1,5 @@
 """A network in ONNX Runtime, and its file."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from tersor.engines.base import Executed
 from tersor.errors import EngineError
+from tersor.files import temporary_folder
 from tersor.network.network import check_count
 
 FILES = ("model.onnx",)
@@ -92,8 +92,8 @@ class OnnxRuntimeRunner:
 
         from tersor.engines.onnxruntime.audit import account
 
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "optimized.onnx")
+        with temporary_folder() as folder:
+            path = str(folder / "optimized.onnx")
             self._start(path)
             return account(self.model, onnx.load(path, load_external_data=False))
 
@@ -144,8 +144,8 @@ def _session(model: Any, options: Any) -> Any:
 
     if model.ByteSize() < LIMIT:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / write_onnx(model, Path(folder))[0]
+    with temporary_folder() as folder:
+        path = folder / write_onnx(model, folder)[0]
         return onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS)
 
 

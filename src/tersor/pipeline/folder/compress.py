@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tersor.checkpoints.layouts import LAYOUTS
 from tersor.checkpoints.manifest import check_free
-from tersor.errors import CheckpointError, SavedFolderError
+from tersor.errors import CheckpointError, SavedFolderError, TersorError
+from tersor.files import disk_full, working_folder
 from tersor.former_names import takes_former_name
 from tersor.measure.environment import describe_environment
 from tersor.measure.language import LanguageReport, WeightRecord
@@ -90,22 +91,28 @@ def compress_folder(
     if Path(source).resolve().is_relative_to(out):
         raise SavedFolderError(f"{out} is or holds the model {source} itself; choose another folder")
     check_free(out, force)
-    job = prepare_job(
-        source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
-    )
-    if token_mask is not None:
-        job = with_padding(job, token_mask[:samples])
-    job.preflight.check_disk(out)
-    check_readable(job)
-    with journal(out, fingerprint(job), force) as notes, Stages(progress) as stages, quiet():
+    with working_folder(out) as parts:  # before long work: a second run is refused at once
+        job = prepare_job(
+            source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
+        )
+        if token_mask is not None:
+            job = with_padding(job, token_mask[:samples])
+        job.preflight.check_disk(out)
+        check_readable(job)
+        return _compressed(job, journal(parts, out, fingerprint(job), force), out, force, progress)
+
+
+def _compressed(job: Job, notes: Journal, out: Path, force: bool, progress: bool) -> Compressed:
+    """The job carried out, from where its last run stopped."""
+    with Stages(progress) as stages, quiet():
         subject = Subject(None, FolderHost(job, notes), seed=job.recipe.seed)
         try:
             for step in job.recipe.steps:
                 subject = step(subject, None, stages)
             report = _report(job, subject.details, stages)
             report = finish(job, notes, subject.details.outside, report, out, force)
-        except OSError as error:
-            if error.errno != 28:
+        except (OSError, TersorError) as error:
+            if not disk_full(error):
                 raise
             raise CheckpointError(
                 f"the disk of {out.parent} is full; what is done is kept in {notes.folder}: make room and repeat"

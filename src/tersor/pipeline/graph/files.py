@@ -1,6 +1,5 @@
 """Run a saved network on NumPy files."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import TaskError
+from tersor.files import whole_file
 from tersor.pipeline.compressed import Compressed
 
 
@@ -57,8 +57,5 @@ def _read(path: Path, wanted: dict) -> Tensor:
 
 def _write(path: Path, array: np.ndarray) -> None:
     """Write the file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
+    with whole_file(path) as part, part.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-    os.replace(part, path)

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from torch import Tensor, fx
 
 from tersor.errors import CalibrationError, TaskError
+from tersor.files import write_text
 from tersor.measure.outliers import ROWS, LayerOutliers, layer_outliers
 from tersor.network.calibrate import calibrate
 from tersor.network.capture import capture
@@ -47,9 +48,7 @@ class Outliers:
         """
         path = Path(path)
         path = path if path.suffix == ".html" else path / "outliers.html"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(self.task, self.samples, self.layers), encoding="utf-8")
-        return path
+        return write_text(path, page(self.task, self.samples, self.layers))
 
     def to_json(self) -> str:
         """The report as JSON, with minimum and maximum of every channel."""

@@ -10,6 +10,7 @@ from tersor import __version__
 from tersor.cli.making import calibrate, compress, demo, inspect, outliers
 from tersor.cli.options import console, errors
 from tersor.cli.saved import compare, export, generate, report, run
+from tersor.cli.signals import ending
 from tersor.cli.task_file import load_task
 from tersor.errors import TersorError
 
@@ -27,7 +28,8 @@ app = typer.Typer(
 def main() -> None:
     """The entry point; it prints a TersorError as one message, without a traceback."""
     try:
-        app()
+        with ending():
+            app()
     except TersorError as error:
         errors.print(Text("error:", "bold red"), f"{type(error).__name__}: {error}", soft_wrap=True)
         sys.exit(1)

@@ -1,6 +1,7 @@
 """The bytes of a deployed model: of its files, and resident in memory, measured in a separate process."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,9 +61,8 @@ def measure_memory(
             "loader": loader, "arguments": list(arguments), "inputs": str(path), "imports": list(imports),
             "calls": calls, "threads": threads,
         }  # fmt: skip
-        command = [sys.executable, "-m", "tersor.measure.memory_probe", json.dumps(job)]
         try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+            result = _in_child([sys.executable, "-c", _CHILD, json.dumps(job)], timeout)
         except subprocess.TimeoutExpired as error:
             raise EngineError(
                 f"{loader} did not finish within {timeout:g} s while its memory was measured: increase the timeout"
@@ -74,6 +74,28 @@ def measure_memory(
         )
     # Engines may print too; the result is the last line.
     return Memory(**json.loads(result.stdout.strip().splitlines()[-1]))
+
+
+# The child's input is a pipe that nobody writes to: it ends when this process does, however that dies.
+_CHILD = """
+import os, threading
+threading.Thread(target=lambda: os._exit(len(os.read(0, 1)) + 1), daemon=True).start()
+from tersor.measure.memory_probe import main
+main()
+"""
+
+
+def _in_child(command: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends at the latest when this process ends."""
+    child_end, ours = os.pipe()
+    try:
+        # Our own interpreter with our own program; the job is data.
+        return subprocess.run(
+            command, stdin=child_end, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    finally:
+        os.close(child_end)
+        os.close(ours)
 
 
 def resident_bytes() -> int:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tersor.errors import CaptureError, EngineError
+from tersor.errors import CaptureError
 from tersor.files import temporary_folder
-from tersor.process import importing
+from tersor.packages import needing
 
 # sdpa where the architecture has it, otherwise the attention written out.
 _ATTENTIONS = ("sdpa", "eager")
@@ -19,11 +19,8 @@ def import_transformers() -> Any:
     Raises:
         EngineError: it is not installed.
     """
-    try:
-        with importing():
-            import transformers
-    except ImportError as error:
-        raise EngineError("Hugging Face folders need transformers: pip install 'tersor[transformers]'") from error
+    with needing("A folder in the Hugging Face layout", "transformers"):
+        import transformers
     return transformers
 
 

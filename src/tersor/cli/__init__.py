@@ -13,6 +13,7 @@ from tersor.cli.saved import compare, export, generate, report, run
 from tersor.cli.signals import ending
 from tersor.cli.task_file import load_task
 from tersor.errors import TersorError
+from tersor.packages import of_every_installation
 
 __all__ = ["app", "load_task", "main"]
 
@@ -30,7 +31,12 @@ def main() -> None:
     try:
         with ending():
             app()
-    except TersorError as error:
+    except (TersorError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError):
+            missing = of_every_installation(error)
+            if missing is None:
+                raise
+            error = missing
         errors.print(Text("error:", "bold red"), f"{type(error).__name__}: {error}", soft_wrap=True)
         sys.exit(1)
 

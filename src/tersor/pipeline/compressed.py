@@ -12,6 +12,7 @@ from tersor.files import replace_folder, working_folder, writing
 from tersor.network.network import Network
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
+from tersor.turns import in_turn
 
 
 class Deployed(ABC):
@@ -122,6 +123,7 @@ class Compressed:
             raise EngineError("only a language model in a folder generates; call a network with its inputs")
         return self.deployed.runner.generate(*args, **kwargs)
 
+    @in_turn
     def compile(self, engine: str, *, threads: int | None = None, precision: str = "f32") -> "Compressed":
         """The same in another engine; the model's code, its data and its recipe are not needed.
 
@@ -148,6 +150,7 @@ class Compressed:
         deployed = self.deployed.compile(self.subject, engine, threads, precision)
         return replace(self, report=self.report if self.folder else None, deployed=deployed)
 
+    @in_turn
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write everything into a new folder, whole or not at all.
 

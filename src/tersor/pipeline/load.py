@@ -9,8 +9,10 @@ from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.folder.deployed import load_folder
 from tersor.pipeline.folder.load import is_language
 from tersor.pipeline.graph.deployed import load_network
+from tersor.turns import in_turn
 
 
+@in_turn
 def load(folder: str | Path, threads: int | None = None, engine: str | None = None) -> Compressed:
     """Load a saved folder; checksums are compared, and nothing in it is executed.
 

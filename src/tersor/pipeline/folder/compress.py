@@ -35,9 +35,11 @@ from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
+from tersor.turns import in_turn
 
 
 @takes_former_name("counted", "token_mask")
+@in_turn
 def compress_folder(
     source: str | Path,
     out: str | Path,

@@ -19,10 +19,12 @@ from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
+from tersor.turns import in_turn
 
 NOISE_SAMPLES = 8
 
 
+@in_turn
 def compress(
     task: Task,
     recipe: Recipe | str | Path = "int8-static",

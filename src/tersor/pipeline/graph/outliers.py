@@ -25,6 +25,7 @@ from tersor.pipeline.progress import Stages
 from tersor.report.outliers import page, table
 from tersor.task import Task
 from tersor.terminal import Inert
+from tersor.turns import in_turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +60,7 @@ class Outliers:
         return Inert(table(self.layers))
 
 
+@in_turn
 def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool = True) -> Outliers:
     """Find layers whose inputs have outliers, their cost in int8, and a remedy.
 

@@ -217,13 +217,14 @@ def test_another_network_is_refused_and_leaves_nothing_behind(change, tensors, m
     assert [p.read_text() for p in tmp_path.iterdir()] == ["the file of before"]
 
 
-def test_a_tensor_that_comes_twice_and_a_folder_that_is_not_there_are_refused(tmp_path):
+def test_a_tensor_that_comes_twice_and_a_folder_that_is_none_are_refused(tmp_path):
     model = tiny_llama()
     twice = [*model.state_dict().items(), ("model.norm.weight", model.model.norm.weight)]
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight was given twice"):
         write_gguf(tmp_path / "m.gguf", model.config.to_dict(), twice, None)
+    (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="cannot be written"):
-        write_gguf(tmp_path / "no/m.gguf", model.config.to_dict(), model.state_dict().items(), None)
+        write_gguf(tmp_path / "file/m.gguf", model.config.to_dict(), model.state_dict().items(), None)
 
 
 @pytest.fixture

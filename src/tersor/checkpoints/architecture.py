@@ -5,7 +5,6 @@ sizes beyond what the weights hold are refused before a model is built.
 """
 
 import json
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +14,10 @@ import torch
 
 from tersor.checkpoints.files import foreign, inside, read_object
 from tersor.checkpoints.inert import Held, bounded, check_generation, check_sizes, inert
-from tersor.errors import CaptureError, CheckpointError, EngineError
-from tersor.process import importing, offline
+from tersor.errors import CaptureError, CheckpointError
+from tersor.files import temporary_folder
+from tersor.packages import needing
+from tersor.process import offline
 
 # sdpa where the architecture has it, otherwise the attention written out.
 _ATTENTIONS = ("sdpa", "eager")
@@ -36,11 +37,8 @@ def import_transformers() -> Any:
     Raises:
         EngineError: it is not installed.
     """
-    try:
-        with importing():
-            import transformers
-    except ImportError as error:
-        raise EngineError("Hugging Face folders need transformers: pip install 'tersor[transformers]'") from error
+    with needing("A folder in the Hugging Face layout", "transformers"):
+        import transformers
     return transformers
 
 
@@ -54,8 +52,8 @@ def model_class(config: Mapping[str, Any]) -> Any:
 
 def model_config(config: Mapping[str, Any]) -> Any:
     """The configuration object for the content of a config.json, as transformers reads it."""
-    with tempfile.TemporaryDirectory() as folder, offline():
-        (Path(folder) / "config.json").write_text(json.dumps(inert(config)), encoding="utf8")
+    with temporary_folder() as folder, offline():
+        (folder / "config.json").write_text(json.dumps(inert(config)), encoding="utf8")
         return import_transformers().AutoConfig.from_pretrained(folder, **_SAFE)
 
 
@@ -126,17 +124,17 @@ def open_tokenizer(folder: Path) -> Any:
     Raises:
         CheckpointError: there is none, or a file of it is damaged.
     """
-    with tempfile.TemporaryDirectory() as safe, offline():
+    with temporary_folder() as safe, offline():
         for name in TOKENIZER_FILES:
             path = inside(folder, name, CheckpointError)
             if path.is_file():
                 if path.suffix == ".json":
                     read_object(path, CheckpointError, "download it again")
-                (Path(safe) / name).symlink_to(path.resolve())
+                (safe / name).symlink_to(path.resolve())
         for name in ("config.json", "tokenizer_config.json"):
             if (path := inside(folder, name, CheckpointError)).is_file():
                 content = inert(read_object(path, CheckpointError, "download it again"))
-                (Path(safe) / name).write_text(json.dumps(content), encoding="utf8")
+                (safe / name).write_text(json.dumps(content), encoding="utf8")
         remedy = (
             "copy tokenizer.json and tokenizer_config.json there, or pass tokens (a tensor int64 [windows, length]) "
             "instead of text"

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tersor.arguments import path_of
-from tersor.checkpoints.manifest import beside, foreign, named_files
+from tersor.checkpoints.manifest import foreign, named_files
 from tersor.errors import SavedFolderError
+from tersor.files import write_text
 
 # Bytes that must be free for a file.
 _OF_A_FILE = 2**16
@@ -96,28 +97,9 @@ def check_file(out: Any, ending: str, force: bool = True, sources: Sequence[Path
     return path
 
 
-@contextmanager
-def written(path: Path) -> Iterator[Path]:
-    """A new file beside ``path``, which becomes ``path`` when the block ends, and is removed when it raises.
-
-    Raises:
-        SavedFolderError: it cannot be written.
-    """
-    part = beside(path, "part")
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield part
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-
-
 def write_page(path: Path, text: str) -> Path:
     """Write a .html file whole or not at all; raises SavedFolderError if it cannot be."""
-    with written(check_file(path, ".html")) as part:
-        part.write_text(text, encoding="utf-8")
-    return path
+    return write_text(check_file(path, ".html"), text)
 
 
 @contextmanager

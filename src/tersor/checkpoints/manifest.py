@@ -1,9 +1,7 @@
-"""The manifest and checksums of a saved folder, and atomic replacement of folders."""
+"""The manifest and checksums of a saved folder."""
 
 import hashlib
-import os
-import shutil
-import uuid
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +17,7 @@ LANGUAGE = "language"
 # Files that Tersor writes into a saved folder, also later.
 _WRITTEN_LATER = frozenset({MANIFEST, "report.json", "report.html", "outliers.html"})
 # Bytes of a manifest that is read before a folder is replaced, and of a name with room for an ending.
-_LARGEST, _LONG = 2**26, 200
+_LARGEST = 2**26
 
 
 class _File(BaseModel):
@@ -146,45 +144,6 @@ def _files(folder: Path) -> dict[str, str] | None:
         return {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()} if ours else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-
-
-def replace_folder(staging: Path, folder: Path) -> None:
-    """Move ``staging`` to ``folder``; an existing folder is removed only after the new one is in place.
-
-    Raises:
-        SavedFolderError: the existing folder is not only what Tersor wrote; it is left as it is.
-    """
-    if not (folder.exists() or folder.is_symlink()):
-        os.replace(staging, folder)
-        return
-    if folder.is_symlink() or not folder.is_dir() or (reason := foreign(folder)):
-        reason = "it is no folder" if folder.is_symlink() or not folder.is_dir() else reason
-        raise SavedFolderError(f"{folder} is not replaced, since {reason}")
-    old = hidden_name(folder)
-    os.replace(folder, old)
-    try:
-        os.replace(staging, folder)
-    except BaseException:
-        os.replace(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def hidden_name(folder: Path) -> Path:
-    """An unused hidden name in the same parent folder."""
-    return beside(folder, uuid.uuid4().hex[:8])
-
-
-def beside(path: Path, ending: str) -> Path:
-    """The hidden path of something that belongs to ``path``, in the same folder; of a long name the digest.
-
-    >>> beside(Path("a/small"), "partial").as_posix()
-    'a/.small.partial'
-    """
-    name, encoded = path.name, os.fsencode(path.name)
-    if len(encoded) > _LONG:
-        name = hashlib.sha256(encoded).hexdigest()[:32]
-    return path.parent / f".{name}.{ending}"
 
 
 def sha256(path: Path) -> str:

@@ -19,6 +19,7 @@ from tersor.checkpoints.graph.sizes import check_sizes
 from tersor.checkpoints.stored import assemble
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
+from tersor.files import write_text
 from tersor.network.network import Network, finish
 from tersor.network.quantized import graph as _registers_its_operator  # noqa: F401
 from tersor.numerics import QTensor, fakequant  # noqa: F401  (registers torch.ops.tersor)
@@ -61,7 +62,7 @@ def write(network: Network, folder: Path) -> tuple[str, ...]:
     text = json.dumps(graph, separators=(",", ":"))
     what = "the network cannot be saved so that it is read back"
     checked(Graph, json.loads(text), what, SavedFolderError, "rename what it names, or compress for another engine")
-    (folder / FILES[0]).write_text(text, encoding="utf8")
+    write_text(folder / FILES[0], text)
     save_tensors(tensors, folder / FILES[1])
     return FILES
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from tersor.checkpoints.files import foreign, inside, read_object
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
+from tersor.files import write_text
 from tersor.network.calibrate import Calibration
 from tersor.network.observations import Observables, Observations
 from tersor.observers import Channels, Histogram, Sample, Statistics
@@ -46,7 +47,7 @@ def write(observations: Observations, folder: Path) -> tuple[str, ...]:
         "grams": {name: gram.rows for name, gram in observations.grams.items()},
         "first": [len(batch) for batch in observations.first],
     }
-    (folder / FILES[0]).write_text(json.dumps(data, indent=1), encoding="utf8")
+    write_text(folder / FILES[0], json.dumps(data, indent=1))
     # A copy each: batches are often views of one tensor, which safetensors refuses.
     save_tensors({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}, folder / FILES[1])
     return FILES

@@ -8,6 +8,7 @@ from tersor.checkpoints.network import read_weights as _network
 from tersor.checkpoints.quantized_folder import QuantizedFolder
 from tersor.errors import CheckpointError
 from tersor.numerics import QTensor
+from tersor.packages import needing
 
 Weights = Iterator[tuple[str, QTensor]]
 
@@ -33,10 +34,8 @@ def _layout(folder: Path) -> Weights:
 
 
 def _onnx(folder: Path) -> Weights:
-    try:
+    with needing(f"{folder}, which holds an ONNX file,", "onnx", kind=CheckpointError):
         from tersor.checkpoints.onnx.read import read_weights as read
-    except ImportError as error:
-        raise CheckpointError(f'{folder} holds an ONNX file; to read it run: pip install "tersor[onnx]"') from error
     return read(folder)
 
 

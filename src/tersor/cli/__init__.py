@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from tersor import __version__
-from tersor.cli.failures import DEBUG, ending, exit_code, without_debug
+from tersor.cli.failures import DEBUG, exit_code, guarded, without_debug
 from tersor.cli.making import calibrate, compress, demo, inspect, outliers
 from tersor.cli.options import console
 from tersor.cli.saved import compare, export, generate, report, run
+from tersor.cli.signals import ending
 from tersor.cli.task_file import load_task
 
 __all__ = ["app", "load_task", "main"]
@@ -24,9 +25,10 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point: exit code 0, 1 for an error, which is one message, 2 for wrong usage, 130 for an interruption."""
+    """The entry point: exit code 0; 1 for an error, in one line; 2 for wrong usage; 130 for an interruption."""
     words, debug = without_debug(sys.argv[1:])
-    sys.exit(exit_code(lambda: app(words), debug))
+    with ending():
+        sys.exit(exit_code(lambda: app(words), debug))
 
 
 @app.callback(invoke_without_command=True)
@@ -35,7 +37,7 @@ def _version(
     debug: Annotated[bool, typer.Option(DEBUG, help="Print the traceback of an error; it may stand anywhere.")] = False,
 ) -> None:
     if version:
-        console.print(f"tersor {__version__}", highlight=False)
+        console.print(f"tersor {__version__}")
         raise typer.Exit
 
 
@@ -48,4 +50,4 @@ def engines() -> None:
 
 # In the order of `tersor --help`.
 for _command in (inspect, compress, generate, export, report, compare, run, calibrate, outliers, engines, demo):
-    app.command()(ending(_command))
+    app.command()(guarded(_command))

@@ -14,7 +14,7 @@ DEBUG = "--debug"
 FAILED, INTERRUPTED = 1, 130
 
 
-def ending(command: Callable[..., None]) -> Callable[..., None]:
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """The command, in which code of the user's cannot end the program by ``sys.exit`` as if all were well."""
 
     @functools.wraps(command)

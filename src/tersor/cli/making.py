@@ -88,7 +88,9 @@ def compress(
     `tersor compress llama/ -r int4-gptq --data train.txt --valid valid.txt -o small`
     """
     from tersor.checkpoints.destination import check_folder
+    from tersor.files import working_folder
     from tersor.measure import read_report
+    from tersor.pipeline.compressed import save_in
     from tersor.pipeline.graph.compress import compress as run
     from tersor.report import print_report
 
@@ -103,18 +105,19 @@ def compress(
             try:
                 found = compress_folder(task, out, chosen, data, evaluate=valid, layout=layout, **options)
             except KeyboardInterrupt:
-                errors.print("interrupted; the same command resumes after the last finished block", highlight=False)
+                errors.print("interrupted; the same command resumes after the last finished block")
                 raise
         print_language_report(found.report, console)
     else:
         options = {"threads": threads, "precision": precision, "evaluate": evaluate}
-        loaded = load_task(task)
-        check_folder(out, force, size=sum(p.nbytes for p in loaded.model.parameters()))
-        done = run(loaded, recipe or _OF_TASKS, engine, target=target, **options)
-        done.save(out, force)
+        with working_folder(out) as parts:  # from here on, so that a second run is refused at once
+            loaded = load_task(task)
+            check_folder(out, force, size=sum(p.nbytes for p in loaded.model.parameters()))
+            done = run(loaded, recipe or _OF_TASKS, engine, target=target, **options)
+            save_in(parts, done, out, force)
         # Saving adds what it found of the files.
         print_report(read_report(out), console)
-    console.print(f"\nwritten to {out}; open {out / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"\nwritten to {out}; open {out / 'report.html'}", soft_wrap=True)
 
 
 def _check_source(context: typer.Context, source: Path) -> None:
@@ -187,7 +190,7 @@ def outliers(
         return
     console.print(found)
     if page is not None:
-        console.print(f"\nwritten to {page}", highlight=False, soft_wrap=True)
+        console.print(f"\nwritten to {page}", soft_wrap=True)
 
 
 def demo(
@@ -207,5 +210,5 @@ def demo(
     assert done.report is not None
     print_report(done.report, console)
     console.print(
-        f"\nwritten to {out}; open {out / 'report.html'} in a browser", highlight=False, soft_wrap=True
+        f"\nwritten to {out}; open {out / 'report.html'} in a browser", soft_wrap=True
     )

@@ -31,7 +31,7 @@ def generate(
         model = InFolder(folder, engine, threads)
         used, why_not = model.engine, model.skip_reason
     if why_not is not None:
-        errors.print(f"running in {used}, as {why_not}", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"running in {used}, as {why_not}", soft_wrap=True)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     check_room(folder, ids.shape[1], tokens)
     options = {"do_sample": False} if ENGINES[used].runs_modules else {"eos_token_id": tokenizer.eos_token_id}
@@ -39,8 +39,8 @@ def generate(
     with using_threads(threads):
         out = model.runner.generate(ids, max_new_tokens=tokens, **options)
     seconds, count = time.perf_counter() - start, out.shape[1] - ids.shape[1]
-    console.print(tokenizer.decode(out[0], skip_special_tokens=True), markup=False, highlight=False, soft_wrap=True)
-    errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} per second, in {used}", highlight=False)
+    console.print(tokenizer.decode(out[0], skip_special_tokens=True), soft_wrap=True)
+    errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} per second, in {used}")
 
 
 def export(
@@ -61,7 +61,7 @@ def export(
 
     found = export_gguf(folder, out, kind, ragged="f16" if ragged else "raise", force=force)  # type: ignore[arg-type]
     kinds = ", ".join(f"{count} {name}" for name, count in Counter(found.values()).most_common())
-    console.print(f"written to {out}: {kinds}", highlight=False, soft_wrap=True)
+    console.print(f"written to {out}: {kinds}", soft_wrap=True)
 
 
 def report(
@@ -93,7 +93,7 @@ def compare(
     console.print(table(found))
     if html is not None:
         write_page(html, page(found))
-        console.print(f"\nwritten to {html}", highlight=False, soft_wrap=True)
+        console.print(f"\nwritten to {html}", soft_wrap=True)
 
 
 def run(
@@ -114,4 +114,4 @@ def run(
 
     check_file(output, ".npy", sources=input)
     for path in run_files(load(folder, threads), input, output, finite):
-        console.print(f"written to {path}", highlight=False, soft_wrap=True)
+        console.print(f"written to {path}", soft_wrap=True)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from tersor.checkpoints.destination import check_folder
-from tersor.checkpoints.manifest import hidden_name, replace_folder
 from tersor.errors import EngineError
+from tersor.files import replace_folder, working_folder, writing
 from tersor.network.network import Network
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
+from tersor.turns import in_turn
 
 
 class Deployed(ABC):
@@ -39,6 +40,7 @@ class Deployed(ABC):
 
     def check_tokens(self, args: Any, kwargs: Any) -> None:
         """Refuse arguments of ``generate`` that go beyond a language model's positions."""
+        return None
 
     @abstractmethod
     def write(self, folder: Path, result: "Compressed") -> None:
@@ -127,6 +129,7 @@ class Compressed:
         self.deployed.check_tokens(args, kwargs)
         return self.deployed.runner.generate(*args, **kwargs)
 
+    @in_turn
     def compile(self, engine: str, *, threads: int | None = None, precision: str = "f32") -> "Compressed":
         """The same in another engine; the model's code, its data and its recipe are not needed.
 
@@ -153,6 +156,7 @@ class Compressed:
         deployed = self.deployed.compile(self.subject, engine, threads, precision)
         return replace(self, report=self.report if self.folder else None, deployed=deployed)
 
+    @in_turn
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write everything into a new folder, whole or not at all.
 
@@ -160,20 +164,12 @@ class Compressed:
             force: replace the folder if it holds only what Tersor wrote, or nothing.
 
         Raises:
-            SavedFolderError: the folder exists and ``force`` is not given, it holds what is not Tersor's, or nothing
-                can be written there.
+            SavedFolderError: the folder exists and ``force`` is not given, it holds what is not Tersor's, it cannot be
+                written, or another run writes it.
         """
         folder = check_folder(folder, force, () if self.folder is None else (self.folder,))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = hidden_name(folder)
-        staging.mkdir()
-        try:
-            self.deployed.write(staging, self)
-            replace_folder(staging, folder)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        return folder
+        with working_folder(folder) as parts:
+            return save_in(parts, self, folder, force)
 
     def __getattr__(self, name: str) -> Any:
         """What the report of a language model has under this name, or its model if that is loaded."""
@@ -185,3 +181,22 @@ class Compressed:
                 return getattr(source, name)
         hint = "" if deployed.loaded is not None else "; its model is not loaded yet, and `.model` loads it"
         raise AttributeError(f"neither Compressed nor the report has an attribute {name!r}{hint}")
+
+
+def save_in(parts: Path, result: Compressed, folder: Path, force: bool) -> Path:
+    """Save ``result`` in ``folder``, whose working folder ``parts`` this run holds.
+
+    Raises:
+        SavedFolderError: as ``Compressed.save``.
+    """
+    staging = parts / "out"
+    with writing(folder):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            result.deployed.write(staging, result)
+            check_folder(folder, force)  # it may have been created meanwhile
+            replace_folder(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return folder

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
-from tersor.measure.formatting import plain
+from tersor.inert import plain
 
 COLUMNS = 96  # of a histogram; more would not be visible
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from tersor.engines.base import Account, Runner, require
 from tersor.engines.options import check_options
 from tersor.engines.targets import CPUS, Target, planned_for, target_of
-from tersor.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +86,7 @@ class OnnxRuntime:
 
     def lower(self, network: "tersor.network.network.Network") -> Any:
         """The network as an onnx.ModelProto with explicit quantizers."""
+        require(self)
         from tersor.checkpoints.onnx.qdq import Style, to_onnx
 
         return to_onnx(network, Style(packed=True, int8_products=self.int8_products, guarded=True))
@@ -141,11 +141,7 @@ def recurrent_kernel(
     Raises:
         EngineError: ONNX Runtime or onnx is not installed, or does not take the layer.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise EngineError(f"the engine 'onnxruntime' is not installed; run: {OnnxRuntime().install}") from error
+    require(OnnxRuntime())
     from tersor.engines.onnxruntime.recurrent import OnnxRuntimeLSTM
 
     return OnnxRuntimeLSTM(layer, threads)

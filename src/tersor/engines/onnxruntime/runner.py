@@ -1,6 +1,5 @@
 """A network in ONNX Runtime, and its file."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from tersor.engines.base import Executed
 from tersor.engines.inputs import Input, taken
 from tersor.engines.options import threads_of
 from tersor.errors import EngineError
+from tersor.files import temporary_folder
 
 FILES = ("model.onnx",)
 # No other option than anyone's session has: all that the file needs stands in it.
@@ -95,8 +95,8 @@ class OnnxRuntimeRunner:
 
         from tersor.engines.onnxruntime.audit import account
 
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "optimized.onnx")
+        with temporary_folder() as folder:
+            path = str(folder / "optimized.onnx")
             self._start(path)
             return account(self.model, onnx.load(path, load_external_data=False))
 
@@ -111,7 +111,7 @@ def _input(given: Any) -> Input:
     """What the session says of an input: ``tensor(float)`` is float32, other types are called as PyTorch calls them."""
     kind = given.type.removeprefix("tensor(").removesuffix(")")
     shape = tuple(size if isinstance(size, int) else None for size in given.shape)
-    return Input(given.name, _KINDS.get(kind, kind), shape)
+    return Input(given.name, _KINDS.get(kind) or kind, shape)
 
 
 def read_model(folder: Path) -> Any:
@@ -154,8 +154,8 @@ def _session(model: Any, options: Any) -> Any:
 
     if model.ByteSize() < LIMIT:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / write_onnx(model, Path(folder))[0]
+    with temporary_folder() as folder:
+        path = folder / write_onnx(model, folder)[0]
         return onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS)
 
 

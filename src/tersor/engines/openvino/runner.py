@@ -1,5 +1,6 @@
 """A network compiled by OpenVINO, and its files."""
 
+import errno
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from tersor.engines.inputs import Input, taken
 from tersor.engines.openvino.audit import account
 from tersor.engines.options import threads_of
 from tersor.errors import EngineError
+from tersor.files import whole_files
 
 # The model's metadata key for the run-time group size: adjacent values of a token that share a scale.
 GROUP_KEY = ["tersor", "runtime_group"]
@@ -156,10 +158,14 @@ def save_model(model: Any, folder: Path) -> tuple[str, ...]:
     """Write a model's files into an existing folder and return their names."""
     import openvino as ov
 
-    ov.save_model(model, folder / FILES[0], compress_to_fp16=False)
-    # Remove the indentation, which is a third of the file.
-    text = (folder / FILES[0]).read_text(encoding="utf8")
-    (folder / FILES[0]).write_text(re.sub(r">\s+<", "><", text), encoding="utf8")
+    with whole_files(folder) as part:
+        try:
+            ov.save_model(model, part / FILES[0], compress_to_fp16=False)
+        except RuntimeError as error:  # in the words of C++, without the system's number
+            raise OSError(errno.EIO, f"OpenVINO: {first_lines(error)}; is the disk full?") from error
+        # Remove the indentation, which is a third of the file.
+        text = (part / FILES[0]).read_text(encoding="utf8")
+        (part / FILES[0]).write_text(re.sub(r">\s+<", "><", text), encoding="utf8")
     return FILES
 
 

@@ -75,6 +75,7 @@ class TensorRT:
         Raises:
             EngineError: ONNX cannot express the network.
         """
+        require(self)
         import onnx
 
         from tersor.checkpoints.onnx.qdq import Style, to_onnx

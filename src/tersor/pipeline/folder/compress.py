@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tersor.arguments import path_of
 from tersor.checkpoints.destination import check_folder
 from tersor.checkpoints.layouts import LAYOUTS
-from tersor.errors import CheckpointError
+from tersor.errors import CheckpointError, TersorError
+from tersor.files import disk_full, working_folder
 from tersor.former_names import takes_former_name
 from tersor.measure.environment import describe_environment
 from tersor.measure.language import LanguageReport, WeightRecord
@@ -35,9 +36,11 @@ from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
+from tersor.turns import in_turn
 
 
 @takes_former_name("counted", "token_mask")
+@in_turn
 def compress_folder(
     source: str | Path,
     out: str | Path,
@@ -89,22 +92,28 @@ def compress_folder(
     """
     source = path_of("source", source, CheckpointError)
     out = check_folder(out, force, (source,)).resolve()
-    job = prepare_job(
-        source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
-    )
-    if token_mask is not None:
-        job = with_padding(job, token_mask[:samples])
-    job.preflight.check_disk(out)
-    check_readable(job)
-    with journal(out, fingerprint(job), force) as notes, Stages(progress) as stages, quiet():
+    with working_folder(out) as parts:  # before long work: a second run is refused at once
+        job = prepare_job(
+            source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
+        )
+        if token_mask is not None:
+            job = with_padding(job, token_mask[:samples])
+        job.preflight.check_disk(out)
+        check_readable(job)
+        return _compressed(job, journal(parts, out, fingerprint(job), force), out, force, progress)
+
+
+def _compressed(job: Job, notes: Journal, out: Path, force: bool, progress: bool) -> Compressed:
+    """The job carried out, from where its last run stopped."""
+    with Stages(progress) as stages, quiet():
         subject = Subject(None, FolderHost(job, notes), seed=job.recipe.seed)
         try:
             for step in job.recipe.steps:
                 subject = step(subject, None, stages)
             report = _report(job, subject.details, stages)
             report = finish(job, notes, subject.details.outside, report, out, force)
-        except OSError as error:
-            if error.errno != 28:
+        except (OSError, TersorError) as error:
+            if not disk_full(error):
                 raise
             raise CheckpointError(
                 f"the disk of {out.parent} is full; what is done is kept in {notes.folder}: make room and repeat"

@@ -16,10 +16,12 @@ from tersor.errors import CheckpointError
 from tersor.numerics import QTensor
 from tersor.pipeline.folder.load import check_sums, open_folder
 from tersor.pipeline.folder.metamodel import quiet
+from tersor.turns import in_turn
 
 Kind = Literal["q4_0", "q8_0", "q4_k", "f16"]
 
 
+@in_turn
 def export_gguf(
     folder: str | Path,
     path: str | Path,

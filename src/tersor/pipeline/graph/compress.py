@@ -21,10 +21,12 @@ from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
 from tersor.task.unchanged import unchanged
+from tersor.turns import in_turn
 
 NOISE_SAMPLES = 8
 
 
+@in_turn
 def compress(
     task: Task,
     recipe: Recipe | str | Path = "int8-static",

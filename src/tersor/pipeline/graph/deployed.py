@@ -15,6 +15,7 @@ from tersor.engines.base import Runner
 from tersor.engines.inputs import of_manifest, of_network, taken
 from tersor.engines.options import check_options
 from tersor.errors import EngineError, RecipeError, SavedFolderError, TaskError
+from tersor.files import write_text
 from tersor.measure import read_report
 from tersor.measure.environment import usable_processors
 from tersor.network.network import Network, op_name, title
@@ -91,10 +92,10 @@ class InEngine(Deployed):
             said = f"the files alone, in {self.engine} with its defaults, differ by {checked.difference:.2g}, relative"
             said += checked.note and f": {checked.note}"
             report = report.model_copy(update={"warnings": (*report.warnings, said)})
-        (folder / "recipe.yaml").write_text(result.recipe.to_yaml(), encoding="utf8")
+        write_text(folder / "recipe.yaml", result.recipe.to_yaml())
         if report is not None:
-            (folder / "report.json").write_text(report.to_json(), encoding="utf8")
-            (folder / "report.html").write_text(html(report), encoding="utf8")
+            write_text(folder / "report.json", report.to_json())
+            write_text(folder / "report.html", html(report))
         files = {
             p.relative_to(folder).as_posix(): {
                 "sha256": sha256(p),
@@ -114,7 +115,7 @@ class InEngine(Deployed):
             "inputs": list(self.inputs),
             "files": files,
         }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf8")
+        write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
 
     def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "InEngine":
         """Compile the subject's network for another engine."""

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from tersor.checkpoints.destination import check_file
 from tersor.checkpoints.files import read_array
-from tersor.checkpoints.destination import check_file, written
 from tersor.engines.inputs import check_finite, of_manifest
 from tersor.errors import TaskError
+from tersor.files import whole_file
 from tersor.network.structure import tensor_of
 from tersor.pipeline.compressed import Compressed
 
@@ -37,7 +38,7 @@ def run_files(network: Compressed, inputs: list[Path], output: Path, finite: boo
     several = [output.with_stem(f"{output.stem}_{k}") for k in range(len(outputs))]
     paths = [check_file(p, ".npy", sources=inputs) for p in ([output] if len(outputs) == 1 else several)]
     for path, value in zip(paths, outputs, strict=True):
-        with written(path) as part, part.open("wb") as file:
+        with whole_file(path) as part, part.open("wb") as file:
             np.save(file, value.numpy(), allow_pickle=False)
     return paths
 

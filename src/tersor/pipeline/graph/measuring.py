@@ -1,9 +1,7 @@
 """Measure the report's figures: original and compressed network side by side in the same engine."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from tersor.engines import ENGINES
 from tersor.engines.base import Runner
 from tersor.engines.numbers import check_numbers
 from tersor.errors import TersorError
+from tersor.files import temporary_folder
 from tersor.measure import (
     AgreementRecorder,
     MetricResult,
@@ -105,9 +104,9 @@ def _sizes_and_memory(subjects: Subjects, found: Measured, on_step: Callable[[],
     inputs = single(subjects.original)
     runners = (("original", subjects.original_runner), ("compressed", subjects.compressed_runner))
     for name, runner in runners:
-        with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
-            files = runner.save(Path(folder))
-            found.bytes[name] = sum((Path(folder) / f).stat().st_size for f in files)
+        with temporary_folder() as folder:
+            files = runner.save(folder)
+            found.bytes[name] = sum((folder / f).stat().st_size for f in files)
             on_step()
             arguments = [subjects.engine, folder, subjects.threads, runner.precision]
             try:

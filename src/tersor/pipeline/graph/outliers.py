@@ -25,6 +25,8 @@ from tersor.pipeline.graph.batches import exactly, passing
 from tersor.pipeline.progress import Stages
 from tersor.report.outliers import page, table
 from tersor.task import Task
+from tersor.terminal import Inert
+from tersor.turns import in_turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,7 @@ class Outliers:
         return json.dumps({"task": self.task, "samples": self.samples, "layers": layers}, allow_nan=False)
 
     def __rich__(self) -> RenderableType:
-        return table(self.layers)
+        return Inert(table(self.layers))
 
 
 def page_file(path: Path | str) -> Path:
@@ -67,6 +69,7 @@ def page_file(path: Path | str) -> Path:
     return check_file(path if path.suffix == ".html" else path / "outliers.html", ".html")
 
 
+@in_turn
 def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool = True) -> Outliers:
     """Find layers whose inputs have outliers, their cost in int8, and a remedy.
 

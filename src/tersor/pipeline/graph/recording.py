@@ -20,6 +20,7 @@ from tersor.pipeline.graph.prepare import prepare as planned
 from tersor.pipeline.graph.rewriting import wants_equalization, wants_smoothing
 from tersor.recipe import Quantize, Recipe, resolve
 from tersor.task import Arguments, Task
+from tersor.turns import in_turn
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Recording(nn.Module):
         return output
 
 
+@in_turn
 def prepare(
     model: nn.Module,
     recipe: Recipe | str | Path = "int8-static",
@@ -124,6 +126,7 @@ def prepare(
     return Recording(task, Goal(recipe, engine, target, threads, precision, needs_data))
 
 
+@in_turn
 def convert(prepared: Recording, *, report: bool = False, progress: bool = True) -> Compressed:
     """Compress what ``prepare`` returned, calibrated with the recorded data.
 

@@ -15,6 +15,7 @@ from tersor.pipeline.modules.eager import Call, Layer, LayerStatistics, fishers,
 from tersor.solvers import PRUNERS, Sparsity, allocate, ask, pruner_choice
 from tersor.solvers.fisher import prune_by_fisher
 from tersor.solvers.output_error import output_error
+from tersor.turns import in_turn
 
 # Block size of the Fisher matrix by method, and the number of samples for its mean (arXiv 2203.07259).
 _BLOCKS = {"obd": 1, "obs": 50}
@@ -69,6 +70,7 @@ class PrunedModel:
 
 
 @takes_former_name("counted", "token_mask")
+@in_turn
 def prune_iteratively(
     model: nn.Module,
     batches: Callable[[], Iterable[Any]] | Sequence[Any],

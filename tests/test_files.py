@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,15 @@ def everything(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@pytest.fixture
+@contextmanager
 def small():
-    """No file may be larger than 1 kB: what a full disk does, to any library that writes."""
+    """Inside, no file may be larger than 1 kB: what a full disk does, to any library that writes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def large_text(folder):
@@ -74,15 +77,15 @@ def large_openvino(folder):
 
 
 @pytest.mark.parametrize("write", [large_text, large_tensors, large_array, large_onnx, large_openvino])
-def test_what_does_not_fit_leaves_nothing(write, small, tmp_path):
-    with pytest.raises(SavedFolderError, match=rf"{tmp_path}.* cannot be written \(.*\): "):
+def test_what_does_not_fit_leaves_nothing(write, tmp_path):
+    with small(), pytest.raises(SavedFolderError, match=rf"{tmp_path}.* cannot be written \(.*\): "):
         write(tmp_path / "new/deep") if write not in (large_onnx, large_openvino) else write(tmp_path)
     assert everything(tmp_path) == []
 
 
-def test_what_was_there_stays_if_the_new_one_does_not_fit(small, tmp_path):
+def test_what_was_there_stays_if_the_new_one_does_not_fit(tmp_path):
     write_text(tmp_path / "a.json", "old")
-    with pytest.raises(SavedFolderError, match="File too large"):
+    with small(), pytest.raises(SavedFolderError, match="File too large"):
         large_text(tmp_path)
     assert everything(tmp_path) == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "old"

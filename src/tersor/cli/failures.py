@@ -7,8 +7,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.text import Text
+
 from tersor.cli.options import errors
 from tersor.errors import TaskError, TersorError
+from tersor.packages import of_every_installation
 
 DEBUG = "--debug"
 FAILED, INTERRUPTED = 1, 130
@@ -47,7 +50,7 @@ def exit_code(run: Callable[[], Any], debug: bool) -> int:
     except SystemExit as error:  # how typer ends: 0, or 2 for usage
         return error.code if isinstance(error.code, int) else FAILED * (error.code is not None)
     except KeyboardInterrupt:
-        errors.print("interrupted", highlight=False)
+        errors.print("interrupted")
         return INTERRUPTED
     except BrokenPipeError:
         # Nobody reads what is printed; Python would say so again when it ends.
@@ -62,8 +65,9 @@ def exit_code(run: Callable[[], Any], debug: bool) -> int:
 
 
 def _print(error: BaseException, debug: bool) -> None:
-    errors.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
-    errors.print(_said(error, debug), markup=False, highlight=False, soft_wrap=True)
+    if isinstance(error, ModuleNotFoundError):
+        error = of_every_installation(error) or error
+    errors.print(Text("error:", "bold red"), f"{type(error).__name__}: {_said(error, debug)}", soft_wrap=True)
 
 
 def _said(error: BaseException, debug: bool) -> str:

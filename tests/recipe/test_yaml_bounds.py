@@ -1,6 +1,7 @@
 """A recipe file that is too deep, too long, or holds values that cannot be, gives one error at once."""
 
 import time
+from itertools import pairwise
 
 import pytest
 
@@ -13,7 +14,7 @@ NAMES = "abcdefghij"
 
 def repeated(item):
     """Each line names the one before nine times."""
-    lines = [f"{after}: &{after} {item(before)}" for before, after in zip(NAMES, NAMES[1:], strict=False)]
+    lines = [f"{after}: &{after} {item(before)}" for before, after in pairwise(NAMES)]
     return "\n".join(["a: &a {k: 1}", *lines])
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx
 
-from tersor.checkpoints.files import checked, inside, read_object
+from tersor.checkpoints.files import checked, foreign, inside, read_object
 from tersor.checkpoints.graph.allowed import name_of, operator_of
 from tersor.checkpoints.graph.building import build
 from tersor.checkpoints.graph.schema import DTYPES, Graph, Stored, check_stored, same_inputs
@@ -119,12 +119,13 @@ def read_weights(folder: Path) -> Iterator[tuple[str, QTensor]]:
         SavedFolderError, CheckpointError: as ``read``; or the parts of a weight do not belong together.
     """
     network = read(folder)
-    for node in network.operators():
-        if node.target is torch.ops.tersor.dequantize.default:
-            codes, scale, zero_point = (network.tensor(part) for part in node.all_input_nodes[:3])
-            name = re.sub(r"[._]codes(_\d+)?$", "", str(node.all_input_nodes[0].target))
-            bits = int(node.meta.get("bits", 8 * codes.dtype.itemsize))
-            yield name, assemble(name, codes, scale, zero_point, int(node.args[3]), bits)  # type: ignore[arg-type]
+    with foreign(SavedFolderError, f"{folder / FILES[0]}: a weight is damaged", "save the network again"):
+        for node in network.operators():
+            if node.target is torch.ops.tersor.dequantize.default:
+                codes, scale, zero_point = (network.tensor(part) for part in node.all_input_nodes[:3])
+                name = re.sub(r"[._]codes(_\d+)?$", "", str(node.all_input_nodes[0].target))
+                bits = int(node.meta.get("bits", 8 * codes.dtype.itemsize))
+                yield name, assemble(name, codes, scale, zero_point, int(node.args[3]), bits)  # type: ignore[arg-type]
 
 
 def _network(graph: Graph, tensors: dict[str, Tensor]) -> Network:

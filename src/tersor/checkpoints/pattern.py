@@ -186,10 +186,10 @@ class _Automaton:
             length = len(found[0])
         elif character == "\\":
             following = self.pattern[self.at + 1 : self.at + 2]
-            if not following or following.isalnum() and following not in _ESCAPES:
+            if not following or (following.isalnum() and following not in _ESCAPES):
                 raise ValueError(f"\\{following} is not known")
             length = 2
-        elif character in "*+?" or (count := _COUNT.match(self.pattern, self.at)) and (count[1] or count[3]):
+        elif character in "*+?" or ((count := _COUNT.match(self.pattern, self.at)) and (count[1] or count[3])):
             raise ValueError("nothing is repeated")
         text = self.pattern[self.at : self.at + length]
         self.at += length

@@ -56,8 +56,8 @@ def load_yaml(text: str, source: str) -> Any:
         _check_events(text, source)
         node = yaml.compose(text, Loader=_Loader)
         if node is not None and _items(node, {}) > MAX_ITEMS:
-            raise RecipeError(f"{source} has more than {MAX_ITEMS} values: shorten it; its aliases repeat what they name")
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe loader
+            raise RecipeError(f"{source} has more than {MAX_ITEMS} values, those behind aliases included: shorten it")
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{source} is not YAML: {str(error)[:500]}") from error
     except (ValueError, TypeError, OverflowError, KeyError, AttributeError, IndexError, RecursionError) as error:

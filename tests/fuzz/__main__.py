@@ -10,7 +10,7 @@ KINDS = ("raw error", "crash", "over 5 s", "over 1 GB")
 
 def main() -> int:
     """Print the table; 1 if anything was not fine."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path[:0] = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])]
     from fuzz.readers import READERS
     from fuzz.trying import child, in_processes
 

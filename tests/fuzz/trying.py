@@ -80,7 +80,9 @@ def child(name: str, first: int, count: int) -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = folders(Path(root), [name])[name]
         out = os.dup(1)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
         for seed in range(first, first + count):
             os.write(out, f"{seed}\n".encode())
             found = tried(name, folder, seed)

@@ -16,7 +16,7 @@ from tersor.checkpoints.files import read_array
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.quantized_folder import QuantizedFolder
 from tersor.checkpoints.read import read_weights
-from tersor.engines import engine
+from tersor.engines import engine, load_runner
 from tersor.measure import read_report
 from tersor.measure.language import read_language_report
 from tersor.pipeline.folder.metamodel import MetaModel, quiet
@@ -56,7 +56,7 @@ def verified(folder: Path) -> None:
 
 
 def loaded(name: str) -> Callable[[Path], None]:
-    return lambda folder: engine(name).load(folder, threads=1) and None
+    return lambda folder: load_runner(name, str(folder), threads=1) and None
 
 
 def write_plain(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, fx
 
 from tersor.checkpoints.files import checked, foreign, inside, read_object
@@ -78,20 +78,14 @@ def read(folder: Path) -> Network:
     if data.get("format") != FORMAT:
         raise SavedFolderError(f"{path} has the format {data.get('format')!r:.40}, this version reads {FORMAT}")
     graph = checked(Graph, data, str(path), SavedFolderError, remedy)
-    try:
-        with safe_open(str(inside(folder, FILES[1], SavedFolderError)), framework="pt") as file:
-            check_stored(graph, _stored(file))
-            tensors = {name: file.get_tensor(name) for name in graph.tensors}
-    except (OSError, SafetensorError) as error:
-        raise SavedFolderError(f"{folder}: the network cannot be read ({error}): save it again") from error
-    except ValueError as error:
-        raise SavedFolderError(f"{path}: not a network that Tersor wrote ({error})") from error
-    try:
+    with _opened(inside(folder, FILES[1], SavedFolderError)) as file, foreign(
+        SavedFolderError, f"{path}: not a network that Tersor wrote", "save it again"
+    ):
+        check_stored(graph, _stored(file))
+        tensors = {name: file.get_tensor(name) for name in graph.tensors}
         network = _network(graph, tensors)
         check_sizes(network)
         return network
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SyntaxError) as error:
-        raise SavedFolderError(f"{path}: not a network that Tersor wrote ({error})") from error
 
 
 def unsaveable(network: Network) -> str | None:
@@ -102,6 +96,11 @@ def unsaveable(network: Network) -> str | None:
         except ValueError as error:
             return f"{node.meta.get('title', node.name)}: {error}"
     return None
+
+
+def _opened(path: Path) -> Any:
+    with foreign(SavedFolderError, f"{path} cannot be read", "save the network again"):
+        return safe_open(str(path), framework="pt")
 
 
 def _stored(file: Any) -> Stored:

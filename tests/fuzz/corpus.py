@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,7 +156,7 @@ def npy(description: str) -> bytes:
 
 
 def bomb(names: str = "abcdefgh") -> str:
-    lines = [f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in zip(names, names[1:], strict=False)]
+    lines = [f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in pairwise(names)]
     return "\n".join(["a: &a [x]", *lines])
 
 

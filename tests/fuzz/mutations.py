@@ -6,13 +6,14 @@ from typing import Any
 
 # Values that no field expects, those that ask for memory or time, and names that lead elsewhere.
 HOSTILE: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 255, 2**31, 2**63, -(2**63), 2**64, 10**9, 10**12, 10**18, 10**30, 1.5, -0.0, 1e308,
-    float("inf"), float("nan"), "", "0", "a", "\u0000", "\ud800", "é" * 50, "x" * 5000, "../../etc/passwd",
+    None, True, False, 0, 1, -1, 2, 255, 2**31, 2**63, -(2**63), 2**64, 10**9, 10**12, 10**18, 10**30, 1.5, -0.0,
+    1e308, float("inf"), float("nan"), "", "0", "a", "\u0000", "\ud800", "é" * 50, "x" * 5000, "../../etc/passwd",
     "/etc/passwd", "..", ".", "a/b", "http://localhost/x", "__class__", "self", "forward", "re:(a+)+$", "re:[", "cpu",
     "float32", "int8", "meta", "aten.empty.memory_format", "aten.as_strided.default", "aten.full.default",
-    "aten.repeat.default", "operator.getitem", "aten.mm.default", "<script>", "\x1b[31m", "{{7*7}}", "group:10000000000",
-    "!!python/object:os.system", [], {}, [[]], [{}], {"": None}, [0] * 100, [10**9] * 3, [-1], [None], {"a": {"b": []}},
-    {"node": "input"}, {"dtype": "float64"}, {"torch": "strided"}, {"float": "nan"}, {"auto_map": {"AutoConfig": "x.Y"}},
+    "aten.repeat.default", "operator.getitem", "aten.mm.default", "<script>", "\x1b[31m", "{{7*7}}",
+    "group:10000000000", "!!python/object:os.system", [], {}, [[]], [{}], {"": None}, [0] * 100, [10**9] * 3, [-1], [None], {"a": {"b": []}},
+    {"node": "input"}, {"dtype": "float64"}, {"torch": "strided"}, {"float": "nan"},
+    {"auto_map": {"AutoConfig": "x.Y"}},
 )  # fmt: skip
 
 
@@ -20,9 +21,7 @@ def mutated(content: bytes, name: str, seed: int) -> bytes:
     """The content of a file with one to four changes: of values, if it is JSON, otherwise of lines or bytes."""
     draw = random.Random(f"{name} {seed}")
     for _ in range(draw.choice((1, 1, 1, 2, 4))):
-        content = draw.choice(_KINDS[name.rpartition(".")[2]] if name.rpartition(".")[2] in _KINDS else (_bytes,))(
-            content, draw
-        )
+        content = draw.choice(_KINDS.get(name.rpartition(".")[2], (_bytes,)))(content, draw)
     return content
 
 
@@ -45,7 +44,8 @@ def _values(content: bytes, draw: random.Random) -> bytes:
         other, name = draw.choice(places)
         holder[key] = json.loads(json.dumps(other[name])) if isinstance(other, dict) and name in other else None
     elif kind < 0.9 and isinstance(holder[key], int | float):
-        holder[key] = draw.choice((holder[key] + 1, -holder[key], holder[key] * 1000, float(holder[key]), not holder[key]))
+        number = holder[key]
+        holder[key] = draw.choice((number + 1, -number, number * 1000, float(number), not number))
     else:
         holder[key] = [holder[key]]
     return json.dumps(data).encode("utf-8", "surrogatepass")

@@ -14,11 +14,11 @@ import tersor
 from tersor.checkpoints import architecture, manifest, network, observations
 from tersor.checkpoints.files import read_array
 from tersor.checkpoints.hf_folder import HfFolder
-from tersor.checkpoints.quantized_folder import QuantizedFolder
 from tersor.checkpoints.read import read_weights
 from tersor.engines import engine, load_runner
 from tersor.measure import read_report
 from tersor.measure.language import read_language_report
+from tersor.pipeline.folder.load import open_folder
 from tersor.pipeline.folder.metamodel import MetaModel, quiet
 from tersor.pipeline.folder.records import join, read_records
 from tersor.recipe.recipe import resolve
@@ -46,13 +46,13 @@ def weights(folder: Path) -> None:
 def model(folder: Path) -> None:
     """What is read of a language model before its weights, then these."""
     with quiet():
-        made = MetaModel(QuantizedFolder(folder) if "quantization_config" in HfFolder(folder).config else HfFolder(folder))
+        made = MetaModel(open_folder(folder))
         made.load([*made.outside(), *made.parameters(made.blocks.path)])
 
 
 def verified(folder: Path) -> None:
-    read = manifest.kind_of(folder) == manifest.LANGUAGE and manifest.read_language_manifest or manifest.read_manifest
-    manifest.verify(folder, read(folder))
+    language = manifest.kind_of(folder) == manifest.LANGUAGE
+    manifest.verify(folder, (manifest.read_language_manifest if language else manifest.read_manifest)(folder))
 
 
 def loaded(name: str) -> Callable[[Path], None]:
@@ -71,7 +71,8 @@ def write_plain(folder: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    parts = {"model-1.safetensors": dict(list(tensors.items())[:4]), "model-2.safetensors": dict(list(tensors.items())[4:])}
+    items = list(tensors.items())
+    parts = {"model-1.safetensors": dict(items[:4]), "model-2.safetensors": dict(items[4:])}
     for name, part in parts.items():
         save_file(part, folder / name, {"format": "pt"})
     index = {"metadata": {}, "weight_map": {tensor: name for name, part in parts.items() for tensor in part}}

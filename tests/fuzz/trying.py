@@ -98,7 +98,7 @@ def in_processes(name: str, count: int) -> tuple[Counter[str], list[tuple[int, s
         command = [sys.executable, "-m", "tests.fuzz", "--child", name, str(seed), str(count - seed)]
         places = [str(root / "src"), str(root / "tests"), str(root), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(places)}
-        with subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
+        with subprocess.Popen(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             last, died = _watch(process, wrong)
         if died is None and last == count - 1:

@@ -21,6 +21,8 @@ LANGUAGE = "language"
 class _File(BaseModel):
     """A file of a saved folder; what is not shipped may be missing."""
 
+    model_config = ConfigDict(extra="allow")
+
     sha256: str
     shipped: StrictBool
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from tersor.checkpoints.files import foreign
+from tersor.checkpoints.files import foreign, inside
 from tersor.checkpoints.gguf.blocks import KINDS
 from tersor.checkpoints.gguf.llama import BLOCK, WHOLE, Llama
 from tersor.errors import CheckpointError, NumericsError
@@ -34,7 +34,8 @@ def read_weights(path: Path) -> Iterator[tuple[str, QTensor]]:
     Raises:
         CheckpointError: it is no GGUF file of a Llama, was cut short, or holds a matrix in another kind of blocks.
     """
-    path = next(iter(sorted(path.glob("*.gguf"))), path) if path.is_dir() else path
+    named = next((found.name for found in sorted(path.glob("*.gguf"))), None) if path.is_dir() else None
+    path = path if named is None else inside(path, named, CheckpointError)
     with foreign(CheckpointError, f"{path} is no GGUF file of a Llama, or was cut short", "get it again"):
         if not path.is_file():
             raise ValueError("there is no such file")

@@ -11,7 +11,8 @@ HOSTILE: tuple[Any, ...] = (
     "/etc/passwd", "..", ".", "a/b", "http://localhost/x", "__class__", "self", "forward", "re:(a+)+$", "re:[", "cpu",
     "float32", "int8", "meta", "aten.empty.memory_format", "aten.as_strided.default", "aten.full.default",
     "aten.repeat.default", "operator.getitem", "aten.mm.default", "<script>", "\x1b[31m", "{{7*7}}",
-    "group:10000000000", "!!python/object:os.system", [], {}, [[]], [{}], {"": None}, [0] * 100, [10**9] * 3, [-1], [None], {"a": {"b": []}},
+    "group:10000000000", "!!python/object:os.system", [], {}, [[]], [{}], {"": None}, [0] * 100, [10**9] * 3,
+    [-1], [None], {"a": {"b": []}},
     {"node": "input"}, {"dtype": "float64"}, {"torch": "strided"}, {"float": "nan"},
     {"auto_map": {"AutoConfig": "x.Y"}},
 )  # fmt: skip

@@ -90,7 +90,8 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _checked(model: type[_Files], content: dict[str, Any], folder: Path) -> dict[str, Any]:
     what = f"{folder / MANIFEST} is damaged"
-    return {**content, **checked(model, content, what, SavedFolderError, _REMEDY).model_dump()}
+    whole = checked(model, content, what, SavedFolderError, _REMEDY).model_dump()
+    return content | {key: value for key, value in whole.items() if key not in content}
 
 
 def verify(folder: Path, manifest: dict[str, Any]) -> None:

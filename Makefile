@@ -10,7 +10,7 @@ PY   = $(VENV)/bin/python
 PIP  = $(PY) -m pip --disable-pip-version-check install --quiet
 TEST = $(PY) -m pytest -n $(JOBS) -q
 
-.PHONY: setup demo test slow lint check bench docs clean
+.PHONY: setup demo test slow lint check bench docs fuzz clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,10 @@ lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports
+
+# 10,000 mutations over every reader, in processes of their own: about 15 minutes.
+fuzz: setup
+	OMP_NUM_THREADS=1 $(PY) -m tests.fuzz
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet

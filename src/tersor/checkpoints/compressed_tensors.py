@@ -108,7 +108,7 @@ class CompressedTensors:
         """The weight, decoded with the arguments of the group that targets it."""
         weights = _group_of(layer_name(name), config).get("weights")
         if not weights:
-            raise CheckpointError(f"{name}: its group in config_groups has no weights: download the folder again")
+            raise CheckpointError(f"{name}: its group in config_groups has no `weights`: download the folder again")
         bits, kind, strategy = weights["num_bits"], weights.get("type", "int"), weights.get("strategy")
         if kind != "int" or strategy not in ("group", "channel"):
             raise CheckpointError(

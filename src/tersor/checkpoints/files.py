@@ -51,6 +51,11 @@ def inside(folder: Path, name: Any, error: type[TersorError]) -> Path:
     return path
 
 
+def in_folder(path: Path, name: str, error: type[TersorError]) -> Path:
+    """The file itself, or the file ``name`` of a folder; raises as ``inside`` does."""
+    return inside(path, name, error) if path.is_dir() else path
+
+
 def _is_blob(root: Path, real: Path) -> bool:
     """Whether ``real`` is a file of the repository in the cache of Hugging Face that ``root`` is a snapshot of."""
     blobs = root.parent.parent / "blobs"

@@ -1,6 +1,7 @@
 """A folder in the Hugging Face layout (config.json and safetensors), read lazily, one tensor at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,14 @@ class HfFolder:
     def tensor(self, name: str) -> Tensor:
         """One tensor; raises as ``tensors`` does."""
         return next(self.tensors([name]))[1]
+
+    def copy_to(self, folder: Path, own: Collection[str] = ()) -> None:
+        """Copy weights, configuration, known side files, and those of ``own``, to a folder; nothing else, no links."""
+        names = {e.file for e in self.entries.values()} | {INDEX, "config.json", *SIDE_FILES, *own}
+        for name in sorted(names):
+            if (path := self._inside(name)).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / name)
 
     def others(self) -> tuple[list[Path], list[str]]:
         """The known side files (SIDE_FILES), and the names of the others, which no result holds."""

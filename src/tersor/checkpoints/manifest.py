@@ -23,6 +23,8 @@ _LARGEST = 2**26
 class _File(BaseModel):
     """A file of a saved folder; what is not shipped may be missing."""
 
+    model_config = ConfigDict(extra="allow")
+
     sha256: str
     shipped: StrictBool
 
@@ -90,7 +92,8 @@ def _read(folder: Path) -> dict[str, Any]:
 
 def _checked(model: type[_Files], content: dict[str, Any], folder: Path) -> dict[str, Any]:
     what = f"{folder / MANIFEST} is damaged"
-    return {**content, **checked(model, content, what, SavedFolderError, _REMEDY).model_dump()}
+    whole = checked(model, content, what, SavedFolderError, _REMEDY).model_dump()
+    return content | {key: value for key, value in whole.items() if key not in content}
 
 
 def verify(folder: Path, manifest: dict[str, Any]) -> None:

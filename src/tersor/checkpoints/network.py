@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, fx
 
-from tersor.checkpoints.files import checked, inside, read_object
+from tersor.checkpoints.files import checked, foreign, inside, read_object
 from tersor.checkpoints.graph.allowed import name_of, operator_of
 from tersor.checkpoints.graph.building import build
 from tersor.checkpoints.graph.schema import DTYPES, Graph, Stored, check_stored, same_inputs
@@ -79,20 +79,14 @@ def read(folder: Path) -> Network:
     if data.get("format") != FORMAT:
         raise SavedFolderError(f"{path} has the format {data.get('format')!r:.40}, this version reads {FORMAT}")
     graph = checked(Graph, data, str(path), SavedFolderError, remedy)
-    try:
-        with safe_open(str(inside(folder, FILES[1], SavedFolderError)), framework="pt") as file:
-            check_stored(graph, _stored(file))
-            tensors = {name: file.get_tensor(name) for name in graph.tensors}
-    except (OSError, SafetensorError) as error:
-        raise SavedFolderError(f"{folder}: the network cannot be read ({error}): save it again") from error
-    except ValueError as error:
-        raise SavedFolderError(f"{path}: not a network that Tersor wrote ({error})") from error
-    try:
+    with _opened(inside(folder, FILES[1], SavedFolderError)) as file, foreign(
+        SavedFolderError, f"{path}: not a network that Tersor wrote", "save it again"
+    ):
+        check_stored(graph, _stored(file))
+        tensors = {name: file.get_tensor(name) for name in graph.tensors}
         network = _network(graph, tensors)
         check_sizes(network)
         return network
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SyntaxError) as error:
-        raise SavedFolderError(f"{path}: not a network that Tersor wrote ({error})") from error
 
 
 def unsaveable(network: Network) -> str | None:
@@ -103,6 +97,11 @@ def unsaveable(network: Network) -> str | None:
         except ValueError as error:
             return f"{node.meta.get('title', node.name)}: {error}"
     return None
+
+
+def _opened(path: Path) -> Any:
+    with foreign(SavedFolderError, f"{path} cannot be read", "save the network again"):
+        return safe_open(str(path), framework="pt")
 
 
 def _stored(file: Any) -> Stored:
@@ -120,12 +119,13 @@ def read_weights(folder: Path) -> Iterator[tuple[str, QTensor]]:
         SavedFolderError, CheckpointError: as ``read``; or the parts of a weight do not belong together.
     """
     network = read(folder)
-    for node in network.operators():
-        if node.target is torch.ops.tersor.dequantize.default:
-            codes, scale, zero_point = (network.tensor(part) for part in node.all_input_nodes[:3])
-            name = re.sub(r"[._]codes(_\d+)?$", "", str(node.all_input_nodes[0].target))
-            bits = int(node.meta.get("bits", 8 * codes.dtype.itemsize))
-            yield name, assemble(name, codes, scale, zero_point, int(node.args[3]), bits)  # type: ignore[arg-type]
+    with foreign(SavedFolderError, f"{folder / FILES[0]}: a weight is damaged", "save the network again"):
+        for node in network.operators():
+            if node.target is torch.ops.tersor.dequantize.default:
+                codes, scale, zero_point = (network.tensor(part) for part in node.all_input_nodes[:3])
+                name = re.sub(r"[._]codes(_\d+)?$", "", str(node.all_input_nodes[0].target))
+                bits = int(node.meta.get("bits", 8 * codes.dtype.itemsize))
+                yield name, assemble(name, codes, scale, zero_point, int(node.args[3]), bits)  # type: ignore[arg-type]
 
 
 def _network(graph: Graph, tensors: dict[str, Tensor]) -> Network:

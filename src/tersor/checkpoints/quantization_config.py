@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr
 
 from tersor.checkpoints.files import checked
 from tersor.errors import CheckpointError
@@ -12,11 +12,7 @@ Size = Annotated[StrictInt, Field(ge=-1, lt=1 << 31)]
 Names = Annotated[list[StrictStr], Field(max_length=1_000_000)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-
-class _Weights(_Part):
+class _Weights(BaseModel):
     """How the weights of a group of compressed-tensors are stored."""
 
     num_bits: Bits
@@ -26,14 +22,14 @@ class _Weights(_Part):
     symmetric: StrictBool = True
 
 
-class _Group(_Part):
+class _Group(BaseModel):
     """A group of compressed-tensors: targets are names, classes or, after ``re:``, patterns."""
 
     targets: Names
     weights: _Weights | None = None
 
 
-class _Config(_Part):
+class _Config(BaseModel):
     """What every method may have."""
 
     quant_method: StrictStr = ""

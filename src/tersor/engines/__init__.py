@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tersor.checkpoints.files import foreign
 from tersor.engines.base import Engine, Executed, Runner, require
 from tersor.engines.onnxruntime import OnnxRuntime
 from tersor.engines.openvino import OpenVINO
@@ -75,5 +76,12 @@ def target_names() -> tuple[str, ...]:
 
 
 def load_runner(name: str, folder: str, threads: int | None = None, precision: str = "f32") -> Runner:
-    """A runner of an engine's files; the process that measures memory calls it, too."""
-    return engine(name).load(Path(folder), threads=threads, precision=precision)
+    """A runner of an engine's files; the process that measures memory calls it, too.
+
+    Raises:
+        EngineError: the engine is not installed, or its library does not take the files.
+        SavedFolderError: a file is damaged.
+    """
+    found = engine(name)
+    with foreign(EngineError, f"{name} does not load the files of {folder}", "copy them again, or compress again"):
+        return found.load(Path(folder), threads=threads, precision=precision)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tersor.checkpoints.files import checked, read_json, read_object
+from tersor.checkpoints.files import checked, in_folder, read_json, read_object
 from tersor.errors import TersorError
 from tersor.measure.formatting import number_text
 from tersor.measure.perplexity import Divergence, TextScore
@@ -94,8 +94,7 @@ def read_language_report(path: Path | str) -> LanguageReport:
     Raises:
         TersorError: it is missing or malformed.
     """
-    path = Path(path)
-    path = path / "report.json" if path.is_dir() else path
+    path = in_folder(Path(path), "report.json", TersorError)
     content = read_json(path, TersorError, "pass a folder that `compress` wrote")
     what = f"{path}: not the report of a language model"
     return checked(LanguageReport, content, what, TersorError, "compress again")
@@ -103,9 +102,7 @@ def read_language_report(path: Path | str) -> LanguageReport:
 
 def is_language_report(path: Path | str) -> bool:
     """Whether a folder's report is that of a language model."""
-    path = Path(path)
-    path = path / "report.json" if path.is_dir() else path
     try:
-        return read_object(path, TersorError, "").get("kind") == "language"
+        return read_object(in_folder(Path(path), "report.json", TersorError), TersorError, "").get("kind") == "language"
     except TersorError:
         return False

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tersor.checkpoints.files import checked, read_json
+from tersor.checkpoints.files import checked, in_folder, read_json
 from tersor.errors import TersorError
 from tersor.measure.nulls import missing_explanations
 
@@ -246,8 +246,7 @@ def read_report(path: Path | str) -> Report:
 
     Raises TersorError if it is missing, not JSON, of another schema version or malformed.
     """
-    path = Path(path)
-    path = path / "report.json" if path.is_dir() else path
+    path = in_folder(Path(path), "report.json", TersorError)
     content = read_json(path, TersorError, "pass a folder that `compress` wrote")
     what = f"{path}: not a report of schema version {SCHEMA_VERSION}"
     remedy = "compress again, or read it with the version of tersor that wrote it"

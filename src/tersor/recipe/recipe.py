@@ -131,6 +131,8 @@ class Recipe(Strict):
         data = load_yaml(text, source)
         if not isinstance(data, dict):
             raise RecipeError(f"{source} must be a mapping of keys such as `weights:` and `rules:`")
+        if odd := [key for key in data if not isinstance(key, str)]:
+            raise RecipeError(f"{source}: unknown key `{str(odd[0])[:100]}`: keys are words such as `weights:`")
         try:
             return cls.model_validate(data)
         except ValidationError as error:

@@ -56,7 +56,7 @@ def load_yaml(text: str, source: str) -> Any:
         _check_events(text, source)
         node = yaml.compose(text, Loader=_Loader)
         if node is not None and _items(node, {}) > MAX_ITEMS:
-            raise RecipeError(f"{source} has more than {MAX_ITEMS} values, its aliases repeated: shorten it")
+            raise RecipeError(f"{source} has more than {MAX_ITEMS} values, those behind aliases included: shorten it")
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{source} is not YAML: {str(error)[:500]}") from error

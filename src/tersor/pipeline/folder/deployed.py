@@ -1,6 +1,6 @@
 """A language model in a folder, loaded into an engine when it is first asked for."""
 
-import shutil
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,8 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from tersor.checkpoints.files import inside
+from tersor.checkpoints.hf_folder import HfFolder
+from tersor.checkpoints.manifest import MANIFEST, read_language_manifest
 from tersor.engines.options import check_options
-from tersor.errors import TersorError
+from tersor.errors import SavedFolderError, TersorError
+from tersor.files import write_text
 from tersor.measure.language import LanguageReport, is_language_report, read_language_report
 from tersor.pipeline.compressed import Compressed, Deployed
 from tersor.pipeline.folder.load import LanguageModel, candidates, load_language
@@ -73,8 +77,12 @@ class InFolder(Deployed):
             check_room(self.folder, ids.shape[1], more)
 
     def write(self, folder: Path, result: Compressed) -> None:
-        """A copy of all files."""
-        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        """A copy of the weights and of all files that are known."""
+        HfFolder(self.folder).copy_to(folder, ("recipe.yaml", "report.json", "report.html"))
+        if (self.folder / MANIFEST).is_file():
+            manifest = read_language_manifest(self.folder)
+            files = {name: entry for name, entry in manifest["files"].items() if (folder / name).is_file()}
+            write_text(folder / MANIFEST, json.dumps(manifest | {"files": files}, indent=1))
 
     def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "InFolder":
         """The same folder in another engine, loaded."""
@@ -92,7 +100,7 @@ def load_folder(folder: Path, engine: str | None = None, threads: int | None = N
     """
     deployed = InFolder(folder, engine, threads)
     _ = deployed.runner
-    recipe = _recipe(folder / "recipe.yaml")
+    recipe = _recipe(inside(folder, "recipe.yaml", SavedFolderError))
     return Compressed(Subject(None, seed=recipe.seed), recipe, _report(folder), deployed)
 
 

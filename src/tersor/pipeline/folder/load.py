@@ -1,5 +1,6 @@
 """Load a compressed folder as a model that generates, in PyTorch or in an engine with a decoder."""
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ def is_language(folder: Path) -> bool:
     """Whether a folder is in the Hugging Face layout, written by Tersor or others."""
     if (folder / MANIFEST).is_file():
         return kind_of(folder) == LANGUAGE
-    return (folder / "config.json").is_file()
+    return os.path.lexists(folder / "config.json")  # also where it is none that is read, which HfFolder says
 
 
 class LanguageModel(NamedTuple):
@@ -161,7 +162,7 @@ def check_sums(folder: Path) -> None:
     """Check a folder against its manifest, if Tersor wrote it; other folders have none."""
     path = folder / MANIFEST
     if not path.is_file():
-        if not (folder / "config.json").is_file():
+        if not os.path.lexists(folder / "config.json"):
             raise CheckpointError(f"{folder} has no config.json: pass a folder in the Hugging Face layout")
         return
     verify(folder, read_language_manifest(folder))

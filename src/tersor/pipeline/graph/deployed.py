@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tersor.checkpoints.files import inside
 from tersor.checkpoints.manifest import FORMAT, MANIFEST, read_manifest, sha256, verify
 from tersor.engines import engine as find_engine
 from tersor.engines import load_runner
@@ -162,6 +163,8 @@ def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    for path in folder.rglob("*"):  # no engine follows a link out of it
+        inside(folder, path.relative_to(folder).as_posix(), SavedFolderError)
     verify(folder, manifest)
     recipe_file, report_file = folder / "recipe.yaml", folder / "report.json"
     recipe = (

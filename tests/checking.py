@@ -21,6 +21,8 @@ SKIPPED = (
     "tersor.engines.openvino.decoder*",
     "tersor.metrics*",
     "tersor.network.planned",
+    "tersor.pipeline.compressed",
+    "tersor.pipeline.folder.compress",
     "tersor.pipeline.folder.text",
     "tersor.pipeline.graph.compress",
     "tersor.pipeline.graph.recording",

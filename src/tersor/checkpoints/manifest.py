@@ -113,8 +113,7 @@ def replace_folder(staging: Path, folder: Path) -> None:
     if not (folder.exists() or folder.is_symlink()):
         os.replace(staging, folder)
         return
-    if folder.is_symlink() or not folder.is_dir() or (reason := foreign(folder)):
-        reason = "it is no folder" if folder.is_symlink() or not folder.is_dir() else reason
+    if reason := "it is no folder" if folder.is_symlink() or not folder.is_dir() else foreign(folder):
         raise SavedFolderError(f"{folder} is not replaced, since {reason}")
     old = hidden_name(folder)
     os.replace(folder, old)

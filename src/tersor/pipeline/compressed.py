@@ -37,8 +37,9 @@ class Deployed(ABC):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""
 
-    def check_tokens(self, args: Any, kwargs: Any) -> None:
-        """Refuse arguments of ``generate`` that go beyond a language model's positions."""
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Let a language model continue a prompt."""
+        return self.runner.generate(*args, **kwargs)
 
     @abstractmethod
     def write(self, folder: Path, result: "Compressed") -> None:
@@ -124,8 +125,7 @@ class Compressed:
         """
         if self.folder is None:
             raise EngineError("only a language model in a folder generates; call a network with its inputs")
-        self.deployed.check_tokens(args, kwargs)
-        return self.deployed.runner.generate(*args, **kwargs)
+        return self.deployed.generate(*args, **kwargs)
 
     def compile(self, engine: str, *, threads: int | None = None, precision: str = "f32") -> "Compressed":
         """The same in another engine; the model's code, its data and its recipe are not needed.

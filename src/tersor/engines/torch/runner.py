@@ -1,8 +1,8 @@
 """The simulation: the network as Tersor planned it, run by PyTorch."""
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +25,7 @@ class TorchRunner:
         self.precision = precision
         self._inputs = of_network(network)
 
-    def __call__(self, *inputs: Tensor | np.ndarray) -> Tensor | tuple[Tensor, ...]:
+    def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
         """One tensor, or a tuple if there are several outputs.
 
         Raises:

@@ -64,12 +64,13 @@ class InFolder(Deployed):
         runner = self.runner
         return runner(*args, **kwargs) if callable(runner) else runner.logits(*args, **kwargs)
 
-    def check_tokens(self, args: Any, kwargs: Any) -> None:
-        """Refuse to generate past the positions of the model; raises TaskError."""
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the model continue a prompt; raises TaskError if it has no positions for so many tokens."""
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         more = args[1] if len(args) > 1 else kwargs.get("max_new_tokens")
         if isinstance(ids, Tensor) and ids.ndim == 2 and isinstance(more, int):
             check_room(self.folder, ids.shape[1], more)
+        return self.runner.generate(*args, **kwargs)
 
     def write(self, folder: Path, result: Compressed) -> None:
         """A copy of all files."""

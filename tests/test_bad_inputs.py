@@ -4,6 +4,7 @@ import itertools
 import re
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,10 @@ from tersor.engines import ENGINES
 from tersor.engines.options import check_options
 from tersor.errors import CalibrationError, CaptureError, EngineError, SavedFolderError, TaskError
 from tersor.measure.metric import metric_result
+from tersor.pipeline.folder.prompt import check_prompt, check_tokens
 from tersor.pipeline.graph.files import run_files
+
+LANGUAGE = Path(__file__).parent / "data/v0.1/language/sparse"
 
 X = torch.zeros(1, 2, 6, 6)
 BATCH = (torch.rand(4, 2, 6, 6, generator=torch.Generator().manual_seed(0)),)
@@ -442,3 +446,69 @@ def test_whatever_is_left_is_one_line(error, code, said, debug, capsys):
     if not debug:
         assert printed.startswith(said)
         assert printed.count("\n") <= 1
+
+
+FOLDER_CALLS = {
+    "no samples": ({"samples": 0}, "--samples is 0"),
+    "half a sample": ({"samples": 2.5}, "--samples is 2.5"),
+    "a text for samples": ({"samples": "8"}, "--samples is '8'"),
+    "one token": ({"length": 1}, "--length is 1: it must be at least 2"),
+    "half a token": ({"length": 2.5}, "--length is 2.5"),
+    "no layout": ({"layout": None}, "no layout None"),
+    "a number for a text": ({"data": 5}, r"data \(--data\) is 5, a int"),
+    "bytes for a text": ({"data": b"text"}, r"data \(--data\) is b'text'"),
+    "a number to judge on": ({"evaluate": 5}, r"evaluate \(--valid\) is 5, a int"),
+    "a number for a mask": ({"token_mask": 5}, "`token_mask` is a int"),
+    "maybe": ({"force": "maybe"}, "force is 'maybe'"),
+    "deep records": ({"data": "deep.jsonl"}, r"deep\.jsonl, line 2: nested too deeply"),
+    "a deep list": ({"data": "deep.json"}, r"deep\.json, line 1: nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDER_CALLS)
+def test_calls_with_a_folder(kind, tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deep.jsonl").write_text('{"text": "a"}\n' + "[" * 100_000)
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    options, said = FOLDER_CALLS[kind]
+    with pytest.raises(tersor.TersorError, match=said):
+        tersor.compress_folder(LANGUAGE, "out", "int8-weight", **options, progress=False)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.partial").exists()
+
+
+CONTINUED = {
+    "past its positions": ((torch.ones(1, 30, dtype=torch.int64), 3), "a prompt of 30 tokens and 3 more are 33"),
+    "none more": ((torch.ones(1, 4, dtype=torch.int64), 0), "max_new_tokens is 0"),
+    "half a token": ((torch.ones(1, 4, dtype=torch.int64), 2.5), "max_new_tokens is 2.5"),
+    "unknown tokens": ((torch.tensor([[1, 32]]), 1), "tokens from 1 to 32, but the model knows 32"),
+    "negative tokens": ((torch.tensor([[1, -1]]), 1), "tokens from -1 to 1"),
+    "numbers": ((torch.ones(1, 4), 1), r"not torch\.float32 \[1, 4\]"),
+    "a row": ((torch.ones(4, dtype=torch.int64), 1), r"not torch\.int64 \[4\]"),
+    "none": ((torch.ones(1, 0, dtype=torch.int64), 1), r"not torch\.int64 \[1, 0\]"),
+    "a list": (([[1, 2]], 1), "not list"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTINUED)
+def test_what_is_continued(kind):
+    given, said = CONTINUED[kind]
+    with pytest.raises(TaskError, match=said):
+        check_tokens(LANGUAGE, *given)
+
+
+@pytest.mark.slow
+def test_a_language_model_is_not_asked_for_more_than_it_has():
+    pytest.importorskip("transformers")
+    model = tersor.load(LANGUAGE)
+    tokens = torch.ones(1, 30, dtype=torch.int64)
+    assert model.generate(tokens, max_new_tokens=2, do_sample=False).shape == (1, 32)
+    with pytest.raises(TaskError, match="a prompt of 30 tokens"):
+        model.generate(input_ids=tokens, max_new_tokens=3)
+
+
+@pytest.mark.parametrize(("prompt", "said"), [("", "empty"), ("a\ud83d", "half of a character")])
+def test_prompts(prompt, said):
+    with pytest.raises(TaskError, match=said):
+        check_prompt(prompt)

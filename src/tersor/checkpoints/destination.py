@@ -21,7 +21,7 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 3800
 _KERNEL, _FOR_FILES = ("/proc", "/sys", "/dev"), ("/dev/shm", "/dev/mqueue")
 
 
-def check_folder(out: Any, force: bool = False, sources: Sequence[Path] = (), size: int = 0) -> Path:
+def check_folder(out: Any, force: Any = False, sources: Sequence[Path] = (), size: int = 0) -> Path:
     """The path of an output folder, if it can be written there; nothing is changed.
 
     With ``force`` a folder is replaced that holds nothing but what Tersor wrote, as its manifest tells, or nothing at
@@ -35,6 +35,7 @@ def check_folder(out: Any, force: bool = False, sources: Sequence[Path] = (), si
         SavedFolderError: naming the path, why it is refused, and the remedy.
     """
     path = path_of("folder", out, SavedFolderError)
+    _check_force(force)
     with _explained(path):
         _check_length(path)
         whole = path.resolve()
@@ -62,7 +63,7 @@ def check_folder(out: Any, force: bool = False, sources: Sequence[Path] = (), si
     return path
 
 
-def check_file(out: Any, ending: str, force: bool = True, sources: Sequence[Path] = ()) -> Path:
+def check_file(out: Any, ending: str, force: Any = True, sources: Sequence[Path] = ()) -> Path:
     """The path of an output file, if it can be written there; nothing is changed.
 
     An existing file is replaced with ``force`` only, and if its name has the same ``ending``, such as ``.html``; never
@@ -72,6 +73,7 @@ def check_file(out: Any, ending: str, force: bool = True, sources: Sequence[Path
         SavedFolderError: naming the path, why it is refused, and the remedy.
     """
     path = path_of("output file", out, SavedFolderError)
+    _check_force(force)
     with _explained(path):
         _check_length(path)
         if path.is_symlink():
@@ -128,6 +130,11 @@ def _explained(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         said = getattr(error, "strerror", None) or str(error)
         raise SavedFolderError(f"{_short(path)} cannot be written ({said}): choose another place") from error
+
+
+def _check_force(force: Any) -> None:
+    if not isinstance(force, bool):
+        raise SavedFolderError(f"force is {force!r:.80}: it must be True or False")
 
 
 def _check_length(path: Path) -> None:

@@ -121,7 +121,7 @@ class Compressed:
 
         Raises:
             EngineError: it is no language model.
-            TaskError: more tokens than the model has positions for.
+            TaskError: tokens that the model does not know, or more than it has positions for.
         """
         if self.folder is None:
             raise EngineError("only a language model in a folder generates; call a network with its inputs")

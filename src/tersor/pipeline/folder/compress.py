@@ -93,7 +93,7 @@ def compress_folder(
         source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
     )
     if token_mask is not None:
-        job = with_padding(job, token_mask[:samples])
+        job = with_padding(job, token_mask)
     job.preflight.check_disk(out)
     check_readable(job)
     with journal(out, fingerprint(job), force) as notes, Stages(progress) as stages, quiet():

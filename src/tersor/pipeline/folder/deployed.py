@@ -6,14 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from tersor.engines.options import check_options
 from tersor.errors import TersorError
 from tersor.measure.language import LanguageReport, is_language_report, read_language_report
 from tersor.pipeline.compressed import Compressed, Deployed
 from tersor.pipeline.folder.load import LanguageModel, candidates, load_language
-from tersor.pipeline.folder.text import check_room
+from tersor.pipeline.folder.prompt import check_tokens
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
 
@@ -65,11 +63,14 @@ class InFolder(Deployed):
         return runner(*args, **kwargs) if callable(runner) else runner.logits(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Let the model continue a prompt; raises TaskError if it has no positions for so many tokens."""
+        """Let the model continue a prompt.
+
+        Raises:
+            TaskError: tokens that the model does not know, or more than it has positions for.
+        """
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         more = args[1] if len(args) > 1 else kwargs.get("max_new_tokens")
-        if isinstance(ids, Tensor) and ids.ndim == 2 and isinstance(more, int):
-            check_room(self.folder, ids.shape[1], more)
+        check_tokens(self.folder, ids, more)
         return self.runner.generate(*args, **kwargs)
 
     def write(self, folder: Path, result: Compressed) -> None:

@@ -45,9 +45,8 @@ def _read(path: Path, wanted: dict) -> Tensor:
     try:
         array = np.load(path, allow_pickle=False)
     except Exception as error:  # of a damaged header numpy raises whatever its parser does
-        raise TaskError(
-            f"{path} cannot be read as a .npy file ({' '.join(str(error).split())[:200]}); write it with numpy.save"
-        ) from error
+        said = "it holds objects, which are pickled" if "pickle" in str(error) else " ".join(str(error).split())[:200]
+        raise TaskError(f"{path} cannot be read as a .npy file ({said}); write it with numpy.save") from error
     if not isinstance(array, np.ndarray):
         kind = type(array).__name__
         array.close()

@@ -23,6 +23,7 @@ SKIPPED = (
     "tersor.network.planned",
     "tersor.pipeline.compressed",
     "tersor.pipeline.folder.compress",
+    "tersor.pipeline.folder.job",
     "tersor.pipeline.folder.text",
     "tersor.pipeline.graph.compress",
     "tersor.pipeline.graph.recording",

@@ -26,16 +26,19 @@ class TorchRunner:
         self._inputs = of_network(network)
 
     def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
-        """One tensor, or a tuple if there are several outputs.
+        """One tensor, or a tuple if there are several outputs; PyTorch takes other sizes where the operators do.
 
         Raises:
             EngineError: an input has a shape or dtype that the network does not take.
         """
-        tensors = taken(inputs, self._inputs)
+        tensors = taken(inputs, self._inputs, sizes=False)
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
             return self.network(*tensors)
+        except Exception:
+            taken(inputs, self._inputs)
+            raise
         finally:
             torch.set_num_threads(before)
 

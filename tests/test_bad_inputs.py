@@ -1,7 +1,10 @@
 """Bad inputs, as a table: each is an error of ours that names the value, before any long work, or exit code 1."""
 
 import itertools
+import os
 import re
+import shutil
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -512,3 +515,66 @@ def test_a_language_model_is_not_asked_for_more_than_it_has():
 def test_prompts(prompt, said):
     with pytest.raises(TaskError, match=said):
         check_prompt(prompt)
+
+
+COMMANDS = {
+    "compress into the working folder": ("compress task.py -o . --force", "is or holds the task"),
+    "compress into the root": ("compress task.py -o / --force", "is or holds the task"),
+    "compress into a project": ("compress task.py -o project --force", "is not replaced, also with --force"),
+    "compress under a file": ("compress task.py -o task.py/out", "Not a directory"),
+    "compress into a long name": (f"compress task.py -o {'n' * 300}", "too long: 300 bytes"),
+    "compress into processes": ("compress task.py -o /proc/out", "devices and processes"),
+    "compress a model into itself": ("compress model -o model --force", "is or holds the model"),
+    "compress a model into its folder": ("compress model -o model/small", "lies in the folder of the model"),
+    "the example into a project": ("demo -o project", "is not replaced"),
+    "run into a folder": ("run saved -i x.npy -o project", "is a folder"),
+    "run into a device": ("run saved -i x.npy -o /dev/null", "is a device"),
+    "run into its input": ("run saved -i x.npy -o x.npy", "one of the files that are read"),
+    "run into a saved file": ("run saved -i x.npy -o saved/network.json", "no .npy file"),
+    "run into a task": ("run saved -i x.npy -o task.py", "no .npy file"),
+    "run with many threads": ("run saved -i x.npy -o y.npy --threads 99999", "threads is 99999"),
+    "compare into a folder": ("compare saved saved --html project", "is a folder"),
+    "compare into a link": ("compare saved saved --html link.html", "is a symbolic link"),
+    "outliers into a task": ("outliers task.py -o task.py", "Not a directory"),
+    "outliers into processes": ("outliers task.py -o /proc/self/page.html", "devices and processes"),
+    "export over another file": ("export model -o task.py --force", "no .gguf file"),
+    "export over its source": ("export model -o model/config.json --force", "one of the files that are read"),
+    "a file that is no folder": ("report task.py", "task.py"),
+}
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_commands_that_would_write_where_they_may_not(kind, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers")
+    words, said = COMMANDS[kind]
+    shutil.copytree(LANGUAGE.parents[1] / "networks/torch-int8-static", tmp_path / "saved")
+    shutil.copytree(LANGUAGE, tmp_path / "model")
+    (tmp_path / "project/.git").mkdir(parents=True)
+    (tmp_path / "link.html").symlink_to("page.html")
+    for name in ("task.py", "project/task.py"):
+        (tmp_path / name).write_text("raise AssertionError('nothing is read')\n")
+    np.save(tmp_path / "x.npy", np.zeros((2, 1, 8, 8), np.float32))
+    monkeypatch.chdir(tmp_path)
+    before = {p: p.read_bytes() if p.is_file() else b"" for p in tmp_path.rglob("*")}
+    assert exit_code(lambda: app(words.split()), debug=False) == 1
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert {p: p.read_bytes() if p.is_file() else b"" for p in tmp_path.rglob("*")} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "words", "code", "said"),
+    [
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nimport time\ntime.sleep(9)\n", (), 130, ""),
+        ("import sys\nsys.exit(0)\n", (), 1, "called sys.exit(0)"),
+        ("def task():\n    return 1 / 0\n", ("--debug",), 1, "Traceback"),
+        ("", ("--no-such-option",), 2, "No such option"),
+    ],
+)
+def test_exit_codes_of_the_program(text, words, code, said, tmp_path):
+    (tmp_path / "task.py").write_text(text)
+    command = [sys.executable, "-m", "tersor.cli", "inspect", "task.py", *words]
+    environment = {**os.environ, "PYTHONPATH": str(Path(tersor.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert said in done.stderr

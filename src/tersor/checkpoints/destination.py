@@ -157,13 +157,21 @@ def _protected(folder: Path) -> str | None:
     working, home = Path.cwd(), Path(os.path.expanduser("~")).resolve()
     if folder.parent == folder:
         return "the root of the file system"
-    if os.path.ismount(folder):
+    if os.path.ismount(folder) or str(folder).replace(" ", "\\040") in _mounts():
         return "a mount point"
     if working.is_relative_to(folder):
         return "the working folder" if working == folder else "a parent of the working folder"
     if home.is_relative_to(folder):
         return "the home folder" if home == folder else "a parent of the home folder"
     return None
+
+
+def _mounts() -> set[str]:
+    """The mount points as the kernel lists them, with those that bind another folder of the same file system."""
+    try:
+        return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf8").splitlines()}
+    except (OSError, ValueError, IndexError):
+        return set()
 
 
 def _check_place(path: Path, whole: Path, size: int) -> None:

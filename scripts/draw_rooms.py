@@ -22,6 +22,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("task",),
     ("numerics", "metrics"),
     ("tables", "former_names"),
+    ("arguments", "user_code"),
     ("errors", "process"),
 )
 # (the room's row, what happens to the weight there)

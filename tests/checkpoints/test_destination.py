@@ -105,7 +105,7 @@ FOLDERS = {
     "empty": (lambda t: "", "empty"),
     "no path": (lambda t: None, "None"),
     "a number": (lambda t: 3, "is 3, no path"),
-    "bytes": (lambda t: b"out", "bytes"),
+    "bytes": (lambda t: b"out", "no path"),
 }
 
 

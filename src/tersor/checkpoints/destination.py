@@ -22,7 +22,7 @@ _LONGEST_NAME, _LONGEST_PATH = 255, 3800
 _KERNEL, _FOR_FILES = ("/proc", "/sys", "/dev"), ("/dev/shm", "/dev/mqueue")
 
 
-def check_folder(out: Any, force: bool = False, sources: Sequence[Path] = (), size: int = 0) -> Path:
+def check_folder(out: Any, force: Any = False, sources: Sequence[Path] = (), size: int = 0) -> Path:
     """The path of an output folder, if it can be written there; nothing is changed.
 
     With ``force`` a folder is replaced that holds nothing but what Tersor wrote, as its manifest tells, or nothing at
@@ -36,6 +36,7 @@ def check_folder(out: Any, force: bool = False, sources: Sequence[Path] = (), si
         SavedFolderError: naming the path, why it is refused, and the remedy.
     """
     path = path_of("folder", out, SavedFolderError)
+    _check_force(force)
     with _explained(path):
         _check_length(path)
         whole = path.resolve()
@@ -63,7 +64,7 @@ def check_folder(out: Any, force: bool = False, sources: Sequence[Path] = (), si
     return path
 
 
-def check_file(out: Any, ending: str, force: bool = True, sources: Sequence[Path] = ()) -> Path:
+def check_file(out: Any, ending: str, force: Any = True, sources: Sequence[Path] = ()) -> Path:
     """The path of an output file, if it can be written there; nothing is changed.
 
     An existing file is replaced with ``force`` only, and if its name has the same ``ending``, such as ``.html``; never
@@ -73,6 +74,7 @@ def check_file(out: Any, ending: str, force: bool = True, sources: Sequence[Path
         SavedFolderError: naming the path, why it is refused, and the remedy.
     """
     path = path_of("output file", out, SavedFolderError)
+    _check_force(force)
     with _explained(path):
         _check_length(path)
         if path.is_symlink():
@@ -112,6 +114,11 @@ def _explained(path: Path) -> Iterator[None]:
         raise SavedFolderError(f"{_short(path)} cannot be written ({said}): choose another place") from error
 
 
+def _check_force(force: Any) -> None:
+    if not isinstance(force, bool):
+        raise SavedFolderError(f"force is {force!r:.80}: it must be True or False")
+
+
 def _check_length(path: Path) -> None:
     """Refuse a name or a path that the system would not take, since even asking for it fails."""
     if long := next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), None):
@@ -132,13 +139,21 @@ def _protected(folder: Path) -> str | None:
     working, home = Path.cwd(), Path(os.path.expanduser("~")).resolve()
     if folder.parent == folder:
         return "the root of the file system"
-    if os.path.ismount(folder):
+    if os.path.ismount(folder) or str(folder).replace(" ", "\\040") in _mounts():
         return "a mount point"
     if working.is_relative_to(folder):
         return "the working folder" if working == folder else "a parent of the working folder"
     if home.is_relative_to(folder):
         return "the home folder" if home == folder else "a parent of the home folder"
     return None
+
+
+def _mounts() -> set[str]:
+    """The mount points as the kernel lists them, with those that bind another folder of the same file system."""
+    try:
+        return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf8").splitlines()}
+    except (OSError, ValueError, IndexError):
+        return set()
 
 
 def _check_place(path: Path, whole: Path, size: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tersor.arguments import path_of
 from tersor.checkpoints.network import read_weights as _network
 from tersor.checkpoints.quantized_folder import QuantizedFolder
 from tersor.errors import CheckpointError
@@ -67,7 +68,7 @@ def read_weights(folder: str | Path) -> Weights:
     Traceback (most recent call last):
     tersor.errors.CheckpointError: /nonexistent holds no config.json, network.json, model.onnx, *.gguf: ...
     """
-    folder = Path(folder)
+    folder = path_of("folder", folder, CheckpointError)
     for checkpoint in CHECKPOINTS.values():
         if any(folder.glob(checkpoint.pattern)):
             yield from checkpoint.read(folder)

@@ -25,7 +25,7 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point: exit code 0; 1 for an error, in one line; 2 for wrong usage; 130 for an interruption."""
+    """The entry point: exit code 0, 1 for an error, which is one message, 2 for wrong usage, 130 if interrupted."""
     words, debug = without_debug(sys.argv[1:])
     with ending():
         sys.exit(exit_code(lambda: app(words), debug))

@@ -58,7 +58,7 @@ def exit_code(run: Callable[[], Any], debug: bool) -> int:
         return FAILED
     except BaseException as error:
         if debug:
-            traceback.print_exc()
+            print(_printable("".join(traceback.format_exception(error))), file=sys.stderr, end="")
         _print(error, debug)
         return FAILED
     return 0
@@ -72,12 +72,16 @@ def _print(error: BaseException, debug: bool) -> None:
 
 def _said(error: BaseException, debug: bool) -> str:
     """The message in characters that can be printed; what is no error of ours in one line, with what to do."""
-    text = str(error).encode("utf-8", "backslashreplace").decode()
+    text = _printable(str(error))
     if isinstance(error, TersorError):
         return text
     known = next((remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)), _UNKNOWN)
     message = " ".join(text.split())[:400] or "no message"
     return message.rstrip(".") + f"; {known}" + ("" if debug else f", or {DEBUG} shows where")
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 _UNKNOWN = "Tersor did not expect this: please report it, with the command"

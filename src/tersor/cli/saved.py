@@ -23,7 +23,8 @@ def generate(
     import time
 
     from tersor.pipeline.folder.deployed import InFolder
-    from tersor.pipeline.folder.text import check_prompt, check_room, tokenizer_of
+    from tersor.pipeline.folder.prompt import check_prompt, check_tokens
+    from tersor.pipeline.folder.text import tokenizer_of
 
     check_prompt(prompt)
     with console.status("loading"), using_threads(threads):
@@ -33,7 +34,7 @@ def generate(
     if why_not is not None:
         errors.print(f"running in {used}, as {why_not}", soft_wrap=True)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
-    check_room(folder, ids.shape[1], tokens)
+    check_tokens(folder, ids, tokens)
     options = {"do_sample": False} if ENGINES[used].runs_modules else {"eos_token_id": tokenizer.eos_token_id}
     start = time.perf_counter()
     with using_threads(threads):

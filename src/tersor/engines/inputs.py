@@ -39,15 +39,15 @@ def of_manifest(inputs: Iterable[Mapping[str, Any]]) -> tuple[Input, ...]:
     return tuple(Input(i["name"], i["dtype"], tuple(i["shape"])) for i in inputs)
 
 
-def taken(given: Sequence[Any], wanted: Sequence[Input]) -> tuple[Tensor, ...]:
-    """The inputs as tensors, arrays among them, if the network takes them.
+def taken(given: Sequence[Any], wanted: Sequence[Input], sizes: bool = True) -> tuple[Tensor, ...]:
+    """The inputs as tensors, arrays among them, if the network takes them; without ``sizes``, also in other sizes.
 
     Raises:
         EngineError: naming the input, what was given and what is wanted.
     """
     check_count(given, [w.name for w in wanted])
     tensors = tuple(_tensor(x, w) for x, w in zip(given, wanted, strict=True))
-    said = next((said for x, w in zip(tensors, wanted, strict=True) if (said := _unfit(x, w))), None)
+    said = next((said for x, w in zip(tensors, wanted, strict=True) if (said := _unfit(x, w, sizes))), None)
     if said is None:
         rows = {w.name: int(x.shape[0]) for x, w in zip(tensors, wanted, strict=True) if w.shape and w.shape[0] is None}
         if len(set(rows.values())) > 1:
@@ -83,7 +83,7 @@ def _tensor(value: Any, wanted: Input) -> Tensor:
     return value
 
 
-def _unfit(x: Tensor, wanted: Input) -> str | None:
+def _unfit(x: Tensor, wanted: Input, sizes: bool) -> str | None:
     """Why the network does not take a tensor; None: it does."""
     name, shape = wanted.name, list(wanted.shape)
     if str(x.dtype) != f"torch.{wanted.dtype}":
@@ -93,7 +93,7 @@ def _unfit(x: Tensor, wanted: Input) -> str | None:
     if x.ndim != len(shape):
         return f"the input {name} has {x.ndim} dimensions, the network takes {len(shape)}: {shape}"
     for dim, (size, fixed) in enumerate(zip(x.shape, shape, strict=True)):
-        if fixed is not None and size != fixed:
+        if sizes and fixed is not None and size != fixed:
             remedy = f'free it with Task(dynamic={{"{name}": {{{dim}: "size"}}}}), or compress for this size'
             said = f"the input {name} has the size {size} in dimension {dim}, the network takes {fixed}: "
             return said + (remedy if dim else "its own code fixes the batch")

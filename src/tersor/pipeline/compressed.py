@@ -38,9 +38,9 @@ class Deployed(ABC):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""
 
-    def check_tokens(self, args: Any, kwargs: Any) -> None:
-        """Refuse arguments of ``generate`` that go beyond a language model's positions."""
-        return None
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Let a language model continue a prompt."""
+        return self.runner.generate(*args, **kwargs)
 
     @abstractmethod
     def write(self, folder: Path, result: "Compressed") -> None:
@@ -122,12 +122,11 @@ class Compressed:
 
         Raises:
             EngineError: it is no language model.
-            TaskError: more tokens than the model has positions for.
+            TaskError: tokens that the model does not know, or more than it has positions for.
         """
         if self.folder is None:
             raise EngineError("only a language model in a folder generates; call a network with its inputs")
-        self.deployed.check_tokens(args, kwargs)
-        return self.deployed.runner.generate(*args, **kwargs)
+        return self.deployed.generate(*args, **kwargs)
 
     @in_turn
     def compile(self, engine: str, *, threads: int | None = None, precision: str = "f32") -> "Compressed":

@@ -21,8 +21,8 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
     Args:
         folder: what ``Compressed.save`` or ``tersor compress`` wrote; or a language model in the Hugging Face layout,
             quantized (by Tersor or others, as compressed-tensors, GPTQ or AWQ) or not.
-        threads: of the engine, at most two for each logical processor; by default all processors. In PyTorch it
-            is ``torch.set_num_threads`` that decides.
+        threads: of the engine, at most two for each logical processor; by default all processors.
+            In PyTorch it is ``torch.set_num_threads`` that decides.
         engine: of a language model, ``torch`` (the default), an engine with a decoder such as ``openvino``, or
             ``auto``: the first such engine that takes the model, otherwise PyTorch, with a UserWarning that says why.
             Any other network runs in the engine that it was compressed for; ``Compressed.compile`` moves it to another.

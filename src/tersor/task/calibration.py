@@ -13,7 +13,6 @@ from tersor.user_code import users
 
 # The most samples of a pass over an iterable that does not tell its length, which may have no end.
 MAX_SAMPLES = 4096
-_RAISED = "run through calibration() on its own to debug it"
 _END = object()
 
 
@@ -23,13 +22,13 @@ class Passes:
     def __init__(self) -> None:
         self._given: list[Callable[[], Any]] = []
 
-    def check(self, iterator: Any) -> None:
+    def check(self, iterator: Any, name: str) -> None:
         """Refuse an iterator that was read before."""
         self._given = [given for given in self._given if given() is not None]
         if any(given() is iterator for given in self._given):
             raise CalibrationError(
-                f"calibration() returned the same {type(iterator).__name__} again, which was read before: let "
-                "calibration be a function that makes a fresh iterable at every call"
+                f"{name}() returned the same {type(iterator).__name__} again, which was read before: let "
+                f"{name} be a function that makes a fresh iterable at every call"
             )
         try:
             self._given.append(weakref.ref(iterator))
@@ -37,13 +36,19 @@ class Passes:
             self._given.append(lambda: iterator)
 
 
-def read(calibration: Callable[[], Iterable[Any]], passes: Passes) -> tuple[Iterator[Any], bool]:
+def read(
+    calibration: Callable[[], Iterable[Any]], passes: Passes, name: str = "calibration"
+) -> tuple[Iterator[Any], bool]:
     """A fresh iterator over what ``calibration()`` returns, and whether it tells its length.
+
+    Args:
+        name: of the function, for errors.
 
     Raises:
         CalibrationError: what it raises or returns, with the remedy; the iterator names the batch.
     """
-    with users("calibration()", CalibrationError, _RAISED):
+    debug = f"run through {name}() on its own to debug it"
+    with users(f"{name}()", CalibrationError, debug):
         iterable = calibration()
     alone = isinstance(iterable, (Tensor, str, bytes, Mapping))
     try:
@@ -51,22 +56,21 @@ def read(calibration: Callable[[], Iterable[Any]], passes: Passes) -> tuple[Iter
     except TypeError:
         iterator = None
     except Exception:  # of the user's own __iter__
-        with users("calibration()", CalibrationError, _RAISED):
+        with users(f"{name}()", CalibrationError, debug):
             raise
     if iterator is None:
         raise CalibrationError(
-            f"calibration() returned {'a ' if alone else ''}{type(iterable).__name__}: return an iterable of batches, "
+            f"{name}() returned {'a ' if alone else ''}{type(iterable).__name__}: return an iterable of batches, "
             "each the tuple of the model's arguments; for one batch write [(x,)]"
         )
-    if iterator is iterable:
-        passes.check(iterator)
-    return _numbered(iterator), _tells_length(iterable)
+    passes.check(iterator, name)
+    return _numbered(iterator, debug), _tells_length(iterable)
 
 
-def _numbered(iterator: Iterator[Any]) -> Iterator[Any]:
+def _numbered(iterator: Iterator[Any], debug: str) -> Iterator[Any]:
     number = 0
     while True:
-        with users(f"calibration batch {number}", CalibrationError, _RAISED):
+        with users(f"calibration batch {number}", CalibrationError, debug):
             batch = next(iterator, _END)
         if batch is _END:
             return
@@ -94,6 +98,20 @@ def check_count(samples: int, most: int | None, sized: bool) -> None:
             f"calibration() gave more than {bound} samples{end}. Take fewer, as by itertools.islice (100 to 1,000 "
             f"calibrate a network), or allow more with Task(max_samples={2 * samples})"
         )
+
+
+def mask_of(function: Callable[..., Any], arguments: Any, rows: int) -> Tensor:
+    """The bool [batch, length] that a ``token_mask`` returns for the arguments of one batch of so many rows.
+
+    Raises:
+        CalibrationError: it raises, or returns something else.
+    """
+    with users("token_mask", CalibrationError, "call it on a batch to debug it"):
+        mask = function(*arguments)
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or len(mask) != rows:
+        found = f"the shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+        raise CalibrationError(f"token_mask returned {found}: return a bool tensor [batch, length], here [{rows}, …]")
+    return mask.bool()
 
 
 def batch_size(inputs: tuple[Any, ...]) -> int:

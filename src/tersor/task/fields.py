@@ -110,8 +110,8 @@ def check_dynamic(value: Any) -> None:
                 f'Task.dynamic of {name} is {dims!r}: write {{"{name}": {{1: "length"}}}}, the dimension and a '
                 "name for its size; dimension 0, the batch, varies anyway"
             )
-        if odd := next((size for size in dims.values() if not isinstance(size, str) or not size.isidentifier()), None):
-            raise TaskError(f"Task.dynamic of {name} calls a size {odd!r:.80}: write a name such as length")
+        if odd := [size for size in dims.values() if not isinstance(size, str) or not size.isidentifier()]:
+            raise TaskError(f"Task.dynamic of {name} calls a size {odd[0]!r:.80}: write a name such as length")
 
 
 def check_most(value: Any) -> None:

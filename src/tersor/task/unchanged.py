@@ -45,7 +45,7 @@ def _state(model: nn.Module) -> dict[str, object]:
 
 
 def _checksum(tensor: Tensor) -> object:
-    if tensor.is_meta or tensor.layout != torch.strided or is_lazy(tensor):
-        return tuple(tensor.shape) if tensor.layout == torch.strided else None
+    if is_lazy(tensor) or tensor.is_meta or tensor.layout != torch.strided:
+        return None
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return tuple(tensor.shape), tensor.dtype, zlib.crc32(raw.numpy().data)

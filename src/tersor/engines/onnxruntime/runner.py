@@ -73,7 +73,7 @@ class OnnxRuntimeRunner:
     def _start(self, optimized: str | None = None) -> Any:
         return start(self.model, self.threads, self.optimize, optimized)
 
-    def __call__(self, *inputs: Tensor | np.ndarray) -> Tensor | tuple[Tensor, ...]:
+    def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
         """Run the network on tensors or arrays; returns one tensor, or a tuple if there are several outputs.
 
         Raises:
@@ -111,7 +111,7 @@ def _input(given: Any) -> Input:
     """What the session says of an input: ``tensor(float)`` is float32, other types are called as PyTorch calls them."""
     kind = given.type.removeprefix("tensor(").removesuffix(")")
     shape = tuple(size if isinstance(size, int) else None for size in given.shape)
-    return Input(given.name, _KINDS.get(kind) or kind, shape)
+    return Input(given.name, str(_KINDS.get(kind, kind)), shape)
 
 
 def read_model(folder: Path) -> Any:

@@ -122,7 +122,7 @@ class OpenVINORunner:
                 self._compiled[single] = Requests(_compile(model, self.threads, self.precision))
             return self._compiled[single]
 
-    def __call__(self, *inputs: Tensor | np.ndarray) -> Tensor | tuple[Tensor, ...]:
+    def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
         """Run the network on tensors or arrays; returns one tensor, or a tuple if there are several outputs.
 
         Raises:

@@ -1,8 +1,8 @@
 """The simulation: the network as Tersor planned it, run by PyTorch."""
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,17 +25,20 @@ class TorchRunner:
         self.precision = precision
         self._inputs = of_network(network)
 
-    def __call__(self, *inputs: Tensor | np.ndarray) -> Tensor | tuple[Tensor, ...]:
-        """One tensor, or a tuple if there are several outputs.
+    def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
+        """One tensor, or a tuple if there are several outputs; PyTorch takes other sizes where the operators do.
 
         Raises:
             EngineError: an input has a shape or dtype that the network does not take.
         """
-        tensors = taken(inputs, self._inputs)
+        tensors = taken(inputs, self._inputs, sizes=False)
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
             return self.network(*tensors)
+        except Exception:
+            taken(inputs, self._inputs)
+            raise
         finally:
             torch.set_num_threads(before)
 

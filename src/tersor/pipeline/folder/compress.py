@@ -97,7 +97,7 @@ def compress_folder(
             source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
         )
         if token_mask is not None:
-            job = with_padding(job, token_mask[:samples])
+            job = with_padding(job, token_mask)
         job.preflight.check_disk(out)
         check_readable(job)
         return _compressed(job, journal(parts, out, fingerprint(job), force), out, force, progress)

@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from tersor.checkpoints.files import inside
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.manifest import MANIFEST, read_language_manifest
@@ -17,7 +15,7 @@ from tersor.files import write_text
 from tersor.measure.language import LanguageReport, is_language_report, read_language_report
 from tersor.pipeline.compressed import Compressed, Deployed
 from tersor.pipeline.folder.load import LanguageModel, candidates, load_language
-from tersor.pipeline.folder.text import check_room
+from tersor.pipeline.folder.prompt import check_tokens
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
 from tersor.recipe.yaml_text import recipe_text
@@ -69,12 +67,16 @@ class InFolder(Deployed):
         runner = self.runner
         return runner(*args, **kwargs) if callable(runner) else runner.logits(*args, **kwargs)
 
-    def check_tokens(self, args: Any, kwargs: Any) -> None:
-        """Refuse to generate past the positions of the model; raises TaskError."""
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the model continue a prompt.
+
+        Raises:
+            TaskError: tokens that the model does not know, or more than it has positions for.
+        """
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         more = args[1] if len(args) > 1 else kwargs.get("max_new_tokens")
-        if isinstance(ids, Tensor) and ids.ndim == 2 and isinstance(more, int):
-            check_room(self.folder, ids.shape[1], more)
+        check_tokens(self.folder, ids, more)
+        return self.runner.generate(*args, **kwargs)
 
     def write(self, folder: Path, result: Compressed) -> None:
         """A copy of the weights and of all files that are known."""

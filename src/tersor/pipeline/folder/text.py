@@ -13,7 +13,7 @@ from tersor.checkpoints.architecture import open_tokenizer
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.errors import CheckpointError, MetricError, TaskError
 from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
-from tersor.pipeline.folder.records import SUFFIXES, Message, check_characters, join, read_records, read_text
+from tersor.pipeline.folder.records import SUFFIXES, Message, join, read_records, read_text
 
 Data = str | Path | Sequence[str | Sequence[Message]] | Tensor
 """A text; the path of a text file, or of a .jsonl or .json file of texts and conversations; several texts and
@@ -30,33 +30,6 @@ def positions(config: dict[str, Any]) -> int | None:
             return int(config[key] * (scaling.get("factor") or 1)) if grows else config[key]
     part = config.get("text_config")
     return positions(part) if isinstance(part, dict) else None
-
-
-def check_prompt(prompt: str) -> None:
-    """Refuse a prompt that no tokenizer accepts.
-
-    Raises:
-        TaskError: it is empty, or holds half of a character.
-    """
-    if not prompt:
-        raise TaskError("the prompt is empty: give the beginning of a text")
-    check_characters(prompt, "the prompt")
-
-
-def check_room(folder: Path, prompt: int, more: int) -> None:
-    """Refuse to generate past the positions of the model in a folder.
-
-    Raises:
-        TaskError: with the numbers of tokens, and how many more there may be.
-    """
-    if not (folder / "config.json").is_file():
-        return
-    longest = positions(HfFolder(folder).config)
-    if longest is not None and prompt + more > longest:
-        raise TaskError(
-            f"a prompt of {prompt} tokens and {more} more are {prompt + more}, and {folder} takes at most {longest} "
-            f"(config.json): shorten the prompt, or generate at most {max(0, longest - prompt)}"
-        )
 
 
 def windows(data: Data, folder: HfFolder, length: int, limit: int | None, given: str = "data") -> Windows:
@@ -86,7 +59,7 @@ def windows(data: Data, folder: HfFolder, length: int, limit: int | None, given:
         if data.numel() == 0 or data.shape[1] < 2:
             raise TaskError(f"tokens of shape {list(data.shape)} have no window of at least two tokens")
         return _given_windows(data[:limit])
-    records = _records(data)
+    records = _records(data, given)
     tokenizer = tokenizer_of(folder.path)
     try:
         return windows_of(_without_bos(tokens_of(tokenizer, join(records, tokenizer)), length), length, limit=limit)
@@ -121,8 +94,13 @@ def _without_bos(tokens: Tokens, length: int) -> Tokens:
     return replace(tokens, ids=torch.cat(kept)) if kept else tokens
 
 
-def _records(data: str | Path | Sequence[Any]) -> list[tuple[str, Any]]:
+def _records(data: Any, given: str) -> list[tuple[str, Any]]:
     """Texts and conversations, each with its location."""
+    if isinstance(data, bytes) or not isinstance(data, str | Path | Sequence):
+        raise TaskError(
+            f"{given} is {data!r:.60}, a {type(data).__name__}: give a text, the path of one, a list of texts or "
+            "conversations, or tokens (a tensor int64 [windows, length])"
+        )
     if not isinstance(data, str | Path):
         return [(f"item {k} of the sequence", item) for k, item in enumerate(data)]
     path = Path(data)

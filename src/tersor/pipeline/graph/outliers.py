@@ -99,6 +99,8 @@ def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool 
     """
     if not isinstance(task, Task):
         raise TaskError(f"{task!r:.80} is not a tersor.Task")
+    if not isinstance(layer, str):
+        raise TaskError(f"layer is {layer!r:.80}: give a glob of names, such as *.head")
     samples = whole("samples", samples, 1, None, "64 show what there is to see", CalibrationError)
     with Stages(progress) as stages:
         with stages.stage("capture", "capturing the network"):

@@ -26,7 +26,8 @@ class TorchRunner:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            return self.network(*inputs)
+            with torch.autocast("cpu", enabled=False):  # a caller's would compute in another precision than is stated
+                return self.network(*inputs)
         finally:
             torch.set_num_threads(before)
 

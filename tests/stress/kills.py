@@ -49,7 +49,8 @@ class Place:
         self.temporary.mkdir()
         self.work.mkdir()
         self.out = self.work / "out"
-        self.command: Callable[[], object] = self._task() if kind == "task" else self._folder()
+        kinds = {"task": self._task, "save": self._save, "folder": self._folder}
+        self.command: Callable[[], object] = kinds[kind]()
 
     def _task(self) -> Callable[[], object]:
         (self.root / "task.py").write_text(TASK, encoding="utf8")
@@ -58,6 +59,17 @@ class Place:
         def command() -> None:
             sys.argv = words
             tersor.cli.main()
+
+        return command
+
+    def _save(self) -> Callable[[], object]:
+        """A task without its report, most of whose time is spent outside of what writes."""
+
+        def command() -> None:
+            (self.root / "task.py").write_text(TASK, encoding="utf8")
+            with ending():
+                task = tersor.cli.load_task(self.root / "task.py")
+                tersor.compress(task, threads=1, report=False, progress=False).save(self.out, force=True)
 
         return command
 
@@ -146,7 +158,7 @@ def row(kind: str, name: str, count: int, seed: int = 0) -> Row:
     """Kill ``count`` runs at random moments; a folder is resumed after each, a task run again."""
     begun, chance, place = time.monotonic(), random.Random(seed), Place(kind)
     place.finish()
-    seconds = place.finish() if kind == "task" else _fresh(place)
+    seconds = place.finish() if kind != "folder" else _fresh(place)
     wanted, found = place.digests(), dict.fromkeys(("killed", "lost", "torn", "other bytes", "left behind"), 0)
     examples: list[str] = []
     for _ in range(count):
@@ -157,7 +169,7 @@ def row(kind: str, name: str, count: int, seed: int = 0) -> Row:
         os.kill(child, SIGNALS[name])
         _, status = os.waitpid(child, 0)
         found["killed"] += status != 0
-        found["lost"] += kind == "task" and not place.out.exists()
+        found["lost"] += kind != "folder" and not place.out.exists()
         found["torn"] += place.out.exists() and place.torn()
         if kind == "folder":
             left = [path for path in place.left() if not path.endswith(".partial")]  # from where it is resumed
@@ -171,7 +183,7 @@ def row(kind: str, name: str, count: int, seed: int = 0) -> Row:
             found["other bytes"] += place.out.exists() and place.digests() != wanted
         found["left behind"] += bool(left)
         examples += left[:1]
-    if kind == "task":
+    if kind != "folder":
         place.finish()
     left = place.left()
     found["left behind"] += bool(left)

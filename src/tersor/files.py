@@ -168,11 +168,12 @@ def replace_folder(new: Path, out: Path) -> None:
 
 
 def _finish_replacing(folder: Path, out: Path) -> None:
-    """What a run left that was killed between the two moves of ``replace_folder``."""
+    """Put back what a run had moved away that was killed between the two moves of ``replace_folder``; drop the rest."""
     old = folder / "old"
     if old.exists() and not out.exists():
         os.replace(old, out)
-    shutil.rmtree(old, ignore_errors=True)
+    for left in (old, folder / "out"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager
@@ -182,7 +183,7 @@ def temporary_folder() -> Iterator[Path]:
     Raises:
         SavedFolderError: there is none to be had, or it is full.
     """
-    named = Path(os.environ.get("TMPDIR", "/tmp"))
+    named = Path(os.environ.get("TMPDIR", "/tmp"))  # noqa: S108  (named in an error only)
     with writing(named, remedy="set TMPDIR to a folder that has room and may be written"):
         root = Path(tempfile.gettempdir())
         _sweep(root)

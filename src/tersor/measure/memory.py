@@ -89,8 +89,7 @@ def _in_child(command: list[str], timeout: float) -> subprocess.CompletedProcess
     """Run a command that ends at the latest when this process ends."""
     child_end, ours = os.pipe()
     try:
-        # Our own interpreter with our own program; the job is data.
-        return subprocess.run(
+        return subprocess.run(  # noqa: S603  (no shell: this interpreter with a program of ours, the job is data)
             command, stdin=child_end, capture_output=True, text=True, timeout=timeout, check=False
         )
     finally:

@@ -1,5 +1,6 @@
 """Decoding of language models in OpenVINO: 4-bit and 8-bit weights stay compressed, and the cache is model state."""
 
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ _LONGEST = ["tersor", "longest"]
 
 
 class OpenVinoDecoder:
-    """A language model that OpenVINO decodes.
+    """A language model that OpenVINO decodes; every thread that calls it has a cache of its own.
 
     Args:
         model: the result of ``decoder_model``.
@@ -57,7 +58,14 @@ class OpenVinoDecoder:
             precision,
             {"DYNAMIC_QUANTIZATION_GROUP_SIZE": runtime_group, "KV_CACHE_PRECISION": cache},
         )
-        self._request = self.compiled.create_infer_request()
+        self._own = threading.local()
+
+    @property
+    def _request(self) -> Any:
+        """This thread's request, which holds its cache."""
+        if not hasattr(self._own, "request"):
+            self._own.request = self.compiled.create_infer_request()
+        return self._own.request
 
     @classmethod
     def build(cls, model: nn.Module, weights: Mapping[str, Tensor | QTensor], **options: Any) -> "OpenVinoDecoder":

@@ -35,7 +35,8 @@ class TorchRunner:
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            return self.network(*tensors)
+            with torch.autocast("cpu", enabled=False):  # a caller's would compute in another precision than is stated
+                return self.network(*tensors)
         except Exception:
             taken(inputs, self._inputs)
             raise

@@ -108,7 +108,7 @@ def _sizes_and_memory(subjects: Subjects, found: Measured, on_step: Callable[[],
             files = runner.save(folder)
             found.bytes[name] = sum((folder / f).stat().st_size for f in files)
             on_step()
-            arguments = [subjects.engine, folder, subjects.threads, runner.precision]
+            arguments = [subjects.engine, str(folder), subjects.threads, runner.precision]
             try:
                 memory = measure_memory(
                     "tersor.engines:load_runner",

@@ -56,7 +56,7 @@ def test_a_package_of_every_installation_is_named_with_the_others(monkeypatch, c
     assert said in str(packages.of_every_installation(error))
     assert packages.of_every_installation(ModuleNotFoundError("x", name="of_the_user")) is None
 
-    def app():
+    def app(words):
         raise error
 
     monkeypatch.setattr(tersor.cli, "app", app)

@@ -22,7 +22,7 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 def test_a_command_that_is_asked_to_end_undoes_what_it_does(number, monkeypatch):
     kept, handlers = [], [signal.getsignal(one) for one in ENDING]
 
-    def command():
+    def command(words):
         with temporary_folder() as folder:
             kept.append(folder)
             try:

@@ -10,14 +10,14 @@ from tersor.process import importing
 # What each extra of pyproject.toml installs, and what every installation has, as it is imported.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "transformers": ("transformers",),
+    "transformers": ("transformers", "re2"),
     "metrics": ("sklearn", "jiwer"),
 }
 CORE = (
     "torch", "numpy", "openvino", "pydantic", "yaml", "typer", "rich", "jinja2", "safetensors", "scipy", "psutil",
     "jaxtyping", "annotated_types",
 )  # fmt: skip
-_INSTALLED_AS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "annotated_types": "annotated-types"}
+_INSTALLED_AS = {"re2": "google-re2", "sklearn": "scikit-learn", "yaml": "pyyaml", "annotated_types": "annotated-types"}
 
 
 def missing(modules: Sequence[str]) -> tuple[str, ...]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tersor.checkpoints.destination import check_file, check_folder, write_page, written
-from tersor.checkpoints.manifest import beside, replace_folder, sha256
+from tersor.checkpoints.destination import check_file, check_folder, put_in_place, write_page
+from tersor.checkpoints.manifest import sha256
 from tersor.errors import SavedFolderError
+from tersor.files import beside, whole_file, working_folder
 
 
 def saved(folder: Path, **more: str) -> Path:
@@ -35,8 +36,9 @@ def test_what_tersor_wrote_is_replaced_with_force_only(tmp_path, more):
     with pytest.raises(SavedFolderError, match=r"exists: choose another folder.*--force"):
         check_folder(out)
     check_folder(out, force=True)
-    (tmp_path / "new").mkdir()
-    replace_folder(tmp_path / "new", out)
+    with working_folder(out) as parts:
+        (parts / "new").mkdir()
+        put_in_place(parts / "new", out, force=True)
     assert contents(tmp_path) == {str(out): None}
 
 
@@ -68,7 +70,7 @@ def test_what_is_not_tersors_is_kept(tmp_path, kind):
         with pytest.raises(SavedFolderError, match=r"exists|not replaced"):
             check_folder(out, force)
     with pytest.raises(SavedFolderError, match="not replaced"):
-        replace_folder(tmp_path / "new", out)
+        put_in_place(tmp_path / "new", out, force=True)
     assert contents(tmp_path) == before
 
 
@@ -180,7 +182,7 @@ def test_a_file_is_written_whole_and_replaced(tmp_path, name):
     path = tmp_path / name
     write_page(path, "one")
     assert write_page(path, "two").read_text() == "two"
-    with pytest.raises(ZeroDivisionError), written(path) as part:
+    with pytest.raises(ZeroDivisionError), whole_file(path) as part:
         part.write_text(f"half {1 / 0}")
     assert [p.read_text() for p in path.parent.iterdir()] == ["two"]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 import tersor
 from tersor.checkpoints import architecture, manifest, network, observations
-from tersor.checkpoints.files import read_array
+from tersor.checkpoints.foreign.files import read_array
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.read import read_weights
 from tersor.engines import engine, load_runner

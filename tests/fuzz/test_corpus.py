@@ -11,7 +11,7 @@ import pytest
 
 import tersor
 from tersor.checkpoints import architecture, network
-from tersor.checkpoints.files import read_array
+from tersor.checkpoints.foreign.files import read_array
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.quantized_folder import QuantizedFolder
 from tersor.checkpoints.read import read_weights

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.checkpoints.files import MAX_DEPTH, inside, parse_json
-from tersor.checkpoints.pattern import matches
+from tersor.checkpoints.foreign.files import MAX_DEPTH, inside, parse_json
+from tersor.checkpoints.foreign.pattern import matches
 from tersor.errors import CheckpointError, RecipeError, TersorError
 from tersor.recipe import Recipe
 from tests.fuzz.mutations import mutated
@@ -79,29 +79,13 @@ def test_paths_stay_inside(tmp_path_factory, name):
     assert folder.resolve() in path.resolve().parents or path.resolve() == folder.resolve()
 
 
-PIECES = [*"abx.()|*+?^$", "[ab]", "[^a]", "{1,2}", "{2}", r"\d", r"\.", "(?:"]
-
-
-@given(st.lists(st.sampled_from(PIECES), max_size=9), st.text(alphabet="ab.x1", max_size=6))
-@settings(max_examples=200)
-def test_patterns_match_as_in_python(pieces, text):
-    import re
-
-    pattern = "".join(pieces)
-    try:
-        found = matches(pattern, text)
-    except CheckpointError:
-        return
-    assert found == (re.match(pattern, text) is not None)
-
-
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "(a|aa)+(a|aa)+$", "(.*)*(.*)*x", "(a*)*(a*)*(a*)*$"])
 def test_patterns_that_go_back_take_no_time(pattern):
     matches(pattern, "a" * 2000 + "!")
 
 
 @pytest.mark.parametrize(
-    "pattern", ["(?=a)", "(?!a)", "(?<=a)", r"(a)\1", "(?i)a", "(a", "[a", "*", "a**", "(" * 60, "\\"]
+    "pattern", ["(?=a)", "(?!a)", "(?<=a)", r"(a)\1", "(a", "[a", "*", "(" * 2000, "\\", "\ud800"]
 )
 def test_patterns_that_are_not_read_are_named(pattern):
     with pytest.raises(CheckpointError, match="is not read"):

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from tersor.checkpoints.files import foreign, inside, read_object
-from tersor.checkpoints.inert import Held, bounded, check_generation, check_sizes, inert
+from tersor.checkpoints.foreign.config import Held, bounded, check_generation, check_sizes, inert
+from tersor.checkpoints.foreign.files import foreign, inside, read_object
 from tersor.errors import CaptureError, CheckpointError
 from tersor.files import temporary_folder
 from tersor.packages import needing

@@ -19,7 +19,7 @@ from tersor.checkpoints.bit_packing import (
     to_unsigned,
     to_words,
 )
-from tersor.checkpoints.pattern import matches
+from tersor.checkpoints.foreign.pattern import matches
 from tersor.errors import CheckpointError
 from tersor.numerics import QTensor, QuantSpec
 from tersor.numerics.spec import ScaleDtype

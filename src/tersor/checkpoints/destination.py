@@ -12,14 +12,14 @@ from typing import Any
 from tersor.arguments import path_of
 from tersor.checkpoints.manifest import foreign, named_files
 from tersor.errors import SavedFolderError
-from tersor.files import write_text
+from tersor.files import replace_folder, write_text
 
 # Bytes that must be free for a file.
 _OF_A_FILE = 2**16
 # Bytes of the longest name that file systems take, and of a path that leaves room for the names of files in a folder.
 _LONGEST_NAME, _LONGEST_PATH = 255, 3800
 # Folders of the kernel, and those in them that are for files.
-_KERNEL, _FOR_FILES = ("/proc", "/sys", "/dev"), ("/dev/shm", "/dev/mqueue")
+_KERNEL, _FOR_FILES = ("/proc", "/sys", "/dev"), ("/dev/shm", "/dev/mqueue")  # noqa: S108 - nothing is written there by itself
 
 
 def check_folder(out: Any, force: Any = False, sources: Sequence[Path] = (), size: int = 0) -> Path:
@@ -102,6 +102,16 @@ def check_file(out: Any, ending: str, force: Any = True, sources: Sequence[Path]
 def write_page(path: Path, text: str) -> Path:
     """Write a .html file whole or not at all; raises SavedFolderError if it cannot be."""
     return write_text(check_file(path, ".html"), text)
+
+
+def put_in_place(new: Path, out: Path, force: bool, sources: Sequence[Path] = ()) -> None:
+    """Move ``new``, in the working folder of ``out``, to ``out``, which somebody may have made meanwhile.
+
+    Raises:
+        SavedFolderError: as ``check_folder``; ``out`` is left as it is.
+    """
+    check_folder(out, force, sources)
+    replace_folder(new, out)
 
 
 @contextmanager

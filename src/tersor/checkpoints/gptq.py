@@ -23,8 +23,8 @@ from tersor.checkpoints.bit_packing import (
     to_unsigned,
     to_words,
 )
-from tersor.checkpoints.pattern import matches
-from tersor.checkpoints.quantization_config import checked_config
+from tersor.checkpoints.foreign.pattern import matches
+from tersor.checkpoints.foreign.quantization import checked_config
 from tersor.errors import CheckpointError
 from tersor.numerics import QTensor, QuantSpec
 from tersor.numerics.spec import ScaleDtype

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tersor.checkpoints.architecture import TOKENIZER_FILES
-from tersor.checkpoints.files import checked, inside, read_object
-from tersor.checkpoints.inert import Held
+from tersor.checkpoints.foreign.config import Held
+from tersor.checkpoints.foreign.files import checked, inside, read_object
 from tersor.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"

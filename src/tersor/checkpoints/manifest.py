@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from tersor.checkpoints.files import checked, inside, read_object
+from tersor.checkpoints.foreign.files import checked, inside, read_object
 from tersor.errors import SavedFolderError
 
 FORMAT = 1

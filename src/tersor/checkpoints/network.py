@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, fx
 
-from tersor.checkpoints.files import checked, foreign, inside, read_object
+from tersor.checkpoints.foreign.files import checked, foreign, inside, read_object
 from tersor.checkpoints.graph.allowed import name_of, operator_of
 from tersor.checkpoints.graph.building import build
 from tersor.checkpoints.graph.schema import DTYPES, Graph, Stored, check_stored, same_inputs

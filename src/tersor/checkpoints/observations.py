@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tersor.checkpoints.files import foreign, inside, read_object
+from tersor.checkpoints.foreign.files import foreign, inside, read_object
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
 from tersor.files import write_text

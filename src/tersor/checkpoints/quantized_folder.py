@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tersor.checkpoints.files import foreign
+from tersor.checkpoints.foreign.files import foreign
+from tersor.checkpoints.foreign.quantization import checked_config
 from tersor.checkpoints.hf_folder import Entry, HfFolder
 from tersor.checkpoints.layouts import layout_of
-from tersor.checkpoints.quantization_config import checked_config
 from tersor.errors import CheckpointError
 from tersor.numerics import QTensor
 

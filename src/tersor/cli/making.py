@@ -1,7 +1,7 @@
 """The commands that take a task or a language model: inspect, compress, calibrate."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -97,27 +97,30 @@ def compress(
     _check_source(context, task)
     check_folder(out, force, () if task.is_dir() else (find_task(task)[0],))
     if task.is_dir():
-        from tersor.pipeline.folder.compress import compress_folder
-        from tersor.report.language import print_language_report
-
+        options = {"evaluate": valid, "layout": layout, "samples": samples, "length": length, "force": force}
         with using_threads(threads):
-            chosen, options = recipe or _OF_FOLDERS, {"samples": samples, "length": length, "force": force}
-            try:
-                found = compress_folder(task, out, chosen, data, evaluate=valid, layout=layout, **options)
-            except KeyboardInterrupt:
-                errors.print("interrupted; the same command resumes after the last finished block")
-                raise
-        print_language_report(found.report, console)
+            _compress_folder(task, out, recipe or _OF_FOLDERS, data, **options)
     else:
-        options = {"threads": threads, "precision": precision, "evaluate": evaluate}
+        options = {"target": target, "threads": threads, "precision": precision, "evaluate": evaluate}
         with working_folder(out) as parts:  # from here on, so that a second run is refused at once
             loaded = load_task(task)
             check_folder(out, force, size=sum(p.nbytes for p in loaded.model.parameters()))
-            done = run(loaded, recipe or _OF_TASKS, engine, target=target, **options)
-            save_in(parts, done, out, force)
+            save_in(parts, run(loaded, recipe or _OF_TASKS, engine, **options), out, force)
         # Saving adds what it found of the files.
         print_report(read_report(out), console)
     console.print(f"\nwritten to {out}; open {out / 'report.html'}", soft_wrap=True)
+
+
+def _compress_folder(source: Path, out: Path, *what: Any, **options: Any) -> None:
+    from tersor.pipeline.folder.compress import compress_folder
+    from tersor.report.language import print_language_report
+
+    try:
+        found = compress_folder(source, out, *what, **options)
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command resumes after the last finished block")
+        raise
+    print_language_report(found.report, console)
 
 
 def _check_source(context: typer.Context, source: Path) -> None:

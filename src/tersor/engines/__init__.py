@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tersor.checkpoints.files import foreign
+from tersor.checkpoints.foreign.files import foreign
 from tersor.engines.base import Engine, Executed, Runner, require
 from tersor.engines.onnxruntime import OnnxRuntime
 from tersor.engines.openvino import OpenVINO

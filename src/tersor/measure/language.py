@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tersor.checkpoints.files import checked, in_folder, read_json, read_object
+from tersor.checkpoints.foreign.files import checked, in_folder, read_json, read_object
 from tersor.errors import TersorError
 from tersor.measure.formatting import number_text
 from tersor.measure.perplexity import Divergence, TextScore

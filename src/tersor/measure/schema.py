@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tersor.checkpoints.files import checked, in_folder, read_json
+from tersor.checkpoints.foreign.files import checked, in_folder, read_json
 from tersor.errors import TersorError
 from tersor.measure.nulls import missing_explanations
 

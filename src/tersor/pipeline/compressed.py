@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tersor.checkpoints.destination import check_folder
+from tersor.checkpoints.destination import check_folder, put_in_place
 from tersor.errors import EngineError
-from tersor.files import replace_folder, working_folder, writing
+from tersor.files import working_folder, writing
 from tersor.network.network import Network
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
@@ -194,8 +194,7 @@ def save_in(parts: Path, result: Compressed, folder: Path, force: bool) -> Path:
         staging.mkdir()
         try:
             result.deployed.write(staging, result)
-            check_folder(folder, force)  # it may have been created meanwhile
-            replace_folder(staging, folder)
+            put_in_place(staging, folder, force)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return folder

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from tersor.checkpoints.files import foreign, inside
+from tersor.checkpoints.foreign.files import foreign, inside
 from tersor.checkpoints.gguf.blocks import KINDS
 from tersor.checkpoints.gguf.llama import BLOCK, WHOLE, Llama
 from tersor.errors import CheckpointError, NumericsError

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tersor.checkpoints.files import foreign, inside, read_object
+from tersor.checkpoints.foreign.files import foreign, inside, read_object
 from tersor.errors import CheckpointError
 
 # GGUF's names for the special tokens of tokenizer_config.json.

@@ -11,7 +11,7 @@ import torch
 from onnx.numpy_helper import to_array
 from torch import Tensor
 
-from tersor.checkpoints.files import foreign, inside
+from tersor.checkpoints.foreign.files import foreign, inside
 from tersor.checkpoints.onnx.lstm import GATE_ORDER
 from tersor.checkpoints.onnx.qdq import FILE
 from tersor.checkpoints.stored import assemble

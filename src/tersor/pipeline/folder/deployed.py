@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tersor.checkpoints.files import inside
+from tersor.checkpoints.foreign.files import inside
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.manifest import MANIFEST, read_language_manifest
 from tersor.engines.options import check_options

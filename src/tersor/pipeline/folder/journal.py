@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tersor.checkpoints.files import read_json, read_object
+from tersor.checkpoints.foreign.files import read_json, read_object
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
 from tersor.files import write_text

@@ -11,12 +11,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from tersor.checkpoints.destination import check_folder
+from tersor.checkpoints.destination import put_in_place
 from tersor.checkpoints.hf_folder import INDEX, HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
 from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, sha256
 from tersor.checkpoints.readers import open_as_reader
-from tersor.files import replace_folder, write_text, writing
+from tersor.files import write_text, writing
 from tersor.measure.language import LanguageReport
 from tersor.numerics import QTensor, QuantSpec
 from tersor.pipeline.folder.job import Job
@@ -100,8 +100,7 @@ def _finish(
     }
     manifest = {"format": 1, "kind": LANGUAGE, "layout": job.layout, "files": files}
     write_text(staging / MANIFEST, json.dumps(manifest, indent=1))
-    check_folder(out, force, (job.source.path,))  # it may have been created during the run
-    replace_folder(staging, out)
+    put_in_place(staging, out, force, (job.source.path,))
     shutil.rmtree(notes.folder, ignore_errors=True)
     return report
 

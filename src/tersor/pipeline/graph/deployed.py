@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tersor.checkpoints.files import inside
+from tersor.checkpoints.foreign.files import inside
 from tersor.checkpoints.manifest import FORMAT, MANIFEST, read_manifest, sha256, verify
 from tersor.engines import engine as find_engine
 from tersor.engines import load_runner

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from tersor.checkpoints.destination import check_file
-from tersor.checkpoints.files import read_array
+from tersor.checkpoints.foreign.files import read_array
 from tersor.engines.inputs import check_finite, of_manifest
 from tersor.errors import TaskError
 from tersor.files import whole_file

@@ -122,9 +122,10 @@ def prune_iteratively(
     (True, ['0', '2'])
     """
     asked, passes = _checked(model, method, sparsity, steps, loss), Passes()
+    given: Callable[[], Iterable[Any]] = batches if callable(batches) else lambda: batches
 
     def read() -> Iterator[Any]:
-        return read_batches(batches if callable(batches) else lambda: batches, passes, "batches")[0]
+        return read_batches(given, passes, "batches")[0]
 
     done = copy.deepcopy(model).eval()
     layers, skip_reasons = prunable(done, skip)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StrictBool, StrictInt, StrictStr
 
-from tersor.checkpoints.files import checked
+from tersor.checkpoints.foreign.files import checked
 from tersor.errors import CheckpointError
 
 Bits = Annotated[StrictInt, Field(ge=1, le=16)]
@@ -30,28 +30,17 @@ class _Group(BaseModel):
 
 
 class _Config(BaseModel):
-    """What every method may have."""
+    """What the methods have that are read: compressed-tensors its groups, GPTQ and AWQ the rest."""
 
     quant_method: StrictStr = ""
     checkpoint_format: StrictStr | None = None
     tersor_transposed: Names = []
-
-
-class _CompressedTensors(_Config):
     config_groups: dict[str, _Group] = {}
-
-
-class _Words(_Config):
-    """GPTQ and AWQ."""
-
     bits: Bits | None = None
     group_size: Size | None = None
     sym: StrictBool | None = None
     version: StrictStr | StrictInt | float | None = None
     dynamic: dict[str, Any] | None = None
-
-
-_MODELS: dict[Any, type[_Config]] = {"compressed-tensors": _CompressedTensors, "gptq": _Words, "awq": _Words}
 
 
 def checked_config(config: Any) -> dict[str, Any]:
@@ -64,7 +53,5 @@ def checked_config(config: Any) -> dict[str, Any]:
     Traceback (most recent call last):
     tersor.errors.CheckpointError: quantization_config: bits: Input should be a valid integer; download the folder again
     """
-    method = config.get("quant_method") if isinstance(config, dict) else None
-    model = _MODELS.get(method, _Config) if isinstance(method, str) else _Config
-    checked(model, config, "quantization_config", CheckpointError, "download the folder again")
+    checked(_Config, config, "quantization_config", CheckpointError, "download the folder again")
     return config

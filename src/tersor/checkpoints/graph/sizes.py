@@ -20,6 +20,8 @@ _POSITIVE = frozenset(
     "stride dilation groups num_groups kernel_size step chunks sections split_size upscale_factor downscale_factor "
     "block_size output_size_factor num_layers".split()
 )
+# Kernels that divide by the number of elements.
+_FILLED = frozenset({"aten::_weight_norm"})
 _FALSE = frozenset("train training".split())
 _PARTS = {
     "unbind": lambda size, argument: size,
@@ -74,6 +76,8 @@ def _without_memory(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
         if argument.name in given:
             _check_kind(argument.name, given[argument.name], str(argument.real_type))
             _check_argument(argument.name, given[argument.name])
+    if target._schema.name in _FILLED and any(isinstance(v, Tensor) and not v.numel() for v in args):
+        raise ValueError("it takes no tensors without elements")
     _check_count(target._schema.name.removeprefix("aten::"), args)
     names = [argument.name for argument in target._schema.arguments]
     if "device" in names:

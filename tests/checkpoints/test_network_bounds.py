@@ -114,6 +114,11 @@ WRONG = {
     "many parts": ("aten.unbind.int", [X, 1], (2, 1 << 20)),
     "another device": ("aten.to.device", [X, {"device": "meta"}, {"dtype": "float32"}]),
     "products of other shapes": ("aten.mm.default", [X, X]),
+    "a number for a dtype": ("aten.view.dtype", [X, 100]),
+    "a number for a layout": ("aten._to_copy.default", [X], (2, 4), {"layout": 9}),
+    "an overload of TorchScript": ("aten.to.prim_Device", [X, None, -2]),
+    "a weight without elements": ("aten._weight_norm.default", [X, X], (0, 4)),
+    "a number for a truth value": ("aten.sum.dim_IntList", [X, [0], 1]),
     "too few weights": ("aten.lstm.input", [X, [X, X], [X], True, 4, 0.0, False, False, False]),
 }
 

@@ -10,9 +10,9 @@ KINDS = ("raw error", "crash", "over 5 s", "over 1 GB")
 
 def main() -> int:
     """Print the table; 1 if anything was not fine."""
-    sys.path[:0] = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[1])]
-    from fuzz.readers import READERS
-    from fuzz.trying import child, in_processes
+    sys.path[:0] = [str(Path(__file__).parents[2] / "src"), str(Path(__file__).parents[2])]
+    from tests.fuzz.readers import READERS
+    from tests.fuzz.trying import child, in_processes
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--count", type=int, default=10_000, help="mutations over all readers")

@@ -22,16 +22,19 @@ from tersor.pipeline.folder.load import open_folder
 from tersor.pipeline.folder.metamodel import MetaModel, quiet
 from tersor.pipeline.folder.records import join, read_records
 from tersor.recipe.recipe import resolve
+from tests.fuzz import operators
+from tests.fuzz.mutations import mutated
 
 DATA = Path(__file__).parents[1] / "data/v0.1"
 
 
 class Reader(NamedTuple):
-    """``make`` writes a folder that ``read`` reads; ``files`` of it are mutated."""
+    """``make`` writes a folder that ``read`` reads; ``files`` of it are changed, by (content, file name, seed)."""
 
     make: Callable[[Path], None]
     files: tuple[str, ...]
     read: Callable[[Path], Any]
+    change: Callable[[bytes, str, int], bytes] = mutated
 
 
 def copied(name: str) -> Callable[[Path], None]:
@@ -136,6 +139,7 @@ READERS: dict[str, Reader] = {
     "network": Reader(copied("networks/torch-int8-static"), network.FILES, network.read),
     "network with an LSTM": Reader(copied("networks/torch-lstm"), network.FILES[:1], network.read),
     "network of few bits": Reader(copied("networks/torch-int4-weight"), network.FILES, weights),
+    "operators": Reader(operators.write, network.FILES[:1], operators.run, operators.called),
     "report": Reader(copied("networks/torch-int8-static"), ("report.json",), lambda f: read_report(f)),
     "report of a language model": Reader(copied(_LLM + "gptq"), ("report.json",), lambda f: read_language_report(f)),
     "recipe": Reader(copied("networks/torch-rules"), ("recipe.yaml",), lambda f: resolve(f / "recipe.yaml")),

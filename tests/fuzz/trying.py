@@ -21,7 +21,7 @@ SECONDS, BYTES = 5.0, 1 << 30
 
 def folders(root: Path, names: list[str]) -> dict[str, Path]:
     """A folder for each reader, as it is before any mutation."""
-    from fuzz.readers import READERS
+    from tests.fuzz.readers import READERS
 
     made = {}
     for name in names:
@@ -33,13 +33,12 @@ def folders(root: Path, names: list[str]) -> dict[str, Path]:
 
 def tried(name: str, folder: Path, seed: int) -> str:
     """What one mutation of one file comes to: ``fine``, or what is wrong; the file is put back."""
-    from fuzz.mutations import mutated
-    from fuzz.readers import READERS
+    from tests.fuzz.readers import READERS
 
     reader = READERS[name]
     path = folder / reader.files[seed % len(reader.files)]
     before = path.read_bytes()
-    path.write_bytes(mutated(before, path.name, seed))
+    path.write_bytes(reader.change(before, path.name, seed))
     start, memory = time.monotonic(), _peak()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _no_terminal():
@@ -103,6 +102,8 @@ def in_processes(name: str, count: int) -> tuple[Counter[str], list[tuple[int, s
             last, died = _watch(process, wrong)
         if died is None and last == count - 1:
             break
+        if last < seed:
+            raise RuntimeError(f"{name}: the folder cannot be made ({died})")
         wrong.append((last, died or f"the process ended with {process.returncode}"))
         seed = last + 1
     for _, what in wrong:

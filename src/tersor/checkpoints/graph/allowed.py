@@ -23,7 +23,7 @@ ATEN = frozenset(
     _fft_r2c _fused_rms_norm _log_softmax _native_batch_norm_legit_no_training _prelu_kernel _safe_softmax
     _scaled_dot_product_flash_attention_for_cpu _softmax _to_copy _trilinear _unsafe_index _unsafe_view
     _upsample_bicubic2d_aa _upsample_bilinear2d_aa _upsample_nearest_exact1d _upsample_nearest_exact2d
-    _upsample_nearest_exact3d _weight_norm _weight_norm_interface
+    _upsample_nearest_exact3d _weight_norm
     abs absolute acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d add addbmm addcdiv addcmul addmm addmv addr adjoint
     affine_grid_generator alias all amax amin aminmax angle any arange arccos arccosh arcsin arcsinh arctan arctan2
@@ -140,7 +140,9 @@ def _pure(found: Any) -> bool:
     random = torch.Tag.nondeterministic_seeded in found.tags and schema.name not in _EVALUATING
     taken, given = ([str(value.type) for value in values] for values in (schema.arguments, schema.returns))
     tensors = any("Tensor" in kind for kind in taken + given) and not any("str" in kind for kind in given)
-    return not schema.is_mutable and not random and tensors and all(_plain(kind) for kind in taken + given)
+    # The overloads of TorchScript take a number for a dtype.
+    scripted = schema.overload_name.startswith("prim")
+    return not (schema.is_mutable or random or scripted) and tensors and all(_plain(kind) for kind in taken + given)
 
 
 # Random in training alone, which the check of arguments refuses.

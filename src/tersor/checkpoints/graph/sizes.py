@@ -20,6 +20,8 @@ _POSITIVE = frozenset(
     "stride dilation groups num_groups kernel_size step chunks sections split_size upscale_factor downscale_factor "
     "block_size output_size_factor num_layers".split()
 )
+# Kernels that divide by the number of elements.
+_FILLED = frozenset({"aten::_weight_norm"})
 _FALSE = frozenset("train training".split())
 _PARTS = {
     "unbind": lambda size, argument: size,
@@ -70,8 +72,12 @@ def _without_memory(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
             raise ValueError("it takes numbers and tensors")
         return target(*args)
     given = arguments_of(target, args, kwargs)
-    for name, value in given.items():
-        _check_argument(name, value)
+    for argument in target._schema.arguments:
+        if argument.name in given:
+            _check_kind(argument.name, given[argument.name], str(argument.real_type))
+            _check_argument(argument.name, given[argument.name])
+    if target._schema.name in _FILLED and any(isinstance(v, Tensor) and not v.numel() for v in args):
+        raise ValueError("it takes no tensors without elements")
     _check_count(target._schema.name.removeprefix("aten::"), args)
     names = [argument.name for argument in target._schema.arguments]
     if "device" in names:
@@ -81,6 +87,36 @@ def _without_memory(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
         else:
             kwargs = {**kwargs, "device": torch.device("meta")}
     return call(node, args, kwargs)
+
+
+# What a kind of argument takes; PyTorch itself takes a number for a dtype, and ends the process over some.
+_KINDS: dict[str, Any] = {
+    "Tensor": Tensor | int | float,
+    "int": int,
+    "SymInt": int,
+    "float": int | float,
+    "number": int | float,
+    "Scalar": int | float,
+    "bool": bool,
+    "str": str,
+    "ScalarType": torch.dtype,
+    "Device": torch.device,
+    "Layout": torch.layout,
+    "MemoryFormat": torch.memory_format,
+}
+
+
+def _check_kind(name: str, value: Any, kind: str) -> None:
+    optional = kind.startswith("Optional[")
+    kind = kind[len("Optional[") : -1] if optional else kind
+    if value is None and optional:
+        return
+    inner = kind[len("List[") : -1] if kind.startswith("List[") else None
+    if inner is not None and isinstance(value, list | tuple):
+        for part in value:
+            _check_kind(name, part, inner)
+    elif not isinstance(value, _KINDS.get(inner or kind, ())):
+        raise ValueError(f"{name} is a {type(value).__name__}, and must be a {kind}")
 
 
 def _check_argument(name: str, value: Any) -> None:

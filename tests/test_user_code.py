@@ -13,7 +13,7 @@ def raising(error):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ValueError("two\n  lines."), r"read raised ValueError: two lines \(test_user_code\.py, line \d+: raise error\); "),
+        (ValueError("two\n  lines."), r"raised ValueError: two lines \(test_user_code\.py, line \d+: raise error\); "),
         (KeyError("x"), r"read raised KeyError: 'x' \("),
         (AssertionError(), r"read raised AssertionError \(test_user"),
         (SystemExit(0), r"read called sys\.exit\(0\) \(test_user"),

@@ -122,7 +122,7 @@ def prune_iteratively(
     asked, passes = _checked(model, method, sparsity, steps, loss), Passes()
 
     def read() -> Iterator[Any]:
-        return read_batches(batches if callable(batches) else lambda: batches, passes, "batches")[0]
+        return read_batches(_source(batches), passes, "batches")[0]
 
     done = copy.deepcopy(model).eval()
     layers, skip_reasons = prunable(done, skip)
@@ -149,6 +149,10 @@ def prune_iteratively(
             done.eval()
     records = tuple(_record(layer, original[layer.name], first, methods) for layer in layers)
     return PrunedModel(done, records, skip_reasons)
+
+
+def _source(batches: Any) -> Callable[[], Iterable[Any]]:
+    return batches if callable(batches) else lambda: batches
 
 
 def _checked(model: Any, method: Any, sparsity: Any, steps: Any, loss: Call | None) -> Sparsity:

@@ -151,7 +151,7 @@ def prune_iteratively(
     return PrunedModel(done, records, skip_reasons)
 
 
-def _source(batches: Any) -> Callable[[], Iterable[Any]]:
+def _source(batches: Any) -> Callable[[], Any]:
     return batches if callable(batches) else lambda: batches
 
 

@@ -17,8 +17,8 @@ def users(what: str, kind: type[TersorError], remedy: str, ours_pass: bool = Tru
     """The block calls code of the user's, named ``what``.
 
     Raises:
-        TersorError: of the given kind, for whatever the code raises, ``sys.exit`` too; with ``ours_pass``, a TersorError
-            that it raises passes as it is.
+        TersorError: of the given kind, for whatever the code raises, ``sys.exit`` too; with ``ours_pass``, an error of
+            ours passes as it is.
 
     >>> from tersor.errors import TaskError
     >>> with users("task()", TaskError, "correct it"):

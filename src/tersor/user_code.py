@@ -13,11 +13,12 @@ _OTHERS = ("site-packages", "dist-packages", "<frozen", "/lib/python3")
 
 
 @contextmanager
-def users(what: str, kind: type[TersorError], remedy: str) -> Iterator[None]:
+def users(what: str, kind: type[TersorError], remedy: str, ours_pass: bool = True) -> Iterator[None]:
     """The block calls code of the user's, named ``what``.
 
     Raises:
-        TersorError: of the given kind, for whatever the code raises, ``sys.exit`` too; its own TersorErrors pass.
+        TersorError: of the given kind, for whatever the code raises, ``sys.exit`` too; with ``ours_pass``, an error of
+            ours passes as it is.
 
     >>> from tersor.errors import TaskError
     >>> with users("task()", TaskError, "correct it"):
@@ -27,9 +28,9 @@ def users(what: str, kind: type[TersorError], remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except TersorError:
-        raise
     except (Exception, SystemExit) as error:
+        if ours_pass and isinstance(error, TersorError):
+            raise
         verb = "called" if isinstance(error, SystemExit) else "raised"
         raise kind(f"{what} {verb} {told(error)}; {remedy}") from error
 

@@ -191,3 +191,17 @@ def test_names_beside_a_long_one_fit_and_differ(tmp_path):
     names = {beside(tmp_path / ("n" * 249 + end), "partial").name for end in "ab"}
     assert len(names) == 2
     assert all(len(n) < 60 for n in names)
+
+
+def test_a_folder_that_is_bound_to_another_is_a_mount_point(tmp_path, monkeypatch):
+    monkeypatch.setattr("tersor.checkpoints.destination._mounts", lambda: {f"{tmp_path}/a\\040b"})
+    (tmp_path / "a b").mkdir()
+    with pytest.raises(SavedFolderError, match="mount point"):
+        check_folder(tmp_path / "a b", force=True)
+    assert check_folder(tmp_path / "a b/out") == tmp_path / "a b/out"
+
+
+@pytest.mark.parametrize("force", ["yes", 1, None])
+def test_force_is_true_or_false(tmp_path, force):
+    with pytest.raises(SavedFolderError, match="it must be True or False"):
+        check_folder(tmp_path / "out", force)

@@ -41,7 +41,7 @@ def evaluate_metric(evaluate: Callable[[Callable], object], predict: Callable, w
     Traceback (most recent call last):
     tersor.errors.TaskError: evaluate of FP32 returned nan: return a finite number (is the data empty?)
     """
-    with users(f"evaluate of {what}", TaskError, "run evaluate(predict) on its own to debug it"):
+    with users(f"evaluate of {what}", TaskError, "run evaluate(predict) on its own to debug it", False):
         result = evaluate(predict)
     return metric_result(result, what)
 

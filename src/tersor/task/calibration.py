@@ -50,7 +50,7 @@ def read(
     debug = f"run through {name}() on its own to debug it"
     with users(f"{name}()", CalibrationError, debug):
         iterable = calibration()
-    alone = isinstance(iterable, (Tensor, str, bytes, Mapping))
+    alone = isinstance(iterable, (str, bytes, Mapping))
     try:
         iterator = None if alone else iter(iterable)
     except TypeError:

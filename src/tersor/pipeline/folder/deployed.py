@@ -9,6 +9,7 @@ from typing import Any
 from tersor.checkpoints.foreign.files import inside
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.manifest import MANIFEST, read_language_manifest
+from tersor.engines import ENGINES
 from tersor.engines.options import check_options
 from tersor.errors import SavedFolderError, TersorError
 from tersor.files import write_text
@@ -74,7 +75,9 @@ class InFolder(Deployed):
             TaskError: tokens that the model does not know, or more than it has positions for.
         """
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        more = args[1] if len(args) > 1 else kwargs.get("max_new_tokens")
+        # What comes second is a decoder's number of tokens, and a configuration of transformers.
+        second = args[1] if len(args) > 1 and not ENGINES[self.engine].runs_modules else None
+        more = kwargs.get("max_new_tokens", second)
         check_tokens(self.folder, ids, more)
         return self.runner.generate(*args, **kwargs)
 

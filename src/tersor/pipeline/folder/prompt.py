@@ -36,13 +36,15 @@ def check_tokens(folder: Path, tokens: Any, more: Any) -> None:
         more = whole("max_new_tokens", more, 1, None, "it is the largest number of new tokens", TaskError)
     if tokens is None or not (folder / "config.json").is_file():
         return
+    config = HfFolder(folder).config
+    if config.get("is_encoder_decoder"):  # whose encoder may read sounds, and whose answer begins anew
+        return
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not tokens.numel() or tokens.dtype not in _INTEGERS:
         shape = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
         raise TaskError(f"input_ids must be tokens, a tensor int64 [batch, length], not {shape}")
-    config = HfFolder(folder).config
     _check_vocabulary(tokens, config)
     longest, asked = positions(config), tokens.shape[1] + (more or 0)
-    if longest is not None and asked > longest and not config.get("is_encoder_decoder"):
+    if longest is not None and asked > longest:
         raise TaskError(
             f"a prompt of {tokens.shape[1]} tokens and {more or 0} more are {asked}, and {folder} takes at most "
             f"{longest} (config.json): shorten the prompt, or generate at most {max(0, longest - tokens.shape[1])}"

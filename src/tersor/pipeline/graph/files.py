@@ -33,14 +33,21 @@ def run_files(network: Compressed, inputs: list[Path], output: Path, finite: boo
     tensors = [_read(path, wanted) for path, wanted in zip(inputs, network.inputs, strict=True)]
     if finite:
         check_finite(tensors, of_manifest(network.inputs))
+    signature = getattr(network.deployed, "signature", None)
+    _paths(output, inputs, 1 if signature is None else signature.outputs.count)
     out = network.runner(*tensors)
     outputs = (out,) if isinstance(out, Tensor) else out
-    several = [output.with_stem(f"{output.stem}_{k}") for k in range(len(outputs))]
-    paths = [check_file(p, ".npy", sources=inputs) for p in ([output] if len(outputs) == 1 else several)]
+    paths = _paths(output, inputs, len(outputs))
     for path, value in zip(paths, outputs, strict=True):
         with whole_file(path) as part, part.open("wb") as file:
             np.save(file, value.numpy(), allow_pickle=False)
     return paths
+
+
+def _paths(output: Path, inputs: list[Path], count: int) -> list[Path]:
+    """The checked paths of the outputs; several are numbered."""
+    several = [output.with_stem(f"{output.stem}_{k}") for k in range(count)]
+    return [check_file(path, ".npy", sources=inputs) for path in ([output] if count == 1 else several)]
 
 
 def _read(path: Path, wanted: dict) -> Tensor:

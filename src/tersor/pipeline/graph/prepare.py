@@ -38,29 +38,30 @@ def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
 
 
 def captured(task: Task) -> Network:
-    """The task's model as a graph that every engine supports: some reject certain forms of a global pool.
-
-    Raises:
-        CaptureError: it cannot be captured.
-        TaskError: it holds no weights.
-    """
-    network = capture(task.model, task.example, task.dynamic)
-    if not network.weight_bytes():
-        raise TaskError(f"the model of {task.name} holds no weights: there is nothing to compress")
-    return rewritten(network, REWRITES["global_pool"]())
+    """The task's model as a graph that every engine supports: some reject certain forms of a global pool."""
+    return rewritten(capture(task.model, task.example, task.dynamic), REWRITES["global_pool"]())
 
 
 def planned(original: Network, step: Quantize, policy: Policy) -> Prepared:
-    """A captured network, folded and planned; no data is run."""
+    """A captured network, folded and planned; no data is run.
+
+    Raises:
+        RecipeError: the recipe does not fit the network.
+        TaskError: it holds no weights.
+    """
     network = original
     for name in ("fold_constants", "fold_batchnorm", "fold_pad", "hoist_activations"):
         network = rewritten(network, REWRITES[name]())
     if step.activations.when != "static":
         network = rewritten(network, REWRITES["unroll"]())
     network = rewritten(network, REWRITES["decompose"](policy.decomposes))
+    found = Prepared(original, network, plan(network, step, policy), policy)
+    if not original.weight_bytes():
+        raise TaskError("the model holds no weights: there is nothing to compress")
     if policy.engine == SIMULATION and (reason := unsaveable(network)):
-        original = replace(original, notes=(*original.notes, f"the result cannot be saved: {reason}"))
-    return Prepared(original, network, plan(network, step, policy), policy)
+        note = f"the result cannot be saved: {reason}"
+        return replace(found, original=replace(original, notes=(*original.notes, note)))
+    return found
 
 
 def predicted_bytes(network: Network, plan: Plan) -> tuple[int, int]:

@@ -122,10 +122,9 @@ def prune_iteratively(
     (True, ['0', '2'])
     """
     asked, passes = _checked(model, method, sparsity, steps, loss), Passes()
-    given: Callable[[], Iterable[Any]] = batches if callable(batches) else lambda: batches
 
     def read() -> Iterator[Any]:
-        return read_batches(given, passes, "batches")[0]
+        return read_batches(_source(batches), passes, "batches")[0]
 
     done = copy.deepcopy(model).eval()
     layers, skip_reasons = prunable(done, skip)
@@ -152,6 +151,10 @@ def prune_iteratively(
             done.eval()
     records = tuple(_record(layer, original[layer.name], first, methods) for layer in layers)
     return PrunedModel(done, records, skip_reasons)
+
+
+def _source(batches: Any) -> Callable[[], Any]:
+    return batches if callable(batches) else lambda: batches
 
 
 def _checked(model: Any, method: Any, sparsity: Any, steps: Any, loss: Call | None) -> Sparsity:

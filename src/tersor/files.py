@@ -21,6 +21,8 @@ _REMEDIES = {
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
 _LOCK = "lock"
+# In a working folder: what stood at the output, while the new one is put in its place.
+OLD = "old"
 
 
 @contextmanager
@@ -138,23 +140,9 @@ def working_folder(out: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def replace_folder(new: Path, out: Path) -> None:
-    """Move ``new``, in the working folder of ``out``, to ``out``; what was there is removed when it is in place."""
-    old = new.parent / "old"
-    if out.exists():
-        os.replace(out, old)
-    try:
-        os.replace(new, out)
-    except BaseException:
-        if old.exists():
-            os.replace(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _finish_replacing(folder: Path, out: Path) -> None:
-    """Put back what a run had moved away that was killed between the two moves of ``replace_folder``; drop the rest."""
-    old = folder / "old"
+    """Put back what a killed run had moved away, between the two moves of ``manifest.replace_folder``; drop the rest."""
+    old = folder / OLD
     if old.exists() and not out.exists():
         os.replace(old, out)
     for left in (old, folder / "out"):

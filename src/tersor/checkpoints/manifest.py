@@ -1,11 +1,14 @@
-"""The manifest and checksums of a saved folder."""
+"""The manifest and checksums of a saved folder, and atomic replacement of folders."""
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from tersor.errors import SavedFolderError
+from tersor.files import OLD
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -63,6 +66,22 @@ def check_free(folder: Path, force: bool) -> None:
         raise SavedFolderError(f"{folder} exists: choose another folder, or overwrite it with --force (force=True)")
     if folder.exists() and not folder.is_dir():
         raise SavedFolderError(f"{folder} is a file, not a folder: choose another name")
+
+
+def replace_folder(staging: Path, folder: Path) -> None:
+    """Move ``staging`` to ``folder``; an existing folder is removed only after the new one is in place."""
+    if not folder.exists():
+        os.replace(staging, folder)
+        return
+    # Where `files.working_folder` looks for it if this run is killed now.
+    old = staging.with_name(OLD)
+    os.replace(folder, old)
+    try:
+        os.replace(staging, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tersor.checkpoints.manifest import check_free
+from tersor.checkpoints.manifest import check_free, replace_folder
 from tersor.errors import EngineError
-from tersor.files import replace_folder, working_folder, writing
+from tersor.files import working_folder, writing
 from tersor.network.network import Network
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe

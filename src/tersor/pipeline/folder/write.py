@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tersor.checkpoints.hf_folder import INDEX, HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
-from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, check_free, sha256
+from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, check_free, replace_folder, sha256
 from tersor.checkpoints.readers import open_as_reader
-from tersor.files import replace_folder, write_text, writing
+from tersor.files import write_text, writing
 from tersor.measure.language import LanguageReport
 from tersor.numerics import QTensor, QuantSpec
 from tersor.pipeline.folder.job import Job

@@ -37,7 +37,7 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
     if is_language(folder):
         found = load_folder(folder, engine, threads)
         if (reason := found.deployed.skip_reason) is not None:
-            warnings.warn(plain(f"{folder} runs in {found.engine}, as {reason}"), stacklevel=2)
+            warnings.warn(plain(f"{folder} runs in {found.engine}, as {reason}"), stacklevel=3)
         return found
     found = load_network(folder, threads)
     if engine not in (None, "auto", found.engine):

@@ -15,12 +15,12 @@ import torch
 from safetensors import SafetensorError
 
 import tersor
+from tersor.checkpoints.manifest import replace_folder
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import CheckpointError, SavedFolderError
 from tersor.files import (
     disk_full,
     parts_of,
-    replace_folder,
     temporary_folder,
     whole_file,
     whole_files,

@@ -10,7 +10,12 @@ class TersorError(Exception):
 
     >>> print(TersorError("the layer conv\x1b[2J\n1"))
     the layer conv\x1b[2J 1
+
+    Attributes:
+        system: the system's number and words, if a file could not be written.
     """
+
+    system: tuple[int, str] | None = None
 
     def __str__(self) -> str:
         return one_line(super().__str__())

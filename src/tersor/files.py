@@ -24,6 +24,8 @@ _REMEDIES = {
 _LOCK = "lock"
 # Bytes of a name beside which another ending has room.
 _LONG = 240
+# In a working folder: what stood at the output, while the new one is put in its place.
+OLD = "old"
 
 
 @contextmanager
@@ -42,29 +44,30 @@ def writing(path: Path, kind: type[TersorError] = SavedFolderError, remedy: str 
     try:
         yield
     except Exception as error:
-        number = _number(error)
-        if number is None:
+        found = _of_system(error)
+        if found is None:
             raise
+        number, reason = found
         remedy = remedy or _REMEDIES.get(number, "choose another place")
-        raise kind(f"{path} cannot be written ({_reason(error, number)}): {remedy}") from error
+        ours = kind(f"{path} cannot be written ({reason}): {remedy}")
+        ours.system = found
+        raise ours from error
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised from, is that of a full disk."""
-    cause = error.__cause__
-    return _number(error) in _FULL or (cause is not None and disk_full(cause))
+    """Whether an error is that of a full disk."""
+    found = _of_system(error)
+    return found is not None and found[0] in _FULL
 
 
-def _number(error: BaseException) -> int | None:
-    """The system's number of an error, which safetensors has in its text only."""
+def _of_system(error: BaseException) -> tuple[int, str] | None:
+    """The system's number and words; safetensors has them in its text only, and ours is that of a file inside."""
+    if isinstance(error, TersorError):
+        return error.system
     if isinstance(error, OSError):
-        return error.errno or errno.EIO
+        return error.errno or errno.EIO, error.strerror or str(error)
     found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found.group(1)) if found and not isinstance(error, TersorError) else None
-
-
-def _reason(error: Exception, number: int) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else os.strerror(number)
+    return (int(found.group(1)), os.strerror(int(found.group(1)))) if found else None
 
 
 @contextmanager
@@ -153,23 +156,9 @@ def working_folder(out: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def replace_folder(new: Path, out: Path) -> None:
-    """Move ``new``, in the working folder of ``out``, to ``out``; what was there is removed when it is in place."""
-    old = new.parent / "old"
-    if out.exists():
-        os.replace(out, old)
-    try:
-        os.replace(new, out)
-    except BaseException:
-        if old.exists():
-            os.replace(old, out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _finish_replacing(folder: Path, out: Path) -> None:
-    """Put back what a run had moved away that was killed between the two moves of ``replace_folder``; drop the rest."""
-    old = folder / "old"
+    """Put back what a run had moved away that was killed within ``manifest.replace_folder``; drop the rest."""
+    old = folder / OLD
     if old.exists() and not out.exists():
         os.replace(old, out)
     for left in (old, folder / "out"):

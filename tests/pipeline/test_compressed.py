@@ -99,7 +99,7 @@ def test_a_failed_exchange_puts_the_old_folder_back(done, folder, monkeypatch):
             raise OSError("no space left")
         replace(source, target)
 
-    monkeypatch.setattr("tersor.files.os.replace", fails_once)
+    monkeypatch.setattr("tersor.checkpoints.manifest.os.replace", fails_once)
     with pytest.raises(SavedFolderError, match="no space"):
         done.save(folder, force=True)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tersor.arguments import path_of
-from tersor.checkpoints.manifest import foreign, named_files
+from tersor.checkpoints.manifest import foreign, named_files, replace_folder
 from tersor.errors import SavedFolderError
-from tersor.files import replace_folder, write_text
+from tersor.files import write_text
 
 # Bytes that must be free for a file.
 _OF_A_FILE = 2**16

@@ -1,7 +1,9 @@
-"""The manifest and checksums of a saved folder."""
+"""The manifest and checksums of a saved folder, and atomic replacement of folders."""
 
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from tersor.checkpoints.foreign.files import checked, inside, read_object
 from tersor.errors import SavedFolderError
+from tersor.files import OLD
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -147,6 +150,22 @@ def _files(folder: Path) -> dict[str, str] | None:
         return {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()} if ours else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def replace_folder(staging: Path, folder: Path) -> None:
+    """Move ``staging`` to ``folder``; an existing folder is removed only after the new one is in place."""
+    if not folder.exists():
+        os.replace(staging, folder)
+        return
+    # Where `files.working_folder` looks for it if this run is killed now.
+    old = staging.with_name(OLD)
+    os.replace(folder, old)
+    try:
+        os.replace(staging, folder)
+    except BaseException:
+        os.replace(old, folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

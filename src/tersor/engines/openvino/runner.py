@@ -2,6 +2,7 @@
 
 import errno
 import re
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -24,6 +25,8 @@ GROUP_KEY = ["tersor", "runtime_group"]
 # The same as an option of the engine's, which any program that compiles the file follows.
 GROUP_OPTION = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
 FILES = ("model.xml", "model.bin")
+# Free bytes below which a file that could not be written is put down to a full disk.
+_SCARCE = 2**20
 
 
 def compile_model(model: Any, threads: int, precision: str, options: dict[str, Any]) -> Any:
@@ -162,7 +165,9 @@ def save_model(model: Any, folder: Path) -> tuple[str, ...]:
         try:
             ov.save_model(model, part / FILES[0], compress_to_fp16=False)
         except RuntimeError as error:  # in the words of C++, without the system's number
-            raise OSError(errno.EIO, f"OpenVINO: {first_lines(error)}; is the disk full?") from error
+            full = shutil.disk_usage(part).free < _SCARCE
+            words = "No space left on device" if full else f"OpenVINO: {first_lines(error)}"
+            raise OSError(errno.ENOSPC if full else errno.EIO, words) from error
         # Remove the indentation, which is a third of the file.
         text = (part / FILES[0]).read_text(encoding="utf8")
         (part / FILES[0]).write_text(re.sub(r">\s+<", "><", text), encoding="utf8")

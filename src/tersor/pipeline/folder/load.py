@@ -64,7 +64,7 @@ def load_language(
             try:
                 return LanguageModel(_in_engine(candidate, folder, threads, precision), candidate.name, why_not)
             except (EngineError, CaptureError) as error:
-                why_not = f"{candidate.name} does not support this model: {str(error).splitlines()[0]}"
+                why_not = f"{candidate.name} does not support this model: {str(error.args[0]).splitlines()[0]}"
         last = tried[-1]
         return LanguageModel(_in_engine(last, folder, threads, precision), last.name, why_not)
 

@@ -54,10 +54,11 @@ def load_yaml(text: str, source: str) -> Any:
         raise RecipeError(_too_large(source))
     try:
         _check_events(text, source)
-        node = yaml.compose(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
         if node is not None and _items(node, {}) > MAX_ITEMS:
             raise RecipeError(f"{source} has more than {MAX_ITEMS} values, those behind aliases included: shorten it")
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - safe, in C where it is built
+        return None if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         raise RecipeError(f"{source} is not YAML: {str(error)[:500]}") from error
     except (ValueError, TypeError, OverflowError, KeyError, AttributeError, IndexError, RecursionError) as error:

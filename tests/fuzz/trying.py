@@ -39,7 +39,8 @@ def tried(name: str, folder: Path, seed: int) -> str:
     path = folder / reader.files[seed % len(reader.files)]
     before = path.read_bytes()
     path.write_bytes(reader.change(before, path.name, seed))
-    start, memory = time.monotonic(), _peak()
+    # Of the processor: other programs of the machine do not count; who sleeps is ended by the parent.
+    start, memory = time.process_time(), _peak()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _no_terminal():
             warnings.simplefilter("ignore")
@@ -53,7 +54,7 @@ def tried(name: str, folder: Path, seed: int) -> str:
             raise
     finally:
         path.write_bytes(before)
-    if time.monotonic() - start > SECONDS:
+    if time.process_time() - start > SECONDS:
         found = f"over {SECONDS:g} s"
     if _peak() - memory > BYTES:
         found = "over 1 GB"

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from tersor.checkpoints.foreign.files import foreign
 from tersor.engines.base import Engine, Executed, Runner, require
 from tersor.engines.onnxruntime import OnnxRuntime
 from tersor.engines.openvino import OpenVINO
@@ -82,6 +81,8 @@ def load_runner(name: str, folder: str, threads: int | None = None, precision: s
         EngineError: the engine is not installed, or its library does not take the files.
         SavedFolderError: a file is damaged.
     """
+    from tersor.checkpoints.files import foreign
+
     found = engine(name)
     with foreign(EngineError, f"{name} does not load the files of {folder}", "copy them again, or compress again"):
         return found.load(Path(folder), threads=threads, precision=precision)

@@ -155,7 +155,7 @@ def digest(path: Path) -> str:
 
 
 def row(kind: str, name: str, count: int, seed: int = 0) -> Row:
-    """Kill ``count`` runs at random moments, besides those that end before; a folder is resumed after each, a task run again."""
+    """Kill ``count`` runs at random moments, not counting those that end before; a folder is resumed after each."""
     begun, chance, place = time.monotonic(), random.Random(seed), Place(kind)
     place.finish()
     seconds = place.finish() if kind != "folder" else _fresh(place)

@@ -95,6 +95,7 @@ class Place:
         if child:
             return child
         code = 1
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs behind ignore it
         try:
             os.environ["TMPDIR"] = tempfile.tempdir = str(self.temporary)
             with (self.root / "log").open("ab") as log:

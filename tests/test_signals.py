@@ -6,37 +6,45 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import psutil
 import pytest
 
-import tersor.cli
 from tersor.cli.signals import ending
-from tersor.files import temporary_folder
 from tersor.measure import memory
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
+# In a process of its own, since a signal may end more than what is tested.
+COMMAND = """
+import os, signal, sys, time
+import tersor.cli
+from tersor.files import temporary_folder
+number, handlers = int(sys.argv[1]), [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)]
+def command(words):
+    with temporary_folder() as folder:
+        print(folder, flush=True)
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:
+            os.kill(os.getpid(), number)  # a second one does not disturb the end of the first
+tersor.cli.app = command
+try:
+    tersor.cli.main()
+finally:
+    assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)] == handlers
+"""
+
+
 @pytest.mark.parametrize("number", ENDING)
-def test_a_command_that_is_asked_to_end_undoes_what_it_does(number, monkeypatch):
-    kept, handlers = [], [signal.getsignal(one) for one in ENDING]
-
-    def command(words):
-        with temporary_folder() as folder:
-            kept.append(folder)
-            try:
-                os.kill(os.getpid(), number)
-                time.sleep(5)
-            finally:
-                os.kill(os.getpid(), number)  # a second one does not disturb the end of the first
-
-    monkeypatch.setattr(tersor.cli, "app", command)
-    with pytest.raises(SystemExit) as ended:
-        tersor.cli.main()
-    assert ended.value.code == 128 + number
-    assert not kept[0].exists()
-    assert [signal.getsignal(one) for one in ENDING] == handlers
+def test_a_command_that_is_asked_to_end_undoes_what_it_does(number):
+    words = [sys.executable, "-c", COMMAND, str(int(number))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 128 + number, done.stderr
+    assert not Path(done.stdout.strip()).exists()
 
 
 def test_what_ended_otherwise_ends_so_and_an_ignored_signal_stays_ignored():

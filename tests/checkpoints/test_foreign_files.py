@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tersor.checkpoints.files import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, read_array, read_bytes
+from tersor.checkpoints.foreign.config import inert
+from tersor.checkpoints.foreign.files import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, read_array, read_bytes
 from tersor.checkpoints.graph import schema, sizes
 from tersor.checkpoints.hf_folder import SIDE_FILES
-from tersor.checkpoints.inert import inert
 from tersor.errors import TaskError, TersorError
 from tersor.recipe import yaml_text
 

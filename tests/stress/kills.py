@@ -95,6 +95,7 @@ class Place:
         if child:
             return child
         code = 1
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what it runs behind ignore it
         try:
             os.environ["TMPDIR"] = tempfile.tempdir = str(self.temporary)
             with (self.root / "log").open("ab") as log:
@@ -155,7 +156,7 @@ def digest(path: Path) -> str:
 
 
 def row(kind: str, name: str, count: int, seed: int = 0) -> Row:
-    """Kill ``count`` runs at random moments, besides those that end before; a folder is resumed, a task run again."""
+    """Kill ``count`` runs at random moments, not counting those that end before; a folder is resumed after each."""
     begun, chance, place = time.monotonic(), random.Random(seed), Place(kind)
     place.finish()
     seconds = place.finish() if kind != "folder" else _fresh(place)

@@ -81,7 +81,7 @@ def load_runner(name: str, folder: str, threads: int | None = None, precision: s
         EngineError: the engine is not installed, or its library does not take the files.
         SavedFolderError: a file is damaged.
     """
-    from tersor.checkpoints.files import foreign
+    from tersor.checkpoints.foreign.files import foreign
 
     found = engine(name)
     with foreign(EngineError, f"{name} does not load the files of {folder}", "copy them again, or compress again"):

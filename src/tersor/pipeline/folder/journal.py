@@ -16,7 +16,7 @@ from tersor.files import write_text
 
 _JOB = "job.json"
 # All that a run writes into its working folder: nothing else is ever removed with it.
-_OWN = re.compile(r"lock|job\.(json|part)|block-\d{5,}\.(safetensors|json|part)|[a-z]+-\d+\.(bin|part)|out")
+_OWN = re.compile(r"lock|job\.(json|part)|block-\d{5,}\.(safetensors|json|part)|[a-z]+-\d+\.(bin|part)|\..+\.part|out|old")
 
 
 class Journal:
@@ -76,7 +76,7 @@ def _check_own(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise SavedFolderError(f"{folder}, where parts of the run are kept, is a link or a file: remove it yourself")
     for path in sorted(folder.iterdir()) if folder.exists() else ():
-        if path.is_symlink() or not _OWN.fullmatch(path.name) or path.is_dir() != (path.name == "out"):
+        if path.is_symlink() or not _OWN.fullmatch(path.name) or path.is_dir() != (path.name in ("out", "old")):
             raise SavedFolderError(
                 f"{folder}, where parts of the run are kept, holds {path.name}, which no run wrote: move it away, or "
                 "choose another folder"

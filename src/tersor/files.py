@@ -26,6 +26,10 @@ _LOCK = "lock"
 _LONG = 240
 # In a working folder: what stood at the output, while the new one is put in its place.
 OLD = "old"
+# All that runs write into a working folder: nothing else is ever removed with it.
+_OWN = re.compile(
+    r"lock|job\.(json|part)|block-\d{5,}\.(safetensors|json|part)|[a-z]+-\d+\.(bin|part)|\..+\.part|out|old"
+)
 
 
 @contextmanager
@@ -137,12 +141,13 @@ def working_folder(out: Path) -> Iterator[Path]:
     """The working folder of ``out``, locked: nobody else writes ``out`` meanwhile. At the end it is gone if empty.
 
     Raises:
-        SavedFolderError: another run holds it, or it cannot be made.
+        SavedFolderError: another run holds it, it cannot be made, or it holds what no run wrote.
     """
     out = out.absolute()
     folder = parts_of(out)
     with _parents(out):
         with writing(out):
+            _check_own(folder)
             lock = _locked_file(folder)
         if lock is None:
             raise SavedFolderError(f"another run is writing {out}: wait for it, or choose another folder")
@@ -154,6 +159,18 @@ def working_folder(out: Path) -> Iterator[Path]:
                 if os.listdir(folder) == [_LOCK]:
                     shutil.rmtree(folder)
             os.close(lock)
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse a working folder that holds what no run wrote: a run removes it in the end."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise SavedFolderError(f"{folder}, where parts of the run are kept, is a link or a file: remove it yourself")
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        if path.is_symlink() or not _OWN.fullmatch(path.name) or path.is_dir() != (path.name in ("out", "old")):
+            raise SavedFolderError(
+                f"{folder}, where parts of the run are kept, holds {path.name}, which no run wrote: move it away, or "
+                "choose another folder"
+            )
 
 
 def _finish_replacing(folder: Path, out: Path) -> None:

@@ -135,7 +135,7 @@ def shipped_files(folder: Path | str) -> dict[str, int]:
 def shipped_bytes(folder: Path | str) -> int:
     """The total bytes of the files that must be shipped.
 
-    >>>     >>> with temporary_folder() as folder:
+    >>> with temporary_folder() as folder:
     ...     _ = Path(folder, "weights.bin").write_bytes(bytes(100))
     ...     _ = Path(folder, "report.json").write_text("{}")
     ...     shipped_bytes(folder)

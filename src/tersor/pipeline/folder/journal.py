@@ -1,7 +1,6 @@
 """The working folder of a long run: locked, and resumed after an interruption."""
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,8 +14,6 @@ from tersor.errors import SavedFolderError
 from tersor.files import write_text
 
 _JOB = "job.json"
-# All that a run writes into its working folder: nothing else is ever removed with it.
-_OWN = re.compile(r"lock|job\.(json|part)|block-\d{5,}\.(safetensors|json|part)|[a-z]+-\d+\.(bin|part)|\..+\.part|out|old")
 
 
 class Journal:
@@ -64,23 +61,10 @@ def journal(folder: Path, out: Path, job: Mapping[str, Any], force: bool) -> Jou
         force: discard the working folder of a different job.
 
     Raises:
-        SavedFolderError: it cannot be written, holds what no run wrote, or belongs to a different job.
+        SavedFolderError: it cannot be written, or it belongs to a different job.
     """
-    _check_own(folder)
     _check_job(folder, job, out, force)
     return Journal(folder)
-
-
-def _check_own(folder: Path) -> None:
-    """Refuse a working folder that holds what no run wrote: a run removes it in the end."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise SavedFolderError(f"{folder}, where parts of the run are kept, is a link or a file: remove it yourself")
-    for path in sorted(folder.iterdir()) if folder.exists() else ():
-        if path.is_symlink() or not _OWN.fullmatch(path.name) or path.is_dir() != (path.name in ("out", "old")):
-            raise SavedFolderError(
-                f"{folder}, where parts of the run are kept, holds {path.name}, which no run wrote: move it away, or "
-                "choose another folder"
-            )
 
 
 def _check_job(folder: Path, job: Mapping[str, Any], out: Path, force: bool) -> None:

@@ -169,10 +169,11 @@ def test_one_run_at_a_time_writes_a_folder_or_file(tmp_path):
 
 def test_a_run_that_was_killed_between_two_moves_has_lost_nothing(tmp_path):
     parts = parts_of(tmp_path / "out")
-    for name, content in ((parts / "old/a", "old"), (parts / "out/a", "new")):
+    for name, content in ((parts / "old/a", "old"), (parts / "out/a", "half")):
         write_text(name, content)  # `out` was moved away, the new one is not there yet
     with working_folder(tmp_path / "out"):
         assert (tmp_path / "out/a").read_text() == "old"
+        write_text(parts / "out/a", "new")
         replace_folder(parts / "out", tmp_path / "out")
     assert everything(tmp_path) == ["out", "out/a"]
     assert (tmp_path / "out/a").read_text() == "new"

@@ -10,7 +10,7 @@ PY   = $(VENV)/bin/python
 PIP  = $(PY) -m pip --disable-pip-version-check install --quiet
 TEST = $(PY) -m pytest -n $(JOBS) -q
 
-.PHONY: setup demo test slow lint check bench docs clean
+.PHONY: setup demo test slow lint check bench docs fuzz stress audit clean
 
 setup: $(VENV)/.ready
 
@@ -41,11 +41,24 @@ lint: setup
 	$(VENV)/bin/pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports
 
+# 10,000 mutations over every reader, in processes of their own: about 15 minutes.
+fuzz: setup
+	OMP_NUM_THREADS=1 $(PY) -m tests.fuzz
+
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 # Tests last: their summary is the last line.
 check: lint docs slow
+
+# Known advisories of what is installed here; outside of `check`, since it asks the network and changes by the day.
+audit: setup
+	-@$(PIP) -e ".[audit]"
+	@$(PY) scripts/audit.py
+
+# Half an hour on two idle cores: threads, compressions in a row, kills. `make slow` runs a slice of a minute.
+stress: setup
+	$(PY) -m tests.stress
 
 # About an hour on two idle cores; one of them: $(PY) -m benchmarks speed_openvino
 bench: $(VENV)/.bench

@@ -22,7 +22,9 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("task",),
     ("numerics", "metrics"),
     ("tables", "former_names"),
-    ("errors", "process"),
+    ("arguments", "user_code", "files", "packages", "turns"),
+    ("errors", "process", "terminal"),
+    ("inert",),
 )
 # (the room's row, what happens to the weight there)
 STEPS: tuple[tuple[int, str], ...] = (

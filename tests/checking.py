@@ -21,10 +21,14 @@ SKIPPED = (
     "tersor.engines.openvino.decoder*",
     "tersor.metrics*",
     "tersor.network.planned",
+    "tersor.pipeline.compressed",
+    "tersor.pipeline.folder.compress",
+    "tersor.pipeline.folder.job",
     "tersor.pipeline.folder.text",
     "tersor.pipeline.graph.compress",
     "tersor.pipeline.graph.recording",
     "tersor.pipeline.load",
+    "tersor.pipeline.modules.loops",
     "tersor.task",
 )
 # Where the shapes of one call are held together, too.

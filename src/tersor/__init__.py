@@ -71,13 +71,18 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
         """A public name, or a module of the package (``tersor.metrics``)."""
         from tersor.process import importing
 
-        with importing():
-            if name in _DEFINED_IN:
-                return getattr(importlib.import_module(_DEFINED_IN[name]), name)
-            module = f"{__name__}.{name}"
-            if importlib.util.find_spec(module) is None:
-                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-            return importlib.import_module(module)
+        try:
+            with importing():
+                if name in _DEFINED_IN:
+                    return getattr(importlib.import_module(_DEFINED_IN[name]), name)
+                module = f"{__name__}.{name}"
+                if importlib.util.find_spec(module) is None:
+                    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+                return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            from tersor.packages import of_every_installation
+
+            raise of_every_installation(error) or error from error
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -1,8 +1,24 @@
 """The errors that Tersor raises; each message names the cause, the value and the remedy."""
 
+from tersor.inert import one_line
+
 
 class TersorError(Exception):
-    """Base class of all Tersor errors; the message gives the cause and the remedy."""
+    r"""Base class of all Tersor errors; the message gives the cause and the remedy.
+
+    It is one line, in which names of foreign files do not act on the terminal that shows it.
+
+    >>> print(TersorError("the layer conv\x1b[2J\n1"))
+    the layer conv\x1b[2J 1
+
+    Attributes:
+        system: the system's number and words, if a file could not be written.
+    """
+
+    system: tuple[int, str] | None = None
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class TaskError(TersorError):
@@ -38,7 +54,7 @@ class EngineError(TersorError):
 
 
 class SavedFolderError(TersorError):
-    """A saved folder is incomplete or altered, or would be overwritten."""
+    """A saved folder is incomplete or altered, would be overwritten, or cannot be written."""
 
 
 class CheckpointError(TersorError):

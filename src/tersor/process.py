@@ -61,6 +61,13 @@ def importing() -> Iterator[None]:
         random.setstate(before)
 
 
+@contextmanager
+def offline() -> Iterator[None]:
+    """The client of the Hugging Face hub, which transformers asks for files, reaches no network while inside."""
+    with _while_inside("hub", _hub_offline):
+        yield
+
+
 class _WhileInside:
     """Changes to the process that last while any thread is inside: the first makes one, the last takes it back.
 
@@ -141,3 +148,12 @@ def _environment_kept() -> Callable[[], object]:
                 del os.environ[name]
 
     return remove_new
+
+
+def _hub_offline() -> Callable[[], object]:
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return lambda: None
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    return lambda: setattr(constants, "HF_HUB_OFFLINE", before)

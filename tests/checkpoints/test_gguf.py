@@ -217,13 +217,14 @@ def test_another_network_is_refused_and_leaves_nothing_behind(change, tensors, m
     assert [p.read_text() for p in tmp_path.iterdir()] == ["the file of before"]
 
 
-def test_a_tensor_that_comes_twice_and_a_folder_that_is_not_there_are_refused(tmp_path):
+def test_a_tensor_that_comes_twice_and_a_folder_that_is_none_are_refused(tmp_path):
     model = tiny_llama()
     twice = [*model.state_dict().items(), ("model.norm.weight", model.model.norm.weight)]
     with pytest.raises(CheckpointError, match=r"model\.norm\.weight was given twice"):
         write_gguf(tmp_path / "m.gguf", model.config.to_dict(), twice, None)
+    (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="cannot be written"):
-        write_gguf(tmp_path / "no/m.gguf", model.config.to_dict(), model.state_dict().items(), None)
+        write_gguf(tmp_path / "file/m.gguf", model.config.to_dict(), model.state_dict().items(), None)
 
 
 @pytest.fixture
@@ -271,7 +272,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused(stories, tmp_path):
     arguments = tmp_path / "m.gguf", model.config.to_dict(), model.state_dict().items()
     with pytest.raises(CheckpointError, match="has the id 511, but the embedding has 96 rows"):
         write_gguf(*arguments, folder)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: cannot be read"):
         write_gguf(*arguments, tmp_path)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["model"]["byte_fallback"] = False

@@ -31,7 +31,7 @@ def test_round_trip_is_exact(tmp_path, format):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"target": "aten.relu_.default"}, "modifies its inputs"),
+        ({"target": "aten.relu_.default"}, r"relu_.default is not allowed"),
         ({"target": "aten.from_file.default"}, "not allowed"),
         ({"target": "os.system.default"}, "not allowed"),
         ({"name": "x; import os"}, "name"),
@@ -95,14 +95,14 @@ def test_few_bits_are_packed_on_disk(tmp_path, bits, format):
     [
         (lambda g: g.update(format=7), "this version reads 1"),
         (lambda g: g.pop("nodes"), "nodes"),
-        (lambda g: g["tensors"].update({"a b": {"shape": [1], "dtype": "float32"}}), "invalid name 'a b'"),
+        (lambda g: g["tensors"].update({"a b": {"shape": [1], "dtype": "float32"}}), "tensors.a b"),
         (lambda g: g["nodes"][1].update(target="operator.setitem"), "not allowed|not a network"),
-        (lambda g: g["nodes"][1].update(target="aten.set_.source_Tensor"), "modifies its inputs"),
+        (lambda g: g["nodes"][1].update(target="aten.set_.source_Tensor"), "not allowed"),
         (lambda g: g["nodes"][1].update(target="prims.add.default"), "not allowed"),
-        (lambda g: g["nodes"][1].update(op="call_module", target="forward"), "call_module"),
-        (lambda g: g["nodes"][1].update(op="call_method", target="__reduce__"), "call_method"),
+        (lambda g: g["nodes"][1].update(op="call_module", target="forward"), "nodes.1.op"),
+        (lambda g: g["nodes"][1].update(op="call_method", target="__reduce__"), "nodes.1.op"),
         (lambda g: g["nodes"][1].update(kwargs={"dict": {"x=1); print(": 1}}), "name"),
-        (lambda g: g["nodes"][1].update(args=[{"torch": "load"}]), "argument has the unknown kind"),
+        (lambda g: g["nodes"][1].update(args=[{"torch": "load"}]), "argument has the unknown torch"),
         (lambda g: g["nodes"][1].update(args=[{"dtype": "load"}]), "dtype"),
         (lambda g: g["nodes"][1].update(args=[{"node": "nobody"}]), "nobody"),
         (lambda g: g["nodes"][0].update(target="__class__.__init__"), "not a network"),
@@ -123,5 +123,5 @@ def test_files_cut_short_are_named(tmp_path, name):
     write(capture(nn.Linear(2, 2).eval(), (torch.zeros(1, 2),)), tmp_path)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(SavedFolderError, match="cannot be read"):
+    with pytest.raises(SavedFolderError, match=r"cannot be read|not valid JSON"):
         read(tmp_path)

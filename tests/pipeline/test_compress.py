@@ -81,9 +81,12 @@ def test_a_folder_that_exists_is_kept(done, tmp_path):
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(SavedFolderError, match="force"):
         done.save(tmp_path / "out")
+    with pytest.raises(SavedFolderError, match=r"not replaced, also with --force.* no manifest\.json of Tersor's"):
+        done.save(tmp_path / "out", force=True)
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
+    (tmp_path / "out" / "mine.txt").unlink()
     done.save(tmp_path / "out", force=True)
-    assert not (tmp_path / "out" / "mine.txt").exists()
+    assert (tmp_path / "out" / "manifest.json").is_file()
 
 
 def test_an_interrupted_save_leaves_the_old_folder(done, tmp_path, monkeypatch):

@@ -788,3 +788,45 @@ def test_a_head_narrower_than_the_model_is_one(tmp_path):
     wanted = recipe("rtn").model_copy(update={"rules": (rule,)})
     tersor.compress_folder(tmp_path / "m", tmp_path / "out", wanted, progress=False)
     assert QuantizedFolder(tmp_path / "out").qtensor("lm_head.weight").spec.format.name == "int8"
+
+
+def _linked(partial):
+    partial.rmdir()
+    (partial.parent / "mine").mkdir()
+    partial.symlink_to(partial.parent / "mine")
+
+
+FOREIGN_PARTS = {
+    "a file": lambda partial: (partial / "notes.txt").write_text("mine"),
+    "a folder": lambda partial: (partial / ".git").mkdir(),
+    "a folder for a file": lambda partial: (partial / "job.json").mkdir(),
+    "a link": lambda partial: (partial / "lock").symlink_to("/etc/hostname"),
+    "a link itself": _linked,
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN_PARTS)
+def test_a_working_folder_that_holds_what_no_run_wrote_is_kept(kind, folder, tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    FOREIGN_PARTS[kind](tmp_path / ".out.partial")
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    for force in (False, True):
+        with pytest.raises(SavedFolderError, match=r"\.out\.partial, where parts of the run are kept, "):
+            tersor.compress_folder(folder("llama"), tmp_path / "out", recipe("rtn"), force=force, progress=False)
+    assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_out_is_neither_in_the_source_nor_replaced_with_more_in_it(folder, tmp_path):
+    source = copied(folder("llama"), tmp_path / "model")
+    with pytest.raises(SavedFolderError, match="lies in the folder of the model"):
+        tersor.compress_folder(source, source / "small", recipe("rtn"), progress=False)
+    out = tmp_path / ("n" * 250)
+    tersor.compress_folder(source, out, recipe("rtn"), progress=False)
+    (out / "mine.py").write_text("mine")
+    with pytest.raises(SavedFolderError, match=r"mine\.py in it is not Tersor's"):
+        tersor.compress_folder(source, out, recipe("rtn"), force=True, progress=False)
+    assert (out / "mine.py").is_file()
+    (out / "mine.py").unlink()
+    tersor.compress_folder(source, out, recipe("rtn"), force=True, progress=False)
+    assert [p.name[:2] for p in sorted(tmp_path.iterdir())] == ["mo", "nn"]

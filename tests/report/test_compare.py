@@ -178,7 +178,7 @@ def test_the_page_escapes_and_marks(saved):
         (["a", "a"], "two or more different folders"),
         (["a", "nowhere"], "nowhere: cannot be read .*pass a folder"),
         (["a", "empty"], r"empty/report.json: cannot be read"),
-        (["a", "cut"], r"cut/report.json: not a report"),
+        (["a", "cut"], r"cut/report.json is not valid JSON"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(saved, tmp_path, names, words):

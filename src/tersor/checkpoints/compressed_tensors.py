@@ -1,6 +1,5 @@
 """The compressed-tensors layout, which vLLM and transformers read."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,6 +19,7 @@ from tersor.checkpoints.bit_packing import (
     to_unsigned,
     to_words,
 )
+from tersor.checkpoints.foreign.pattern import matches
 from tersor.errors import CheckpointError
 from tersor.numerics import QTensor, QuantSpec
 from tersor.numerics.spec import ScaleDtype
@@ -106,7 +106,9 @@ class CompressedTensors:
 
     def decode(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> QTensor:
         """The weight, decoded with the arguments of the group that targets it."""
-        weights = _group_of(layer_name(name), config)["weights"]
+        weights = _group_of(layer_name(name), config).get("weights")
+        if not weights:
+            raise CheckpointError(f"{name}: its group in config_groups has no `weights`: download the folder again")
         bits, kind, strategy = weights["num_bits"], weights.get("type", "int"), weights.get("strategy")
         if kind != "int" or strategy not in ("group", "channel"):
             raise CheckpointError(
@@ -124,7 +126,7 @@ class CompressedTensors:
         zeros = torch.zeros_like(scale) if symmetric else stored_tensor(name, "weight_zero_point", tensors)
         if packed and not symmetric:
             zeros = to_signed(from_words(name, zeros.t().contiguous(), bits, len(codes)), bits).t()
-        size = weights["group_size"] if strategy == "group" else -1
+        size = (weights.get("group_size") or -1) if strategy == "group" else -1
         return build_qtensor(name, codes, scale, zeros, size, symmetric, bits)
 
     def stored(self, names: Iterable[str], config: Mapping[str, Any]) -> set[str]:
@@ -152,7 +154,10 @@ class CompressedTensors:
 
 def _unpack(name: str, tensors: Mapping[str, Tensor], bits: int) -> Tensor:
     words = stored_tensor(name, "weight_packed", tensors)
-    _, inputs = stored_tensor(name, "weight_shape", tensors).tolist()
+    shape = stored_tensor(name, "weight_shape", tensors)
+    if shape.shape != (2,) or words.ndim != 2:
+        raise CheckpointError(f"{name}: its weight_shape holds no two sizes, or it is no matrix: the file is damaged")
+    _, inputs = map(int, shape.tolist())
     return to_signed(from_words(name, words, bits, inputs), bits)
 
 
@@ -174,7 +179,7 @@ def _group_of(layer: str, config: Mapping[str, Any]) -> dict[str, Any]:
     groups: list[dict[str, Any]] = list(config_value(config, "config_groups").values())
     for group in groups:
         for target in group["targets"]:
-            if target == layer or (target.startswith("re:") and re.match(target[3:], layer)):
+            if target == layer or (target.startswith("re:") and matches(target[3:], layer)):
                 return group
     for group in groups:
         if "Linear" in group["targets"]:

@@ -23,6 +23,8 @@ from tersor.checkpoints.bit_packing import (
     to_unsigned,
     to_words,
 )
+from tersor.checkpoints.foreign.pattern import matches
+from tersor.checkpoints.foreign.quantization import checked_config
 from tersor.errors import CheckpointError
 from tersor.numerics import QTensor, QuantSpec
 from tersor.numerics.spec import ScaleDtype
@@ -109,7 +111,7 @@ class Gptq:
 
     def decode(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> QTensor:
         """The weight; symmetric if every zero point is the midpoint."""
-        kind = {**config, **_dynamic(layer_name(name), config)}
+        kind = checked_config({**config, **_dynamic(layer_name(name), config)})
         bits, size = config_value(kind, "bits"), config_value(kind, "group_size")
         qweight, qzeros, scales = (stored_tensor(name, suffix, tensors) for suffix in ("qweight", "qzeros", "scales"))
         codes = to_signed(from_words(name, qweight.t().contiguous(), bits, len(qweight) * 32 // bits), bits)
@@ -151,6 +153,6 @@ def _kind(spec: QuantSpec) -> dict[str, Any]:
 def _dynamic(layer: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The ``dynamic`` overrides of a layer: the first pattern that matches the start of its name."""
     for pattern, kind in (config.get("dynamic") or {}).items():
-        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), layer):
+        if not pattern.startswith("-:") and isinstance(kind, dict) and matches(pattern.removeprefix("+:"), layer):
             return kind
     return {}

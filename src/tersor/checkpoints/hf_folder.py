@@ -1,24 +1,41 @@
 """A folder in the Hugging Face layout (config.json and safetensors), read lazily, one tensor at a time."""
 
-import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from tersor.checkpoints.architecture import TOKENIZER_FILES
+from tersor.checkpoints.foreign.config import Held
+from tersor.checkpoints.foreign.files import checked, inside, read_object
 from tersor.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+# Files beside the weights that are copied to a compressed folder; docs/security.md lists them.
+SIDE_FILES = frozenset(TOKENIZER_FILES) | {
+    "tokenizer_config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+    "image_processor_config.json", "video_preprocessor_config.json", "README.md", "NOTICE", "NOTICE.txt", "NOTICE.md",
+    "LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md", "USE_POLICY.md",
+}  # fmt: skip
+_WEIGHTS = (*(p[1:] for p in _PICKLES), ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack")
 # Values that say nothing, which readers of the file stumble over.
 _SAYS_NOTHING = {"quantization_config": (None, {}), "torch_dtype": ("auto",), "dtype": ("auto",)}
+
+
+class _Index(BaseModel):
+    """What is read of INDEX."""
+
+    weight_map: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -59,18 +76,17 @@ class HfFolder:
                 f"{self.path} holds an adapter ({adapter}), which is not part of its base's weights: merge it into the "
                 "base first (merge_and_unload() of PEFT, then save_pretrained), or remove its files"
             )
-        config = _json(self.path / "config.json", "a folder in the Hugging Face layout needs it")
+        config = _json(self._inside("config.json"), "a folder in the Hugging Face layout needs it")
         self.config = _without_empty_values(config)
         self.entries: dict[str, Entry] = {}
         for file in self._shards():
-            with _opened(self.path / file) as shard:
+            with _opened(self._inside(file)) as shard:
                 for name in shard.keys():  # noqa: SIM118 - no mapping
-                    part = shard.get_slice(name)
-                    self.entries[name] = Entry(file, tuple(part.get_shape()), _DTYPES[part.get_dtype()])
+                    self.entries[name] = _entry(file, name, shard.get_slice(name), self.path)
 
     def _shards(self) -> list[str]:
-        index = self.path / INDEX
-        if (self.path / SINGLE).is_file():
+        index = self._inside(INDEX)
+        if self._inside(SINGLE).is_file():
             return [SINGLE]  # as transformers does; other files beside it hold the same weights
         if not index.is_file():
             files = sorted(p.name for p in self.path.glob("*.safetensors"))
@@ -82,16 +98,27 @@ class HfFolder:
                 "safetensors" if pickles else ": download the *.safetensors too"
             )
             raise CheckpointError(f"{self.path} holds no weights{hint}")
-        try:
-            files = sorted(set(_json(index, "")["weight_map"].values()))
-        except (KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} has no `weight_map`: download it again") from error
-        missing = [f for f in files if not (self.path / f).is_file()]
+        content = _json(index, "")
+        found = checked(_Index, content, f"{index} has no `weight_map` of names", CheckpointError, "download it again")
+        files = sorted(set(found.weight_map.values()))
+        missing = [f for f in files if not self._inside(f).is_file()]
         if missing:
             raise CheckpointError(
                 f"{self.path} lacks {len(missing)} of its {len(files)} shards ({', '.join(missing[:3])}): download them"
             )
+        if wrong := next((f for f in files if not f.endswith(".safetensors")), None):
+            raise CheckpointError(
+                f"{index} names {wrong}, which is no safetensors file: save the model again with save_pretrained"
+            )
         return files
+
+    def _inside(self, name: str) -> Path:
+        return inside(self.path, name, CheckpointError)
+
+    @property
+    def held(self) -> Held:
+        """What the weights hold, which sizes of config.json are compared with."""
+        return Held(len(self.entries), self.nbytes)
 
     @property
     def nbytes(self) -> int:
@@ -119,7 +146,7 @@ class HfFolder:
                 raise CheckpointError(f"{self.path} has no tensor {name!r}: do the weights belong to its config.json?")
             by_file.setdefault(self.entries[name].file, []).append(name)
         for file, names_in_file in by_file.items():
-            with _opened(self.path / file) as shard:
+            with _opened(self._inside(file)) as shard:
                 for name in names_in_file:
                     # Without the copy, the mapped file's pages would stay in memory as long as the tensor.
                     yield name, shard.get_tensor(name).clone()
@@ -128,12 +155,28 @@ class HfFolder:
         """One tensor; raises as ``tensors`` does."""
         return next(self.tensors([name]))[1]
 
-    def others(self) -> list[Path]:
-        """The other files: tokenizer, generation settings, licence."""
+    def copy_to(self, folder: Path, own: Collection[str] = ()) -> None:
+        """Copy weights, configuration, known side files, and those of ``own``, to a folder; nothing else, no links."""
+        names = {e.file for e in self.entries.values()} | {INDEX, "config.json", *SIDE_FILES, *own}
+        for name in sorted(names):
+            if (path := self._inside(name)).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / name)
+
+    def others(self) -> tuple[list[Path], list[str]]:
+        """The known side files (SIDE_FILES), and the names of the others, which no result holds."""
         weights = {e.file for e in self.entries.values()} | {INDEX, "config.json"}
-        skipped = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".onnx", ".h5", ".msgpack")
-        files = (p for p in sorted(self.path.iterdir()) if p.is_file() and not p.name.startswith("."))
-        return [p for p in files if p.name not in weights and p.suffix not in skipped]
+        names = [p.name for p in sorted(self.path.iterdir()) if not p.name.startswith(".") and p.name not in weights]
+        known = [n for n in names if n in SIDE_FILES]
+        left = [n for n in names if n not in SIDE_FILES and not n.endswith(_WEIGHTS)]
+        return [path for n in known if (path := self._inside(n)).is_file()], left
+
+
+def _entry(file: str, name: str, part: Any, folder: Path) -> Entry:
+    """What the header of ``file`` says of a tensor; safetensors has compared it with the file's length."""
+    if part.get_dtype() not in _DTYPES:
+        raise CheckpointError(f"{folder / file}: {name} has the dtype {part.get_dtype()}, which is not read")
+    return Entry(file, tuple(part.get_shape()), _DTYPES[part.get_dtype()])
 
 
 _DTYPES = {
@@ -166,10 +209,4 @@ def _without_empty_values(config: dict[str, Any]) -> dict[str, Any]:
 def _json(path: Path, why: str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: {why}")
-    try:
-        content = json.loads(path.read_text(encoding="utf8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}): download it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object: download it again")
-    return content
+    return read_object(path, CheckpointError, "download it again")

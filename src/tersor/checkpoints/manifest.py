@@ -4,16 +4,70 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+from tersor.checkpoints.foreign.files import checked, inside, read_object
 from tersor.errors import SavedFolderError
+from tersor.files import OLD
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 # The kind of a manifest whose folder is a language model in the Hugging Face layout.
 LANGUAGE = "language"
+# Files that Tersor writes into a saved folder, also later.
+_WRITTEN_LATER = frozenset({MANIFEST, "report.json", "report.html", "outliers.html"})
+# Bytes of a manifest that is read before a folder is replaced, and of a name with room for an ending.
+_LARGEST = 2**26
+
+
+class _File(BaseModel):
+    """A file of a saved folder; what is not shipped may be missing."""
+
+    model_config = ConfigDict(extra="allow")
+
+    sha256: str
+    shipped: StrictBool
+
+
+class _Files(BaseModel):
+    """What every manifest has."""
+
+    files: Annotated[dict[str, _File], Field(max_length=100_000)]
+
+
+class _Input(BaseModel):
+    """An input of the network; a size of None may vary."""
+
+    name: str
+    dtype: str
+    shape: Annotated[list[Annotated[StrictInt, Field(ge=0, lt=1 << 40)] | None], Field(max_length=64)]
+
+
+class _Manifest(_Files):
+    """That of a network."""
+
+    model_config = ConfigDict(extra="allow")
+
+    format: Literal[1]
+    engine: str
+    precision: str
+    inputs: Annotated[list[_Input], Field(max_length=10_000)]
+    target: str | None = None
+    signature: dict[str, Any] | None = None
+
+
+_REMEDY = "save the network again, or copy the folder again"
+
+
+def kind_of(folder: Path) -> Any:
+    """The ``kind`` of a folder's manifest; None if it has none or cannot be read."""
+    try:
+        return _read(folder).get("kind")
+    except SavedFolderError:
+        return None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -22,35 +76,33 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         SavedFolderError: it is missing, damaged, or of a language model.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    if not (folder / MANIFEST).is_file():
         raise SavedFolderError(f"{folder} has no {MANIFEST}: pass a folder that `tersor compress --out` wrote")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf8"))
-        if manifest.get("kind") == LANGUAGE:
-            raise SavedFolderError(f"{folder} holds a language model: run it with `tersor generate` or tersor.load")
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
-        wanted = {"engine": str, "precision": str, "inputs": list, "files": dict}
-        for key, kind in wanted.items():
-            if not isinstance(manifest[key], kind):
-                raise ValueError(f"{key} is not a {kind.__name__}")
-        for name, entry in manifest["files"].items():
-            if not isinstance(entry["sha256"], str) or not isinstance(entry["shipped"], bool):
-                raise ValueError(f"invalid entry for {name}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise SavedFolderError(f"{path} is damaged ({error}): save the network again") from error
-    return manifest
+    content = _read(folder)
+    if content.get("kind") == LANGUAGE:
+        raise SavedFolderError(f"{folder} holds a language model: run it with `tersor generate` or tersor.load")
+    return _checked(_Manifest, content, folder)
+
+
+def read_language_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a language model's folder; raises SavedFolderError if it is damaged."""
+    return _checked(_Files, _read(folder), folder)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return read_object(inside(folder, MANIFEST, SavedFolderError), SavedFolderError, f"it is damaged; {_REMEDY}")
+
+
+def _checked(model: type[_Files], content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    what = f"{folder / MANIFEST} is damaged"
+    whole = checked(model, content, what, SavedFolderError, _REMEDY).model_dump()
+    return content | {key: value for key, value in whole.items() if key not in content}
 
 
 def verify(folder: Path, manifest: dict[str, Any]) -> None:
     """Check every file against its checksum; files that are not shipped may be missing."""
     for name, entry in manifest["files"].items():
-        path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise SavedFolderError(
-                f"{folder / MANIFEST} names the file {name!r} outside its folder: do not trust it"
-            )
+        path = inside(folder, name, SavedFolderError)
         if not path.is_file():
             if entry["shipped"]:
                 raise SavedFolderError(f"{path} is missing: copy the folder again, or compress again")
@@ -60,12 +112,44 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-def check_free(folder: Path, force: bool) -> None:
-    """Raise SavedFolderError, before any long work, if the folder exists and ``force`` is not set."""
-    if folder.exists() and not force:
-        raise SavedFolderError(f"{folder} exists: choose another folder, or overwrite it with --force (force=True)")
-    if folder.exists() and not folder.is_dir():
-        raise SavedFolderError(f"{folder} is a file, not a folder: choose another name")
+def foreign(folder: Path) -> str | None:
+    """Why a folder is not only what Tersor wrote into it, by its manifest; None: it is, or it is empty.
+
+    What it tells keeps a folder from being replaced, so that in doubt it is foreign: a file or folder more, a link, or
+    other content than the manifest's. A file may be missing; reports may have been written again.
+    """
+    if not any(folder.iterdir()):
+        return None
+    if (files := _files(folder)) is None:
+        return f"it holds files and no {MANIFEST} of Tersor's; choose another folder, or empty it yourself"
+    folders = {parent.as_posix() for name in files for parent in Path(name).parents}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        known = name in files or name in _WRITTEN_LATER
+        if path.is_symlink() or not (name in folders if path.is_dir() else known and path.is_file()):
+            return f"{name} in it is not Tersor's; choose another folder, or move {name} away"
+        if name in files and name not in _WRITTEN_LATER and sha256(path) != files[name]:
+            return f"{name} in it was altered since Tersor wrote it; choose another folder, or remove it yourself"
+    return None
+
+
+def named_files(folder: Path) -> set[str]:
+    """The names of the files that Tersor wrote into a folder, by its manifest; none where it has none."""
+    files = _files(folder)
+    return set() if files is None else {MANIFEST, *files}
+
+
+def _files(folder: Path) -> dict[str, str] | None:
+    """The SHA-256 of each file of a manifest of Tersor's, of whatever kind; None where there is none."""
+    path = folder / MANIFEST
+    try:
+        if path.is_symlink() or path.stat().st_size > _LARGEST:
+            return None
+        manifest = json.loads(path.read_text(encoding="utf8"))
+        ours = manifest["format"] == FORMAT and (manifest.get("kind") == LANGUAGE or "engine" in manifest)
+        return {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()} if ours else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def replace_folder(staging: Path, folder: Path) -> None:
@@ -73,7 +157,8 @@ def replace_folder(staging: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(staging, folder)
         return
-    old = hidden_name(folder)
+    # Where `files.working_folder` looks for it if this run is killed now.
+    old = staging.with_name(OLD)
     os.replace(folder, old)
     try:
         os.replace(staging, folder)
@@ -81,11 +166,6 @@ def replace_folder(staging: Path, folder: Path) -> None:
         os.replace(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def hidden_name(folder: Path) -> Path:
-    """An unused hidden name in the same parent folder."""
-    return folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
 
 
 def sha256(path: Path) -> str:

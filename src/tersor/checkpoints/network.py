@@ -2,50 +2,42 @@
 
 import json
 import math
-import operator
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, fx
 
+from tersor.checkpoints.foreign.files import checked, foreign, inside, read_object
+from tersor.checkpoints.graph.allowed import name_of, operator_of
+from tersor.checkpoints.graph.building import build
+from tersor.checkpoints.graph.schema import DTYPES, Graph, Stored, check_stored, same_inputs
+from tersor.checkpoints.graph.sizes import check_sizes
 from tersor.checkpoints.stored import assemble
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
+from tersor.files import write_text
 from tersor.network.network import Network, finish
+from tersor.network.quantized import graph as _registers_its_operator  # noqa: F401
 from tersor.numerics import QTensor, fakequant  # noqa: F401  (registers torch.ops.tersor)
 from tersor.numerics.packing import pack, unpack
 
 FILES = ("network.json", "network.safetensors")
 FORMAT = 1
 
-_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
-_PYTHON = {
-    f"operator.{f.__name__}": f
-    for f in (
-        operator.getitem,
-        operator.add,
-        operator.sub,
-        operator.mul,
-        operator.floordiv,
-        operator.truediv,
-        operator.mod,
-        operator.neg,
-    )
-}
-# Would read a file from a path given in the graph.
-_REFUSED = {"aten.from_file.default"}
-
-
 def write(network: Network, folder: Path) -> tuple[str, ...]:
     """Write the network to an existing folder and return the file names.
 
     Codes of fewer than 8 bits are packed; unused tensors are omitted.
+
+    Raises:
+        SavedFolderError: ``read`` would not take it back; nothing is written then.
     """
+    if reason := unsaveable(network):
+        raise SavedFolderError(f"the network cannot be saved: {reason}")
     packed = {str(n.all_input_nodes[0].target): n.meta["bits"] for n in network.operators() if "bits" in n.meta}
     tensors, layout = {}, {}
     for name, tensor in network.tensors():
@@ -67,7 +59,10 @@ def write(network: Network, folder: Path) -> tuple[str, ...]:
         "tensors": layout,
         "nodes": [_node(n) for n in network.graph.nodes],
     }
-    (folder / FILES[0]).write_text(json.dumps(graph, separators=(",", ":")), encoding="utf8")
+    text = json.dumps(graph, separators=(",", ":"))
+    what = "the network cannot be saved so that it is read back"
+    checked(Graph, json.loads(text), what, SavedFolderError, "rename what it names, or compress for another engine")
+    write_text(folder / FILES[0], text)
     save_tensors(tensors, folder / FILES[1])
     return FILES
 
@@ -78,20 +73,43 @@ def read(folder: Path) -> Network:
     Raises:
         SavedFolderError: content is missing, altered or not allowed; the message names it and the file.
     """
-    path = folder / FILES[0]
-    try:
-        data = json.loads(path.read_text(encoding="utf8"))
-        tensors = load_file(folder / FILES[1])
-    except (OSError, ValueError, SafetensorError) as error:
-        raise SavedFolderError(
-            f"{path.parent}: the network cannot be read ({error}): save it again"
-        ) from error
-    try:
-        return _network(data, tensors)
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SyntaxError) as error:
-        raise SavedFolderError(
-            f"{path}: not a network that Tersor wrote ({type(error).__name__}: {error})"
-        ) from error
+    path = inside(folder, FILES[0], SavedFolderError)
+    remedy = f"not a network that Tersor wrote: save it again ({folder})"
+    data = read_object(path, SavedFolderError, remedy)
+    if data.get("format") != FORMAT:
+        raise SavedFolderError(f"{path} has the format {data.get('format')!r:.40}, this version reads {FORMAT}")
+    graph = checked(Graph, data, str(path), SavedFolderError, remedy)
+    with _opened(inside(folder, FILES[1], SavedFolderError)) as file, foreign(
+        SavedFolderError, f"{path}: not a network that Tersor wrote", "save it again"
+    ):
+        check_stored(graph, _stored(file))
+        tensors = {name: file.get_tensor(name) for name in graph.tensors}
+        network = _network(graph, tensors)
+        check_sizes(network)
+        return network
+
+
+def unsaveable(network: Network) -> str | None:
+    """Why ``read`` would not take an operator of the network back, or None."""
+    for node in network.operators():
+        try:
+            operator_of(name_of(node.target))
+        except ValueError as error:
+            return f"{node.meta.get('title', node.name)}: {error}"
+    return None
+
+
+def _opened(path: Path) -> Any:
+    with foreign(SavedFolderError, f"{path} cannot be read", "save the network again"):
+        return safe_open(str(path), framework="pt")
+
+
+def _stored(file: Any) -> Stored:
+    parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    unknown = next((name for name, part in parts.items() if part.get_dtype() not in _STORED), None)
+    if unknown is not None:
+        raise ValueError(f"{unknown} has the dtype {parts[unknown].get_dtype()}")
+    return {name: (tuple(part.get_shape()), _STORED[part.get_dtype()]) for name, part in parts.items()}
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, QTensor]]:
@@ -101,41 +119,35 @@ def read_weights(folder: Path) -> Iterator[tuple[str, QTensor]]:
         SavedFolderError, CheckpointError: as ``read``; or the parts of a weight do not belong together.
     """
     network = read(folder)
-    for node in network.operators():
-        if node.target is torch.ops.tersor.dequantize.default:
-            codes, scale, zero_point = (network.tensor(part) for part in node.all_input_nodes[:3])
-            name = re.sub(r"[._]codes(_\d+)?$", "", str(node.all_input_nodes[0].target))
-            bits = int(node.meta.get("bits", 8 * codes.dtype.itemsize))
-            yield name, assemble(name, codes, scale, zero_point, int(node.args[3]), bits)  # type: ignore[arg-type]
+    with foreign(SavedFolderError, f"{folder / FILES[0]}: a weight is damaged", "save the network again"):
+        for node in network.operators():
+            if node.target is torch.ops.tersor.dequantize.default:
+                codes, scale, zero_point = (network.tensor(part) for part in node.all_input_nodes[:3])
+                name = re.sub(r"[._]codes(_\d+)?$", "", str(node.all_input_nodes[0].target))
+                bits = int(node.meta.get("bits", 8 * codes.dtype.itemsize))
+                yield name, assemble(name, codes, scale, zero_point, int(node.args[3]), bits)  # type: ignore[arg-type]
 
 
-def _network(data: dict[str, Any], tensors: dict[str, Tensor]) -> Network:
-    if data["format"] != FORMAT:
-        raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
-    for name, layout in data["tensors"].items():
-        _checked_name(name)
-        if "bits" in layout:
-            count, dtype = math.prod(layout["shape"]), _dtype(layout["dtype"])
-            codes = unpack(tensors[name], layout["bits"], count, dtype.is_signed)
-            tensors[name] = codes.to(dtype).reshape(layout["shape"])
-    graph = fx.Graph()
-    nodes: dict[str, fx.Node] = {}
-    for item in data["nodes"]:
-        node = _create_node(graph, item, nodes)
-        node.meta.update(item.get("meta", {}))
-        nodes[item["name"]] = node
-    example = tuple(torch.zeros(i["shape"], dtype=_dtype(i["dtype"])) for i in data["inputs"])
-    names = tuple(i["name"] for i in data["inputs"])
-    module = fx.GraphModule(tensors, graph)
-    free = tuple({int(dim): str(name) for dim, name in dims.items()} for dims in data.get("free", ()))
-    names_out, keywords, dynamic = tuple(data["outputs"]), data["keywords"], data["dynamic_batch"]
-    return finish(Network(module, names, names_out, example, keywords, dynamic, free=free))
+def _network(graph: Graph, tensors: dict[str, Tensor]) -> Network:
+    if not same_inputs(graph):
+        raise ValueError("it has other inputs than its graph")
+    made = build(graph)
+    for name, layout in graph.tensors.items():
+        if layout.bits is not None and layout.bits < 8:
+            dtype = DTYPES[layout.dtype]
+            codes = unpack(tensors[name], layout.bits, math.prod(layout.shape), dtype.is_signed)
+            tensors[name] = codes.to(dtype).reshape(layout.shape)
+    example = tuple(torch.zeros(i.shape, dtype=DTYPES[i.dtype]) for i in graph.inputs)
+    names = tuple(i.name for i in graph.inputs)
+    free = tuple({int(dim): name for dim, name in dims.items()} for dims in graph.free)
+    module = fx.GraphModule(tensors, made)
+    return finish(Network(module, names, tuple(graph.outputs), example, graph.keywords, graph.dynamic_batch, free=free))
 
 
 def _node(node: fx.Node) -> dict[str, Any]:
     item: dict[str, Any] = {"name": node.name, "op": node.op}
     if node.op == "call_function":
-        item["target"] = _target_name(node.target)
+        item["target"] = name_of(node.target)
     elif node.op != "output":
         item["target"] = str(node.target)
     if node.args:
@@ -144,39 +156,6 @@ def _node(node: fx.Node) -> dict[str, Any]:
         item["kwargs"] = _encode(node.kwargs)
     meta = {k: node.meta[k] for k in ("title", "quantizer", "bits", "half", "float") if k in node.meta}
     return {**item, "meta": meta} if meta else item
-
-
-def _create_node(graph: fx.Graph, item: dict[str, Any], nodes: dict[str, fx.Node]) -> fx.Node:
-    name, op = _checked_name(item["name"]), item["op"]
-    args, kwargs = _decode(item.get("args", []), nodes), _decode(item.get("kwargs", {}), nodes)
-    if op == "call_function":
-        return graph.create_node(
-            op, _target(item["target"]), tuple(args), {_checked_name(k): v for k, v in kwargs.items()}, name
-        )
-    if op in ("placeholder", "get_attr"):
-        return graph.create_node(op, _checked_name(item["target"]), (), {}, name)
-    if op == "output":
-        return graph.output(tuple(args[0]))
-    raise ValueError(f"node {name} has the unknown kind {op!r}")
-
-
-def _target_name(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target)
-    return f"operator.{target.__name__}"
-
-
-def _target(text: str) -> Any:
-    """The operator of that name: Python arithmetic, Tersor's operators, or ATen operators without side effects."""
-    if text in _PYTHON:
-        return _PYTHON[text]
-    namespace, name, overload = text.split(".")
-    if namespace not in ("aten", "tersor") or text in _REFUSED:
-        raise ValueError(f"operator {text} is not allowed")
-    found = getattr(getattr(getattr(torch.ops, namespace), name), overload)
-    if not isinstance(found, torch._ops.OpOverload) or found._schema.is_mutable:
-        raise ValueError(f"operator {text} is not allowed: it modifies its inputs")
-    return found
 
 
 def _encode(value: Any) -> Any:
@@ -201,46 +180,14 @@ def _encode(value: Any) -> Any:
     )
 
 
-def _decode(value: Any, nodes: dict[str, fx.Node]) -> Any:
-    if isinstance(value, list):
-        return [_decode(v, nodes) for v in value]
-    if not isinstance(value, dict):
-        return value
-    if not value:
-        return {}
-    (kind, inner), *rest = value.items()
-    if rest:
-        raise ValueError(f"an argument has the unexpected keys {list(value)}")
-    if kind == "node":
-        return nodes[inner]
-    if kind == "dict":
-        return {k: _decode(v, nodes) for k, v in inner.items()}
-    if kind == "dtype":
-        return _dtype(inner)
-    if kind == "device":
-        return torch.device(inner)
-    if kind == "float":
-        return float(inner)
-    if kind == "torch" and isinstance(
-        found := getattr(torch, _checked_name(inner)), (torch.layout, torch.memory_format)
-    ):
-        return found
-    raise ValueError(f"an argument has the unknown kind {kind!r}")
-
-
-def _checked_name(text: str) -> str:
-    # Names are inserted into generated code, so nothing but identifiers may pass.
-    if not isinstance(text, str) or not _NAME.fullmatch(text):
-        raise ValueError(f"invalid name {text!r}")
-    return text
-
-
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"unknown dtype {name!r}")
-    return found
+# safetensors' names of dtypes.
+_STORED = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32,
+    "U64": torch.uint64, "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tersor.checkpoints.foreign.files import foreign, inside, read_object
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
+from tersor.files import write_text
 from tersor.network.calibrate import Calibration
 from tersor.network.observations import Observables, Observations
 from tersor.observers import Channels, Histogram, Sample, Statistics
@@ -46,7 +47,7 @@ def write(observations: Observations, folder: Path) -> tuple[str, ...]:
         "grams": {name: gram.rows for name, gram in observations.grams.items()},
         "first": [len(batch) for batch in observations.first],
     }
-    (folder / FILES[0]).write_text(json.dumps(data, indent=1), encoding="utf8")
+    write_text(folder / FILES[0], json.dumps(data, indent=1))
     # A copy each: batches are often views of one tensor, which safetensors refuses.
     save_tensors({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}, folder / FILES[1])
     return FILES
@@ -58,17 +59,12 @@ def read(folder: Path) -> Observations:
     Raises:
         SavedFolderError: naming the file that is missing, damaged or of another version.
     """
-    path = folder / FILES[0]
-    try:
-        data = json.loads(path.read_text(encoding="utf8"))
-        tensors = load_file(folder / FILES[1])
+    path, remedy = inside(folder, FILES[0], SavedFolderError), "observe the network again"
+    data = read_object(path, SavedFolderError, f"{path}: no observations that can be read: {remedy}")
+    with foreign(SavedFolderError, f"{path}: no observations that can be read", remedy):
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']}, this version reads {FORMAT}")
-        return _observations(data, tensors)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SavedFolderError(
-            f"{path}: no observations that can be read ({type(error).__name__}: {error}); observe the network again"
-        ) from error
+        return _observations(data, load_file(inside(folder, FILES[1], SavedFolderError)))
 
 
 def _observations(data: dict[str, Any], tensors: Mapping[str, Tensor]) -> Observations:

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tersor.checkpoints.foreign.files import foreign
+from tersor.checkpoints.foreign.quantization import checked_config
 from tersor.checkpoints.hf_folder import Entry, HfFolder
 from tersor.checkpoints.layouts import layout_of
 from tersor.errors import CheckpointError
@@ -29,7 +31,7 @@ class QuantizedFolder(HfFolder):
         super().__init__(path)
         if "quantization_config" not in self.config:
             raise CheckpointError(f"{self.path} is not quantized: its config.json has no quantization_config")
-        self._config = self.config.pop("quantization_config")
+        self._config = checked_config(self.config.pop("quantization_config"))
         self._layout = layout_of(self._config)
         self._files = dict(self.entries)
         self.quantized = self._layout.stored(self._files, self._config)
@@ -54,7 +56,8 @@ class QuantizedFolder(HfFolder):
         """
         reader = HfFolder.__new__(HfFolder)
         reader.path, reader.entries = self.path, self._files
-        return self._layout.decode(name, dict(reader.tensors(self._parts[name])), self._config)
+        with foreign(CheckpointError, f"{name} of {self.path} does not fit its quantization_config"):
+            return self._layout.decode(name, dict(reader.tensors(self._parts[name])), self._config)
 
     def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """As in any folder, with quantized weights dequantized."""

@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tersor.arguments import path_of
 from tersor.checkpoints.network import read_weights as _network
 from tersor.checkpoints.quantized_folder import QuantizedFolder
 from tersor.errors import CheckpointError
 from tersor.numerics import QTensor
+from tersor.packages import needing
 
 Weights = Iterator[tuple[str, QTensor]]
 
@@ -33,10 +35,8 @@ def _layout(folder: Path) -> Weights:
 
 
 def _onnx(folder: Path) -> Weights:
-    try:
+    with needing(f"{folder}, which holds an ONNX file,", "onnx", kind=CheckpointError):
         from tersor.checkpoints.onnx.read import read_weights as read
-    except ImportError as error:
-        raise CheckpointError(f'{folder} holds an ONNX file; to read it run: pip install "tersor[onnx]"') from error
     return read(folder)
 
 
@@ -68,7 +68,7 @@ def read_weights(folder: str | Path) -> Weights:
     Traceback (most recent call last):
     tersor.errors.CheckpointError: /nonexistent holds no config.json, network.json, model.onnx, *.gguf: ...
     """
-    folder = Path(folder)
+    folder = path_of("folder", folder, CheckpointError)
     for checkpoint in CHECKPOINTS.values():
         if any(folder.glob(checkpoint.pattern)):
             yield from checkpoint.read(folder)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.checkpoints.architecture import import_transformers, model_class, model_config
+from tersor.checkpoints.architecture import import_transformers, model_class, open_class
 from tersor.errors import CheckpointError
 from tersor.process import logging_at, quiet
 
@@ -105,9 +105,9 @@ def _load(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor], 
     transformers = import_transformers()
     options = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)} if dequantize else {}
     with quiet(), logging_at(logging.CRITICAL, "transformers"), _silent(), torch.random.fork_rng(devices=[]):
-        _, found = model.from_pretrained(
-            None,
-            config=model_config(config),
+        _, found = open_class(
+            model,
+            config,
             state_dict=dict(tensors),
             device_map={"": "meta"},
             attn_implementation="eager",  # keys and shapes are alike, and every machine has it

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from tersor import __version__
+from tersor.cli.failures import DEBUG, exit_code, guarded, without_debug
 from tersor.cli.making import calibrate, compress, demo, inspect, outliers
-from tersor.cli.options import console, errors
+from tersor.cli.options import console
 from tersor.cli.saved import compare, export, generate, report, run
+from tersor.cli.signals import ending
 from tersor.cli.task_file import load_task
-from tersor.errors import TersorError
 
 __all__ = ["app", "load_task", "main"]
 
@@ -24,19 +25,19 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The entry point; it prints a TersorError as one message, without a traceback."""
-    try:
-        app()
-    except TersorError as error:
-        errors.print(f"[bold red]error:[/] {type(error).__name__}: ", end="")
-        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+    """The entry point: exit code 0, 1 for an error, which is one message, 2 for wrong usage, 130 if interrupted."""
+    words, debug = without_debug(sys.argv[1:])
+    with ending():
+        sys.exit(exit_code(lambda: app(words), debug))
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Print the traceback of an error; it may stand anywhere.")] = False,
+) -> None:
     if version:
-        console.print(f"tersor {__version__}", highlight=False)
+        console.print(f"tersor {__version__}")
         raise typer.Exit
 
 
@@ -49,4 +50,4 @@ def engines() -> None:
 
 # In the order of `tersor --help`.
 for _command in (inspect, compress, generate, export, report, compare, run, calibrate, outliers, engines, demo):
-    app.command()(_command)
+    app.command()(guarded(_command))

@@ -1,7 +1,7 @@
 """The commands that take a task or a language model: inspect, compress, calibrate."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -87,32 +87,40 @@ def compress(
 
     `tersor compress llama/ -r int4-gptq --data train.txt --valid valid.txt -o small`
     """
-    from tersor.checkpoints.manifest import check_free
+    from tersor.checkpoints.destination import check_folder
+    from tersor.files import working_folder
     from tersor.measure import read_report
+    from tersor.pipeline.compressed import save_in
     from tersor.pipeline.graph.compress import compress as run
     from tersor.report import print_report
 
-    check_free(out, force)
     _check_source(context, task)
+    check_folder(out, force, () if task.is_dir() else (find_task(task)[0],))
     if task.is_dir():
-        from tersor.pipeline.folder.compress import compress_folder
-        from tersor.report.language import print_language_report
-
+        options = {"evaluate": valid, "layout": layout, "samples": samples, "length": length, "force": force}
         with using_threads(threads):
-            chosen, options = recipe or _OF_FOLDERS, {"samples": samples, "length": length, "force": force}
-            try:
-                found = compress_folder(task, out, chosen, data, evaluate=valid, layout=layout, **options)
-            except KeyboardInterrupt:
-                errors.print("interrupted; the same command resumes after the last finished block", highlight=False)
-                raise
-        print_language_report(found.report, console)
+            _compress_folder(task, out, recipe or _OF_FOLDERS, data, **options)
     else:
-        options = {"threads": threads, "precision": precision, "evaluate": evaluate}
-        done = run(load_task(task), recipe or _OF_TASKS, engine, target=target, **options)
-        done.save(out, force)
+        options = {"target": target, "threads": threads, "precision": precision, "evaluate": evaluate}
+        with working_folder(out) as parts:  # from here on, so that a second run is refused at once
+            loaded = load_task(task)
+            check_folder(out, force, size=sum(p.nbytes for p in loaded.model.parameters()))
+            save_in(parts, run(loaded, recipe or _OF_TASKS, engine, **options), out, force)
         # Saving adds what it found of the files.
         print_report(read_report(out), console)
-    console.print(f"\nwritten to {out}; open {out / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"\nwritten to {out}; open {out / 'report.html'}", soft_wrap=True)
+
+
+def _compress_folder(source: Path, out: Path, *what: Any, **options: Any) -> None:
+    from tersor.pipeline.folder.compress import compress_folder
+    from tersor.report.language import print_language_report
+
+    try:
+        found = compress_folder(source, out, *what, **options)
+    except KeyboardInterrupt:
+        errors.print("interrupted; the same command resumes after the last finished block")
+        raise
+    print_language_report(found.report, console)
 
 
 def _check_source(context: typer.Context, source: Path) -> None:
@@ -174,7 +182,10 @@ def outliers(
 ) -> None:
     """Find layers whose inputs have outliers, what these cost in int8, and what helps."""
     from tersor.pipeline.graph.outliers import outliers as find
+    from tersor.pipeline.graph.outliers import page_file
 
+    if out is not None:
+        page_file(out)
     found = find(load_task(task), samples, layer)
     page = None if out is None else found.to_html(out)
     if json:
@@ -182,7 +193,7 @@ def outliers(
         return
     console.print(found)
     if page is not None:
-        console.print(f"\nwritten to {page}", highlight=False, soft_wrap=True)
+        console.print(f"\nwritten to {page}", soft_wrap=True)
 
 
 def demo(
@@ -191,14 +202,16 @@ def demo(
     recipe: RecipeName = "int8-static",
 ) -> None:
     """Compress the built-in example, a small residual network that classifies handwritten digits."""
+    from tersor.checkpoints.destination import check_folder
     from tersor.demo import task
     from tersor.pipeline.graph.compress import compress as run
     from tersor.report import print_report
 
+    check_folder(out, force=True)
     done = run(task(), recipe, engine)
     done.save(out, force=True)
     assert done.report is not None
     print_report(done.report, console)
     console.print(
-        f"\nwritten to {out}; open {out / 'report.html'} in a browser", highlight=False, soft_wrap=True
+        f"\nwritten to {out}; open {out / 'report.html'} in a browser", soft_wrap=True
     )

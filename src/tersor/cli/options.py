@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tersor.engines import ENGINES, automatic, target_names
+from tersor.terminal import Terminal
 
 
 def keys(module: str, table: str) -> str:
@@ -27,8 +27,8 @@ def keys(module: str, table: str) -> str:
 PRESETS = keys("recipe/recipe.py", "PRESETS")
 LAYOUTS = keys("checkpoints/layouts.py", "LAYOUTS")
 
-console = Console()
-errors = Console(stderr=True)
+console = Terminal()
+errors = Terminal(stderr=True)
 
 TaskFile = Annotated[
     Path,
@@ -78,6 +78,9 @@ def using_threads(count: int | None) -> Iterator[None]:
     """Run PyTorch with ``count`` threads inside the block; None keeps the current number."""
     import torch
 
+    from tersor.engines.options import check_threads
+
+    check_threads(count)
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -23,22 +23,25 @@ def generate(
     import time
 
     from tersor.pipeline.folder.deployed import InFolder
+    from tersor.pipeline.folder.prompt import check_prompt, check_tokens
     from tersor.pipeline.folder.text import tokenizer_of
 
+    check_prompt(prompt)
     with console.status("loading"), using_threads(threads):
         tokenizer = tokenizer_of(folder)
         model = InFolder(folder, engine, threads)
         used, why_not = model.engine, model.skip_reason
     if why_not is not None:
-        errors.print(f"running in {used}, as {why_not}", markup=False, highlight=False, soft_wrap=True)
+        errors.print(f"running in {used}, as {why_not}", soft_wrap=True)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
+    check_tokens(folder, ids, tokens)
     options = {"do_sample": False} if ENGINES[used].runs_modules else {"eos_token_id": tokenizer.eos_token_id}
     start = time.perf_counter()
     with using_threads(threads):
         out = model.runner.generate(ids, max_new_tokens=tokens, **options)
     seconds, count = time.perf_counter() - start, out.shape[1] - ids.shape[1]
-    console.print(tokenizer.decode(out[0], skip_special_tokens=True), markup=False, highlight=False, soft_wrap=True)
-    errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} per second, in {used}", highlight=False)
+    console.print(tokenizer.decode(out[0], skip_special_tokens=True), soft_wrap=True)
+    errors.print(f"{count} tokens in {seconds:.2f} s, {count / seconds:.1f} per second, in {used}")
 
 
 def export(
@@ -59,7 +62,7 @@ def export(
 
     found = export_gguf(folder, out, kind, ragged="f16" if ragged else "raise", force=force)  # type: ignore[arg-type]
     kinds = ", ".join(f"{count} {name}" for name, count in Counter(found.values()).most_common())
-    console.print(f"written to {out}: {kinds}", highlight=False, soft_wrap=True)
+    console.print(f"written to {out}: {kinds}", soft_wrap=True)
 
 
 def report(
@@ -82,14 +85,16 @@ def compare(
     html: Annotated[Path | None, typer.Option("--html", help="Also write a .html page.")] = None,
 ) -> None:
     """Compare the reports of saved folders side by side, with the best in each row marked."""
+    from tersor.checkpoints.destination import check_file, write_page
     from tersor.report.compare import compared, page, table
 
+    if html is not None:
+        check_file(html, ".html")
     found = compared(folders)
     console.print(table(found))
     if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(page(found), encoding="utf-8")
-        console.print(f"\nwritten to {html}", highlight=False, soft_wrap=True)
+        write_page(html, page(found))
+        console.print(f"\nwritten to {html}", soft_wrap=True)
 
 
 def run(
@@ -101,10 +106,13 @@ def run(
         Path, typer.Option("--output", "-o", help="The .npy file to write; several outputs are numbered.")
     ],
     threads: Threads = None,
+    finite: Annotated[bool, typer.Option("--check-finite", help="Refuse inputs that hold NaN or infinity.")] = False,
 ) -> None:
     """Run a saved network on NumPy files, without the network's source code."""
+    from tersor.checkpoints.destination import check_file
     from tersor.pipeline.graph.deployed import load_network as load
     from tersor.pipeline.graph.files import run_files
 
-    for path in run_files(load(folder, threads), input, output):
-        console.print(f"written to {path}", highlight=False, soft_wrap=True)
+    check_file(output, ".npy", sources=input)
+    for path in run_files(load(folder, threads), input, output, finite):
+        console.print(f"written to {path}", soft_wrap=True)

@@ -2,10 +2,12 @@
 
 import contextlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from tersor.errors import TaskError
 
@@ -17,24 +19,48 @@ def load_task(path: Path) -> "Task":
     """The Task that a file defines; modules beside the file can be imported while it is read.
 
     Raises:
-        TaskError: the file or the function does not exist, or the function does not return a Task.
+        TaskError: the file or the function does not exist, raises, or does not return a Task.
     """
     from tersor.task import Task
+    from tersor.user_code import users
 
     file, function = find_task(path)
     with _importable(file.resolve().parent):
-        spec = importlib.util.spec_from_file_location(f"tersor_task_{file.stem}", file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        make = getattr(module, function, None)
-        if make is None:
-            raise TaskError(f"{file} has no function {function}(); write `def {function}() -> tersor.Task:`")
-        made = make()
+        make = getattr(_module(file), function, None)
+        if make is None or not callable(make):
+            found = "no function" if make is None else f"a {type(make).__name__} and no function"
+            raise TaskError(f"{file} has {found} {function}(); write `def {function}() -> tersor.Task:`")
+        _check_callable(make, f"{function}() of {file}")
+        with users(f"{function}() of {file}", TaskError, "correct it"):
+            made = make()
     if not isinstance(made, Task):
         raise TaskError(f"{function}() of {file} returned a {type(made).__name__}, not a tersor.Task")
     return made
+
+
+def _module(file: Path) -> ModuleType:
+    """The module that a file makes; what the file raises shows the user's own line."""
+    from tersor.user_code import users
+
+    spec = importlib.util.spec_from_file_location(f"tersor_task_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    with users(str(file), TaskError, "correct it; `python FILE` runs it alone"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def _check_callable(make: Any, what: str) -> None:
+    """It takes no argument, and is not async."""
+    if inspect.iscoroutinefunction(make):
+        raise TaskError(f"{what} is async: write a plain function")
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise TaskError(f"{what} must take no arguments ({error}): give them defaults") from error
+    except ValueError:  # of some functions in C
+        return
 
 
 def find_task(path: Path) -> tuple[Path, str]:

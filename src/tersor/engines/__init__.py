@@ -39,7 +39,7 @@ def engine(name: str) -> Engine:
     >>> engine("torch").simulates
     True
     """
-    if name not in ENGINES:
+    if not isinstance(name, str) or name not in ENGINES:
         raise EngineError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
     require(ENGINES[name])
     return ENGINES[name]
@@ -75,5 +75,14 @@ def target_names() -> tuple[str, ...]:
 
 
 def load_runner(name: str, folder: str, threads: int | None = None, precision: str = "f32") -> Runner:
-    """A runner of an engine's files; the process that measures memory calls it, too."""
-    return engine(name).load(Path(folder), threads=threads, precision=precision)
+    """A runner of an engine's files; the process that measures memory calls it, too.
+
+    Raises:
+        EngineError: the engine is not installed, or its library does not take the files.
+        SavedFolderError: a file is damaged.
+    """
+    from tersor.checkpoints.foreign.files import foreign
+
+    found = engine(name)
+    with foreign(EngineError, f"{name} does not load the files of {folder}", "copy them again, or compress again"):
+        return found.load(Path(folder), threads=threads, precision=precision)

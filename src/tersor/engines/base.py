@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from tersor.engines.targets import Target
 from tersor.errors import EngineError
+from tersor.packages import EXTRAS, missing
 from tersor.process import importing
 
 if TYPE_CHECKING:
@@ -232,8 +233,11 @@ class Engine(Protocol):
 
 
 def require(engine: Engine) -> None:
-    """Raise EngineError, with the install command, if the engine is not installed."""
+    """Raise EngineError, with what is missing and the install command, if the engine is not installed."""
     with importing():
         version = engine.version()
     if version is None:
-        raise EngineError(f"the engine {engine.name!r} is not installed; run: {engine.install}")
+        extra = next((name for name in EXTRAS if f"tersor[{name}]" in engine.install), None)
+        names = missing(EXTRAS[extra]) if extra else ()
+        lacks = f" ({', '.join(names)} missing)" if names else ""
+        raise EngineError(f"the engine {engine.name!r} is not installed{lacks}; run: {engine.install}")

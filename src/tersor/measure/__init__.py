@@ -8,7 +8,7 @@ from tersor.measure.fidelity import SignalNoise, compare, sqnr_db
 from tersor.measure.headline import Diagnosis, Problem, diagnose, with_headline
 from tersor.measure.latency import Ratio, interleave, ratio
 from tersor.measure.memory import Memory, measure_memory, peak_bytes, resident_bytes, shipped_bytes, shipped_files
-from tersor.measure.metric import MetricResult, evaluate_metric, paired_interval
+from tersor.measure.metric import MetricResult, check_lengths, evaluate_metric, paired_interval
 from tersor.measure.nulls import missing_explanations, unknown
 from tersor.measure.perplexity import Comparison, Divergence, TextScore, comparison, divergence, perplexity
 from tersor.measure.schema import Latency, Report, json_schema, read_report
@@ -31,6 +31,7 @@ __all__ = [
     "TextScore",
     "Tokens",
     "Windows",
+    "check_lengths",
     "compare",
     "comparison",
     "describe_environment",

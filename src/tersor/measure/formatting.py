@@ -1,7 +1,6 @@
-"""Format numbers for people, and strip control characters from untrusted text."""
+"""Format numbers for people."""
 
 import re
-import unicodedata
 
 from tersor.metrics import known_metric
 
@@ -122,15 +121,6 @@ def db_text(value: float | None) -> str:
     ('31.3', 'exact', 'unknown')
     """
     return "unknown" if value is None else "exact" if value >= 150 else number_text(value, ".1f")
-
-
-def plain(text: str) -> str:
-    """Replace control, direction and surrogate characters, so that text cannot affect a terminal or page.
-
-    >>> plain("conv\\x1b[31m\\n1")
-    'conv [31m 1'
-    """
-    return "".join(" " if unicodedata.category(letter) in ("Cc", "Cf", "Cs") else letter for letter in text)
 
 
 def _three_digits(value: float) -> str:

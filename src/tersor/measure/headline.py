@@ -4,15 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tersor.engines.targets import exact_int8, saturates
-from tersor.measure.formatting import (
-    change_text,
-    interval_text,
-    is_fraction,
-    metric_text,
-    plain,
-    size_text,
-    time_text,
-)
+from tersor.inert import plain
+from tersor.measure.formatting import change_text, interval_text, is_fraction, metric_text, size_text, time_text
 from tersor.measure.onestep import MANY, codes, deviating
 from tersor.measure.schema import Audit, Layer, Report
 from tersor.measure.speed import simulated, speed

@@ -1,11 +1,11 @@
 """The report of compressing a language model, as stored in report.json."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from tersor.checkpoints.foreign.files import checked, in_folder, read_json, read_object
 from tersor.errors import TersorError
 from tersor.measure.formatting import number_text
 from tersor.measure.perplexity import Divergence, TextScore
@@ -94,21 +94,15 @@ def read_language_report(path: Path | str) -> LanguageReport:
     Raises:
         TersorError: it is missing or malformed.
     """
-    path = Path(path)
-    path = path / "report.json" if path.is_dir() else path
-    try:
-        return LanguageReport.model_validate_json(path.read_text(encoding="utf8"))
-    except OSError as error:
-        raise TersorError(f"{path}: cannot be read ({error.strerror}): pass a folder that `compress` wrote") from error
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise TersorError(f"{path}: not the report of a language model ({error}): compress again") from error
+    path = in_folder(Path(path), "report.json", TersorError)
+    content = read_json(path, TersorError, "pass a folder that `compress` wrote")
+    what = f"{path}: not the report of a language model"
+    return checked(LanguageReport, content, what, TersorError, "compress again")
 
 
 def is_language_report(path: Path | str) -> bool:
     """Whether a folder's report is that of a language model."""
-    path = Path(path)
-    path = path / "report.json" if path.is_dir() else path
     try:
-        return json.loads(path.read_text(encoding="utf8")).get("kind") == "language"
-    except (OSError, ValueError, AttributeError):
+        return read_object(in_folder(Path(path), "report.json", TersorError), TersorError, "").get("kind") == "language"
+    except TersorError:
         return False

@@ -1,9 +1,9 @@
 """The bytes of a deployed model: of its files, and resident in memory, measured in a separate process."""
 
 import json
+import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tersor.errors import EngineError, SavedFolderError
+from tersor.files import temporary_folder
 
 # Not needed to run the model.
 NOT_SHIPPED = frozenset({"report.json", "report.html"})
@@ -53,16 +54,15 @@ def measure_memory(
     Raises:
         EngineError: the process fails or takes longer than `timeout` seconds; the message quotes its last output.
     """
-    with tempfile.TemporaryDirectory(prefix="tersor-memory-") as folder:
-        path = Path(folder) / "inputs.safetensors"
+    with temporary_folder() as folder:
+        path = folder / "inputs.safetensors"
         save_file({str(k): x.detach().cpu().contiguous().clone() for k, x in enumerate(inputs)}, path)
         job = {
             "loader": loader, "arguments": list(arguments), "inputs": str(path), "imports": list(imports),
             "calls": calls, "threads": threads,
         }  # fmt: skip
-        command = [sys.executable, "-m", "tersor.measure.memory_probe", json.dumps(job)]
         try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+            result = _in_child([sys.executable, "-c", _CHILD, json.dumps(job)], timeout)
         except subprocess.TimeoutExpired as error:
             raise EngineError(
                 f"{loader} did not finish within {timeout:g} s while its memory was measured: increase the timeout"
@@ -74,6 +74,27 @@ def measure_memory(
         )
     # Engines may print too; the result is the last line.
     return Memory(**json.loads(result.stdout.strip().splitlines()[-1]))
+
+
+# The child's input is a pipe that nobody writes to: it ends when this process does, however that dies.
+_CHILD = """
+import os, threading
+threading.Thread(target=lambda: os._exit(len(os.read(0, 1)) + 1), daemon=True).start()
+from tersor.measure.memory_probe import main
+main()
+"""
+
+
+def _in_child(command: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends at the latest when this process ends."""
+    child_end, ours = os.pipe()
+    try:
+        return subprocess.run(  # noqa: S603  (no shell: this interpreter with a program of ours, the job is data)
+            command, stdin=child_end, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    finally:
+        os.close(child_end)
+        os.close(ours)
 
 
 def resident_bytes() -> int:
@@ -114,8 +135,7 @@ def shipped_files(folder: Path | str) -> dict[str, int]:
 def shipped_bytes(folder: Path | str) -> int:
     """The total bytes of the files that must be shipped.
 
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
+    >>> with temporary_folder() as folder:
     ...     _ = Path(folder, "weights.bin").write_bytes(bytes(100))
     ...     _ = Path(folder, "report.json").write_text("{}")
     ...     shipped_bytes(folder)

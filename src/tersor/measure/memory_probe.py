@@ -36,5 +36,6 @@ def _resident_after_gc() -> int:
     return resident_bytes()
 
 
-if __name__ == "__main__":
-    print("\n" + json.dumps(asdict(probe(json.loads(sys.argv[1])))))
+def main() -> None:
+    """Run the job in the last argument."""
+    print("\n" + json.dumps(asdict(probe(json.loads(sys.argv[-1])))))

@@ -1,7 +1,7 @@
 """Run the user's evaluation with checks, and compute the paired interval of a difference."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tersor.errors import TaskError
 from tersor.metrics import known_metric
+from tersor.user_code import users
 
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 DRAWS = 2000  # bootstrap resamples
@@ -40,25 +41,27 @@ def evaluate_metric(evaluate: Callable[[Callable], object], predict: Callable, w
     Traceback (most recent call last):
     tersor.errors.TaskError: evaluate of FP32 returned nan: return a finite number (is the data empty?)
     """
-    try:
+    with users(f"evaluate of {what}", TaskError, "run evaluate(predict) on its own to debug it", False):
         result = evaluate(predict)
-    except Exception as error:
-        raise TaskError(
-            f"evaluate of {what} raised {type(error).__name__}: {error}; "
-            "run evaluate(predict) on its own to debug it"
-        ) from error
     return metric_result(result, what)
 
 
 def metric_result(result: object, what: str = "the model") -> MetricResult:
-    """Check what `evaluate` returned: a number, or a 1-D list, array or tensor of scores."""
+    """Check what `evaluate` returned: a number, or a 1-D list, array or tensor of scores; bools count as 1 and 0.
+
+    Raises TaskError for anything else, such as complex numbers, one bool, or values that are not finite.
+    """
     try:
-        values = torch.as_tensor(result).detach().cpu().double()
-    except (TypeError, ValueError, RuntimeError) as error:
+        values = torch.as_tensor(result).detach().cpu()
+    except Exception as error:  # of whatever it returned
         raise TaskError(
             f"evaluate of {what} returned {type(result).__name__}: "
             "return a float or the scores of all samples"
         ) from error
+    if values.is_complex() or (values.dtype == torch.bool and not values.dim()):
+        kind = "complex numbers" if values.is_complex() else f"{bool(values)}"
+        raise TaskError(f"evaluate of {what} returned {kind}: return a float, or the scores of all samples")
+    values = values.double()
     if values.dim() > 1 or not values.numel():
         raise TaskError(
             f"evaluate of {what} returned an array of shape {list(values.shape)}: "
@@ -76,6 +79,21 @@ def metric_result(result: object, what: str = "the model") -> MetricResult:
             f"({int(bad.sum())} of {values.numel()} are not finite): return finite scores"
         )
     return MetricResult(values.mean().item(), values if values.dim() else None)
+
+
+def check_lengths(results: Mapping[str, MetricResult]) -> None:
+    """Whether evaluate scored equally many samples in every call, or none in any.
+
+    Raises:
+        TaskError: naming the numbers of two calls.
+    """
+    first, *others = results.items()
+    for name, found in others:
+        if found.samples != first[1].samples:
+            told = [f"{r.samples or 'one number, no'} scores of {n}" for n, r in (first, (name, found))]
+            raise TaskError(
+                f"evaluate returned {told[0]}, and {told[1]}: score the same samples in the same order in every call"
+            )
 
 
 def direction_warnings(name: str, higher_is_better: bool) -> list[str]:

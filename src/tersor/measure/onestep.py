@@ -1,6 +1,7 @@
 """The one-step check in words: whether the engine's numbers are those of the simulation, and where not."""
 
-from tersor.measure.formatting import number_text, plain
+from tersor.inert import plain
+from tersor.measure.formatting import number_text
 from tersor.measure.schema import CheckedValue, OneStep, Report
 
 # The share of an operator's values that differ, from which on the headline says so.

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tersor.checkpoints.foreign.files import checked, in_folder, read_json
 from tersor.errors import TersorError
 from tersor.measure.nulls import missing_explanations
 
@@ -245,23 +246,11 @@ def read_report(path: Path | str) -> Report:
 
     Raises TersorError if it is missing, not JSON, of another schema version or malformed.
     """
-    path = Path(path)
-    path = path / "report.json" if path.is_dir() else path
-    try:
-        return Report.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TersorError(
-            f"{path}: cannot be read ({error.strerror}): pass a folder that `compress` wrote"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise TersorError(f"{path}: not UTF-8 text: compress again to get a new report") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(step) for step in first["loc"]) or "the file"
-        raise TersorError(
-            f"{path}: not a report of schema version {SCHEMA_VERSION}: {where}: {first['msg']}; "
-            "compress again, or read it with the version of tersor that wrote it"
-        ) from error
+    path = in_folder(Path(path), "report.json", TersorError)
+    content = read_json(path, TersorError, "pass a folder that `compress` wrote")
+    what = f"{path}: not a report of schema version {SCHEMA_VERSION}"
+    remedy = "compress again, or read it with the version of tersor that wrote it"
+    return checked(Report, content, what, TersorError, remedy)
 
 
 def json_schema() -> str:

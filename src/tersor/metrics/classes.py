@@ -69,5 +69,5 @@ def f1(predicted: Values, wanted: Values, average: str = "binary") -> float:
             raise MetricError(f"class {int(invalid[0])} in a binary F1: pass classes 0 and 1, or average='macro'")
         if not both.any():
             raise MetricError("class 1 is neither predicted nor wanted, so F1 is undefined: use more samples")
-    metrics = import_library("sklearn.metrics", "f1", "scikit-learn")
+    metrics = import_library("sklearn.metrics", "f1")
     return 100 * float(metrics.f1_score(wanted.numpy(), predicted.numpy(), average=average))

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from tersor.errors import MetricError
-from tersor.process import importing
+from tersor.packages import needing
 
 Values = Tensor | ArrayLike
 
@@ -66,11 +66,6 @@ def check_same_count(said: Sequence[Any], wanted: Sequence[Any]) -> None:
         raise MetricError(f"{len(said)} said and {len(wanted)} wanted: pass equally many of both, at least one")
 
 
-def import_library(module: str, what: str, package: str | None = None) -> Any:
-    try:
-        with importing():
-            return importlib.import_module(module)
-    except ImportError as error:
-        raise MetricError(
-            f'{what} needs {package or module}, which is not installed; run: pip install "tersor[metrics]"'
-        ) from error
+def import_library(module: str, what: str) -> Any:
+    with needing(what, "metrics", [module.partition(".")[0]], MetricError):
+        return importlib.import_module(module)

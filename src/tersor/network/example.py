@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from tersor.errors import CaptureError, TersorError
 from tersor.network.explain import location, summary
+from tersor.network.structure import Structure
 
 Change = Callable[[Tensor], Tensor]
 
@@ -19,7 +20,7 @@ def check_example(model: nn.Module, values: tuple[Any, ...], names: tuple[str, .
 
     Raises:
         CaptureError: no tensor of the example has a dimension, or the model raises; the message names the inputs, their
-            shapes and, if only the batch dimension is missing, the shapes with it.
+            shapes and, if only the batch dimension is missing, the shapes with it. Or it returns no tensor.
     """
     tensors = [x for x in pytree.tree_leaves(values) if isinstance(x, Tensor)]
     if not any(x.ndim for x in tensors):
@@ -29,9 +30,11 @@ def check_example(model: nn.Module, values: tuple[Any, ...], names: tuple[str, .
             "tensors of shape (1, …)"
         )
     try:
-        _call(model, values, names)
+        found = _call(model, values, names)
     except TersorError:
         raise
+    except SystemExit as error:
+        raise CaptureError(f"the model calls sys.exit({error.code!r:.80}) in forward(): take that out") from error
     except Exception as error:
         if lacks_batch(model, values, names):
             raise no_batch(model, values, names) from error
@@ -41,6 +44,20 @@ def check_example(model: nn.Module, values: tuple[Any, ...], names: tuple[str, .
             f"{summary(error).removesuffix('.')}.{line} Give an example that the model runs; the first dimension of "
             "every tensor is the batch"
         ) from error
+    _check_results(model, found)
+
+
+def _check_results(model: nn.Module, results: Any) -> None:
+    """Refuse results in which there is no tensor; forms that are unknown are refused where they are captured."""
+    try:
+        count = Structure.of(results)[0].count
+    except CaptureError:
+        return
+    if not count:
+        raise CaptureError(
+            f"{type(model).__name__} returns {results!r:.80} for Task.example, a {type(results).__name__} without a "
+            "tensor: let forward() return the tensors that it computes"
+        )
 
 
 def lacks_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,8 +55,10 @@ def explained(error: Exception, model: nn.Module) -> CaptureError:
     )
 
 
-def refuse_torchscript(model: nn.Module) -> None:
-    """Raise CaptureError if the model was made by torch.jit."""
+def refuse_torchscript(model: Any) -> None:
+    """Raise CaptureError if the model is no module, or was made by torch.jit."""
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"the model is {model!r:.60}, a {type(model).__name__}: give a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             f"the model is a TorchScript module ({type(model).__name__}, made by torch.jit.trace, torch.jit.script or "

@@ -21,6 +21,19 @@ _PLAIN = (bool, int, float, str, type(None))
 _SCALARS = (*_PLAIN, torch.dtype, torch.device, complex, bytes)
 
 
+def tensor_of(array: np.ndarray) -> Tensor:
+    """An array as a tensor; it shares memory where that may be written.
+
+    Raises:
+        CaptureError: PyTorch has no such dtype.
+    """
+    try:
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return torch.from_numpy(np.ascontiguousarray(native if native.flags.writeable else native.copy()))
+    except (TypeError, ValueError) as error:
+        raise CaptureError(f"an array of {array.dtype}, which PyTorch has not") from error
+
+
 class Record(OrderedDict[str, Any]):
     """An output with named fields whose class is not known here: read by key, attribute or position.
 
@@ -80,7 +93,7 @@ class Structure:
 
         def walk(item: Any, path: str) -> Form:
             if isinstance(item, np.ndarray):
-                item = torch.from_numpy(np.ascontiguousarray(item))
+                item = tensor_of(item)
             elif isinstance(item, np.generic):
                 item = item.item()
             if isinstance(item, Tensor):

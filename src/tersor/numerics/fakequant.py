@@ -100,6 +100,8 @@ def cast_op(x, format, scale):
 
 @cast_op.register_fake
 def _(x, format, scale):
+    if format not in FORMATS:
+        raise ValueError(f"no format {format!r:.100}")
     return torch.empty_like(x)
 
 

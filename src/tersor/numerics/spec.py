@@ -45,11 +45,11 @@ class Granularity:
         if self.kind not in KINDS:
             raise RecipeError(f"granularity {self.kind!r} is unknown: {', '.join(KINDS)}")
         blocked = self.kind in ("group", "filters")
-        sized = self.size >= 1 if blocked else self.size == 0
+        sized = 1 <= self.size < 1 << 31 if blocked else self.size == 0
         if not sized or (self.axis and self.kind != "channel"):
             raise RecipeError(
                 f"granularity {self.kind!r} with axis {self.axis} and size {self.size} does not exist: "
-                "group and filters need a size of at least 1, and only channel has an axis"
+                "group and filters need a size from 1 to 2^31 - 1, and only channel has an axis"
             )
 
     @classmethod
@@ -80,7 +80,7 @@ class Granularity:
     @classmethod
     def parse(cls, text: str) -> "Granularity":
         """Parse the text form of a granularity; raises RecipeError for any other text."""
-        match = re.fullmatch(r"(tensor|token)|(channel)(?::(-?\d+))?|(group|filters):(\d+)", text.strip())
+        match = re.fullmatch(r"(tensor|token)|(channel)(?::(-?\d{1,4}))?|(group|filters):(\d{1,30})", text.strip())
         if match is None:
             raise RecipeError(
                 f"granularity {text!r} is unknown: "

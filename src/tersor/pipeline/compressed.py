@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tersor.checkpoints.manifest import check_free, hidden_name, replace_folder
+from tersor.checkpoints.destination import check_folder, put_in_place
 from tersor.errors import EngineError
+from tersor.files import working_folder, writing
 from tersor.network.network import Network
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
+from tersor.turns import in_turn
 
 
 class Deployed(ABC):
@@ -35,6 +37,10 @@ class Deployed(ABC):
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Let a language model continue a prompt."""
+        return self.runner.generate(*args, **kwargs)
 
     @abstractmethod
     def write(self, folder: Path, result: "Compressed") -> None:
@@ -116,11 +122,13 @@ class Compressed:
 
         Raises:
             EngineError: it is no language model.
+            TaskError: tokens that the model does not know, or more than it has positions for.
         """
         if self.folder is None:
             raise EngineError("only a language model in a folder generates; call a network with its inputs")
-        return self.deployed.runner.generate(*args, **kwargs)
+        return self.deployed.generate(*args, **kwargs)
 
+    @in_turn
     def compile(self, engine: str, *, threads: int | None = None, precision: str = "f32") -> "Compressed":
         """The same in another engine; the model's code, its data and its recipe are not needed.
 
@@ -147,24 +155,20 @@ class Compressed:
         deployed = self.deployed.compile(self.subject, engine, threads, precision)
         return replace(self, report=self.report if self.folder else None, deployed=deployed)
 
+    @in_turn
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write everything into a new folder, whole or not at all.
 
+        Args:
+            force: replace the folder if it holds only what Tersor wrote, or nothing.
+
         Raises:
-            SavedFolderError: the folder exists and ``force`` is not given.
+            SavedFolderError: the folder exists and ``force`` is not given, it holds what is not Tersor's, it cannot be
+                written, or another run writes it.
         """
-        folder = Path(folder)
-        check_free(folder, force)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = hidden_name(folder)
-        staging.mkdir()
-        try:
-            self.deployed.write(staging, self)
-            replace_folder(staging, folder)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        return folder
+        folder = check_folder(folder, force, () if self.folder is None else (self.folder,))
+        with working_folder(folder) as parts:
+            return save_in(parts, self, folder, force)
 
     def __getattr__(self, name: str) -> Any:
         """What the report of a language model has under this name, or its model if that is loaded."""
@@ -176,3 +180,21 @@ class Compressed:
                 return getattr(source, name)
         hint = "" if deployed.loaded is not None else "; its model is not loaded yet, and `.model` loads it"
         raise AttributeError(f"neither Compressed nor the report has an attribute {name!r}{hint}")
+
+
+def save_in(parts: Path, result: Compressed, folder: Path, force: bool) -> Path:
+    """Save ``result`` in ``folder``, whose working folder ``parts`` this run holds.
+
+    Raises:
+        SavedFolderError: as ``Compressed.save``.
+    """
+    staging = parts / "out"
+    with writing(folder):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            result.deployed.write(staging, result)
+            put_in_place(staging, folder, force)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return folder

@@ -3,20 +3,26 @@
 import warnings
 from pathlib import Path
 
-from tersor.errors import EngineError
+from tersor.arguments import path_of
+from tersor.engines.options import check_threads
+from tersor.errors import EngineError, SavedFolderError
+from tersor.inert import plain
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.folder.deployed import load_folder
 from tersor.pipeline.folder.load import is_language
 from tersor.pipeline.graph.deployed import load_network
+from tersor.turns import in_turn
 
 
+@in_turn
 def load(folder: str | Path, threads: int | None = None, engine: str | None = None) -> Compressed:
     """Load a saved folder; checksums are compared, and nothing in it is executed.
 
     Args:
         folder: what ``Compressed.save`` or ``tersor compress`` wrote; or a language model in the Hugging Face layout,
             quantized (by Tersor or others, as compressed-tensors, GPTQ or AWQ) or not.
-        threads: of the engine; by default all processors. In PyTorch it is ``torch.set_num_threads`` that decides.
+        threads: of the engine, at most two for each logical processor; by default all processors.
+            In PyTorch it is ``torch.set_num_threads`` that decides.
         engine: of a language model, ``torch`` (the default), an engine with a decoder such as ``openvino``, or
             ``auto``: the first such engine that takes the model, otherwise PyTorch, with a UserWarning that says why.
             Any other network runs in the engine that it was compressed for; ``Compressed.compile`` moves it to another.
@@ -30,11 +36,12 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
         EngineError: its engine is not installed, does not take it, or is not the one it was compressed for.
         CaptureError: a language model that cannot be turned into a graph for the engine, or is of an unknown kind.
     """
-    folder = Path(folder)
+    folder = path_of("folder", folder, SavedFolderError)
+    check_threads(threads)
     if is_language(folder):
         found = load_folder(folder, engine, threads)
         if (reason := found.deployed.skip_reason) is not None:
-            warnings.warn(f"{folder} runs in {found.engine}, as {reason}", stacklevel=2)
+            warnings.warn(plain(f"{folder} runs in {found.engine}, as {reason}"), stacklevel=3)  # beyond `in_turn`
         return found
     found = load_network(folder, threads)
     if engine not in (None, "auto", found.engine):

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,15 +14,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tersor.terminal import Terminal
+
 
 class Stages:
     """Shows one bar a stage and keeps how many seconds each stage took."""
 
     def __init__(self, show: bool = True) -> None:
-        console = Console(stderr=True)
+        console = Terminal(stderr=True)
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -84,12 +84,12 @@ def overlaid(step: Step, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explained(error: ValidationError) -> str:
-    """Each fault of a recipe with the path of its key, and its value."""
+    """The first faults of a recipe, each with the path of its key, and its value."""
     lines = []
-    for item in error.errors():
+    for item in error.errors(include_url=False)[:20]:
         where = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key `{where}` (value {item['input']!r})")
+            lines.append(f"unknown key `{where[:200]}` (value {item['input']!r})"[:400])
         else:
             lines.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')} (value {item['input']!r})"[:400])
     return "; ".join(lines)

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import yaml
-from pydantic import PlainValidator, SerializationInfo, ValidationError, model_serializer, model_validator
+from pydantic import Field, PlainValidator, SerializationInfo, ValidationError, model_serializer, model_validator
 
 from tersor.errors import RecipeError
 from tersor.recipe.forms import as_steps, explained, read_step
 from tersor.recipe.quantization import Quantization, Strict
 from tersor.recipe.steps import Quantize, Step, check_order
+from tersor.recipe.yaml_text import load_yaml, recipe_text
 from tersor.tables import found, nearest
 
 
@@ -39,7 +40,7 @@ class Recipe(Strict):
 
     name: str = "custom"
     steps: tuple[Annotated[Step, PlainValidator(lambda value: read_step(value, steps_of))], ...] = (Quantize(),)
-    seed: int = 0
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] = 0
 
     if TYPE_CHECKING:
 
@@ -127,12 +128,11 @@ class Recipe(Strict):
         >>> Recipe.from_yaml("steps: [quantize: int8-tflite]").activations.range
         'minmax'
         """
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise RecipeError(f"{source} is not YAML: {error}") from error
+        data = load_yaml(text, source)
         if not isinstance(data, dict):
             raise RecipeError(f"{source} must be a mapping of keys such as `weights:` and `rules:`")
+        if odd := [key for key in data if not isinstance(key, str)]:
+            raise RecipeError(f"{source}: unknown key `{str(odd[0])[:100]}`: keys are words such as `weights:`")
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -257,9 +257,17 @@ def resolve(recipe: "Recipe | str | Path") -> Recipe:
     if name in PRESETS:
         return PRESETS[name]()
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        if not path.is_file():
-            raise RecipeError(f"there is no recipe file {name!r}")
-        return Recipe.from_yaml(path.read_text(encoding="utf8"), str(path))
+    if path.suffix in (".yaml", ".yml") or _is_file(path):
+        if not _is_file(path):
+            raise RecipeError(f"there is no recipe file {name[:300]!r}")
+        return Recipe.from_yaml(recipe_text(path), str(path))
     known = f"presets are {', '.join(PRESETS)}"
-    raise RecipeError(f"no recipe {name!r}{nearest(name, PRESETS)}; {known}; or give the path of a .yaml file")
+    near = nearest(name[:100], PRESETS)
+    raise RecipeError(f"no recipe {name[:300]!r}{near}; {known}; or give the path of a .yaml file")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for any file
+        return False

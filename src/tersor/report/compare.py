@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.errors import TersorError
-from tersor.measure.formatting import plain
+from tersor.inert import plain
 from tersor.measure.language import is_language_report, read_language_report
 from tersor.measure.schema import read_report
 from tersor.report.figures import Figure, figures, language_figures

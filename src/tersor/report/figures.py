@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from tersor.measure.formatting import is_fraction, metric_text, number_text, plain, ratio_text, size_text, time_text
+from tersor.inert import plain
+from tersor.measure.formatting import is_fraction, metric_text, number_text, ratio_text, size_text, time_text
 from tersor.measure.headline import TOLERATED, fallbacks
 from tersor.measure.language import LanguageReport
 from tersor.measure.perplexity import TextScore

@@ -11,6 +11,7 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from tersor.inert import plain
 from tersor.measure.formatting import (
     change_text,
     db_text,
@@ -18,7 +19,6 @@ from tersor.measure.formatting import (
     is_fraction,
     metric_text,
     number_text,
-    plain,
     size_text,
     time_text,
 )
@@ -48,23 +48,39 @@ def html(report: Report) -> str:
 
 
 def rendered(template: str, **view: object) -> str:
-    """Render a template of this package with the common style and script; every text in ``view`` is escaped."""
+    """Render a template of this package; all text in ``view`` is escaped and made plain.
+
+    The page runs this package's script and style and nothing else, whatever stands in ``view``: it has no other
+    sources, and both are named by their hashes.
+    """
     package = files("tersor.report")
     style, script, text = (
         package.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js", template)
     )
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_strip_control, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=StrictUndefined, finalize=_inert, trim_blocks=True, lstrip_blocks=True
     )
-    # The hash allows only this script to run, whatever a name in the report contains.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.from_string(text).render(
-        style=Markup(style), script=Markup(script), digest=digest, **view
-    )
+    policy = f"style-src {_digest(style)}; script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
+    head = _HEAD.replace("POLICY", f"default-src 'none'; {policy}").replace("STYLE", style)
+    parts = {name: Markup(ours) for name, ours in (("head", head), ("foot", f"<script>{script}</script>"))}  # noqa: S704
+    return environment.from_string(text).render(**parts, **view)
 
 
-def _strip_control(value: object) -> object:
-    return plain(value) if type(value) is str else value
+# Of every page: the policy first, so that nothing precedes it.
+_HEAD = """<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="POLICY">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="generator" content="tersor">
+<style>STYLE</style>"""
+
+
+def _digest(text: str) -> str:
+    """A source of a content security policy: the text with this hash."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _inert(value: object) -> object:
+    return value if isinstance(value, Markup) else plain(str(value))
 
 
 def _view(report: Report) -> dict[str, object]:

@@ -5,22 +5,27 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+import rich.console
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tersor.measure.formatting import plain, size_text
+from tersor.inert import plain
+from tersor.measure.formatting import size_text
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.report import svg
 from tersor.report.html import rendered
+from tersor.terminal import Inert, Terminal
 
 # The start of the logarithmic axis of errors.
 _LEAST = 1e-6
 
 
-def print_language_report(report: LanguageReport, console: Console | None = None, *, top: int = 10) -> None:
+def print_language_report(
+    report: LanguageReport, console: rich.console.Console | None = None, *, top: int = 10
+) -> None:
     """Print the headline, the figures, the weights with the largest errors, and every warning."""
-    (console or Console()).print(Group(*_body(report, top)))
+    (console or Terminal()).print(Inert(Group(*_body(report, top))))
 
 
 def language_html(report: LanguageReport) -> str:

@@ -7,7 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tersor.measure.formatting import db_text, plain
+from tersor.inert import plain
+from tersor.measure.formatting import db_text
 from tersor.measure.outliers import ADVICE, ENOUGH, LEAST, OUTLYING, LayerOutliers
 from tersor.report import svg
 from tersor.report.html import rendered

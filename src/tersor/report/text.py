@@ -2,18 +2,19 @@
 
 import io
 
+import rich.console
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tersor.inert import plain
 from tersor.measure.formatting import (
     change_text,
     db_text,
     interval_text,
     is_fraction,
     metric_text,
-    plain,
     size_text,
     time_text,
 )
@@ -21,6 +22,7 @@ from tersor.measure.headline import Diagnosis, diagnose, fallbacks
 from tersor.measure.onestep import deviating, finding_of, summary
 from tersor.measure.schema import Latency, Layer, Report
 from tersor.measure.speed import Speed, simulated, speed, speed_over_eager
+from tersor.terminal import Inert, Terminal
 
 
 def render(report: Report, *, top: int = 10) -> Group:
@@ -33,16 +35,16 @@ def text(report: Report, *, width: int = 100, top: int = 10) -> str:
 
     The first line is `report.headline`, whatever the width.
     """
-    console = Console(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
+    console = Terminal(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
     for part in _body(report, top):
         console.print(part)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "\n".join([plain(diagnose(report).first_line), *(line.rstrip() for line in lines)]) + "\n"
 
 
-def print_report(report: Report, console: Console | None = None, *, top: int = 10) -> None:
+def print_report(report: Report, console: rich.console.Console | None = None, *, top: int = 10) -> None:
     """Print the report."""
-    (console or Console()).print(render(report, top=top))
+    (console or Terminal()).print(Inert(render(report, top=top)))
 
 
 def _styled(words: str, style: str = "") -> Text:

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+from tersor.files import write_text
 from tersor.measure.headline import with_headline
 from tersor.measure.schema import Report
 from tersor.report.html import html
 
 
 def write_report(report: Report, folder: Path | str) -> tuple[Path, Path]:
-    """Write both files, with the headline filled in, and return their paths."""
+    """Write both files, with the headline filled in, and return their paths.
+
+    Raises:
+        SavedFolderError: the folder cannot be written."""
     report, folder = with_headline(report), Path(folder)
-    data, page = folder / "report.json", folder / "report.html"
-    data.write_text(report.to_json(), encoding="utf-8")
-    page.write_text(html(report), encoding="utf-8")
-    return data, page
+    return write_text(folder / "report.json", report.to_json()), write_text(folder / "report.html", html(report))

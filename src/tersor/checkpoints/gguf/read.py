@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from tersor.checkpoints.foreign.files import foreign, inside
 from tersor.checkpoints.gguf.blocks import KINDS
 from tersor.checkpoints.gguf.llama import BLOCK, WHOLE, Llama
 from tersor.errors import CheckpointError, NumericsError
@@ -33,16 +34,17 @@ def read_weights(path: Path) -> Iterator[tuple[str, QTensor]]:
     Raises:
         CheckpointError: it is no GGUF file of a Llama, was cut short, or holds a matrix in another kind of blocks.
     """
-    path = next(iter(sorted(path.glob("*.gguf"))), path) if path.is_dir() else path
-    try:
+    named = next((found.name for found in sorted(path.glob("*.gguf"))), None) if path.is_dir() else None
+    path = path if named is None else inside(path, named, CheckpointError)
+    with foreign(CheckpointError, f"{path} is no GGUF file of a Llama, or was cut short", "get it again"):
+        if not path.is_file():
+            raise ValueError("there is no such file")
         with path.open("rb") as file:
             header = _Header.read(file)
             header.check_size(path.stat().st_size)
             for info in header.infos:
                 if len(info.shape) == 2 and info.kind not in ("f32", "f16"):
                     yield header.renamed(info.name), _weight(file, header, info)
-    except (OSError, struct.error, ValueError, KeyError, OverflowError, MemoryError) as error:
-        raise CheckpointError(f"{path} is no GGUF file of a Llama, or was cut short ({error}); get it again") from error
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ def _unpacked(file: BinaryIO, letters: str) -> tuple[Any, ...]:
 
 def _text(file: BinaryIO) -> str:
     (length,) = _unpacked(file, "Q")
+    if length > 1 << 24:
+        raise ValueError(f"a text of {length} bytes")
     return file.read(length).decode()
 
 
@@ -163,6 +167,8 @@ def _value(file: BinaryIO, kind: int) -> Any:
 def _info(file: BinaryIO) -> _Info:
     name = _text(file)
     (count,) = _unpacked(file, "I")
+    if count > 8:
+        raise ValueError(f"{name} has {count} dimensions")
     dims = _unpacked(file, f"{count}Q")
     code, offset = _unpacked(file, "IQ")
     kinds = {kind.code: key for key, kind in KINDS.items()}

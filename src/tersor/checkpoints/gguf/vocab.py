@@ -1,10 +1,10 @@
 """Convert the vocabulary of tokenizer.json to GGUF metadata."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
+from tersor.checkpoints.foreign.files import foreign, inside, read_object
 from tersor.errors import CheckpointError
 
 # GGUF's names for the special tokens of tokenizer_config.json.
@@ -24,9 +24,14 @@ def vocabulary(folder: Path | None, size: int) -> dict[str, Any]:
     """
     if folder is None:
         return {"tokenizer.ggml.model": "no_vocab"}
-    tokenizer, settings = _json(folder / "tokenizer.json"), {}
+    with foreign(CheckpointError, f"the tokenizer of {folder} cannot be converted", "pass no tokenizer"):
+        return _vocabulary(folder, size)
+
+
+def _vocabulary(folder: Path, size: int) -> dict[str, Any]:
+    tokenizer, settings = _json(folder, "tokenizer.json"), {}
     if (folder / "tokenizer_config.json").is_file():
-        settings = _json(folder / "tokenizer_config.json")
+        settings = _json(folder, "tokenizer_config.json")
     model = tokenizer.get("model", {})
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
         raise CheckpointError(
@@ -110,8 +115,6 @@ def _text(token: Any) -> str | None:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}): pass the folder that holds the tokenizer") from error
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    path = inside(folder, name, CheckpointError)
+    return read_object(path, CheckpointError, "pass the folder that holds the tokenizer")

@@ -1,6 +1,5 @@
 """Write networks of the Llama architecture as GGUF, the single file that llama.cpp runs."""
 
-import os
 import shutil
 import struct
 from collections import Counter
@@ -15,6 +14,7 @@ from tersor.checkpoints.gguf.blocks import KINDS, encode, encode_codes
 from tersor.checkpoints.gguf.llama import Llama
 from tersor.checkpoints.gguf.vocab import vocabulary
 from tersor.errors import CheckpointError
+from tersor.files import whole_file
 from tersor.numerics import QTensor
 
 _ALIGNMENT = 32
@@ -60,27 +60,24 @@ def write_gguf(
         raise CheckpointError(f"unknown kind {kind!r}: choose q4_0, q8_0, q4_k or f16")
     model = Llama.of(config)
     metadata = model.metadata() | vocabulary(folder, config["vocab_size"])
-    data, whole = (path.with_name(f"{path.name}.{part}") for part in ("data", "part"))
     infos: list[_Info] = []
-    try:
-        with data.open("wb") as out:
-            for name, tensor in tensors:
-                if not model.skips(name):
-                    infos.append(_append(out, model, name, tensor, kind, ragged, keep))
-                # Free it before the next one is loaded.
-                del tensor
-        model.check_complete([info.source for info in infos])
-        matrices = Counter(info.kind for info in infos if len(info.shape) == 2)
-        metadata["general.file_type"] = KINDS[matrices.most_common(1)[0][0]].file_type
-        with whole.open("wb") as out, data.open("rb") as body:
-            out.write(_header(metadata, infos))
-            shutil.copyfileobj(body, out, 2**24)
-        os.replace(whole, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}") from error
-    finally:
-        data.unlink(missing_ok=True)
-        whole.unlink(missing_ok=True)
+    with whole_file(path, CheckpointError) as whole:
+        data = whole.with_suffix(".data")
+        try:
+            with data.open("wb") as out:
+                for name, tensor in tensors:
+                    if not model.skips(name):
+                        infos.append(_append(out, model, name, tensor, kind, ragged, keep))
+                    # Free it before the next one is loaded.
+                    del tensor
+            model.check_complete([info.source for info in infos])
+            matrices = Counter(info.kind for info in infos if len(info.shape) == 2)
+            metadata["general.file_type"] = KINDS[matrices.most_common(1)[0][0]].file_type
+            with whole.open("wb") as out, data.open("rb") as body:
+                out.write(_header(metadata, infos))
+                shutil.copyfileobj(body, out, 2**24)
+        finally:
+            data.unlink(missing_ok=True)
     return {info.source: info.kind for info in infos}
 
 

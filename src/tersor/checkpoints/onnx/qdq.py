@@ -20,6 +20,7 @@ from tersor.checkpoints.onnx.rewrites import (
     propagate_quantizers,
     use_global_pooling,
 )
+from tersor.files import whole_file, whole_files
 from tersor.network.corrections.int32_bias import fit_biases
 from tersor.network.network import Network, title
 
@@ -72,9 +73,11 @@ def to_onnx(network: Network, style: Style = Style()) -> onnx.ModelProto:  # noq
 def write_onnx(model: onnx.ModelProto, folder: Path) -> tuple[str, ...]:
     """Write ``model.onnx`` to an existing folder; beyond 2 GB the tensors go to ``model.onnx.data``."""
     if model.ByteSize() < LIMIT:
-        (folder / FILE).write_bytes(model.SerializeToString())
+        with whole_file(folder / FILE) as part:
+            part.write_bytes(model.SerializeToString())
         return (FILE,)
-    onnx.save_model(model, str(folder / FILE), save_as_external_data=True, location=f"{FILE}.data")
+    with whole_files(folder) as parts:
+        onnx.save_model(model, str(parts / FILE), save_as_external_data=True, location=f"{FILE}.data")
     # Saving moved the tensors out of the model; load them back, since a copy would have doubled the memory.
     onnx.load_external_data_for_model(model, str(folder))
     return FILE, f"{FILE}.data"

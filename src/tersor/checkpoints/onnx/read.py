@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from onnx.numpy_helper import to_array
 from torch import Tensor
 
+from tersor.checkpoints.foreign.files import foreign, inside
 from tersor.checkpoints.onnx.lstm import GATE_ORDER
 from tersor.checkpoints.onnx.qdq import FILE
 from tersor.checkpoints.stored import assemble
@@ -32,11 +32,12 @@ def read_weights(folder: Path) -> Weights:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    path = folder / FILE
-    try:
-        graph = onnx.load(str(path)).graph
-    except (OSError, DecodeError, onnx.checker.ValidationError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); save the network again") from error
+    path = inside(folder, FILE, CheckpointError)
+    with foreign(CheckpointError, f"{path} cannot be read", "save the network again"):
+        yield from _weights(onnx.load(str(path)).graph)
+
+
+def _weights(graph: onnx.GraphProto) -> Weights:
     found, parts, names = _Graph.of(graph), set[tuple[str, ...]](), set[str]()
     for node in graph.node:
         weights = _READERS.get(node.op_type)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.engines.base import Account, Runner, require
+from tersor.engines.options import check_options
 from tersor.engines.targets import CPUS, Target, planned_for, target_of
-from tersor.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,7 @@ class OnnxRuntime:
     unaudited: str = "the engine reports no operators"
     tolerance: float = 1.0
     plain_note: str = ""
+    precisions: tuple[str, ...] = ("f32",)
 
     def version(self) -> str | None:
         """The installed version; None if it or one of the ONNX packages that write its files is missing."""
@@ -85,6 +86,7 @@ class OnnxRuntime:
 
     def lower(self, network: "tersor.network.network.Network") -> Any:
         """The network as an onnx.ModelProto with explicit quantizers."""
+        require(self)
         from tersor.checkpoints.onnx.qdq import Style, to_onnx
 
         return to_onnx(network, Style(packed=True, int8_products=self.int8_products, guarded=True))
@@ -97,7 +99,7 @@ class OnnxRuntime:
         Raises:
             EngineError: ONNX Runtime is not installed, the precision is not f32, or the network is refused.
         """
-        self._check(precision)
+        self._check(threads, precision)
         from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner
 
         return OnnxRuntimeRunner(self.lower(network), threads)
@@ -114,7 +116,7 @@ class OnnxRuntime:
         self, folder: Path, *, threads: int | None = None, precision: str = "f32"
     ) -> "tersor.engines.onnxruntime.runner.OnnxRuntimeRunner":
         """A runner of what ``OnnxRuntimeRunner.save`` wrote."""
-        self._check(precision)
+        self._check(threads, precision)
         from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner, read_model
 
         return OnnxRuntimeRunner(read_model(folder), threads)
@@ -126,12 +128,9 @@ class OnnxRuntime:
 
         return plain_session(folder)
 
-    def _check(self, precision: str) -> None:
+    def _check(self, threads: int | None, precision: str) -> None:
         require(self)
-        if precision != "f32":
-            raise EngineError(
-                f"ONNX Runtime's CPU kernels compute float in FP32, not in {precision}; leave precision at f32"
-            )
+        check_options(self, threads, precision)
 
 
 def recurrent_kernel(
@@ -142,11 +141,7 @@ def recurrent_kernel(
     Raises:
         EngineError: ONNX Runtime or onnx is not installed, or does not take the layer.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ImportError as error:
-        raise EngineError(f"the engine 'onnxruntime' is not installed; run: {OnnxRuntime().install}") from error
+    require(OnnxRuntime())
     from tersor.engines.onnxruntime.recurrent import OnnxRuntimeLSTM
 
     return OnnxRuntimeLSTM(layer, threads)

@@ -1,6 +1,5 @@
 """A network in ONNX Runtime, and its file."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,18 @@ import torch
 from torch import Tensor
 
 from tersor.engines.base import Executed
+from tersor.engines.inputs import Input, taken
+from tersor.engines.options import threads_of
 from tersor.errors import EngineError
-from tersor.network.network import check_count
+from tersor.files import temporary_folder
 
 FILES = ("model.onnx",)
 # No other option than anyone's session has: all that the file needs stands in it.
 _PROVIDERS = ["CPUExecutionProvider"]
 # Log errors only, since ONNX Runtime warns of every unused constant.
 _SILENT = 3
+# Its names of types that have another one in PyTorch.
+_KINDS = {"float": "float32", "double": "float64"}
 
 
 def start(
@@ -63,25 +66,25 @@ class OnnxRuntimeRunner:
 
     def __init__(self, model: Any, threads: int | None = None) -> None:
         self.model = model
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads_of(threads)
         self._session = self._start()
-        self._inputs = [i.name for i in self._session.get_inputs()]
+        self._inputs = tuple(map(_input, self._session.get_inputs()))
 
     def _start(self, optimized: str | None = None) -> Any:
         return start(self.model, self.threads, self.optimize, optimized)
 
-    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Run the network on tensors; returns one tensor, or a tuple if there are several outputs.
+    def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
+        """Run the network on tensors or arrays; returns one tensor, or a tuple if there are several outputs.
 
         Raises:
             EngineError: an input has a shape or dtype that the network does not take.
         """
-        check_count(inputs, self._inputs)
-        arrays = {n: x.detach().contiguous().numpy() for n, x in zip(self._inputs, inputs, strict=True)}
+        tensors = taken(inputs, self._inputs)
+        arrays = {i.name: x.detach().contiguous().numpy() for i, x in zip(self._inputs, tensors, strict=True)}
         try:
             results = self._session.run(None, arrays)
         except Exception as error:
-            shapes = [tuple(x.shape) for x in inputs]
+            shapes = [tuple(x.shape) for x in tensors]
             raise EngineError(f"ONNX Runtime refuses inputs of shapes {shapes}: {_summary(error)}") from error
         outputs = tuple(torch.from_numpy(np.asarray(r)) for r in results)
         return outputs[0] if len(outputs) == 1 else outputs
@@ -92,8 +95,8 @@ class OnnxRuntimeRunner:
 
         from tersor.engines.onnxruntime.audit import account
 
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "optimized.onnx")
+        with temporary_folder() as folder:
+            path = str(folder / "optimized.onnx")
             self._start(path)
             return account(self.model, onnx.load(path, load_external_data=False))
 
@@ -102,6 +105,13 @@ class OnnxRuntimeRunner:
         from tersor.checkpoints.onnx.qdq import write_onnx
 
         return write_onnx(self.model, folder)
+
+
+def _input(given: Any) -> Input:
+    """What the session says of an input: ``tensor(float)`` is float32, other types are called as PyTorch calls them."""
+    kind = given.type.removeprefix("tensor(").removesuffix(")")
+    shape = tuple(size if isinstance(size, int) else None for size in given.shape)
+    return Input(given.name, str(_KINDS.get(kind, kind)), shape)
 
 
 def read_model(folder: Path) -> Any:
@@ -144,8 +154,8 @@ def _session(model: Any, options: Any) -> Any:
 
     if model.ByteSize() < LIMIT:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=_PROVIDERS)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / write_onnx(model, Path(folder))[0]
+    with temporary_folder() as folder:
+        path = folder / write_onnx(model, folder)[0]
         return onnxruntime.InferenceSession(str(path), options, providers=_PROVIDERS)
 
 

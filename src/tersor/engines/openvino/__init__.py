@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.engines.base import Account, Runner, require
+from tersor.engines.options import check_options
 from tersor.engines.targets import CPUS, Target, planned_for, target_of
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class OpenVINO:
             EngineError: OpenVINO is not installed, or cannot convert or compile the network.
         """
         require(self)
+        check_options(self, threads, precision)
         from tersor.engines.openvino.runner import OpenVINORunner
 
         halves = [n.name for n in network.operators() if n.meta.get("half") == "bf16"]
@@ -127,6 +129,7 @@ class OpenVINO:
     ) -> "tersor.engines.openvino.runner.OpenVINORunner":
         """A runner of what ``OpenVINORunner.save`` wrote."""
         require(self)
+        check_options(self, threads, precision)
         from tersor.engines.openvino.runner import OpenVINORunner, read_model
 
         return OpenVINORunner(read_model(folder), threads, precision)
@@ -148,6 +151,7 @@ class OpenVINO:
             CaptureError: torch.export cannot capture the model; the message gives the offending line.
         """
         require(self)
+        check_options(self, threads, precision)
         from tersor.engines.openvino.decoder import OpenVinoDecoder
 
         return OpenVinoDecoder.build(model, weights, threads=threads, precision=precision)

@@ -1,5 +1,6 @@
 """Decoding of language models in OpenVINO: 4-bit and 8-bit weights stay compressed, and the cache is model state."""
 
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from tersor.engines.base import Executed
 from tersor.engines.openvino.audit import account
 from tersor.engines.openvino.decoder_graph import ROWS, TOKENS, WANTED, decoder_model
 from tersor.engines.openvino.runner import compile_model, first_lines, read_model, save_model
+from tersor.engines.options import threads_of
 from tersor.errors import EngineError
 from tersor.numerics import QTensor
 
@@ -21,7 +23,7 @@ _LONGEST = ["tersor", "longest"]
 
 
 class OpenVinoDecoder:
-    """A language model that OpenVINO decodes.
+    """A language model that OpenVINO decodes; every thread that calls it has a cache of its own.
 
     Args:
         model: the result of ``decoder_model``.
@@ -45,7 +47,7 @@ class OpenVinoDecoder:
         cache: str = "f16",
     ) -> None:
         self.model = model
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads_of(threads)
         self.precision, self.runtime_group, self.cache = precision, runtime_group, cache
         self.longest = int(model.get_rt_info(_LONGEST).astype(str)) if model.has_rt_info(_LONGEST) else None
         self.vocabulary = int(model.output(0).partial_shape[2].get_length())
@@ -56,7 +58,14 @@ class OpenVinoDecoder:
             precision,
             {"DYNAMIC_QUANTIZATION_GROUP_SIZE": runtime_group, "KV_CACHE_PRECISION": cache},
         )
-        self._request = self.compiled.create_infer_request()
+        self._own = threading.local()
+
+    @property
+    def _request(self) -> Any:
+        """This thread's request, which holds its cache."""
+        if not hasattr(self._own, "request"):
+            self._own.request = self.compiled.create_infer_request()
+        return self._own.request
 
     @classmethod
     def build(cls, model: nn.Module, weights: Mapping[str, Tensor | QTensor], **options: Any) -> "OpenVinoDecoder":

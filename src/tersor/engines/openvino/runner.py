@@ -1,6 +1,8 @@
 """A network compiled by OpenVINO, and its files."""
 
+import errno
 import re
+import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,15 +14,19 @@ import torch
 from torch import Tensor
 
 from tersor.engines.base import Executed
+from tersor.engines.inputs import Input, taken
 from tersor.engines.openvino.audit import account
+from tersor.engines.options import threads_of
 from tersor.errors import EngineError
-from tersor.network.network import check_count
+from tersor.files import whole_files
 
 # The model's metadata key for the run-time group size: adjacent values of a token that share a scale.
 GROUP_KEY = ["tersor", "runtime_group"]
 # The same as an option of the engine's, which any program that compiles the file follows.
 GROUP_OPTION = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
 FILES = ("model.xml", "model.bin")
+# Free bytes below which a file that could not be written is put down to a full disk.
+_SCARCE = 2**20
 
 
 def compile_model(model: Any, threads: int, precision: str, options: dict[str, Any]) -> Any:
@@ -53,6 +59,11 @@ def _compile(model: Any, threads: int, precision: str) -> Any:
 def first_lines(error: Exception) -> str:
     """The message of an OpenVINO error, in one line."""
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())[:400]
+
+
+def _input(port: Any) -> Input:
+    shape = (None if size.is_dynamic else size.get_length() for size in port.partial_shape)
+    return Input(port.any_name, np.dtype(port.get_element_type().to_dtype()).name, tuple(shape))
 
 
 class Requests:
@@ -92,13 +103,13 @@ class OpenVINORunner:
     ) -> None:
         self.model = model
         self.notes = notes or {}
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads_of(threads)
         self.precision = precision
         self._dynamic = all(
             p.partial_shape[0].is_dynamic for p in model.inputs if p.partial_shape.rank.get_length()
         )
         self._runtime = model.has_rt_info(GROUP_KEY)
-        self._names = [p.any_name for p in model.inputs]
+        self._inputs = tuple(map(_input, model.inputs))
         self._compiled: dict[bool, Requests] = {}
         self._compiling = threading.Lock()
         self._for(single=self._dynamic)
@@ -114,13 +125,13 @@ class OpenVINORunner:
                 self._compiled[single] = Requests(_compile(model, self.threads, self.precision))
             return self._compiled[single]
 
-    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Run the network on tensors; returns one tensor, or a tuple if there are several outputs.
+    def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
+        """Run the network on tensors or arrays; returns one tensor, or a tuple if there are several outputs.
 
         Raises:
             EngineError: an input has a shape or dtype that the network does not take.
         """
-        check_count(inputs, self._names)
+        inputs = taken(inputs, self._inputs)
         single = self._dynamic and all(x.shape[0] == 1 for x in inputs if x.ndim)
         compiled = self._for(single)
         arrays = [x.detach().contiguous().numpy() for x in inputs]
@@ -150,10 +161,16 @@ def save_model(model: Any, folder: Path) -> tuple[str, ...]:
     """Write a model's files into an existing folder and return their names."""
     import openvino as ov
 
-    ov.save_model(model, folder / FILES[0], compress_to_fp16=False)
-    # Remove the indentation, which is a third of the file.
-    text = (folder / FILES[0]).read_text(encoding="utf8")
-    (folder / FILES[0]).write_text(re.sub(r">\s+<", "><", text), encoding="utf8")
+    with whole_files(folder) as part:
+        try:
+            ov.save_model(model, part / FILES[0], compress_to_fp16=False)
+        except RuntimeError as error:  # in the words of C++, without the system's number
+            full = shutil.disk_usage(part).free < _SCARCE
+            words = "No space left on device" if full else f"OpenVINO: {first_lines(error)}"
+            raise OSError(errno.ENOSPC if full else errno.EIO, words) from error
+        # Remove the indentation, which is a third of the file.
+        text = (part / FILES[0]).read_text(encoding="utf8")
+        (part / FILES[0]).write_text(re.sub(r">\s+<", "><", text), encoding="utf8")
     return FILES
 
 

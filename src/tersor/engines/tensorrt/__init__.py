@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tersor.engines.base import Account, Runner, require
 from tersor.engines.onnxruntime import OnnxRuntime
+from tersor.engines.options import check_options
 from tersor.engines.targets import Target, target_of
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class TensorRT:
     unaudited: str = "TensorRT chooses its kernels on the target machine: `trtexec --dumpLayerInfo` lists them there"
     tolerance: float = 1.0
     plain_note: str = ""
+    precisions: tuple[str, ...] = ("f32",)
 
     def version(self) -> str | None:
         """The version of ONNX Runtime, which computes the file here; None if an ONNX package is missing."""
@@ -73,6 +75,7 @@ class TensorRT:
         Raises:
             EngineError: ONNX cannot express the network.
         """
+        require(self)
         import onnx
 
         from tersor.checkpoints.onnx.qdq import Style, to_onnx
@@ -91,6 +94,7 @@ class TensorRT:
             EngineError: the ONNX packages are not installed, or ``lower`` fails.
         """
         require(self)
+        check_options(self, threads, precision)
         from tersor.engines.tensorrt.runner import TensorRTRunner
 
         return TensorRTRunner(self.lower(network), threads)
@@ -106,6 +110,7 @@ class TensorRT:
     ) -> "tersor.engines.tensorrt.runner.TensorRTRunner":
         """A runner of what ``TensorRTRunner.save`` wrote."""
         require(self)
+        check_options(self, threads, precision)
         from tersor.engines.onnxruntime.runner import read_model
         from tersor.engines.tensorrt.runner import TensorRTRunner
 

@@ -6,6 +6,7 @@ from typing import Any
 from tersor.engines.base import Executed
 from tersor.engines.onnxruntime.runner import FILES as MODEL_FILES
 from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner
+from tersor.files import write_text
 
 README = "README.txt"
 FILES = (*MODEL_FILES, README)
@@ -23,7 +24,7 @@ class TensorRTRunner(OnnxRuntimeRunner):
     def save(self, folder: Path) -> tuple[str, ...]:
         """Write the ONNX file, and instructions for building an engine from it."""
         files = super().save(folder)
-        (folder / README).write_text(_instructions(self.model), encoding="utf8")
+        write_text(folder / README, _instructions(self.model))
         return (*files, README)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tersor.engines.base import Account, Runner
+from tersor.engines.options import check_options
 from tersor.engines.targets import CPUS, Target, planned_for, target_of
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Torch:
         self, network: "tersor.network.network.Network", *, threads: int | None = None, precision: str = "f32"
     ) -> "tersor.engines.torch.runner.TorchRunner":
         """A runner of the network; nothing is lowered."""
+        check_options(self, threads, precision)
         from tersor.engines.torch.runner import TorchRunner
 
         return TorchRunner(network, threads, precision)

@@ -1,12 +1,15 @@
 """The simulation: the network as Tersor planned it, run by PyTorch."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tersor.checkpoints import network as checkpoint
 from tersor.engines.base import Executed
+from tersor.engines.inputs import of_network, taken
+from tersor.engines.options import threads_of
 from tersor.network.network import Network, op_name
 from tersor.network.quantize import is_quantizer
 
@@ -18,15 +21,25 @@ class TorchRunner:
 
     def __init__(self, network: Network, threads: int | None = None, precision: str = "f32") -> None:
         self.network = network
-        self.threads = threads or torch.get_num_threads()
+        self.threads = threads_of(threads)
         self.precision = precision
+        self._inputs = of_network(network)
 
-    def __call__(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """One tensor, or a tuple if there are several outputs."""
+    def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
+        """One tensor, or a tuple if there are several outputs; PyTorch takes other sizes where the operators do.
+
+        Raises:
+            EngineError: an input has a shape or dtype that the network does not take.
+        """
+        tensors = taken(inputs, self._inputs, sizes=False)
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            return self.network(*inputs)
+            with torch.autocast("cpu", enabled=False):  # a caller's would compute in another precision than is stated
+                return self.network(*tensors)
+        except Exception:
+            taken(inputs, self._inputs)
+            raise
         finally:
             torch.set_num_threads(before)
 

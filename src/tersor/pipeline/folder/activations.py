@@ -1,6 +1,5 @@
 """Windows of tokens in batches, and the inputs of a block for all windows, stored on disk."""
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from tersor.files import whole_file
 
 # Tokens per batch.
 TOKENS = 4096
@@ -56,12 +57,10 @@ class Activations:
 
     def write(self, number: int, batches: Iterable[Tensor]) -> None:
         """Write the inputs of a block atomically."""
-        partial = self.at(number).with_suffix(".part")
-        with partial.open("wb") as file:
+        with whole_file(self.at(number)) as part, part.open("wb") as file:
             for x in batches:
                 x = x.detach().to(self.dtype).contiguous()
                 file.write(x.view(torch.uint8).numpy().data)
-        os.replace(partial, self.at(number))
 
     def drop(self, number: int) -> None:
         """Delete the inputs of a block, if stored."""

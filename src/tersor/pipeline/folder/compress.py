@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tersor.arguments import path_of
+from tersor.checkpoints.destination import check_folder
 from tersor.checkpoints.layouts import LAYOUTS
-from tersor.checkpoints.manifest import check_free
-from tersor.errors import CheckpointError, SavedFolderError
+from tersor.errors import CheckpointError, TersorError
+from tersor.files import disk_full, working_folder
 from tersor.former_names import takes_former_name
 from tersor.measure.environment import describe_environment
 from tersor.measure.language import LanguageReport, WeightRecord
@@ -34,9 +36,11 @@ from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
+from tersor.turns import in_turn
 
 
 @takes_former_name("counted", "token_mask")
+@in_turn
 def compress_folder(
     source: str | Path,
     out: str | Path,
@@ -68,7 +72,7 @@ def compress_folder(
         evaluate: the like, to report perplexity and divergence on; never what is calibrated on.
         layout: how the files store codes and scales, a name in ``LAYOUTS`` (``tersor compress --help`` prints them).
         samples: windows of ``data``; length: tokens of each window, by default 512, or fewer as the model takes.
-        force: replace ``out``, and throw away parts of another run.
+        force: replace ``out`` if it holds only what Tersor wrote, or nothing, and throw away parts of another run.
         build: makes the model where transformers does not know its architecture; its parameters are on ``meta`` then.
         token_mask: for ``data`` given as tokens: bool [windows, length], True for real tokens, False for padding.
             The former name ``counted`` is still taken.
@@ -82,30 +86,34 @@ def compress_folder(
             result that transformers would not open as it is meant; ``out`` is not written then.
         RecipeError: a recipe that needs more than there is.
         CalibrationError: a layer that cannot be solved, by name.
-        SavedFolderError: ``out`` exists, cannot be written, or another run is writing it.
+        SavedFolderError: ``out`` exists, holds what is not Tersor's, cannot be written, or another run is writing it.
         MetricError, TaskError: ``data`` or ``evaluate`` that cannot be read, by file and line, is shorter than a
             window, or has windows longer than the model takes.
     """
-    out = Path(out).resolve()
-    if Path(source).resolve().is_relative_to(out):
-        raise SavedFolderError(f"{out} is or holds the model {source} itself; choose another folder")
-    check_free(out, force)
-    job = prepare_job(
-        source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
-    )
-    if token_mask is not None:
-        job = with_padding(job, token_mask[:samples])
-    job.preflight.check_disk(out)
-    check_readable(job)
-    with journal(out, fingerprint(job), force) as notes, Stages(progress) as stages, quiet():
+    source = path_of("source", source, CheckpointError)
+    out = check_folder(out, force, (source,)).resolve()
+    with working_folder(out) as parts:  # before long work: a second run is refused at once
+        job = prepare_job(
+            source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
+        )
+        if token_mask is not None:
+            job = with_padding(job, token_mask)
+        job.preflight.check_disk(out)
+        check_readable(job)
+        return _compressed(job, journal(parts, out, fingerprint(job), force), out, force, progress)
+
+
+def _compressed(job: Job, notes: Journal, out: Path, force: bool, progress: bool) -> Compressed:
+    """The job carried out, from where its last run stopped."""
+    with Stages(progress) as stages, quiet():
         subject = Subject(None, FolderHost(job, notes), seed=job.recipe.seed)
         try:
             for step in job.recipe.steps:
                 subject = step(subject, None, stages)
             report = _report(job, subject.details, stages)
             report = finish(job, notes, subject.details.outside, report, out, force)
-        except OSError as error:
-            if error.errno != 28:
+        except (OSError, TersorError) as error:
+            if not disk_full(error):
                 raise
             raise CheckpointError(
                 f"the disk of {out.parent} is full; what is done is kept in {notes.folder}: make room and repeat"

@@ -1,17 +1,25 @@
 """A language model in a folder, loaded into an engine when it is first asked for."""
 
-import shutil
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tersor.errors import TersorError
+from tersor.checkpoints.foreign.files import inside
+from tersor.checkpoints.hf_folder import HfFolder
+from tersor.checkpoints.manifest import MANIFEST, read_language_manifest
+from tersor.engines import ENGINES
+from tersor.engines.options import check_options
+from tersor.errors import SavedFolderError, TersorError
+from tersor.files import write_text
 from tersor.measure.language import LanguageReport, is_language_report, read_language_report
 from tersor.pipeline.compressed import Compressed, Deployed
 from tersor.pipeline.folder.load import LanguageModel, candidates, load_language
+from tersor.pipeline.folder.prompt import check_tokens
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
+from tersor.recipe.yaml_text import recipe_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +68,30 @@ class InFolder(Deployed):
         runner = self.runner
         return runner(*args, **kwargs) if callable(runner) else runner.logits(*args, **kwargs)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Let the model continue a prompt.
+
+        Raises:
+            TaskError: tokens that the model does not know, or more than it has positions for.
+        """
+        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        # What comes second is a decoder's number of tokens, and a configuration of transformers.
+        second = args[1] if len(args) > 1 and not ENGINES[self.engine].runs_modules else None
+        more = kwargs.get("max_new_tokens", second)
+        check_tokens(self.folder, ids, more)
+        return self.runner.generate(*args, **kwargs)
+
     def write(self, folder: Path, result: Compressed) -> None:
-        """A copy of all files."""
-        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        """A copy of the weights and of all files that are known."""
+        HfFolder(self.folder).copy_to(folder, ("recipe.yaml", "report.json", "report.html"))
+        if (self.folder / MANIFEST).is_file():
+            manifest = read_language_manifest(self.folder)
+            files = {name: entry for name, entry in manifest["files"].items() if (folder / name).is_file()}
+            write_text(folder / MANIFEST, json.dumps(manifest | {"files": files}, indent=1))
 
     def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "InFolder":
         """The same folder in another engine, loaded."""
+        check_options(None if engine == "auto" else candidates(engine)[-1], threads, precision)
         found = InFolder(self.folder, engine, threads, precision)
         _ = found.runner
         return found
@@ -79,12 +105,12 @@ def load_folder(folder: Path, engine: str | None = None, threads: int | None = N
     """
     deployed = InFolder(folder, engine, threads)
     _ = deployed.runner
-    recipe = _recipe(folder / "recipe.yaml")
+    recipe = _recipe(inside(folder, "recipe.yaml", SavedFolderError))
     return Compressed(Subject(None, seed=recipe.seed), recipe, _report(folder), deployed)
 
 
 def _recipe(path: Path) -> Recipe:
-    return Recipe.from_yaml(path.read_text(encoding="utf8"), str(path)) if path.is_file() else Recipe()
+    return Recipe.from_yaml(recipe_text(path), str(path)) if path.is_file() else Recipe()
 
 
 def _report(folder: Path) -> LanguageReport | None:

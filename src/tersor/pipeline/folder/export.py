@@ -7,17 +7,21 @@ from typing import Literal
 
 from torch import Tensor
 
+from tersor.arguments import path_of
+from tersor.checkpoints.destination import check_file
 from tersor.checkpoints.gguf.blocks import has_block_type
 from tersor.checkpoints.gguf.write import write_gguf
 from tersor.checkpoints.quantized_folder import QuantizedFolder
-from tersor.errors import SavedFolderError
+from tersor.errors import CheckpointError
 from tersor.numerics import QTensor
 from tersor.pipeline.folder.load import check_sums, open_folder
 from tersor.pipeline.folder.metamodel import quiet
+from tersor.turns import in_turn
 
 Kind = Literal["q4_0", "q8_0", "q4_k", "f16"]
 
 
+@in_turn
 def export_gguf(
     folder: str | Path,
     path: str | Path,
@@ -42,12 +46,11 @@ def export_gguf(
         The block type of each tensor, with ", rounded again" for codes that GGUF cannot store.
 
     Raises:
-        SavedFolderError: the file exists.
+        SavedFolderError: the file exists, or cannot be written.
         CheckpointError: GGUF cannot store a weight, which the message names, or the architecture is not Llama.
     """
-    folder, path = Path(folder), Path(path)
-    if path.exists() and not force:
-        raise SavedFolderError(f"{path} exists: choose another name, or overwrite it with --force (force=True)")
+    folder = path_of("folder", folder, CheckpointError)
+    path = check_file(path, ".gguf", force, _files(folder))
     check_sums(folder)
     with quiet():
         source = open_folder(folder)
@@ -65,6 +68,10 @@ def export_gguf(
         tokenizer = folder if (folder / "tokenizer.json").is_file() else None
         kinds = write_gguf(path, source.config, tensors(), tokenizer, kind, ragged)
     return {name: f"{kind}, rounded again" if name in rounded_again else kind for name, kind in kinds.items()}
+
+
+def _files(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _stored(weight: QTensor) -> QTensor | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor.arguments import whole
 from tersor.checkpoints.architecture import import_transformers
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
@@ -57,8 +58,11 @@ def prepare_job(
     needs: bool = True,
 ) -> Job:
     """Everything that can be checked before a weight is read; with ``needs`` that there is data if it is needed."""
-    if layout not in LAYOUTS:
-        raise RecipeError(f"no layout {layout!r}; one of {', '.join(LAYOUTS)}")
+    if not isinstance(layout, str) or layout not in LAYOUTS:
+        raise RecipeError(f"no layout {layout!r:.80}; one of {', '.join(LAYOUTS)}")
+    samples = whole("--samples", samples, 1, None, "it is the number of windows of data", TaskError)
+    if length is not None:
+        length = whole("--length", length, 2, None, "it is the tokens of a window", TaskError)
     recipe = resolve(recipe)
     import_transformers()
     with quiet():
@@ -96,16 +100,19 @@ def prepare_job(
 
 
 def with_padding(job: Job, token_mask: Tensor) -> Job:
-    """The job with padded positions that count for nothing.
+    """The job with padded positions that count for nothing; the first rows of the mask are those of its windows.
 
     Raises:
         TaskError: it does not fit the windows.
     """
+    if not isinstance(token_mask, Tensor):
+        raise TaskError(f"`token_mask` is a {type(token_mask).__name__}: give a bool tensor [windows, length]")
     experts = next((t.name for t in job.plans if t.touched and t.slice.index is not None), None)
     if job.recipe.quantize.awq or experts:
         what = "`awq`" if job.recipe.quantize.awq else f"the experts ({experts})"
         raise TaskError(f"padding would count for {what}; give windows without padding, and no `token_mask`")
     windows = job.calibration
+    token_mask = token_mask if windows is None else token_mask[: len(windows)]
     if windows is None or token_mask.shape != windows.ids.shape:
         wanted = None if windows is None else list(windows.ids.shape)
         raise TaskError(f"`token_mask` has the shape {list(token_mask.shape)}, the windows of `data` {wanted}")

@@ -1,20 +1,17 @@
 """The working folder of a long run: locked, and resumed after an interruption."""
 
-import errno
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
+from tersor.checkpoints.foreign.files import read_json, read_object
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
+from tersor.files import write_text
 
 _JOB = "job.json"
 
@@ -39,60 +36,35 @@ class Journal:
 
     def write(self, number: int, tensors: Mapping[str, Tensor], record: Any) -> None:
         """Store a block: its tensors, then its record for the report."""
-        partial = self.shard(number).with_suffix(".part")
-        save(tensors, partial)
-        os.replace(partial, self.shard(number))
-        partial = self._record_path(number).with_suffix(".part")
-        partial.write_text(json.dumps(record), encoding="utf8")
-        os.replace(partial, self._record_path(number))
+        save(tensors, self.shard(number))
+        write_text(self._record_path(number), json.dumps(record))
 
     def record(self, number: int) -> Any:
         """The record of a block."""
-        return json.loads(self._record_path(number).read_text(encoding="utf8"))
+        return read_json(self._record_path(number), SavedFolderError, "discard the interrupted run with --force")
 
     def _record_path(self, number: int) -> Path:
         return self.folder / f"block-{number:05d}.json"
 
 
-def parts_of(out: Path) -> Path:
-    """The working folder of an output folder."""
-    return out.parent / f".{out.name}.partial"
-
-
 def save(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write one safetensors file; a full disk raises OSError, as for any other file."""
-    try:
-        save_tensors({n: t.contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
-    except SafetensorError as error:
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, str(error)) from error
-        raise
+    """Write one safetensors file as transformers reads it."""
+    save_tensors({n: t.contiguous() for n, t in tensors.items()}, path, {"format": "pt"})
 
 
-@contextmanager
-def journal(out: Path, job: Mapping[str, Any], force: bool) -> Iterator[Journal]:
-    """Lock the working folder of ``out`` for this job.
+def journal(folder: Path, out: Path, job: Mapping[str, Any], force: bool) -> Journal:
+    """The journal of this job.
 
     Args:
+        folder: the working folder of ``out``, locked.
         job: everything that the result depends on; a run of a different job is not resumed.
         force: discard the working folder of a different job.
 
     Raises:
-        SavedFolderError: it cannot be written, another run holds the lock, or it belongs to a different job.
+        SavedFolderError: it cannot be written, or it belongs to a different job.
     """
-    folder = parts_of(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("w")
-    except OSError as error:
-        raise SavedFolderError(f"{out} cannot be written ({error.strerror}): choose another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SavedFolderError(f"another run is writing {out}: wait for it, or choose another folder") from error
-        _check_job(folder, job, out, force)
-        yield Journal(folder)
+    _check_job(folder, job, out, force)
+    return Journal(folder)
 
 
 def _check_job(folder: Path, job: Mapping[str, Any], out: Path, force: bool) -> None:
@@ -103,8 +75,8 @@ def _check_job(folder: Path, job: Mapping[str, Any], out: Path, force: bool) -> 
     if stored is not None:
         if not force:
             try:
-                other = json.loads(stored)
-            except ValueError:
+                other = read_object(path, SavedFolderError, "")
+            except SavedFolderError:
                 other = {"all": "unreadable"}
             changed = [key for key in sorted({*job, *other}) if job.get(key) != other.get(key)]
             raise SavedFolderError(
@@ -114,6 +86,4 @@ def _check_job(folder: Path, job: Mapping[str, Any], out: Path, force: bool) -> 
         for old in folder.iterdir():
             if old.name != "lock":
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
-    partial = path.with_suffix(".part")
-    partial.write_text(text, encoding="utf8")
-    os.replace(partial, path)
+    write_text(path, text)

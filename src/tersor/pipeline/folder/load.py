@@ -1,17 +1,18 @@
 """Load a compressed folder as a model that generates, in PyTorch or in an engine with a decoder."""
 
-import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from tersor.checkpoints.architecture import generation_config
 from tersor.checkpoints.hf_folder import HfFolder
-from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, verify
+from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, kind_of, read_language_manifest, verify
 from tersor.checkpoints.quantized_folder import QuantizedFolder
 from tersor.engines import ENGINES, Engine, decoding
-from tersor.errors import CaptureError, CheckpointError, EngineError, SavedFolderError
+from tersor.errors import CaptureError, CheckpointError, EngineError
 from tersor.network.quantized import QuantizedLinear, QuantizedWeight
 from tersor.network.swap import weighted_modules
 from tersor.numerics import QTensor
@@ -20,13 +21,9 @@ from tersor.pipeline.folder.metamodel import MetaModel, quiet
 
 def is_language(folder: Path) -> bool:
     """Whether a folder is in the Hugging Face layout, written by Tersor or others."""
-    manifest = folder / MANIFEST
-    if manifest.is_file():
-        try:
-            return json.loads(manifest.read_text(encoding="utf8")).get("kind") == LANGUAGE
-        except (ValueError, AttributeError):
-            return False
-    return (folder / "config.json").is_file()
+    if (folder / MANIFEST).is_file():
+        return kind_of(folder) == LANGUAGE
+    return os.path.lexists(folder / "config.json")  # also where it is none that is read, which HfFolder says
 
 
 class LanguageModel(NamedTuple):
@@ -67,7 +64,7 @@ def load_language(
             try:
                 return LanguageModel(_in_engine(candidate, folder, threads, precision), candidate.name, why_not)
             except (EngineError, CaptureError) as error:
-                why_not = f"{candidate.name} does not support this model: {str(error).splitlines()[0]}"
+                why_not = f"{candidate.name} does not support this model: {str(error.args[0]).splitlines()[0]}"
         last = tried[-1]
         return LanguageModel(_in_engine(last, folder, threads, precision), last.name, why_not)
 
@@ -157,21 +154,15 @@ def _in_torch(metamodel: MetaModel) -> nn.Module:
 
 def _set_generation_config(model: nn.Module, path: Path) -> None:
     """Set the folder's generation settings."""
-    if (path / "generation_config.json").is_file() and hasattr(model, "generation_config"):
-        from transformers import GenerationConfig
-
-        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)  # type: ignore[assignment]
+    if hasattr(model, "generation_config") and (found := generation_config(path)) is not None:
+        model.generation_config = found  # type: ignore[assignment]
 
 
 def check_sums(folder: Path) -> None:
     """Check a folder against its manifest, if Tersor wrote it; other folders have none."""
     path = folder / MANIFEST
     if not path.is_file():
-        if not (folder / "config.json").is_file():
+        if not os.path.lexists(folder / "config.json"):
             raise CheckpointError(f"{folder} has no config.json: pass a folder in the Hugging Face layout")
         return
-    try:
-        manifest = json.loads(path.read_text(encoding="utf8"))
-        verify(folder, {"files": {str(k): dict(v) for k, v in manifest["files"].items()}})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SavedFolderError(f"{path} is damaged ({error}): copy the folder again") from error
+    verify(folder, read_language_manifest(folder))

@@ -75,7 +75,8 @@ class MetaModel:
         self.folder = folder
         # transformers imports the model's class only now.
         with parameters_on_meta(), importing():
-            self.model = (build() if build else build_model(folder.config, folder.path)).eval().requires_grad_(False)
+            built = build() if build else build_model(folder.config, folder.path, folder.held)
+        self.model = built.eval().requires_grad_(False)
         self.blocks: Blocks = find_blocks(self.model)
         self._sources = _sources(self.model, folder)
         self.untied = self._untie()

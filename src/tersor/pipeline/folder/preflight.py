@@ -8,11 +8,11 @@ import torch
 
 from tersor.checkpoints.layouts import LAYOUTS
 from tersor.errors import CheckpointError
+from tersor.files import parts_of
 from tersor.measure.formatting import size_text
 from tersor.measure.windows import Windows
 from tersor.pipeline.folder.activations import TOKENS
 from tersor.pipeline.folder.blockwise import corrects_upstream_error
-from tersor.pipeline.folder.journal import parts_of
 from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.pipeline.folder.plan import WeightPlan
 

@@ -90,7 +90,7 @@ def join(records: Iterable[tuple[str, Any]], tokenizer: Any) -> str:
                 template = _template(tokenizer, where)
                 tokenizer.split_special_tokens = False
             parts.append(_render(content, tokenizer, template, where))
-        _check_characters(parts[-1], where)
+        check_characters(parts[-1], where)
         after_text = is_text
     return "".join(parts)
 
@@ -98,11 +98,15 @@ def join(records: Iterable[tuple[str, Any]], tokenizer: Any) -> str:
 def _parse(text: str, path: Path, before: int = 0) -> Any:
     try:
         return json.loads(text)
+    except RecursionError as error:
+        raise TaskError(f"{path}, line {before + 1}: nested too deeply; {_RECORD}") from error
     except json.JSONDecodeError as error:
         raise TaskError(
             f"{path}, line {before + error.lineno}: not JSON ({error.msg}, column {error.colno}); "
             f"{_FORMS[path.suffix.lower()]}; {_RECORD}"
         ) from error
+    except ValueError as error:
+        raise TaskError(f"{path}, line {before + 1} or after: {str(error)[:200]}; {_RECORD}") from error
 
 
 def _content(record: Any, where: str) -> str | list[dict[str, Any]]:
@@ -156,7 +160,8 @@ def _render(messages: list[dict[str, Any]], tokenizer: Any, template: str, where
         ) from error
 
 
-def _check_characters(text: str, where: str) -> None:
+def check_characters(text: str, where: str) -> None:
+    """Refuse half of a character; raises TaskError."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tersor.checkpoints.architecture import import_transformers
+from tersor.checkpoints.architecture import open_tokenizer
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.errors import CheckpointError, MetricError, TaskError
 from tersor.measure.windows import TextProtocol, Tokens, Windows, tokens_of, windows_of
@@ -59,7 +59,7 @@ def windows(data: Data, folder: HfFolder, length: int, limit: int | None, given:
         if data.numel() == 0 or data.shape[1] < 2:
             raise TaskError(f"tokens of shape {list(data.shape)} have no window of at least two tokens")
         return _given_windows(data[:limit])
-    records = _records(data)
+    records = _records(data, given)
     tokenizer = tokenizer_of(folder.path)
     try:
         return windows_of(_without_bos(tokens_of(tokenizer, join(records, tokenizer)), length), length, limit=limit)
@@ -94,8 +94,13 @@ def _without_bos(tokens: Tokens, length: int) -> Tokens:
     return replace(tokens, ids=torch.cat(kept)) if kept else tokens
 
 
-def _records(data: str | Path | Sequence[Any]) -> list[tuple[str, Any]]:
+def _records(data: Any, given: str) -> list[tuple[str, Any]]:
     """Texts and conversations, each with its location."""
+    if isinstance(data, bytes) or not isinstance(data, str | Path | Sequence):
+        raise TaskError(
+            f"{given} is {data!r:.60}, a {type(data).__name__}: give a text, the path of one, a list of texts or "
+            "conversations, or tokens (a tensor int64 [windows, length])"
+        )
     if not isinstance(data, str | Path):
         return [(f"item {k} of the sequence", item) for k, item in enumerate(data)]
     path = Path(data)
@@ -113,11 +118,4 @@ def tokenizer_of(path: Path) -> Any:
     """
     if not any((path / name).is_file() for name in ("config.json", "tokenizer_config.json")):
         raise CheckpointError(f"{path} has no config.json: pass a folder in the Hugging Face layout")
-    transformers = import_transformers()
-    try:
-        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(
-            f"{path} has no readable tokenizer ({str(error).splitlines()[0][:200]}): copy tokenizer.json and "
-            "tokenizer_config.json there, or pass tokens (a tensor int64 [windows, length]) instead of text"
-        ) from error
+    return open_tokenizer(path)

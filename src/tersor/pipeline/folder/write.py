@@ -11,10 +11,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from tersor.checkpoints.destination import put_in_place
 from tersor.checkpoints.hf_folder import INDEX, HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
-from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, check_free, replace_folder, sha256
+from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, sha256
 from tersor.checkpoints.readers import open_as_reader
+from tersor.files import write_text, writing
 from tersor.measure.language import LanguageReport
 from tersor.numerics import QTensor, QuantSpec
 from tersor.pipeline.folder.job import Job
@@ -65,30 +67,40 @@ def finish(
 
     Raises:
         CheckpointError: transformers does not open the folder, which is not put in place then.
+        SavedFolderError: it cannot be written.
     """
+    with writing(out):
+        return _finish(job, notes, outside, report, out, force)
+
+
+def _finish(
+    job: Job, notes: Journal, outside: Mapping[str, Tensor], report: LanguageReport, out: Path, force: bool
+) -> LanguageReport:
     staging = notes.folder / "out"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     _shards(job, notes, outside, staging)
-    for path in job.source.others():
-        shutil.copy2(path, staging / path.name)
+    known, left = job.source.others()
+    for path in known:
+        shutil.copyfile(path, staging / path.name)
     config = folder_config(job, {w.name for w in report.weights if w.format})
-    _write(staging / "config.json", json.dumps(config, indent=1))
+    write_text(staging / "config.json", json.dumps(config, indent=1))
     found = HfFolder(staging).entries.items()
     stored = {name: torch.empty(e.shape, dtype=e.dtype, device="meta") for name, e in found}
     unchecked = open_as_reader(config, stored, job.metamodel.unused)
+    if left:
+        unchecked.append(f"not copied from the source, as they are no known side files: {', '.join(left)}")
     report = report.model_copy(update={"warnings": (*report.warnings, *unchecked)})
-    _write(staging / "recipe.yaml", job.recipe.to_yaml())
-    _write(staging / "report.json", report.to_json())
-    _write(staging / "report.html", language_html(report))
+    write_text(staging / "recipe.yaml", job.recipe.to_yaml())
+    write_text(staging / "report.json", report.to_json())
+    write_text(staging / "report.html", language_html(report))
     files = {
         p.name: {"sha256": sha256(p), "bytes": p.stat().st_size, "shipped": p.suffix not in (".html", ".yaml")}
         for p in sorted(staging.iterdir())
     }
     manifest = {"format": 1, "kind": LANGUAGE, "layout": job.layout, "files": files}
-    _write(staging / MANIFEST, json.dumps(manifest, indent=1))
-    check_free(out, force)  # it may have been created during the run
-    replace_folder(staging, out)
+    write_text(staging / MANIFEST, json.dumps(manifest, indent=1))
+    put_in_place(staging, out, force, (job.source.path,))
     shutil.rmtree(notes.folder, ignore_errors=True)
     return report
 
@@ -105,7 +117,7 @@ def _shards(job: Job, notes: Journal, outside: Mapping[str, Tensor], staging: Pa
         with safe_open(str(path), framework="pt") as shard:
             where.update(dict.fromkeys(shard.keys(), path.name))
     index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
-    _write(staging / INDEX, json.dumps(index, indent=1))
+    write_text(staging / INDEX, json.dumps(index, indent=1))
 
 
 def _link_or_copy(source: Path, destination: Path) -> None:
@@ -150,6 +162,3 @@ def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     return {**config, **parts, "tie_word_embeddings": False}
 
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf8")

@@ -3,12 +3,10 @@
 The fastest engine is the best; among engines whose latencies differ only by noise, the one with the smallest file.
 """
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
-from pathlib import Path
 from typing import Any, ClassVar
 
 from tersor.engines import automatic
@@ -16,6 +14,7 @@ from tersor.engines import engine as find_engine
 from tersor.engines.base import Engine, Runner
 from tersor.engines.numbers import check_numbers
 from tersor.errors import EngineError, RecipeError, TersorError
+from tersor.files import temporary_folder
 from tersor.measure import Latency, Report, interleave, ratio, shipped_bytes
 from tersor.measure.formatting import size_text
 from tersor.network.observations import signature
@@ -29,6 +28,7 @@ from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
+from tersor.task.unchanged import unchanged
 
 # Relative differences up to which latencies, and sizes, count as equal.
 AS_FAST, AS_LARGE = 0.1, 0.01
@@ -115,8 +115,9 @@ def choose_engine(
     subject = start(task, recipe, hosts, stages)
     assert subject.network is not None
     inputs = single(subject.network)
-    for step in recipe.steps:
-        subject = step(subject, task, stages)
+    with unchanged(task.model, "calibration"):
+        for step in recipe.steps:
+            subject = step(subject, task, stages)
     subjects: dict[str, Subject] = {}
     runners: dict[str, Runner] = {}
     errors: dict[str, float] = {}
@@ -201,8 +202,8 @@ def preferred(
 
 
 def _bytes(runner: Any) -> int:
-    with tempfile.TemporaryDirectory() as folder:
-        runner.save(Path(folder))
+    with temporary_folder() as folder:
+        runner.save(folder)
         return shipped_bytes(folder)
 
 

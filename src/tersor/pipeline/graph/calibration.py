@@ -11,6 +11,7 @@ from tersor.pipeline.graph.prepare import prepare
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
+from tersor.turns import in_turn
 
 _WHY = {
     "dynamic": "they are quantized at run time",
@@ -19,6 +20,7 @@ _WHY = {
 }
 
 
+@in_turn
 def calibrated(
     task: Task,
     recipe: Recipe | str | Path = "int8-static",

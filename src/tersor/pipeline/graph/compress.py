@@ -5,6 +5,7 @@ from pathlib import Path
 from torch import Tensor
 
 from tersor.engines import engine as find_engine
+from tersor.engines.options import check_options
 from tersor.errors import TaskError
 from tersor.measure import Report
 from tersor.measure.environment import usable_processors
@@ -19,10 +20,13 @@ from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
+from tersor.task.unchanged import unchanged
+from tersor.turns import in_turn
 
 NOISE_SAMPLES = 8
 
 
+@in_turn
 def compress(
     task: Task,
     recipe: Recipe | str | Path = "int8-static",
@@ -43,8 +47,10 @@ def compress(
             compiles for all installed engines that compile quickly, and keeps the fastest faithful one.
         target: the hardware to plan for, such as ``x86-vnni``: one of the engine's ``targets``; None: this machine.
             Figures are always measured on this machine.
-        threads: threads of the engine; None: all processors that this process may use.
-        precision: the precision of float operators, ``f32`` or ``bf16``; it is pinned and reported.
+        threads: threads of the engine, at most two for each logical processor; None: all processors that this process
+            may use.
+        precision: the precision of float operators, ``f32`` or ``bf16`` where the engine computes in it; it is pinned
+            and reported.
         evaluate: False skips the metric.
         report: False skips all measurements; ``Compressed.report`` is then None.
         progress: show progress bars on a terminal.
@@ -61,7 +67,9 @@ def compress(
     """
     if not isinstance(task, Task):
         raise TaskError(f"{task!r:.80} is not a tersor.Task; for a language model's folder, use tersor.compress_folder")
-    recipe, threads = resolve(recipe), threads or usable_processors()
+    recipe = resolve(recipe)
+    check_options(None if engine == "auto" else find_engine(engine), threads, precision)
+    threads = threads or usable_processors()
     with Stages(progress) as stages:
         if engine == "auto":
             made = choose_engine(task, recipe, threads, precision, stages, target=target)
@@ -95,8 +103,9 @@ def in_engine(
     """The network compressed for one engine, and compiled."""
     module = find_engine(engine)
     subject = start(task, recipe, GraphHost(module.policy(target)), stages)
-    for step in recipe.steps:
-        subject = step(subject, task, stages)
+    with unchanged(task.model, "calibration"):
+        for step in recipe.steps:
+            subject = step(subject, task, stages)
     solved: Solved = subject.details
     with stages.stage("compile", "compiling"):
         return Choice(engine, subject, module.compile(solved.network, threads=threads, precision=precision))

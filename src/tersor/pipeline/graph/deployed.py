@@ -7,12 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
+from tersor.checkpoints.foreign.files import inside
 from tersor.checkpoints.manifest import FORMAT, MANIFEST, read_manifest, sha256, verify
 from tersor.engines import engine as find_engine
 from tersor.engines import load_runner
 from tersor.engines.alone import alone
 from tersor.engines.base import Runner
-from tersor.errors import EngineError, RecipeError, SavedFolderError
+from tersor.engines.inputs import of_manifest, of_network, taken
+from tersor.engines.options import check_options
+from tersor.errors import EngineError, RecipeError, SavedFolderError, TaskError
+from tersor.files import write_text
 from tersor.measure import read_report
 from tersor.measure.environment import usable_processors
 from tersor.network.network import Network, op_name, title
@@ -22,6 +26,7 @@ from tersor.pipeline.compressed import Compressed, Deployed
 from tersor.pipeline.subject import Subject
 from tersor.policy import Policy
 from tersor.recipe import Recipe
+from tersor.recipe.yaml_text import recipe_text
 from tersor.report import html
 
 
@@ -59,14 +64,21 @@ class InEngine(Deployed):
             EngineError: a shape or dtype that the network does not take.
         """
         if self.signature is None:
-            return self.runner(*args)
+            return self.runner(*self._by_name(args, kwargs))
         tensors = self.signature.flat(args, kwargs)
         try:
             out = self.runner(*tensors)
         except (EngineError, RuntimeError):
-            _check_inputs(tensors, self.inputs)
+            taken(tensors, of_manifest(self.inputs))
             raise
         return self.signature.build((out,) if isinstance(out, Tensor) else out)
+
+    def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """The arguments by position; those by name follow in the order of the inputs."""
+        names = [str(i["name"]) for i in self.inputs]
+        if unknown := set(kwargs) - set(names[len(args) :]):
+            raise TaskError(f"the argument {min(unknown)} is none that is left of the inputs {', '.join(names)}")
+        return (*args, *(kwargs[name] for name in names if name in kwargs))
 
     def write(self, folder: Path, result: Compressed) -> None:
         """Write the engine's files, recipe, report and manifest into an existing folder.
@@ -81,10 +93,10 @@ class InEngine(Deployed):
             said = f"the files alone, in {self.engine} with its defaults, differ by {checked.difference:.2g}, relative"
             said += checked.note and f": {checked.note}"
             report = report.model_copy(update={"warnings": (*report.warnings, said)})
-        (folder / "recipe.yaml").write_text(result.recipe.to_yaml(), encoding="utf8")
+        write_text(folder / "recipe.yaml", result.recipe.to_yaml())
         if report is not None:
-            (folder / "report.json").write_text(report.to_json(), encoding="utf8")
-            (folder / "report.html").write_text(html(report), encoding="utf8")
+            write_text(folder / "report.json", report.to_json())
+            write_text(folder / "report.html", html(report))
         files = {
             p.relative_to(folder).as_posix(): {
                 "sha256": sha256(p),
@@ -104,7 +116,7 @@ class InEngine(Deployed):
             "inputs": list(self.inputs),
             "files": files,
         }
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf8")
+        write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
 
     def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "InEngine":
         """Compile the subject's network for another engine."""
@@ -114,6 +126,7 @@ class InEngine(Deployed):
                 f"tersor.compress returned, or compress again for {engine}"
             )
         found = find_engine(engine)
+        check_options(found, threads, precision)
         _check_activations(subject.network, found.policy())
         runner = found.compile(subject.network, threads=threads or usable_processors(), precision=precision)
         return InEngine(engine, runner, self.inputs, self.signature, self.target, self.samples)
@@ -138,35 +151,7 @@ def _check_activations(network: Network, policy: Policy) -> None:
 
 def inputs_of(network: Network) -> tuple[dict[str, Any], ...]:
     """Name, dtype and shape of each input, in the manifest's form."""
-    return tuple(
-        {
-            "name": name,
-            "dtype": str(x.dtype).removeprefix("torch."),
-            "shape": [None if dim in network.varying(k) else int(n) for dim, n in enumerate(x.shape)],
-        }
-        for k, (name, x) in enumerate(zip(network.input_names, network.example, strict=True))
-    )
-
-
-def _check_inputs(tensors: tuple[Tensor, ...], inputs: tuple[dict[str, Any], ...]) -> None:
-    """Refuse what the network does not take, in its own terms.
-
-    Raises:
-        EngineError: naming the input, the dtype or size, and the remedy.
-    """
-    for x, wanted in zip(tensors, inputs, strict=False):
-        name, dtype, shape = wanted["name"], wanted["dtype"], wanted["shape"]
-        if str(x.dtype) != f"torch.{dtype}":
-            raise EngineError(f"the input {name} is {x.dtype}, the network takes {dtype}: convert it")
-        if x.ndim != len(shape):
-            raise EngineError(f"the input {name} has {x.ndim} dimensions, the network takes {len(shape)}: {shape}")
-        for dim, (size, fixed) in enumerate(zip(x.shape, shape, strict=True)):
-            if fixed is not None and size != fixed:
-                remedy = f'free it with Task(dynamic={{"{name}": {{{dim}: "size"}}}}), or compress for this size'
-                raise EngineError(
-                    f"the input {name} has the size {size} in dimension {dim}, the network takes {fixed}: "
-                    + (remedy if dim else "its own code fixes the batch")
-                )
+    return tuple({"name": i.name, "dtype": i.dtype, "shape": list(i.shape)} for i in of_network(network))
 
 
 def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
@@ -178,10 +163,12 @@ def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    for path in folder.rglob("*"):  # no engine follows a link out of it
+        inside(folder, path.relative_to(folder).as_posix(), SavedFolderError)
     verify(folder, manifest)
     recipe_file, report_file = folder / "recipe.yaml", folder / "report.json"
     recipe = (
-        Recipe.from_yaml(recipe_file.read_text(encoding="utf8"), str(recipe_file))
+        Recipe.from_yaml(recipe_text(recipe_file), str(recipe_file))
         if recipe_file.is_file()
         else Recipe()
     )

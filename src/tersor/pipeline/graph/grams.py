@@ -11,7 +11,8 @@ from tersor.observers.gram import Gram
 from tersor.pipeline.graph.batches import passing
 from tersor.solvers.patches import gram_of
 from tersor.solvers.problem import Geometry, LayerProblem
-from tersor.task import Task
+from tersor.task import Task, batch_size
+from tersor.task.calibration import mask_of
 
 
 def grams(
@@ -44,7 +45,7 @@ def grams(
             found[name] = found[name].merged(gram) if name in found else gram
 
     for number, batch in enumerate(passing(task, network)):
-        token_mask = None if task.token_mask is None else task.token_mask(*batch).bool()
+        token_mask = None if task.token_mask is None else mask_of(task.token_mask, batch, batch_size(batch))
         walk(network, batch, see)
         on_batch(number + 1)
     return {name: found[owner] for name, owner in shared.items()}

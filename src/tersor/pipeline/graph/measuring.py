@@ -1,9 +1,7 @@
 """Measure the report's figures: original and compressed network side by side in the same engine."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +12,11 @@ from tersor.engines import ENGINES
 from tersor.engines.base import Runner
 from tersor.engines.numbers import check_numbers
 from tersor.errors import TersorError
+from tersor.files import temporary_folder
 from tersor.measure import (
     AgreementRecorder,
     MetricResult,
+    check_lengths,
     evaluate_metric,
     interleave,
     measure_memory,
@@ -31,6 +31,7 @@ from tersor.network.network import Network
 from tersor.pipeline.graph.batches import cut
 from tersor.pipeline.progress import Stages
 from tersor.task import Task
+from tersor.task.unchanged import unchanged
 
 ROUNDS = 15
 
@@ -103,11 +104,11 @@ def _sizes_and_memory(subjects: Subjects, found: Measured, on_step: Callable[[],
     inputs = single(subjects.original)
     runners = (("original", subjects.original_runner), ("compressed", subjects.compressed_runner))
     for name, runner in runners:
-        with tempfile.TemporaryDirectory(prefix="tersor-") as folder:
-            files = runner.save(Path(folder))
-            found.bytes[name] = sum((Path(folder) / f).stat().st_size for f in files)
+        with temporary_folder() as folder:
+            files = runner.save(folder)
+            found.bytes[name] = sum((folder / f).stat().st_size for f in files)
             on_step()
-            arguments = [subjects.engine, folder, subjects.threads, runner.precision]
+            arguments = [subjects.engine, str(folder), subjects.threads, runner.precision]
             try:
                 memory = measure_memory(
                     "tersor.engines:load_runner",
@@ -164,7 +165,9 @@ def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -
     )
     for name, runner in subject:
         recorders[name] = AgreementRecorder(predictor(subjects.original, runner))
-        found.metric[name] = evaluate_metric(task.evaluate, recorders[name], f"the {name} network")
+        with unchanged(task.model, "evaluate"):
+            found.metric[name] = evaluate_metric(task.evaluate, recorders[name], f"the {name} network")
+        check_lengths(found.metric)
         on_step()
     before, after = found.metric["original"].scores, found.metric["compressed"].scores
     paired = same_inputs(recorders["original"], recorders["compressed"])

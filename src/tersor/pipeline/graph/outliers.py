@@ -10,7 +10,9 @@ from typing import Any
 from rich.console import RenderableType
 from torch import Tensor, fx
 
-from tersor.errors import CalibrationError, TaskError
+from tersor.arguments import path_of, whole
+from tersor.checkpoints.destination import check_file, write_page
+from tersor.errors import CalibrationError, SavedFolderError, TaskError
 from tersor.measure.outliers import ROWS, LayerOutliers, layer_outliers
 from tersor.network.calibrate import calibrate
 from tersor.network.capture import capture
@@ -23,6 +25,8 @@ from tersor.pipeline.graph.batches import exactly, passing
 from tersor.pipeline.progress import Stages
 from tersor.report.outliers import page, table
 from tersor.task import Task
+from tersor.terminal import Inert
+from tersor.turns import in_turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +48,7 @@ class Outliers:
         Args:
             path: a file that ends in ``.html``; any other path is a folder, in which ``outliers.html`` is written.
         """
-        path = Path(path)
-        path = path if path.suffix == ".html" else path / "outliers.html"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(self.task, self.samples, self.layers), encoding="utf-8")
-        return path
+        return write_page(page_file(path), page(self.task, self.samples, self.layers))
 
     def to_json(self) -> str:
         """The report as JSON, with minimum and maximum of every channel."""
@@ -56,9 +56,20 @@ class Outliers:
         return json.dumps({"task": self.task, "samples": self.samples, "layers": layers}, allow_nan=False)
 
     def __rich__(self) -> RenderableType:
-        return table(self.layers)
+        return Inert(table(self.layers))
 
 
+def page_file(path: Path | str) -> Path:
+    """The checked path of the page: itself if it ends in ``.html``, otherwise ``outliers.html`` in that folder.
+
+    Raises:
+        SavedFolderError: it cannot be written there.
+    """
+    path = path_of("page", path, SavedFolderError)
+    return check_file(path if path.suffix == ".html" else path / "outliers.html", ".html")
+
+
+@in_turn
 def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool = True) -> Outliers:
     """Find layers whose inputs have outliers, their cost in int8, and a remedy.
 
@@ -86,8 +97,11 @@ def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool 
     >>> found.layers[0].outlying, found.layers[0].advice
     ([3], 'smooth')
     """
-    if samples < 1:
-        raise CalibrationError(f"samples is {samples}: it must be at least 1")
+    if not isinstance(task, Task):
+        raise TaskError(f"{task!r:.80} is not a tersor.Task")
+    if not isinstance(layer, str):
+        raise TaskError(f"layer is {layer!r:.80}: give a glob of names, such as *.head")
+    samples = whole("samples", samples, 1, None, "64 show what there is to see", CalibrationError)
     with Stages(progress) as stages:
         with stages.stage("capture", "capturing the network"):
             network = FoldBatchNorm()(FoldConstants()(capture(task.model, task.example, task.dynamic)))

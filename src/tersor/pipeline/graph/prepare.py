@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from tersor.checkpoints.network import unsaveable
+from tersor.errors import TaskError
 from tersor.network.capture import capture
 from tersor.network.network import Network
 from tersor.network.rewrites import REWRITES
@@ -10,6 +12,7 @@ from tersor.network.sites import Plan, plan
 from tersor.network.verify import rewritten
 from tersor.pipeline.graph.host import GRAPH
 from tersor.policy import Policy
+from tersor.policy.policy import SIMULATION
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
 
@@ -40,14 +43,25 @@ def captured(task: Task) -> Network:
 
 
 def planned(original: Network, step: Quantize, policy: Policy) -> Prepared:
-    """A captured network, folded and planned; no data is run."""
+    """A captured network, folded and planned; no data is run.
+
+    Raises:
+        RecipeError: the recipe does not fit the network.
+        TaskError: it holds no weights.
+    """
     network = original
     for name in ("fold_constants", "fold_batchnorm", "fold_pad", "hoist_activations"):
         network = rewritten(network, REWRITES[name]())
     if step.activations.when != "static":
         network = rewritten(network, REWRITES["unroll"]())
     network = rewritten(network, REWRITES["decompose"](policy.decomposes))
-    return Prepared(original, network, plan(network, step, policy), policy)
+    found = Prepared(original, network, plan(network, step, policy), policy)
+    if not original.weight_bytes():
+        raise TaskError("the model holds no weights: there is nothing to compress")
+    if policy.engine == SIMULATION and (reason := unsaveable(network)):
+        note = f"the result cannot be saved: {reason}"
+        return replace(found, original=replace(original, notes=(*original.notes, note)))
+    return found
 
 
 def predicted_bytes(network: Network, plan: Plan) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from tersor.engines import engine as find_engine
 from tersor.engines import simulation
+from tersor.engines.options import check_options
 from tersor.errors import CalibrationError, TaskError
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.compress import compress
@@ -19,6 +20,7 @@ from tersor.pipeline.graph.prepare import prepare as planned
 from tersor.pipeline.graph.rewriting import wants_equalization, wants_smoothing
 from tersor.recipe import Quantize, Recipe, resolve
 from tersor.task import Arguments, Task
+from tersor.turns import in_turn
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Recording(nn.Module):
         return output
 
 
+@in_turn
 def prepare(
     model: nn.Module,
     recipe: Recipe | str | Path = "int8-static",
@@ -116,12 +119,14 @@ def prepare(
     torch.Size([2, 8, 6, 6])
     """
     task, recipe = Task(type(model).__name__, model, example, tuple), resolve(recipe)
+    check_options(None if engine == "auto" else find_engine(engine), threads, precision)
     # ``auto`` has no policy; the simulation's policy accepts everything that one of its engines accepts.
     policy = (simulation() if engine == "auto" else find_engine(engine)).policy(target)
     needs_data = _needs_data(recipe.quantize, planned(task, recipe, policy))
     return Recording(task, Goal(recipe, engine, target, threads, precision, needs_data))
 
 
+@in_turn
 def convert(prepared: Recording, *, report: bool = False, progress: bool = True) -> Compressed:
     """Compress what ``prepare`` returned, calibrated with the recorded data.
 

@@ -36,6 +36,7 @@ from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantization, Quantize, Recipe, decide, resolve, with_names
 from tersor.solvers import LayerProblem, ask
 from tersor.task import Task
+from tersor.turns import in_turn
 
 _WEIGHT = QuantSpec("int8", "channel")
 _ACTIVATION = QuantSpec("int8", "token", symmetric=False)
@@ -67,6 +68,7 @@ class ModulePlan:
         return f"{self.name} ({self.weighted.op}): {self.reason}"
 
 
+@in_turn
 def quantize_dynamic(
     model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic", *, progress: bool = True
 ) -> nn.Module:
@@ -113,6 +115,7 @@ def quantize_dynamic(
     return subject.model
 
 
+@in_turn
 def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic") -> list[ModulePlan]:
     """The plan of ``quantize_dynamic`` for every module that holds weights, with reasons.
 

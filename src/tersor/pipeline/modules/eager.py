@@ -20,6 +20,8 @@ from tersor.solvers import Geometry, LayerProblem
 from tersor.solvers.fisher import blocks_of
 from tersor.solvers.patches import gram_of
 from tersor.task import batch_size
+from tersor.task.calibration import mask_of
+from tersor.user_code import users
 
 Call = Callable[[nn.Module, Any], Any]
 _OPS = ("linear", "conv1d", "conv2d", "conv3d")
@@ -125,6 +127,16 @@ class LayerStatistics:
     costs: dict[str, Float[Tensor, " out"]]
 
 
+def called(call: Call, model: nn.Module, batch: Any, number: int) -> Any:
+    """What ``call(model, batch)`` returns.
+
+    Raises:
+        CalibrationError: it raises, or the model does; naming the batch.
+    """
+    with users(f"the model or the loss on batch {number}", CalibrationError, "batches are tuples of its arguments"):
+        return call(model, batch)
+
+
 def observe(
     model: nn.Module,
     layers: Sequence[Layer],
@@ -170,10 +182,10 @@ def observe(
         hooks += [layer.weighted.module.register_forward_hook(after(layer)) for layer in layers]
     try:
         with _tracked(layers, judged) as weights:
-            for batch in batches:
+            for count, batch in enumerate(batches):
                 size = batch_size(tuple(pytree.tree_leaves(batch)))
-                mask = None if token_mask is None else token_mask(batch).bool()
-                value = call(model, batch)
+                mask = None if token_mask is None else mask_of(token_mask, (batch,), size)
+                value = called(call, model, batch, count)
                 samples += size
                 if judged:
                     torch.autograd.grad(_finite(value, samples), weights, allow_unused=True)
@@ -205,7 +217,7 @@ def fishers(
 
     with _tracked(layers, True) as weights:
         for number, sample in enumerate(_singly(batches, samples)):
-            value = _finite(loss(model, sample), number)
+            value = _finite(called(loss, model, sample, number), number)
             gradients = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
             kept.append([g.t() if layer.weighted.transposed else g for g, layer in zip(gradients, layers, strict=True)])
             if len(kept) == _TOGETHER:

@@ -1,7 +1,7 @@
 """Iterative pruning of a whole eager network: score, remove, compensate for the error, retrain, repeat."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor.errors import RecipeError
+from tersor.arguments import whole
+from tersor.errors import RecipeError, TaskError
 from tersor.former_names import takes_former_name
 from tersor.pipeline.modules.eager import Call, Layer, LayerStatistics, fishers, observe, prunable
 from tersor.solvers import PRUNERS, Sparsity, allocate, ask, pruner_choice
 from tersor.solvers.fisher import prune_by_fisher
 from tersor.solvers.output_error import output_error
+from tersor.task.calibration import Passes
+from tersor.task.calibration import read as read_batches
+from tersor.turns import in_turn
+from tersor.user_code import users
 
 # Block size of the Fisher matrix by method, and the number of samples for its mean (arXiv 2203.07259).
 _BLOCKS = {"obd": 1, "obs": 50}
@@ -69,6 +74,7 @@ class PrunedModel:
 
 
 @takes_former_name("counted", "token_mask")
+@in_turn
 def prune_iteratively(
     model: nn.Module,
     batches: Callable[[], Iterable[Any]] | Sequence[Any],
@@ -115,7 +121,11 @@ def prune_iteratively(
     >>> pruned.sparsity >= 0.5, [r.name for r in pruned.layers]
     (True, ['0', '2'])
     """
-    asked, read = _checked(method, sparsity, steps, loss), batches if callable(batches) else lambda: batches
+    asked, passes = _checked(model, method, sparsity, steps, loss), Passes()
+
+    def read() -> Iterator[Any]:
+        return read_batches(_source(batches), passes, "batches")[0]
+
     done = copy.deepcopy(model).eval()
     layers, skip_reasons = prunable(done, skip)
     original = {layer.name: layer.weight.clone() for layer in layers}
@@ -136,16 +146,27 @@ def prune_iteratively(
         for layer in layers:
             layer.put(found[layer.name])
         if retrain is not None:
-            with _zeros_kept(layers):
+            with _zeros_kept(layers), users("retrain", TaskError, "call it on a copy of the model to debug it"):
                 retrain(done)
             done.eval()
     records = tuple(_record(layer, original[layer.name], first, methods) for layer in layers)
     return PrunedModel(done, records, skip_reasons)
 
 
-def _checked(method: str, sparsity: str, steps: int, loss: Call | None) -> Sparsity:
+def _source(batches: Any) -> Callable[[], Any]:
+    return batches if callable(batches) else lambda: batches
+
+
+def _checked(model: Any, method: Any, sparsity: Any, steps: Any, loss: Call | None) -> Sparsity:
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"the model is a {type(model).__name__}: give a torch.nn.Module")
+    if not isinstance(sparsity, str):
+        raise RecipeError(f"sparsity is {sparsity!r:.80}: write a text such as '50%' or '2:4'")
+    whole("steps", steps, 1, None, "each step prunes a part", RecipeError)
+    if loss is not None and not callable(loss):
+        raise TaskError(f"loss is {loss!r:.80}: give a function loss(model, batch)")
     asked = Sparsity.parse(sparsity)
-    if method not in {*PRUNERS, "obs"}:
+    if not isinstance(method, str) or method not in {*PRUNERS, "obs"}:
         raise RecipeError(f"method {method!r} is unknown: choose obs, {', '.join(PRUNERS)}")
     if steps < 1 or (steps > 1 and asked.group is not None):
         raise RecipeError(f"{sparsity} in {steps} steps: n:m takes exactly one step, a percentage at least one")

@@ -1,0 +1,70 @@
+"""Arguments that a user gives, checked in one place each: paths, whole numbers, one name out of several."""
+
+import operator
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from tersor.errors import TersorError
+
+
+def path_of(what: str, value: Any, error: type[TersorError]) -> Path:
+    r"""``value`` as a Path.
+
+    Raises:
+        TersorError: of the given type; it is no path, empty, or holds a character that no file system takes.
+
+    >>> from tersor.errors import SavedFolderError
+    >>> path_of("folder", "a\0b", SavedFolderError)
+    Traceback (most recent call last):
+    tersor.errors.SavedFolderError: the folder 'a\x00b' holds a NUL character: give another path
+    """
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(text := os.fspath(value), str):
+        raise error(f"the {what} is {value!r:.80}, no path: give a string or a pathlib.Path")
+    if not text:
+        raise error(f"the {what} is an empty string: give a path")
+    if "\0" in text:
+        raise error(f"the {what} {text!r:.200} holds a NUL character: give another path")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise error(f"the {what} {text!a:.200} holds half of a character: give another path") from None
+    return Path(text)
+
+
+def whole(what: str, value: Any, least: int, most: int | None, remedy: str, error: type[TersorError]) -> int:
+    """``value`` as an int from ``least`` to ``most``; True and 2.0 are none.
+
+    Raises:
+        TersorError: of the given type, naming the value and the remedy.
+
+    >>> from tersor.errors import TaskError
+    >>> whole("samples", 2.5, 1, None, "leave it out", TaskError)
+    Traceback (most recent call last):
+    tersor.errors.TaskError: samples is 2.5: it must be at least 1, a whole number; leave it out
+    """
+    bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least or (most is not None and number > most):
+        raise error(f"{what} is {value!r:.80}: it must be {bounds}, a whole number; {remedy}")
+    return number
+
+
+def one_of(what: str, value: Any, names: Collection[str], error: type[TersorError]) -> str:
+    """``value``, if it is one of ``names``.
+
+    Raises:
+        TersorError: of the given type, naming the value and all names.
+
+    >>> from tersor.errors import EngineError
+    >>> one_of("precision", "f32 ", ("f32", "bf16"), EngineError)
+    Traceback (most recent call last):
+    tersor.errors.EngineError: precision is 'f32 ': choose f32 or bf16
+    """
+    if not isinstance(value, str) or value not in names:
+        raise error(f"{what} is {value!r:.80}: choose {' or '.join(names)}")
+    return value

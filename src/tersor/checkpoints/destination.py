@@ -1,0 +1,190 @@
+"""Where output may be written: every folder and file is checked here, before the run that makes it."""
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tersor.arguments import path_of
+from tersor.checkpoints.manifest import foreign, named_files, replace_folder
+from tersor.errors import SavedFolderError
+from tersor.files import write_text
+
+# Bytes that must be free for a file.
+_OF_A_FILE = 2**16
+# Bytes of the longest name that file systems take, and of a path that leaves room for the names of files in a folder.
+_LONGEST_NAME, _LONGEST_PATH = 255, 3800
+# Folders of the kernel, and those in them that are for files.
+_KERNEL, _FOR_FILES = ("/proc", "/sys", "/dev"), ("/dev/shm", "/dev/mqueue")  # noqa: S108 - nothing is written there by itself
+
+
+def check_folder(out: Any, force: Any = False, sources: Sequence[Path] = (), size: int = 0) -> Path:
+    """The path of an output folder, if it can be written there; nothing is changed.
+
+    With ``force`` a folder is replaced that holds nothing but what Tersor wrote, as its manifest tells, or nothing at
+    all. No link, mount point, working or home folder is, nor a folder that holds, is or lies in a source.
+
+    Args:
+        sources: what is read, a task's file or a model's folder.
+        size: bytes to write, as far as they are known.
+
+    Raises:
+        SavedFolderError: naming the path, why it is refused, and the remedy.
+    """
+    path = path_of("folder", out, SavedFolderError)
+    _check_force(force)
+    with _explained(path):
+        _check_length(path)
+        whole = path.resolve()
+        for source in (Path(s).resolve() for s in sources):
+            if source.is_relative_to(whole):
+                kind = "model" if source.is_dir() else "task"
+                raise SavedFolderError(f"{path} is or holds the {kind} {source} itself; choose another folder")
+            if source.is_dir() and whole.is_relative_to(source):
+                raise SavedFolderError(f"{path} lies in the folder of the model {source}; choose one outside")
+        if path.is_symlink():
+            raise SavedFolderError(f"{path} is a symbolic link: give the folder that it is to stand for")
+        if reason := _protected(whole):
+            raise SavedFolderError(f"{path} is {reason}, which is never replaced: choose a folder of its own")
+        if whole.exists():
+            if not whole.is_dir():
+                raise SavedFolderError(f"{path} is a file, not a folder: choose another name")
+            if not force:
+                raise SavedFolderError(
+                    f"{path} exists: choose another folder, or overwrite what Tersor wrote there with --force "
+                    "(force=True)"
+                )
+            if reason := foreign(whole):
+                raise SavedFolderError(f"{path} is not replaced, also with --force (force=True), since {reason}")
+        _check_place(path, whole, size)
+    return path
+
+
+def check_file(out: Any, ending: str, force: Any = True, sources: Sequence[Path] = ()) -> Path:
+    """The path of an output file, if it can be written there; nothing is changed.
+
+    An existing file is replaced with ``force`` only, and if its name has the same ``ending``, such as ``.html``; never
+    one of ``sources``, a file of a folder that Tersor wrote, a link, a device or a pipe.
+
+    Raises:
+        SavedFolderError: naming the path, why it is refused, and the remedy.
+    """
+    path = path_of("output file", out, SavedFolderError)
+    _check_force(force)
+    with _explained(path):
+        _check_length(path)
+        if path.is_symlink():
+            raise SavedFolderError(f"{path} is a symbolic link: give the file that it is to stand for")
+        whole = path.resolve()
+        if whole.exists():
+            if whole.is_dir():
+                raise SavedFolderError(f"{path} is a folder: give the name of a file")
+            if not stat.S_ISREG(whole.stat().st_mode):
+                raise SavedFolderError(f"{path} is a device or a pipe: give the name of a file")
+            if any(s.exists() and s.samefile(whole) for s in map(Path, sources)):
+                raise SavedFolderError(f"{path} is one of the files that are read: choose another name")
+            if not force:
+                raise SavedFolderError(f"{path} exists: choose another name, or overwrite it with --force (force=True)")
+            if whole.suffix.lower() != ending:
+                raise SavedFolderError(f"{path} exists and is no {ending} file: choose another name")
+            if not os.access(whole, os.W_OK):
+                raise SavedFolderError(f"{path} exists and may not be written: choose another name")
+        if whole.name in named_files(whole.parent):
+            raise SavedFolderError(f"{path} belongs to what Tersor saved in {whole.parent}: choose another name")
+        _check_place(path, whole, _OF_A_FILE)
+    return path
+
+
+def write_page(path: Path, text: str) -> Path:
+    """Write a .html file whole or not at all; raises SavedFolderError if it cannot be."""
+    return write_text(check_file(path, ".html"), text)
+
+
+def put_in_place(new: Path, out: Path, force: bool, sources: Sequence[Path] = ()) -> None:
+    """Move ``new``, in the working folder of ``out``, to ``out``, which somebody may have made meanwhile.
+
+    Raises:
+        SavedFolderError: as ``check_folder``; ``out`` is left as it is.
+    """
+    check_folder(out, force, sources)
+    replace_folder(new, out)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What the system refuses, as an error of ours; of a loop of links, pathlib raises RuntimeError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise SavedFolderError(f"{_short(path)} cannot be written ({said}): choose another place") from error
+
+
+def _check_force(force: Any) -> None:
+    if not isinstance(force, bool):
+        raise SavedFolderError(f"force is {force!r:.80}: it must be True or False")
+
+
+def _check_length(path: Path) -> None:
+    """Refuse a name or a path that the system would not take, since even asking for it fails."""
+    if long := next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), None):
+        raise SavedFolderError(
+            f"the name {long[:40]}… in the path is too long: {len(os.fsencode(long))} bytes, {_LONGEST_NAME} at most"
+        )
+    if (size := len(os.fsencode(path.absolute()))) > _LONGEST_PATH:
+        raise SavedFolderError(f"the path {_short(path)} is too long: {size} bytes, {_LONGEST_PATH} at most")
+
+
+def _short(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:120]}…{text[-120:]}"
+
+
+def _protected(folder: Path) -> str | None:
+    """What a folder is that nobody wants to lose, or None."""
+    working, home = Path.cwd(), Path(os.path.expanduser("~")).resolve()
+    if folder.parent == folder:
+        return "the root of the file system"
+    if os.path.ismount(folder) or str(folder).replace(" ", "\\040") in _mounts():
+        return "a mount point"
+    if working.is_relative_to(folder):
+        return "the working folder" if working == folder else "a parent of the working folder"
+    if home.is_relative_to(folder):
+        return "the home folder" if home == folder else "a parent of the home folder"
+    return None
+
+
+def _mounts() -> set[str]:
+    """The mount points as the kernel lists them, with those that bind another folder of the same file system."""
+    try:
+        return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf8").splitlines()}
+    except (OSError, ValueError, IndexError):
+        return set()
+
+
+def _check_place(path: Path, whole: Path, size: int) -> None:
+    """Whether the parent exists or can be made, takes the name, may be written, and has room.
+
+    Raises:
+        SavedFolderError: naming the reason.
+    """
+    place = next(p for p in path.absolute().parents if p.exists() or p.is_symlink())
+    if not place.is_dir():
+        raise SavedFolderError(
+            f"{path} cannot be written (Not a directory): {place} is no folder; choose another place"
+        )
+    kernel = any(whole.is_relative_to(k) for k in _KERNEL) and not any(whole.is_relative_to(f) for f in _FOR_FILES)
+    if kernel:
+        raise SavedFolderError(f"{path} lies in a folder of the system's devices and processes: choose another place")
+    with tempfile.TemporaryFile(dir=place):  # rights alone do not tell of file systems that are read only
+        pass
+    usage = shutil.disk_usage(place)
+    if usage.total and usage.free < size:
+        raise SavedFolderError(
+            f"{path} needs {size / 1e6:.1f} MB, and {place} has {usage.free / 1e6:.1f} MB free: make room, or choose "
+            "another place"
+        )

@@ -1,0 +1,1 @@
+"""What a network.json may say, checked before anything is allocated."""

@@ -1,0 +1,102 @@
+"""The inputs that a runner takes: every engine's are checked here, so that each refuses the same in the same words."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tersor.errors import CaptureError, EngineError
+from tersor.network.network import Network, check_count
+from tersor.network.structure import tensor_of
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input: its name, its dtype as PyTorch names it (``float32``), and its shape; None may be of any size."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def of_network(network: Network) -> tuple[Input, ...]:
+    """The inputs of a network."""
+    return tuple(
+        Input(
+            name,
+            str(x.dtype).removeprefix("torch."),
+            tuple(None if dim in network.varying(k) else int(n) for dim, n in enumerate(x.shape)),
+        )
+        for k, (name, x) in enumerate(zip(network.input_names, network.example, strict=True))
+    )
+
+
+def of_manifest(inputs: Iterable[Mapping[str, Any]]) -> tuple[Input, ...]:
+    """The inputs of a manifest."""
+    return tuple(Input(i["name"], i["dtype"], tuple(i["shape"])) for i in inputs)
+
+
+def taken(given: Sequence[Any], wanted: Sequence[Input], sizes: bool = True) -> tuple[Tensor, ...]:
+    """The inputs as tensors, arrays among them, if the network takes them; without ``sizes``, also in other sizes.
+
+    Raises:
+        EngineError: naming the input, what was given and what is wanted.
+    """
+    check_count(given, [w.name for w in wanted])
+    tensors = tuple(_tensor(x, w) for x, w in zip(given, wanted, strict=True))
+    said = next((said for x, w in zip(tensors, wanted, strict=True) if (said := _unfit(x, w, sizes))), None)
+    if said is None:
+        rows = {w.name: int(x.shape[0]) for x, w in zip(tensors, wanted, strict=True) if w.shape and w.shape[0] is None}
+        if len(set(rows.values())) > 1:
+            told = ", ".join(f"{name} {count}" for name, count in rows.items())
+            said = f"the inputs have different batches ({told}): give as many rows of each"
+    if said is not None:
+        raise EngineError(f"the network refuses inputs of shapes {[tuple(x.shape) for x in tensors]}: {said}")
+    return tensors
+
+
+def check_finite(given: Sequence[Any], wanted: Sequence[Input]) -> None:
+    """Refuse NaN and infinity, which engines turn into other numbers.
+
+    Raises:
+        EngineError: naming the input and how many there are.
+    """
+    for x, w in zip(taken(given, wanted), wanted, strict=True):
+        if x.is_floating_point() and (count := int((~x.isfinite()).sum())):
+            raise EngineError(f"the input {w.name} holds NaN or infinity in {count} of {x.numel()} values: clean it")
+
+
+def _tensor(value: Any, wanted: Input) -> Tensor:
+    if isinstance(value, (np.ndarray, np.generic)):
+        try:
+            value = tensor_of(np.asarray(value))
+        except CaptureError as error:
+            raise EngineError(f"the input {wanted.name} is {error}; the network takes {wanted.dtype}") from error
+    if not isinstance(value, Tensor):
+        raise EngineError(
+            f"the input {wanted.name} is {value!r:.60}, a {type(value).__name__}: give a tensor or an array of "
+            f"{wanted.dtype}"
+        )
+    return value
+
+
+def _unfit(x: Tensor, wanted: Input, sizes: bool) -> str | None:
+    """Why the network does not take a tensor; None: it does."""
+    name, shape = wanted.name, list(wanted.shape)
+    if str(x.dtype) != f"torch.{wanted.dtype}":
+        return f"the input {name} is {x.dtype}, the network takes {wanted.dtype}: convert it"
+    if x.device.type != "cpu" or x.layout != torch.strided:
+        return f"the input {name} is on {x.device} in the layout {x.layout}: give a dense tensor on the CPU"
+    if x.ndim != len(shape):
+        return f"the input {name} has {x.ndim} dimensions, the network takes {len(shape)}: {shape}"
+    for dim, (size, fixed) in enumerate(zip(x.shape, shape, strict=True)):
+        if sizes and fixed is not None and size != fixed:
+            remedy = f'free it with Task(dynamic={{"{name}": {{{dim}: "size"}}}}), or compress for this size'
+            said = f"the input {name} has the size {size} in dimension {dim}, the network takes {fixed}: "
+            return said + (remedy if dim else "its own code fixes the batch")
+        if fixed is None and not size:
+            return f"the input {name} has the size 0 in dimension {dim}: give at least one"
+    return None

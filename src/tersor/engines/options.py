@@ -1,0 +1,66 @@
+"""What every engine and every command is asked for, checked alike: the number of threads and the precision of float."""
+
+import os
+from typing import Any
+
+from tersor.errors import EngineError
+
+# The precisions of float operators that an engine may be asked for, and how they are printed.
+PRECISIONS = {"f32": "FP32", "bf16": "BF16"}
+
+
+def most_threads() -> int:
+    """The most threads that an engine may be asked for: two for each logical processor of this machine."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def check_threads(threads: Any) -> int | None:
+    """A number of threads; None leaves the choice to the engine.
+
+    Raises:
+        EngineError: it is none, or more than two for each logical processor.
+
+    >>> check_threads(0)
+    Traceback (most recent call last):
+    tersor.errors.EngineError: threads is 0: it must be from 1 to ..., a whole number; ...
+    """
+    from tersor.arguments import whole
+
+    if threads is None:
+        return None
+    remedy = f"this machine has {os.cpu_count()} logical processors; leave it out for all that this process may use"
+    return whole("threads", threads, 1, most_threads(), remedy, EngineError)
+
+
+def threads_of(threads: Any) -> int:
+    """The same; None is PyTorch's number of threads, or the most if that is less."""
+    import torch
+
+    return check_threads(threads) or min(torch.get_num_threads(), most_threads())
+
+
+def check_precision(engine: Any, precision: Any) -> str:
+    """A precision that the engine computes float operators in; one that names none in ``precisions`` takes all.
+
+    Raises:
+        EngineError: another one, with the engine's.
+
+    >>> from tersor.engines import ENGINES
+    >>> check_precision(ENGINES["onnxruntime"], "bf16")
+    Traceback (most recent call last):
+    tersor.errors.EngineError: onnxruntime computes float operators in FP32, not in bf16: choose the precision f32
+    """
+    known = tuple(PRECISIONS) if engine is None else getattr(engine, "precisions", tuple(PRECISIONS))
+    if not isinstance(precision, str) or precision not in known:
+        said = precision if precision in tuple(PRECISIONS) else f"{precision!r:.80}"
+        raise EngineError(
+            f"{'an engine' if engine is None else engine.name} computes float operators in "
+            f"{' or '.join(PRECISIONS[p] for p in known)}, not in {said}: choose the precision {' or '.join(known)}"
+        )
+    return precision
+
+
+def check_options(engine: Any, threads: Any, precision: Any) -> None:
+    """Both; ``engine`` is one of the table, or None if it is not chosen yet."""
+    check_threads(threads)
+    check_precision(engine, precision)

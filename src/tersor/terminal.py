@@ -1,0 +1,49 @@
+"""What is printed is shown, never obeyed: in our console, and in any other that is given one of our tables."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import rich.console
+from rich.console import ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from tersor.inert import plain
+
+
+class Terminal(rich.console.Console):
+    r"""rich's console, for text that others wrote: strings are no markup, and control characters are visible.
+
+    Styles are given as ``rich.text.Text``. Every segment of text is made plain once more, after the layout, so that a
+    name that nobody has thought of does no harm either.
+
+    >>> Terminal(width=40).print("[red]\x1b[2J[/red]")
+    [red]\x1b[2J[/red]
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of what is printed, without control characters in their text."""
+        return _inert(super().render(renderable, options))
+
+
+@dataclass(frozen=True)
+class Inert:
+    """Something to print, in which nothing is obeyed whichever console prints it."""
+
+    shown: RenderableType
+
+    def __rich_console__(self, console: rich.console.Console, options: ConsoleOptions) -> Iterable[Segment]:
+        """The segments, as those of our console."""
+        return _inert(console.render(self.shown, options.update(markup=False, highlight=False)))
+
+
+def _inert(segments: Iterable[Segment]) -> Iterable[Segment]:
+    for segment in segments:
+        text, style, control = segment
+        if control or text.isprintable() or text == "\n":
+            yield segment
+        else:
+            yield Segment("\n".join(map(plain, text.split("\n"))), style)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,10 +46,11 @@ def taken(given: Sequence[Any], wanted: Sequence[Input], sizes: bool = True) -> 
     Raises:
         EngineError: naming the input, what was given and what is wanted.
     """
-    check_count(given, [w.name for w in wanted])
+    if len(given) != len(wanted):
+        check_count(given, [w.name for w in wanted])
     tensors = tuple(_tensor(x, w) for x, w in zip(given, wanted, strict=True))
     said = next((said for x, w in zip(tensors, wanted, strict=True) if (said := _unfit(x, w, sizes))), None)
-    if said is None:
+    if said is None and len(wanted) > 1:
         rows = {w.name: int(x.shape[0]) for x, w in zip(tensors, wanted, strict=True) if w.shape and w.shape[0] is None}
         if len(set(rows.values())) > 1:
             told = ", ".join(f"{name} {count}" for name, count in rows.items())
@@ -85,14 +87,22 @@ def _tensor(value: Any, wanted: Input) -> Tensor:
 
 def _unfit(x: Tensor, wanted: Input, sizes: bool) -> str | None:
     """Why the network does not take a tensor; None: it does."""
-    name, shape = wanted.name, list(wanted.shape)
-    if str(x.dtype) != f"torch.{wanted.dtype}":
-        return f"the input {name} is {x.dtype}, the network takes {wanted.dtype}: convert it"
-    if x.device.type != "cpu" or x.layout != torch.strided:
-        return f"the input {name} is on {x.device} in the layout {x.layout}: give a dense tensor on the CPU"
-    if x.ndim != len(shape):
-        return f"the input {name} has {x.ndim} dimensions, the network takes {len(shape)}: {shape}"
-    for dim, (size, fixed) in enumerate(zip(x.shape, shape, strict=True)):
+    return _misfit(x.dtype, x.shape, x.device.type, x.layout, wanted, sizes)
+
+
+@lru_cache(maxsize=1024)  # a call of a small network takes some ten microseconds
+def _misfit(
+    dtype: torch.dtype, shape: torch.Size, device: str, layout: torch.layout, wanted: Input, sizes: bool
+) -> str | None:
+    name, named = wanted.name, str(dtype).removeprefix("torch.")
+    if named != wanted.dtype:
+        return f"the input {name} is {dtype}, the network takes {wanted.dtype}: convert it"
+    if device != "cpu" or layout != torch.strided:
+        return f"the input {name} is on {device} in the layout {layout}: give a dense tensor on the CPU"
+    if len(shape) != len(wanted.shape):
+        found = f"{len(wanted.shape)}: {list(wanted.shape)}"
+        return f"the input {name} has {len(shape)} dimensions, the network takes {found}"
+    for dim, (size, fixed) in enumerate(zip(shape, wanted.shape, strict=True)):
         if sizes and fixed is not None and size != fixed:
             remedy = f'free it with Task(dynamic={{"{name}": {{{dim}: "size"}}}}), or compress for this size'
             said = f"the input {name} has the size {size} in dimension {dim}, the network takes {fixed}: "

@@ -24,7 +24,9 @@ def test_draws_differ_and_repeat():
     assert all(len(set(d)) == len(d) for d in draws)
 
 
-@pytest.mark.parametrize(("module", "least"), [("resnet20", 0.90), ("resnet56", 0.92)])
+@pytest.mark.parametrize(
+    ("module", "least"), [("resnet20", 0.90), pytest.param("resnet56", 0.92, marks=pytest.mark.slow)]
+)
 def test_cifar_networks_know_the_test_pictures(shared, module, least):
     task = import_module(module).task()
     pixels, labels = cifar10("test")

@@ -57,6 +57,7 @@ def test_a_loss_that_falls_is_a_gain_and_the_headline_says_nothing_is_worse(quic
     assert "worse by" not in report.headline
 
 
+@pytest.mark.slow
 def test_a_direction_that_is_not_the_metrics_own_is_a_warning(quick_report):
     for metric, count in (("perplexity", 1), ("squared error", 0)):
         task = replace(regression(), metric=metric, higher_is_better=True)

@@ -116,6 +116,7 @@ def test_bf16_planned_for_another_target_is_noted_where_this_cpu_has_none(monkey
     assert all("softmax" in row.nodes and "no BF16 products" in str(row.note) for row in noted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_layer_kept_in_half_is_stored_so_everywhere_and_computed_so_where_it_can_be(attention, engine):
     half = done(attention, "int8-static", engine, Rule(layer="[qkv]", keep="bf16"))

@@ -515,7 +515,7 @@ def test_a_rotation_of_layer_norms_is_refused(folder, tokens, tmp_path):
         )
 
 
-@pytest.mark.parametrize("sparsity", ["50%", "2:4"])
+@pytest.mark.parametrize("sparsity", [pytest.param("50%", marks=pytest.mark.slow), "2:4"])
 @pytest.mark.parametrize("quantized", [False, True])
 def test_weights_are_made_zero_alone_and_with_quantization(sparsity, quantized, folder, tokens, tmp_path):
     weights = recipe().weights if quantized else FLOAT

@@ -31,6 +31,12 @@ X = torch.zeros(1, 2, 6, 6)
 BATCH = (torch.rand(4, 2, 6, 6, generator=torch.Generator().manual_seed(0)),)
 
 
+def first(kinds, count=3):
+    """All kinds; those beyond the first run with the slow tests."""
+    return [pytest.param(kind, marks=[pytest.mark.slow] * (k >= count)) for k, kind in enumerate(kinds)]
+
+
+
 def net() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)).eval()
@@ -162,7 +168,7 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("kind", ANSWERS)
+@pytest.mark.parametrize("kind", first(ANSWERS))
 def test_answers_of_evaluate(kind):
     answer, said = ANSWERS[kind]
     with pytest.raises(TaskError, match=f"evaluate of the model returned .*({said})"):
@@ -468,7 +474,7 @@ FOLDER_CALLS = {
 }
 
 
-@pytest.mark.parametrize("kind", FOLDER_CALLS)
+@pytest.mark.parametrize("kind", first(FOLDER_CALLS))
 def test_calls_with_a_folder(kind, tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
@@ -543,7 +549,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("kind", COMMANDS)
+@pytest.mark.parametrize("kind", first(COMMANDS))
 def test_commands_that_would_write_where_they_may_not(kind, tmp_path, monkeypatch, capsys):
     pytest.importorskip("transformers")
     words, said = COMMANDS[kind]

@@ -258,6 +258,7 @@ def test_engines_compute_every_value_as_planned(name, recipe, engine):
     done = tersor.compress(task_of(model, shape), recipe, engine=engine, report=False, progress=False)
     steps = ENGINES[engine].audit(done.network, done.runner, draw((shape,), 5, 77)).steps
     # ONNX Runtime has one operator for a convolution and the addition behind it, unless the convolution is an output.
-    wrong = [s for s in steps if s.verdict not in ("planned", *(["unchecked"] if engine == "onnxruntime" else []))]
+    fused = 2 if (name, engine) == ("efficientnet", "onnxruntime") else 0
     assert steps
-    assert not wrong
+    assert {s.verdict for s in steps} <= {"planned", "unchecked"}
+    assert sum(s.verdict == "unchecked" for s in steps) <= fused

@@ -49,7 +49,7 @@ def expose(
     joined = [n for n in edges if _is_joined(n)]
     if not edges or search.keeps(edges, []):
         return search.found
-    if joined and (search.keeps(edges, joined) or search.narrows(edges, joined)):
+    if joined and search.narrows(edges, joined):
         return search.found
     search.halve([n for n in edges if n not in joined])
     search.sift(joined)
@@ -62,26 +62,40 @@ def _is_joined(node: fx.Node) -> bool:
     return any(sum(n.op != "get_attr" for n in u.all_input_nodes) > 1 for u in sums)
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """What a debug compile gave: its outputs, and the values of edges; ``why`` they are not the deployed network's."""
+
+    results: tuple[Tensor, ...] = ()
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    why: str = ""
+
+
 @dataclass
 class _Search:
-    """Debug compiles of one network, and what they gave."""
+    """Debug compiles of one network, and what is known by them."""
 
     engine: Engine
     network: Network
     runner: Runner
     found: Exposed
-    results: tuple[Tensor, ...] = ()  # of the last compile
 
     def keeps(self, part: list[fx.Node], cut: list[fx.Node]) -> bool:
         """Whether one compile gives the values of ``part``, which are then kept."""
-        values, why = self.compile(part, cut)
-        if not why:
-            self.found.values.update(values)
-        return not why
+        return self.kept(self.compile(part, cut))
+
+    def kept(self, trial: _Trial) -> bool:
+        """Whether a compile gave the deployed outputs; its values are then kept."""
+        if not trial.why:
+            self.found.values.update(trial.values)
+        return not trial.why
 
     def narrows(self, part: list[fx.Node], cut: list[fx.Node]) -> bool:
-        """Whether a compile gives the values for the samples alone whose outputs the last one did not change."""
-        pairs = list(zip(self.results, self.found.deployed, strict=False))
+        """Whether a compile gives the values of ``part``: for all samples, or those alone whose outputs it keeps."""
+        trial = self.compile(part, cut)
+        if self.kept(trial):
+            return True
+        pairs = list(zip(trial.results, self.found.deployed, strict=False))
         sizes = {x.shape[:1] for x in (*self.found.inputs, *self.found.deployed)}
         if not self.network.dynamic_batch or not pairs or len(sizes) > 1:
             return False
@@ -112,11 +126,11 @@ class _Search:
         aside: list[fx.Node] = []
         while edges and not self.spent():
             known = [self.network.node(name) for name in self.found.values]
-            values, why = self.compile([*known, *edges], edges)
-            if not why:
-                self.found.values.update({n.name: values[n.name] for n in edges})
+            trial = self.compile([*known, *edges], edges)
+            if not trial.why:
+                self.found.values.update({n.name: trial.values[n.name] for n in edges})
                 return self.single(aside)
-            suspects = self.suspects(values, edges) or edges
+            suspects = self.suspects(trial.values, edges) or edges
             aside, edges = [*aside, *suspects], [n for n in edges if n not in suspects]
         return self.single([*aside, *edges])
 
@@ -135,31 +149,28 @@ class _Search:
     def single(self, edges: list[fx.Node]) -> None:
         """Keep what can be had edge by edge, and note why the others cannot."""
         for node in edges:
-            values, why = {}, _FEW
+            trial = _Trial(why=_FEW)
             for cut in ([node], []) if _is_joined(node) else ([], [node]):
-                if why and not self.spent():
-                    values, why = self.compile([node], cut)
-            if why:
-                self.found.unchecked[node.name] = why
-            else:
-                self.found.values.update(values)
+                if trial.why and not self.spent():
+                    trial = self.compile([node], cut)
+            if not self.kept(trial):
+                self.found.unchecked[node.name] = trial.why
 
     def spent(self) -> bool:
         return self.found.compiles == COMPILES
 
-    def compile(self, part: list[fx.Node], cut: list[fx.Node]) -> tuple[dict[str, Tensor], str]:
-        """The values of some edges, and why they are not those of the deployed network; "" where they are."""
+    def compile(self, part: list[fx.Node], cut: list[fx.Node]) -> _Trial:
+        """Compile with ``part`` as outputs, run it, and compare the deployed outputs to the bit."""
         self.found.compiles += 1
         network, inputs = self.network, self.found.inputs
         exposed = with_edges(network, part, _simulated(network, cut, network.example))
         try:
             debug = self.engine.compile(exposed, threads=self.runner.threads, precision=self.runner.precision)
-            self.results, values = _settled(debug, part, cut, inputs, _simulated(network, cut, inputs))
+            results, values = _settled(debug, part, cut, inputs, _simulated(network, cut, inputs))
         except Exception as error:  # of any library: the check may not end what it checks
-            self.results = ()
-            return {}, f"the engine does not compile it as an output ({summary(error)})"
-        same = all(_equal(a, b) for a, b in zip(self.results, self.found.deployed, strict=False))
-        return values, "" if same else "as an output it changes the engine's network"
+            return _Trial(why=f"the engine does not compile it as an output ({summary(error)})")
+        same = all(_equal(a, b) for a, b in zip(results, self.found.deployed, strict=False))
+        return _Trial(results, values, "" if same else "as an output it changes the engine's network")
 
 
 def _settled(

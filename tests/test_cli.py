@@ -154,7 +154,7 @@ def test_help_and_version_import_the_command_line_alone():
     assert {m.partition(".")[0] for m in modules}.isdisjoint(heavy.split())
     # The table of engines is cheap to read.
     ours = {m for m in modules if m.startswith("tersor.") and not m.startswith(("tersor.cli.", "tersor.engines"))}
-    assert ours == {f"tersor.{name}" for name in "cli errors inert packages process terminal".split()}
+    assert ours == {f"tersor.{name}" for name in "arguments cli errors inert packages process terminal".split()}
 
 
 def test_help_prints_the_names_of_every_table():

@@ -1,8 +1,7 @@
-"""Arguments that a user gives, checked in one place each: paths, whole numbers, one name out of several."""
+"""Arguments that a user gives, checked in one place each: paths and whole numbers."""
 
 import operator
 import os
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +51,3 @@ def whole(what: str, value: Any, least: int, most: int | None, remedy: str, erro
     if number is None or number < least or (most is not None and number > most):
         raise error(f"{what} is {value!r:.80}: it must be {bounds}, a whole number; {remedy}")
     return number
-
-
-def one_of(what: str, value: Any, names: Collection[str], error: type[TersorError]) -> str:
-    """``value``, if it is one of ``names``.
-
-    Raises:
-        TersorError: of the given type, naming the value and all names.
-
-    >>> from tersor.errors import EngineError
-    >>> one_of("precision", "f32 ", ("f32", "bf16"), EngineError)
-    Traceback (most recent call last):
-    tersor.errors.EngineError: precision is 'f32 ': choose f32 or bf16
-    """
-    if not isinstance(value, str) or value not in names:
-        raise error(f"{what} is {value!r:.80}: choose {' or '.join(names)}")
-    return value

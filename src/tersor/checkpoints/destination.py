@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tersor.arguments import path_of
-from tersor.checkpoints.manifest import foreign, named_files, replace_folder
+from tersor.checkpoints.manifest import named_files, not_ours, replace_folder
 from tersor.errors import SavedFolderError
-from tersor.files import write_text
+from tersor.files import write_text, writing
 
 # Bytes that must be free for a file.
 _OF_A_FILE = 2**16
@@ -35,19 +35,13 @@ def check_folder(out: Any, force: Any = False, sources: Sequence[Path] = (), siz
     Raises:
         SavedFolderError: naming the path, why it is refused, and the remedy.
     """
-    path = path_of("folder", out, SavedFolderError)
-    _check_force(force)
-    with _explained(path):
-        _check_length(path)
-        whole = path.resolve()
+    with _checked(out, "folder", force) as (path, whole):
         for source in (Path(s).resolve() for s in sources):
             if source.is_relative_to(whole):
                 kind = "model" if source.is_dir() else "task"
                 raise SavedFolderError(f"{path} is or holds the {kind} {source} itself; choose another folder")
             if source.is_dir() and whole.is_relative_to(source):
                 raise SavedFolderError(f"{path} lies in the folder of the model {source}; choose one outside")
-        if path.is_symlink():
-            raise SavedFolderError(f"{path} is a symbolic link: give the folder that it is to stand for")
         if reason := _protected(whole):
             raise SavedFolderError(f"{path} is {reason}, which is never replaced: choose a folder of its own")
         if whole.exists():
@@ -58,7 +52,7 @@ def check_folder(out: Any, force: Any = False, sources: Sequence[Path] = (), siz
                     f"{path} exists: choose another folder, or overwrite what Tersor wrote there with --force "
                     "(force=True)"
                 )
-            if reason := foreign(whole):
+            if reason := not_ours(whole):
                 raise SavedFolderError(f"{path} is not replaced, also with --force (force=True), since {reason}")
         _check_place(path, whole, size)
     return path
@@ -73,13 +67,7 @@ def check_file(out: Any, ending: str, force: Any = True, sources: Sequence[Path]
     Raises:
         SavedFolderError: naming the path, why it is refused, and the remedy.
     """
-    path = path_of("output file", out, SavedFolderError)
-    _check_force(force)
-    with _explained(path):
-        _check_length(path)
-        if path.is_symlink():
-            raise SavedFolderError(f"{path} is a symbolic link: give the file that it is to stand for")
-        whole = path.resolve()
+    with _checked(out, "file", force) as (path, whole):
         if whole.exists():
             if whole.is_dir():
                 raise SavedFolderError(f"{path} is a folder: give the name of a file")
@@ -115,18 +103,16 @@ def put_in_place(new: Path, out: Path, force: bool, sources: Sequence[Path] = ()
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """What the system refuses, as an error of ours; of a loop of links, pathlib raises RuntimeError."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        said = getattr(error, "strerror", None) or str(error)
-        raise SavedFolderError(f"{_short(path)} cannot be written ({said}): choose another place") from error
-
-
-def _check_force(force: Any) -> None:
+def _checked(out: Any, kind: str, force: Any) -> Iterator[tuple[Path, Path]]:
+    """The path of an output, and where it stands without links; what the system refuses inside is an error of ours."""
+    path = path_of(kind, out, SavedFolderError)
     if not isinstance(force, bool):
         raise SavedFolderError(f"force is {force!r:.80}: it must be True or False")
+    _check_length(path)
+    with writing(path):
+        if path.is_symlink():
+            raise SavedFolderError(f"{path} is a symbolic link: give the {kind} that it is to stand for")
+        yield path, Path(os.path.realpath(path))
 
 
 def _check_length(path: Path) -> None:
@@ -136,12 +122,8 @@ def _check_length(path: Path) -> None:
             f"the name {long[:40]}… in the path is too long: {len(os.fsencode(long))} bytes, {_LONGEST_NAME} at most"
         )
     if (size := len(os.fsencode(path.absolute()))) > _LONGEST_PATH:
-        raise SavedFolderError(f"the path {_short(path)} is too long: {size} bytes, {_LONGEST_PATH} at most")
-
-
-def _short(path: Path) -> str:
-    text = str(path)
-    return text if len(text) <= 300 else f"{text[:120]}…{text[-120:]}"
+        short = f"{str(path)[:120]}…{str(path)[-120:]}"
+        raise SavedFolderError(f"the path {short} is too long: {size} bytes, {_LONGEST_PATH} at most")
 
 
 def _protected(folder: Path) -> str | None:

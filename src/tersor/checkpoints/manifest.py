@@ -1,7 +1,6 @@
 """The manifest and checksums of a saved folder, and atomic replacement of folders."""
 
 import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
@@ -19,8 +18,6 @@ MANIFEST = "manifest.json"
 LANGUAGE = "language"
 # Files that Tersor writes into a saved folder, also later.
 _WRITTEN_LATER = frozenset({MANIFEST, "report.json", "report.html", "outliers.html"})
-# Bytes of a manifest that is read before a folder is replaced, and of a name with room for an ending.
-_LARGEST = 2**26
 
 
 class _File(BaseModel):
@@ -112,7 +109,7 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-def foreign(folder: Path) -> str | None:
+def not_ours(folder: Path) -> str | None:
     """Why a folder is not only what Tersor wrote into it, by its manifest; None: it is, or it is empty.
 
     What it tells keeps a folder from being replaced, so that in doubt it is foreign: a file or folder more, a link, or
@@ -141,15 +138,12 @@ def named_files(folder: Path) -> set[str]:
 
 def _files(folder: Path) -> dict[str, str] | None:
     """The SHA-256 of each file of a manifest of Tersor's, of whatever kind; None where there is none."""
-    path = folder / MANIFEST
     try:
-        if path.is_symlink() or path.stat().st_size > _LARGEST:
-            return None
-        manifest = json.loads(path.read_text(encoding="utf8"))
-        ours = manifest["format"] == FORMAT and (manifest.get("kind") == LANGUAGE or "engine" in manifest)
-        return {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()} if ours else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        manifest = _checked(_Files, _read(folder), folder)
+    except SavedFolderError:
         return None
+    ours = manifest.get("format") == FORMAT and (manifest.get("kind") == LANGUAGE or "engine" in manifest)
+    return {name: entry["sha256"] for name, entry in manifest["files"].items()} if ours else None
 
 
 def replace_folder(staging: Path, folder: Path) -> None:

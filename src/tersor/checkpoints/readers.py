@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tersor.checkpoints.architecture import import_transformers, model_class, open_class
+from tersor.checkpoints.foreign.files import first_line
 from tersor.errors import CheckpointError
 from tersor.process import logging_at, quiet
 
@@ -86,7 +87,7 @@ def _opened(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
         kind = type(failures[0]).__name__
         return {}, [f"the folder was not opened by its reader, which needs values for it ({kind})"]
     raise CheckpointError(
-        f"transformers cannot open the result as {model.__name__} ({_first_line(failures[0])}): quantize layers of one "
+        f"transformers cannot open the result as {model.__name__} ({first_line(failures[0])}): quantize layers of one "
         "kind alike, or choose another layout"
     ) from failures[0]
 
@@ -142,7 +143,3 @@ def _silent() -> Iterator[None]:
             stack.callback(logger.enable, "compressed_tensors")
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error) or 'no reason given').splitlines()[0][:200]}"

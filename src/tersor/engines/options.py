@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from tersor.arguments import whole
 from tersor.errors import EngineError
 
 # The precisions of float operators that an engine may be asked for, and how they are printed.
@@ -24,8 +25,6 @@ def check_threads(threads: Any) -> int | None:
     Traceback (most recent call last):
     tersor.errors.EngineError: threads is 0: it must be from 1 to ..., a whole number; ...
     """
-    from tersor.arguments import whole
-
     if threads is None:
         return None
     remedy = f"this machine has {os.cpu_count()} logical processors; leave it out for all that this process may use"

@@ -168,8 +168,12 @@ def foreign(error: type[TersorError], what: str, remedy: str = "") -> Iterator[N
     except BaseException as cause:
         if not isinstance(cause, Exception) and type(cause).__module__ != "pyo3_runtime":
             raise
-        said = f"{type(cause).__name__}: {(str(cause).strip() or 'no reason given').splitlines()[0][:200]}"
-        raise error(f"{what} ({said})" + (remedy and f": {remedy}")) from cause
+        raise error(f"{what} ({first_line(cause)})" + (remedy and f": {remedy}")) from cause
+
+
+def first_line(error: BaseException) -> str:
+    """The type of an error and the first line of its words."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:200]}"
 
 
 def _integer(text: str) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from tersor.checkpoints.graph.building import arguments_of, is_number
+from tersor.network.explain import summary
 from tersor.network.network import Network, call, walk
 
 # Bytes of one value, where inputs and weights are small; otherwise FACTOR times theirs.
@@ -50,9 +51,9 @@ def check_sizes(network: Network) -> None:
     def run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             value = _without_memory(node, args, kwargs)
-        except (Exception, RecursionError) as error:
-            said = (str(error) or type(error).__name__).splitlines()[0][:300]
-            raise ValueError(f"the node {node.name}, {node.target}, does not take its arguments: {said}") from error
+        except Exception as error:
+            said = f"the node {node.name}, {node.target}, does not take its arguments: {summary(error)}"
+            raise ValueError(said) from error
         for part in _parts(value):
             _check_value(node, part, limit)
         return value

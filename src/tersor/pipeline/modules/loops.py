@@ -168,8 +168,8 @@ def _checked(model: Any, method: Any, sparsity: Any, steps: Any, loss: Call | No
     asked = Sparsity.parse(sparsity)
     if not isinstance(method, str) or method not in {*PRUNERS, "obs"}:
         raise RecipeError(f"method {method!r} is unknown: choose obs, {', '.join(PRUNERS)}")
-    if steps < 1 or (steps > 1 and asked.group is not None):
-        raise RecipeError(f"{sparsity} in {steps} steps: n:m takes exactly one step, a percentage at least one")
+    if steps > 1 and asked.group is not None:
+        raise RecipeError(f"{sparsity} in {steps} steps: n:m takes exactly one step")
     if loss is not None and method in _BLOCKS and asked.pattern != "layer":
         raise RecipeError(f"{method} with a loss prunes without structure: write '70%', not {sparsity!r}")
     return asked

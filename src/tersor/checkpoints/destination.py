@@ -42,6 +42,7 @@ def check_folder(out: Any, force: Any = False, sources: Sequence[Path] = (), siz
                 raise SavedFolderError(f"{path} is or holds the {kind} {source} itself; choose another folder")
             if source.is_dir() and whole.is_relative_to(source):
                 raise SavedFolderError(f"{path} lies in the folder of the model {source}; choose one outside")
+        _check_link(path, "folder")
         if reason := _protected(whole):
             raise SavedFolderError(f"{path} is {reason}, which is never replaced: choose a folder of its own")
         if whole.exists():
@@ -68,6 +69,7 @@ def check_file(out: Any, ending: str, force: Any = True, sources: Sequence[Path]
         SavedFolderError: naming the path, why it is refused, and the remedy.
     """
     with _checked(out, "file", force) as (path, whole):
+        _check_link(path, "file")
         if whole.exists():
             if whole.is_dir():
                 raise SavedFolderError(f"{path} is a folder: give the name of a file")
@@ -110,9 +112,12 @@ def _checked(out: Any, kind: str, force: Any) -> Iterator[tuple[Path, Path]]:
         raise SavedFolderError(f"force is {force!r:.80}: it must be True or False")
     _check_length(path)
     with writing(path):
-        if path.is_symlink():
-            raise SavedFolderError(f"{path} is a symbolic link: give the {kind} that it is to stand for")
         yield path, Path(os.path.realpath(path))
+
+
+def _check_link(path: Path, kind: str) -> None:
+    if path.is_symlink():
+        raise SavedFolderError(f"{path} is a symbolic link: give the {kind} that it is to stand for")
 
 
 def _check_length(path: Path) -> None:

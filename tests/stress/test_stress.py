@@ -17,9 +17,17 @@ def test_threads_get_their_own_answers(engine):
 
 
 @pytest.mark.slow
-def test_compressions_in_a_row_keep_no_memory():
-    found = memory.row(11, "torch")
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_compressions_in_a_row_keep_no_memory(engine):
+    found = memory.row(8, engine)
     assert not found.wrong, found
+
+
+@pytest.mark.slow
+def test_memory_that_a_run_keeps_is_seen(monkeypatch):
+    kept = []
+    monkeypatch.setattr(memory.gc, "collect", lambda: kept.append(memory.torch.ones(250_000)))
+    assert memory.row(6, "torch").wrong
 
 
 @pytest.mark.slow

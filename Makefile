@@ -10,7 +10,7 @@ PY   = $(VENV)/bin/python
 PIP  = $(PY) -m pip --disable-pip-version-check install --quiet
 TEST = $(PY) -m pytest -n $(JOBS) -q
 
-.PHONY: setup demo test slow lint check bench docs fuzz stress audit clean
+.PHONY: setup demo test slow lint check bench docs fuzz stress audit messages clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +47,10 @@ fuzz: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+# Every sentence into src/tersor/words, where a test wants its translation.
+messages: setup
+	$(PY) scripts/messages.py
 
 # Tests last: their summary is the last line.
 check: lint docs slow

@@ -1,4 +1,4 @@
-"""Draw the picture of the page "How Tersor is built": ``python scripts/draw_rooms.py docs/images/rooms.svg``.
+"""Draw the picture of the page "How Tersor is built": ``python scripts/draw_rooms.py docs/en/images/rooms.svg``.
 
 Two columns: the rooms, each resting on those below it, and the way of one weight through them.
 """
@@ -24,7 +24,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("tables", "former_names"),
     ("arguments", "user_code", "files", "packages", "turns"),
     ("errors", "process", "terminal"),
-    ("inert",),
+    ("words", "inert"),
 )
 # (the room's row, what happens to the weight there)
 STEPS: tuple[tuple[int, str], ...] = (

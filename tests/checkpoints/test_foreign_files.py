@@ -1,4 +1,4 @@
-"""What docs/security.md says of bounds and side files is what the code has."""
+"""What docs/en/concepts/security.md says of bounds and side files is what the code has."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from tersor.checkpoints.hf_folder import SIDE_FILES
 from tersor.errors import TaskError, TersorError
 from tersor.recipe import yaml_text
 
-PAGE = (Path(__file__).parents[2] / "docs/security.md").read_text(encoding="utf8")
+PAGE = (Path(__file__).parents[2] / "docs/en/concepts/security.md").read_text(encoding="utf8")
 
 
 def test_the_page_lists_the_side_files():

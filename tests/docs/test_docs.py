@@ -16,6 +16,7 @@ from tersor.measure.schema import json_schema
 from tersor.recipe import Recipe
 
 DOCS = Path(__file__).parents[2] / "docs"
+EN = DOCS / "en"
 PAGES = [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
 
 
@@ -43,7 +44,7 @@ def test_python_runs(page):
 
 def test_theory_is_run():
     """A fence that is misspelt would silently run nothing."""
-    examples = sum(text.count(">>>") for _, text in blocks(DOCS / "theory.md", "python"))
+    examples = sum(text.count(">>>") for _, text in blocks(EN / "concepts/theory.md", "python"))
     assert examples > 50
 
 
@@ -55,20 +56,20 @@ def test_recipes_load(page):
 
 
 def test_recipe_page_has_a_recipe():
-    assert blocks(DOCS / "recipes.md", "yaml")
+    assert blocks(EN / "reference/recipes.md", "yaml")
 
 
 def test_every_room_is_on_the_page_and_in_the_picture():
-    """`python scripts/draw_rooms.py docs/images/rooms.svg` draws the picture anew."""
+    """`python scripts/draw_rooms.py docs/en/images/rooms.svg` draws the picture anew."""
     contracts = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     rooms = {name for row in contracts[0]["layers"] for name in re.findall(r"\((\w+)\)", row)} - {"training", "search"}
-    page, picture = ((DOCS / name).read_text() for name in ("how-it-is-built.md", "images/rooms.svg"))
+    page, picture = ((EN / name).read_text() for name in ("concepts/how-it-is-built.md", "images/rooms.svg"))
     assert {room for room in rooms if f"`{room}`" not in page or f">{room}" not in picture} == set()
 
 
 def test_schema_is_current():
     """`python scripts/write_schema.py` writes it anew."""
-    assert json.loads((DOCS / "report.schema.json").read_text()) == json.loads(json_schema())
+    assert json.loads((EN / "reference/report.schema.json").read_text()) == json.loads(json_schema())
 
 
 def commands() -> list[tuple[str, list[str]]]:

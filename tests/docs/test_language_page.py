@@ -13,7 +13,7 @@ from tersor.checkpoints.layouts import LAYOUTS
 from tersor.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs/large-language-models.md"
+PAGE = ROOT / "docs/en/tutorials/large-language-models.md"
 
 
 def fenced(language: str) -> list[str]:

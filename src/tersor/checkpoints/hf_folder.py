@@ -21,7 +21,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-# Files beside the weights that are copied to a compressed folder; docs/security.md lists them.
+# Files beside the weights that are copied to a compressed folder; docs/en/concepts/security.md lists them.
 SIDE_FILES = frozenset(TOKENIZER_FILES) | {
     "tokenizer_config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "image_processor_config.json", "video_preprocessor_config.json", "README.md", "NOTICE", "NOTICE.txt", "NOTICE.md",

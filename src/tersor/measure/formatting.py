@@ -3,6 +3,7 @@
 import re
 
 from tersor.metrics import known_metric
+from tersor.words import _
 
 _FRACTION = re.compile(r"accura|top-?\d|\bf1\b|recall|precision|agree|\biou\b|\bmap\b", re.IGNORECASE)
 
@@ -14,7 +15,7 @@ def size_text(count: float | None) -> str:
     ('1.09 MB', '987 B', 'unknown')
     """
     if count is None:
-        return "unknown"
+        return _("unknown")
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if abs(value) < 999.5:
@@ -30,7 +31,7 @@ def time_text(milliseconds: float | None) -> str:
     ('42.1 µs', '3.20 ms', '4.20 s', 'unknown')
     """
     if milliseconds is None:
-        return "unknown"
+        return _("unknown")
     if milliseconds < 0.9995:
         return f"{_three_digits(milliseconds * 1000)} µs"
     if milliseconds < 999.5:
@@ -45,7 +46,7 @@ def ratio_text(value: float | None) -> str:
     ('3.9x', '0.81x', '12x', 'unknown')
     """
     if value is None:
-        return "unknown"
+        return _("unknown")
     return f"{value:.2f}x" if value < 1 else f"{value:.1f}x" if value < 9.95 else f"{value:.0f}x"
 
 
@@ -58,7 +59,7 @@ def change_text(value: float | None, better: str, worse: str) -> str:
     ('1.02x slower', 'as fast')
     """
     if value is None or value <= 0:
-        return "unknown"
+        return _("unknown")
     if value == 1:
         return {"smaller": "as large", "faster": "as fast"}.get(better, "the same")
     factor, word = (value, better) if value > 1 else (1 / value, worse)
@@ -87,7 +88,7 @@ def metric_text(value: float | None, fraction: bool, *, signed: bool = False) ->
     '0.00 points'
     """
     if value is None:
-        return "unknown"
+        return _("unknown")
     sign = "+" if signed else ""
     if fraction:
         return f"{number_text(value * 100, f'{sign}.2f')} {'points' if signed else '%'}"
@@ -120,7 +121,7 @@ def db_text(value: float | None) -> str:
     >>> db_text(31.26), db_text(150.0), db_text(None)
     ('31.3', 'exact', 'unknown')
     """
-    return "unknown" if value is None else "exact" if value >= 150 else number_text(value, ".1f")
+    return _("unknown") if value is None else "exact" if value >= 150 else number_text(value, ".1f")
 
 
 def _three_digits(value: float) -> str:

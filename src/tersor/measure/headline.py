@@ -9,6 +9,7 @@ from tersor.measure.formatting import change_text, interval_text, is_fraction, m
 from tersor.measure.onestep import MANY, codes, deviating
 from tersor.measure.schema import Audit, Layer, Report
 from tersor.measure.speed import simulated, speed
+from tersor.words import _, speaking
 
 WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16, "fp16": 16, "bf16": 16, "fp32": 32}
 TOLERATED = 0.01  # of the metric, if there is no interval
@@ -62,8 +63,9 @@ def diagnose(report: Report) -> Diagnosis:
 
 
 def with_headline(report: Report) -> Report:
-    """The report with its headline filled in."""
-    return report.model_copy(update={"headline": diagnose(report).first_line})
+    """The report with its headline filled in, which is English as all that is kept."""
+    with speaking("en"):
+        return report.model_copy(update={"headline": diagnose(report).first_line})
 
 
 def fallbacks(report: Report) -> tuple[Layer, ...]:
@@ -150,8 +152,11 @@ def _fell_back(report: Report) -> Problem | None:
     return _deviating(
         report,
         wide,
-        f"{len(wide)} of {len(report.layers)} layers fell back to float ({names})",
-        "another granularity or engine for these layers, or a rule that keeps them in float",
+        _(
+            "{count} of {all} layers fell back to float ({names})",
+            count=len(wide), all=len(report.layers), names=names,
+        ),
+        _("another granularity or engine for these layers, or a rule that keeps them in float"),
     )
 
 

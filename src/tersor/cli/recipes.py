@@ -54,7 +54,7 @@ def gallery_table(found: "tuple[Shown, ...]") -> Table:
     table.add_column(_("bits"), no_wrap=True)
     table.add_column(_("needs data"), no_wrap=True)
     table.add_column(_("runs in"), min_width=11)
-    table.add_column(_("what it does"), ratio=1)
+    table.add_column(_("what it does"), ratio=1, overflow="fold")
     for one in found:
         data = _("yes") if one.needs_data else _("no")
         table.add_row(one.name, bits(one), data, runs_in(one), shown(one.description))

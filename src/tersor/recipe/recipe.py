@@ -1,4 +1,4 @@
-"""A Recipe: what the user wants, as a sequence of steps; and the presets, which recipes extend by name."""
+"""The Recipe, a sequence of steps, and the presets, which recipes extend by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,20 +16,20 @@ from tersor.tables import found, nearest
 
 
 class Recipe(Strict):
-    """What is to be done to a network: steps, in order.
+    """What to do with a network: steps, in order.
 
     A recipe of the one step ``quantize`` may be written flat, with the options of the step as its own; they are then
     read as attributes, too. ``base`` names a preset that the options extend: mappings such as ``weights`` field by
-    field, ``rules`` behind those of the preset.
+    field, ``rules`` after those of the preset.
 
     Args:
         steps: values of the classes in ``tersor.recipe.STEPS``, or ``{name: options}``.
-        name: as reports print it.
+        name: as shown in reports.
         seed: of everything random.
         options: of the step ``quantize``, in place of ``steps``.
 
     Raises:
-        ValueError: options that do not exist or contradict each other, or an order of steps that has no meaning.
+        ValueError: options that do not exist or contradict each other, or an order of steps that makes no sense.
 
     >>> recipe = Recipe(weights=Quantization(format="int4", granularity="group:32"))
     >>> Recipe.from_yaml(recipe.to_yaml()) == recipe == Recipe(steps=(Quantize(weights=recipe.weights),))
@@ -68,7 +68,7 @@ class Recipe(Strict):
 
     @property
     def quantize(self) -> Quantize:
-        """The step that quantizes.
+        """The quantization step.
 
         Raises:
             RecipeError: there is none.
@@ -140,18 +140,18 @@ class Recipe(Strict):
 
 
 def int8_static() -> Recipe:
-    """The best static int8 we know: weights per channel by their maximum, activations clipped where that lowers
+    """The best known static int8: weights per channel by their maximum, activations clipped where that lowers
     the squared error, biases corrected layer by layer."""
     return Recipe(name="int8-static")
 
 
 def int8_tensorrt() -> Recipe:
-    """TensorRT's classic: weights by their maximum, activations by KL divergence."""
+    """As in TensorRT: weights by their maximum, activations by KL divergence."""
     return _classic("int8-tensorrt", "kl")
 
 
 def int8_tflite() -> Recipe:
-    """TensorFlow Lite's classic: weights and activations both by their extremes. arXiv 1712.05877."""
+    """As in TensorFlow Lite: weights and activations both by their extremes. arXiv 1712.05877."""
     return _classic("int8-tflite", "minmax")
 
 
@@ -161,12 +161,12 @@ def _classic(name: str, range: str) -> Recipe:
 
 
 def int8_dynamic() -> Recipe:
-    """Weights in int8 per channel now, activations in int8 at run time; for linear and recurrent layers."""
+    """Weights in int8 per channel in advance, activations in int8 at run time; for linear and recurrent layers."""
     return _at_run_time("int8-dynamic", "auto")
 
 
 def int16_dynamic() -> Recipe:
-    """The same with activations in int16, where 8 bits do not hold an outlier and its neighbours."""
+    """The same with activations in int16, for outliers that 8 bits cannot represent together with their neighbours."""
     return _at_run_time("int16-dynamic", "int16")
 
 
@@ -199,7 +199,7 @@ def int4_awq() -> Recipe:
 
 
 def sparse_2_4() -> Recipe:
-    """Of every four neighbouring weights two are zero, the others compensate for them. arXiv 2301.00774."""
+    """Two of every four neighbouring weights are zero, and the others compensate for them. arXiv 2301.00774."""
     return _weights_only("sparse-2:4", Quantization(format="fp32")).model_copy(update={"sparsity": "2:4"})
 
 
@@ -209,7 +209,7 @@ def fp16() -> Recipe:
 
 
 def bf16() -> Recipe:
-    """Weights in BF16, and the products of linear layers too."""
+    """Weights in BF16, and also the products of linear layers."""
     return _weights_only("bf16", Quantization(format="bf16", granularity="tensor"))
 
 
@@ -269,5 +269,5 @@ def resolve(recipe: "Recipe | str | Path") -> Recipe:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name too long for any file
+    except (OSError, ValueError):  # the name is too long for any file
         return False

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import write_gallery
 from tersor.measure.schema import json_schema
 from tersor.recipe import Recipe
 
@@ -126,3 +127,10 @@ def test_site_builds_and_fetches_nothing(tmp_path):
             tag for tag in re.findall(r"<link[^>]*>", text) if re.search(r"href=.?(?:https?:)?//", tag)
         ]
         assert not [tag for tag in loaded if "canonical" not in tag], page
+
+
+@pytest.mark.parametrize("language", write_gallery.WORDS)
+def test_the_gallery_is_current(language):
+    """`python scripts/write_gallery.py` writes it anew."""
+    text = write_gallery.page(language).read_text(encoding="utf-8")
+    assert text == write_gallery.updated(text, language)

@@ -39,7 +39,7 @@ class Step(BaseModel):
         """The subject as it is after the step; the one given is not changed.
 
         Args:
-            subject: a ``tersor.pipeline.Subject``.
+            subject: a ``tersor.pipeline.subject.Subject``.
             task: what a graph calibrates on; None where the host brings its own data, or calibrates nothing.
             stages: the progress to report to.
         """

@@ -28,7 +28,7 @@ from tersor.pipeline.folder.host import FOLDER
 from tersor.pipeline.folder.job import Job, fingerprint, prepare_job, with_padding
 from tersor.pipeline.folder.journal import Journal, journal
 from tersor.pipeline.folder.metamodel import quiet
-from tersor.pipeline.folder.plan import WeightPlan
+from tersor.pipeline.folder.plan import WeightPlan, WeightPlans
 from tersor.pipeline.folder.stream import Streaming
 from tersor.pipeline.folder.text import Data
 from tersor.pipeline.folder.write import check_readable, finish
@@ -181,7 +181,7 @@ class FolderHost:
             outside = streaming.outside(streaming.solve_head(calibration, on_weight))
         streamed = Streamed(streaming, records, outside, original, compressed)
         history = (*subject.history, step)
-        return replace(subject, plan=tuple(job.plans), history=history, details=streamed)
+        return replace(subject, plan=WeightPlans(job.plans), history=history, details=streamed)
 
 
 def _text(name: str, windows: Windows | None, token_mask: Tensor | None = None) -> TokenBatches | None:

@@ -36,6 +36,7 @@ from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantization, Quantize, Recipe, decide, resolve, with_names
 from tersor.solvers import LayerProblem, ask
 from tersor.task import Task
+from tersor.terminal import Shown
 from tersor.turns import in_turn
 
 _WEIGHT = QuantSpec("int8", "channel")
@@ -66,6 +67,10 @@ class ModulePlan:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.weighted.op}): {self.reason}"
+
+
+class ModulePlans(Shown, list[ModulePlan]):
+    """The plan of a model's modules, in its own order; a notebook shows it as a table."""
 
 
 @in_turn
@@ -116,7 +121,7 @@ def quantize_dynamic(
 
 
 @in_turn
-def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic") -> list[ModulePlan]:
+def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic") -> ModulePlans:
     """The plan of ``quantize_dynamic`` for every module that holds weights, with reasons.
 
     >>> model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Linear(4, 2))
@@ -127,7 +132,7 @@ def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic")
     refuse_torchscript(model)
     recipe = resolve(recipe)
     MODULES.check(recipe)
-    return _plans(model, recipe.quantize, recipe.name)
+    return ModulePlans(_plans(model, recipe.quantize, recipe.name))
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ from tersor.report.compare import table as compare_table
 from tersor.report.figures import figures
 from tersor.report.html import rendered
 from tersor.report.language import language_html, plan_of_folder, print_language_report
-from tersor.report.outliers import page as outliers_page
 from tersor.report.notebook.views import VIEWS
+from tersor.report.outliers import page as outliers_page
 from tersor.report.outliers import table as outliers_table
 from tersor.terminal import Inert, Terminal
 

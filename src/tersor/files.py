@@ -124,6 +124,11 @@ def parts_of(out: Path) -> Path:
     return beside(out, "partial")
 
 
+def finished_blocks(out: Path) -> int:
+    """How many blocks an interrupted run of an output folder has finished."""
+    return sum(1 for _ in parts_of(out).glob("block-*.json"))
+
+
 def beside(path: Path, ending: str) -> Path:
     """The hidden path of something that belongs to ``path``, in the same folder; a long name is replaced by its digest.
 

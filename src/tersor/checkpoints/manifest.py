@@ -20,6 +20,10 @@ LANGUAGE = "language"
 _WRITTEN_LATER = frozenset({MANIFEST, "report.json", "report.html", "outliers.html"})
 
 
+# Files for people, who may write more into them.
+_EDITED = frozenset({"README.md"})
+
+
 class _File(BaseModel):
     """A file of a saved folder; a file that is not shipped may be missing."""
 
@@ -97,9 +101,11 @@ def _checked(model: type[_Files], content: dict[str, Any], folder: Path) -> dict
 
 
 def verify(folder: Path, manifest: dict[str, Any]) -> None:
-    """Check every file against its checksum; files that are not shipped may be missing."""
+    """Check every file against its checksum; files that are not shipped may be missing, a README.md is anybody's."""
     for name, entry in manifest["files"].items():
         path = inside(folder, name, SavedFolderError)
+        if name in _EDITED:
+            continue
         if not path.is_file():
             if entry["shipped"]:
                 raise SavedFolderError(f"{path} is missing: copy the folder again, or compress again")

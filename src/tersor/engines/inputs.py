@@ -101,7 +101,8 @@ def _misfit(
         return f"the input {name} is on {device} in the layout {layout}: give a dense tensor on the CPU"
     if len(shape) != len(wanted.shape):
         found = f"{len(wanted.shape)}: {list(wanted.shape)}"
-        return f"the input {name} has {len(shape)} dimensions, the network takes {found}"
+        batch = "; the first one is the batch, x.unsqueeze(0) adds it" if len(shape) + 1 == len(wanted.shape) else ""
+        return f"the input {name} has {len(shape)} dimensions, the network takes {found}{batch}"
     for dim, (size, fixed) in enumerate(zip(shape, wanted.shape, strict=True)):
         if sizes and fixed is not None and size != fixed:
             remedy = f'free it with Task(dynamic={{"{name}": {{{dim}: "size"}}}}), or compress for this size'

@@ -112,7 +112,8 @@ class Layer(ReportPart):
     """One layer: its planned and executed precision, and the SQNR of its output in dB.
 
     `sqnr_db` is local (only this layer quantized, exact inputs), `accumulated_sqnr_db` that of the whole network up to
-    this layer. `weight_format` and `weight_bytes` are None without a weight. `note` names the rule of a fallback.
+    this layer; both are None for a layer without error or signal, which has no such ratio. `weight_format` and
+    `weight_bytes` are None without a weight. `note` names the rule of a fallback.
     """
 
     name: str

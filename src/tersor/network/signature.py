@@ -54,7 +54,9 @@ class Signature:
                 continue
             found, values = self._parts(name, given[name])
             if found.leaves().keys() != mine.keys():
-                raise TaskError(f"the argument {name} has another form than in the example: {self}")
+                whole = isinstance(given[name], (tuple, list)) and any(path == () for path in mine)
+                remedy = "; a whole batch is passed as predict(*batch)" if whole else ""
+                raise TaskError(f"the argument {name} has another form than in the example: {self}{remedy}")
             for path, form in found.leaves().items():
                 _check_leaf(name, form, mine[path])
                 if "tensor" in form:

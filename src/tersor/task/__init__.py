@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tersor.errors import CalibrationError, TaskError
 from tersor.former_names import takes_former_name
-from tersor.task.calibration import Passes, batch_size, check_batch, check_count, read
+from tersor.task.calibration import Passes, batch_size, check_batch, check_count, read, with_tensors
 from tersor.task.fields import check_fields
 
 __all__ = ["Arguments", "Predict", "Task", "batch_size"]
@@ -28,8 +29,8 @@ class Task:
         model: the trained network in eval mode; it is not changed.
         example: the arguments of one call: a tuple, or a dict of keyword arguments. The first
             dimension of every tensor is the batch and stays dynamic.
-        calibration: a function returning an iterable of argument tuples (or dicts) like ``example``.
-            It is called once for each pass, and its batches are streamed.
+        calibration: a function returning an iterable of argument tuples (or dicts) like ``example``, of tensors or
+            NumPy arrays. It is called once for each pass, and its batches are streamed.
         evaluate: ``evaluate(predict)`` returns the metric as a float, or the scores of all samples
             (1-D, bools count as 1 and 0), whose mean is the metric. ``predict`` is called like the model; the
             model itself may not be changed.
@@ -84,7 +85,7 @@ class Task:
     def arguments(self, batch: Any) -> tuple[Any, ...]:
         """One batch as the flat tuple of inputs, keyword inputs in the order of the example."""
         names = self.input_names
-        if isinstance(batch, Tensor):
+        if isinstance(batch, (Tensor, np.ndarray)):
             batch = (batch,)
         if names:
             if not isinstance(batch, Mapping):
@@ -96,7 +97,10 @@ class Task:
                 raise TaskError(f"the batch lacks the keyword arguments {missing} of the example")
             return tuple(batch[n] for n in names)
         if isinstance(batch, Mapping):
-            raise TaskError("the example is positional, the batch is a dict: give both in the same form")
+            raise TaskError(
+                f"the example is positional, the batch is a dict of {', '.join(map(str, batch))}: give both in the "
+                "same form, for a model that takes keywords as dicts"
+            )
         if not isinstance(batch, (tuple, list)):
             raise TaskError(
                 f"a batch must be the tuple of the model's arguments, got {type(batch).__name__}; for one tensor "
@@ -131,8 +135,9 @@ class Task:
         Raises:
             CalibrationError: naming the batch, the argument and the value.
         """
-        inputs = pytree.tree_leaves(self.arguments(batch))
-        check_batch(inputs, pytree.tree_leaves(self.arguments(self.example)), number)
+        example = pytree.tree_leaves(self.arguments(self.example))
+        inputs = with_tensors(pytree.tree_leaves(self.arguments(batch)), example, number)
+        check_batch(inputs, example, number)
         return tuple(x for x in inputs if isinstance(x, Tensor))
 
     def samples(self) -> int:

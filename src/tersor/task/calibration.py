@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -119,6 +120,40 @@ def batch_size(inputs: tuple[Any, ...]) -> int:
     return next((int(x.shape[0]) for x in inputs if isinstance(x, Tensor) and x.ndim), 1)
 
 
+def with_tensors(inputs: list[Any], example: list[Any], number: int) -> list[Any]:
+    """Calibration batch ``number`` with tensors for its NumPy arrays.
+
+    NumPy computes in float64 and counts in any integers: floats become floats of the example's dtype, and integers its
+    integers where these hold them. Whatever else differs from the example is refused by ``check_batch``.
+
+    Raises:
+        CalibrationError: an array of a dtype that PyTorch has not.
+
+    >>> with_tensors([np.zeros((1, 2))], [torch.zeros(1, 2)], 0)
+    [tensor([[0., 0.]])]
+    """
+    where, wanted = f"calibration batch {number}", [*example, *[None] * len(inputs)]
+    return [
+        _tensor(x, wanted[k], f"{where}, argument {k}") if isinstance(x, np.ndarray) else x
+        for k, x in enumerate(inputs)
+    ]
+
+
+def _tensor(array: np.ndarray, example: Any, where: str) -> Tensor:
+    try:
+        # A copy in the machine's byte order, which may be written.
+        tensor = torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"{where}: an array of {array.dtype}, which PyTorch has not; convert it, as by x.astype('float32')"
+        ) from error
+    if not isinstance(example, Tensor) or tensor.is_floating_point() != example.is_floating_point():
+        return tensor
+    held = tensor.to(example.dtype)
+    whole = not {torch.bool, torch.complex64, torch.complex128} & {tensor.dtype, example.dtype}
+    return held if tensor.is_floating_point() or (whole and torch.equal(held.to(tensor.dtype), tensor)) else tensor
+
+
 def check_batch(inputs: list[Any], example: list[Any], number: int) -> None:
     """Check calibration batch ``number`` against the example.
 
@@ -129,7 +164,8 @@ def check_batch(inputs: list[Any], example: list[Any], number: int) -> None:
     if len(inputs) != len(example):
         raise CalibrationError(
             f"{where} has {len(inputs)} arguments, the example has {len(example)}; a batch is the tuple of "
-            "the model's arguments, without labels"
+            "the model's arguments, without labels: from a DataLoader of pairs, "
+            "`lambda: ((x,) for x, label in loader)`"
         )
     for k, (x, e) in enumerate(zip(inputs, example, strict=True)):
         if isinstance(e, Tensor):
@@ -151,7 +187,7 @@ def _same(value: Any, wanted: Any) -> bool:
 
 def _check_tensor(x: Any, e: Tensor, where: str) -> None:
     if not isinstance(x, Tensor):
-        raise CalibrationError(f"{where}: expected a tensor, got {type(x).__name__}")
+        raise CalibrationError(f"{where}: expected a tensor or an array, got {type(x).__name__}")
     if x.layout != torch.strided:
         raise CalibrationError(f"{where}: the layout {x.layout}; give a dense tensor, x.to_dense()")
     if x.dtype != e.dtype:
@@ -159,8 +195,10 @@ def _check_tensor(x: Any, e: Tensor, where: str) -> None:
     if x.device != e.device:
         raise CalibrationError(f"{where}: on {x.device}, the example is on {e.device}; move one of them")
     if x.ndim != e.ndim:
+        remedy = "; the first one is the batch: give x.unsqueeze(0), or several samples at once by torch.stack"
         raise CalibrationError(
             f"{where}: shape {tuple(x.shape)} has {x.ndim} dimensions, the example {tuple(e.shape)} has {e.ndim}"
+            + (remedy if x.ndim < e.ndim else "; give both in the form that the model takes")
         )
     if x.ndim == 4 and x.shape[1] != e.shape[1]:
         raise CalibrationError(

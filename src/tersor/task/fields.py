@@ -16,6 +16,13 @@ from tersor.numerics import all_finite
 
 def check_model(model: Any) -> None:
     """It is a module."""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise TaskError(f"Task.model must be a torch.nn.Module, got the class {model.__name__}: give an instance of it")
+    if isinstance(model, Mapping):
+        raise TaskError(
+            f"Task.model is a {type(model).__name__}, which looks like a state_dict: load it into the model, "
+            "model.load_state_dict(…), and give the model"
+        )
     if not isinstance(model, nn.Module):
         raise TaskError(f"Task.model must be a torch.nn.Module, got {type(model).__name__}")
 
@@ -57,7 +64,7 @@ def check_calibration(value: Any) -> None:
     if not callable(value):
         raise TaskError(
             "Task.calibration must be a function that returns an iterable of batches, got "
-            f"{type(value).__name__}; a list is passed as `lambda: batches`. A generator "
+            f"{type(value).__name__}; a list or DataLoader is passed as `lambda: batches`. A generator "
             "object can be read only once, a function that makes one can be read again"
         )
     check_function("calibration", value, 0, "without arguments that returns an iterable of batches")

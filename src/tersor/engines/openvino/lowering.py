@@ -23,7 +23,10 @@ def lowered(network: Network) -> Any:
     shapes = {}
     for k, (port, example) in enumerate(zip(model.inputs, network.example, strict=True)):
         port.get_node().set_element_type(ov.Type(example.numpy().dtype))
-        shapes[port] = [-1 if dim in network.varying(k) else size for dim, size in enumerate(example.shape)]
+        varying = network.varying(k)
+        shapes[port] = [-1 if dim in varying else size for dim, size in enumerate(example.shape)]
+        if 0 in varying:  # the file's word for a batch, which ov::set_batch asks for
+            port.get_node().set_layout(ov.Layout("[N,...]"))
     try:
         model.reshape(shapes)
     except RuntimeError as error:

@@ -21,6 +21,7 @@ from tersor.measure.language import LanguageReport
 from tersor.numerics import QTensor, QuantSpec
 from tersor.pipeline.folder.job import Job
 from tersor.pipeline.folder.journal import Journal, save
+from tersor.report.card import CARD, model_card, name_of, original_card
 from tersor.report.language import language_html
 
 
@@ -94,6 +95,8 @@ def _finish(
     write_text(staging / "recipe.yaml", job.recipe.to_yaml())
     write_text(staging / "report.json", report.to_json())
     write_text(staging / "report.html", language_html(report))
+    original = original_card(staging)  # copied with the known files
+    write_text(staging / CARD, model_card(report, config, name_of(job.source.path), original))
     files = {
         p.name: {"sha256": sha256(p), "bytes": p.stat().st_size, "shipped": p.suffix not in (".html", ".yaml")}
         for p in sorted(staging.iterdir())

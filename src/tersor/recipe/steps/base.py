@@ -39,7 +39,7 @@ class Step(BaseModel):
         """The subject after the step; the given one is not changed.
 
         Args:
-            subject: a ``tersor.pipeline.Subject``.
+            subject: a ``tersor.pipeline.subject.Subject``.
             task: the calibration data of a graph; None if the host has its own data, or calibrates nothing.
             stages: the progress to report to.
         """

@@ -60,7 +60,7 @@ def metric_result(result: object, what: str = "the model") -> MetricResult:
         )
     try:
         values = torch.as_tensor(_joined(result)).detach().cpu()
-    except Exception as error:  # of whatever it returned
+    except Exception as error:  # raised by whatever it returned
         raise TaskError(
             f"evaluate of {what} returned {type(result).__name__}: "
             "return a float or the scores of all samples"
@@ -98,7 +98,7 @@ def _joined(result: object) -> object:
 
 
 def check_lengths(results: Mapping[str, MetricResult]) -> None:
-    """Whether evaluate scored equally many samples in every call, or none in any.
+    """Check that evaluate scored the same number of samples in every call, or none in any.
 
     Raises:
         TaskError: naming the numbers of two calls.
@@ -113,7 +113,7 @@ def check_lengths(results: Mapping[str, MetricResult]) -> None:
 
 
 def direction_warnings(name: str, higher_is_better: bool) -> list[str]:
-    """A sentence if a task's direction is not that of the metric in ``tersor.metrics.METRICS`` that it names.
+    """A sentence if a task's direction differs from that of its metric in ``tersor.metrics.METRICS``.
 
     >>> direction_warnings("perplexity", higher_is_better=True)
     ['metric: perplexity is better when lower, but the task says higher_is_better=True, by which it was judged; ...']

@@ -1,4 +1,4 @@
-"""What the metrics check of scores, labels and texts before they compute."""
+"""Checks of scores, labels and texts before a metric is computed."""
 
 import importlib
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def as_tensor(values: Values, what: str) -> Tensor:
 
 
 def scored(scores: Values, labels: Values, ignore: int | None = None) -> tuple[Tensor, Tensor]:
-    """Scores and labels, checked; with ``ignore``, as ``[kept, classes]`` and ``[kept]`` without the ignored."""
+    """Scores and labels, checked; with ``ignore``, as ``[kept, classes]`` and ``[kept]`` without the ignored ones."""
     scores = as_tensor(scores, "scores")
     labels = as_tensor(labels, "labels").to(scores.device)
     if scores.ndim < 1 or scores.shape[:-1] != labels.shape:

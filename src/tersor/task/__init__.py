@@ -1,4 +1,4 @@
-"""The Task: a network, its calibration data and its evaluation, all checked where they enter."""
+"""The Task: a network, its calibration data and its evaluation, all checked on entry."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,13 +37,13 @@ class Task:
         metric: the name of the metric.
         higher_is_better: the direction of the metric.
         token_mask: for padded batches: ``token_mask(*inputs)`` returns bool [batch, length], True for real positions.
-            Solvers that calibrate linear weights on a layer's inputs leave the others out (convolutions do not).
-            The former name ``counted`` is still taken.
+            Solvers that calibrate linear weights on a layer's inputs omit the other positions (convolutions do not).
+            The former name ``counted`` is still accepted.
         dynamic: dimensions that may vary between calls besides the batch, for each argument by its name:
             ``{"ids": {1: "length"}}`` frees the second dimension of ``ids``. The example must have at least 2 there.
             Recurrent layers run in OpenVINO and ONNX Runtime with a fixed length only.
-        max_samples: the most samples of one pass over ``calibration``; more raise a CalibrationError. By default 4,096
-            for an iterable without a length, which may have no end, and no bound for others.
+        max_samples: the limit of one pass over ``calibration``; more raise a CalibrationError. By default 4,096
+            for an iterable without a length, which may be endless, and no bound for others.
 
     Raises:
         TaskError: a field that cannot be used, with the remedy; or both ``token_mask`` and ``counted``.

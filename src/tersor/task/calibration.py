@@ -1,4 +1,4 @@
-"""One pass over the calibration data: read from the user's function, and every batch checked against the example."""
+"""One pass over the calibration data: read from the user's function, with every batch checked against the example."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
@@ -12,19 +12,19 @@ from tersor.errors import CalibrationError
 from tersor.numerics import all_finite
 from tersor.user_code import users
 
-# The most samples of a pass over an iterable that does not tell its length, which may have no end.
+# The maximum number of samples in a pass over an iterable without a length, which may be endless.
 MAX_SAMPLES = 4096
 _END = object()
 
 
 class Passes:
-    """The iterators that a calibration function has handed out: none may come twice, since it would go on mid-way."""
+    """The iterators that a calibration function has returned: none may come twice, since it would resume midway."""
 
     def __init__(self) -> None:
         self._given: list[Callable[[], Any]] = []
 
     def check(self, iterator: Any, name: str) -> None:
-        """Refuse an iterator that was read before."""
+        """Reject an iterator that was read before."""
         self._given = [given for given in self._given if given() is not None]
         if any(given() is iterator for given in self._given):
             raise CalibrationError(
@@ -33,14 +33,14 @@ class Passes:
             )
         try:
             self._given.append(weakref.ref(iterator))
-        except TypeError:  # of most iterators in C
+        except TypeError:  # as with most iterators written in C
             self._given.append(lambda: iterator)
 
 
 def read(
     calibration: Callable[[], Iterable[Any]], passes: Passes, name: str = "calibration"
 ) -> tuple[Iterator[Any], bool]:
-    """A fresh iterator over what ``calibration()`` returns, and whether it tells its length.
+    """A fresh iterator over what ``calibration()`` returns, and whether it has a length.
 
     Args:
         name: of the function, for errors.
@@ -56,7 +56,7 @@ def read(
         iterator = None if alone else iter(iterable)
     except TypeError:
         iterator = None
-    except Exception:  # of the user's own __iter__
+    except Exception:  # raised by the user's own __iter__
         with users(f"{name}()", CalibrationError, debug):
             raise
     if iterator is None:
@@ -87,7 +87,7 @@ def _tells_length(iterable: Any) -> bool:
 
 
 def check_count(samples: int, most: int | None, sized: bool) -> None:
-    """Refuse more samples than a pass may have.
+    """Reject more samples than a pass may have.
 
     Raises:
         CalibrationError: with the bound and the remedy.
@@ -102,7 +102,7 @@ def check_count(samples: int, most: int | None, sized: bool) -> None:
 
 
 def mask_of(function: Callable[..., Any], arguments: Any, rows: int) -> Tensor:
-    """The bool [batch, length] that a ``token_mask`` returns for the arguments of one batch of so many rows.
+    """The bool [batch, length] that a ``token_mask`` returns for the arguments of one batch with this number of rows.
 
     Raises:
         CalibrationError: it raises, or returns something else.
@@ -213,7 +213,7 @@ def _check_tensor(x: Any, e: Tensor, where: str) -> None:
 
 
 def _check_rows(inputs: list[Any], example: list[Any], where: str) -> None:
-    """Tensors whose rows belong together in the example have equally many in the batch."""
+    """Check that tensors with the same number of rows in the example have the same number in the batch."""
     rows, wanted = ({int(x.shape[0]) for x in part if isinstance(x, Tensor) and x.ndim} for part in (inputs, example))
     if len(wanted) == 1 and len(rows) > 1:
         raise CalibrationError(

@@ -1,4 +1,4 @@
-"""The fields of a Task, checked when it is made."""
+"""The fields of a Task, checked when it is created."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -44,14 +44,14 @@ def check_direction(value: Any) -> None:
 
 
 def check_function(field: str, value: Any, arguments: int | None, form: str) -> None:
-    """It can be called with so many arguments; None: with any."""
+    """It can be called with this number of arguments; None: with any."""
     if not callable(value) or isinstance(value, nn.Module):
         raise TaskError(f"Task.{field} must be a function {form}, got {type(value).__name__}")
     if arguments is None:
         return
     try:
         signature = inspect.signature(value)
-    except (ValueError, TypeError):  # of some functions in C
+    except (ValueError, TypeError):  # as with some functions written in C
         return
     try:
         signature.bind(*range(arguments))
@@ -127,7 +127,7 @@ def check_most(value: Any) -> None:
         whole("Task.max_samples", value, 1, None, "or None, for the default", TaskError)
 
 
-# The functions that a task may leave out: how many arguments they are called with, and what they return.
+# Optional functions of a task: how many arguments they are called with, and what they return.
 OPTIONAL: dict[str, tuple[int | None, str]] = {
     "evaluate": (1, "of `predict`"),
     "loss": (None, "that returns a tensor"),

@@ -38,7 +38,7 @@ from tersor.recipe import Recipe
 
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 _HAS_LOAD = hasattr(os, "getloadavg")  # not on Windows
-BOUNDLESS = 1e9  # codes, written for a NaN or an infinity of the engine: JSON has none
+BOUNDLESS = 1e9  # codes, written for NaN or infinity of the engine, which JSON lacks
 HISTOGRAMS = 400  # limit of sites drawn in a report, which bounds the size of the page
 
 

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from tersor.measure.agreement import AgreementRecorder
-from tersor.measure.dependence import dependence_warnings
-from tersor.measure.metric import evaluate_metric
+from tersor.measure.metric import dependence_warnings, evaluate_metric
 from tersor.metrics import hits
 
 NET = nn.Linear(4, 3)

@@ -121,7 +121,10 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, which reads back as the same recipe; flat if ``quantize`` is its only step."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=116)
+        options, data = {"sort_keys": False, "width": 116}, self.model_dump(mode="json")
+        text = yaml.safe_dump(data, allow_unicode=True, **options)
+        # Letters that hide text or turn its direction are spelled out.
+        return text if all(map(str.isprintable, text.splitlines())) else yaml.safe_dump(data, **options)
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe") -> "Recipe":

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 # Null means "absent" for these, not "unknown", and needs no warning.
 _MAY_BE_ABSENT = re.compile(
     r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline|^one_step)$"
-    r"|^environment\.target$|^calibration(\.|$)"
+    r"|^environment\.target$|^calibration(\.|$)|\.(milliseconds|channels|weights)$"
 )
 
 

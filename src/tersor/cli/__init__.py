@@ -9,6 +9,7 @@ from tersor import __version__
 from tersor.cli.failures import DEBUG, exit_code, guarded, without_debug
 from tersor.cli.making import calibrate, compress, demo, inspect, outliers
 from tersor.cli.options import console
+from tersor.cli.recipes import recipes
 from tersor.cli.saved import compare, export, generate, report, run
 from tersor.cli.signals import ending
 from tersor.cli.task_file import load_task
@@ -51,3 +52,4 @@ def engines() -> None:
 # In the order of `tersor --help`.
 for _command in (inspect, compress, generate, export, report, compare, run, calibrate, outliers, engines, demo):
     app.command()(guarded(_command))
+app.add_typer(recipes)

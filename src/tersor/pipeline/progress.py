@@ -1,24 +1,82 @@
-"""A progress bar on standard error for whatever takes long; silent where nobody looks."""
+"""A progress bar on standard error or in a notebook for long operations; silent if nobody is watching."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from markupsafe import Markup
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from tersor.inert import plain
 from tersor.terminal import Terminal
 
 
+class NotebookBars(Progress):
+    """The bars as one output of a notebook cell, which is updated in place and empty at the end.
+
+    The bars of `rich` need ipywidgets there, and warn at every step if that is not installed.
+    """
+
+    _output: Any = None  # of the cell, IPython's handle
+    _shown = 0.0  # when
+
+    def start(self) -> None:
+        """Begin with an empty output."""
+        if not self.disable:
+            from IPython.display import display
+
+            self._output = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def stop(self) -> None:
+        """Clear the output."""
+        if self._output is not None:
+            self._output.update({"text/plain": ""}, raw=True)
+
+    def refresh(self) -> None:
+        """Show the current bars, at most four times a second."""
+        if self._output is None or time.monotonic() < self._shown + 0.25:
+            return
+        self._shown = time.monotonic()
+        bars = Markup().join(map(_bar, self.tasks))
+        self._output.update({"text/plain": "", "text/html": bars}, raw=True)
+
+    def add_task(self, *args: Any, **kwargs: Any) -> Any:
+        """Add a bar, which is shown at once."""
+        self._shown = 0.0
+        return super().add_task(*args, **kwargs)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Change a bar."""
+        super().update(*args, **kwargs)
+        self.refresh()
+
+    def advance(self, *args: Any, **kwargs: Any) -> None:
+        """Advance a bar."""
+        super().advance(*args, **kwargs)
+        self.refresh()
+
+
+def _bar(task: Task) -> Markup:
+    moving = Markup('<progress max="{}" value="{}"></progress> {}/{}')
+    done = int(task.completed)
+    bar = Markup("<progress></progress>")
+    if task.total is not None:
+        bar = moving.format(task.total, done, done, int(task.total))
+    return Markup("<div>{} {}, {:.0f} s</div>").format(plain(task.description), bar, task.elapsed or 0.0)
+
+
 class Stages:
-    """Shows one bar a stage and keeps how many seconds each stage took."""
+    """Shows one bar per stage and records the seconds of each stage."""
 
     def __init__(self, show: bool = True) -> None:
         console = Terminal(stderr=True)
@@ -30,9 +88,8 @@ class Stages:
             TimeElapsedColumn(),
             TimeRemainingColumn(elapsed_when_finished=False),
         )
-        self._bars = Progress(
-            *columns, console=console, transient=True, disable=not (show and console.is_terminal)
-        )
+        kind, seen = (NotebookBars, True) if console.is_jupyter else (Progress, console.is_terminal)
+        self._bars = kind(*columns, console=console, transient=True, disable=not (show and seen))
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -61,13 +118,13 @@ class Stage:
         self._bars, self._task = bars, task
 
     def at(self, done: int, total: int | None = None) -> None:
-        """So many are done."""
+        """Set the number done."""
         self._bars.update(self._task, completed=done, **({"total": total} if total else {}))  # type: ignore[arg-type]
 
     def say(self, text: str) -> None:
-        """What is being done now."""
+        """Show the current activity."""
         self._bars.update(self._task, description=text)  # type: ignore[arg-type]
 
     def advance(self, by: int = 1) -> None:
-        """So many more are done."""
+        """Add to the number done."""
         self._bars.advance(self._task, by)  # type: ignore[arg-type]

@@ -115,7 +115,8 @@ def profile(layers: Sequence[Layer], fell: Collection[Layer]) -> tuple[Markup, i
     local = [None if x.sqnr_db == EXACT else x.sqnr_db for at, x in noisy]
     accumulated = [x.accumulated_sqnr_db for at, x in noisy]
     words = plural("SQNR of {count} layer, local and accumulated, 0 to {top} dB",
-                   "SQNR of {count} layers, local and accumulated, 0 to {top} dB", len(noisy), top=int(top))  # fmt: skip
+                   "SQNR of {count} layers, local and accumulated, 0 to {top} dB",
+                   len(noisy), top=int(top))  # fmt: skip
     return svg.profile(local, accumulated, marked, top, words, places=[at for at, x in noisy]), int(top)
 
 

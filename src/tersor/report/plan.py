@@ -10,8 +10,8 @@ from tersor.measure.formatting import size_text
 from tersor.network.sites import Plan
 
 
-def plan_table(plan: Plan, before: int, after: int, notes: tuple[str, ...] = ()) -> RenderableType:
-    """A table of every operator with its planned precision and the reason, and the predicted size."""
+def plan_table(plan: Plan, before: int = 0, after: int = 0, notes: tuple[str, ...] = ()) -> RenderableType:
+    """A table of every operator with its planned precision and the reason, and the predicted size if it is known."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("layer", "op", "planned", "weight", "why"):
         table.add_column(column, overflow="fold")
@@ -28,4 +28,4 @@ def plan_table(plan: Plan, before: int, after: int, notes: tuple[str, ...] = ())
     predicted = Text(
         f"weights {size_text(before)} → about {size_text(after)}, {ratio:.1f}x smaller (predicted)"
     )
-    return Group(table, words, predicted, *(Text(f"note: {n}", style="yellow") for n in notes))
+    return Group(table, words, *([predicted] if before else []), *(Text(f"note: {n}", style="yellow") for n in notes))

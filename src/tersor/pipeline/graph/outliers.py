@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from rich.console import RenderableType
 from torch import Tensor, fx
 
 from tersor.arguments import path_of, whole
@@ -23,15 +22,15 @@ from tersor.network.rewrites.smooth import smoothable, smoothing
 from tersor.observers import Statistics
 from tersor.pipeline.graph.batches import exactly, passing
 from tersor.pipeline.progress import Stages
-from tersor.report.outliers import page, table
+from tersor.report.outliers import page
 from tersor.task import Task
-from tersor.terminal import Inert
+from tersor.terminal import Shown
 from tersor.turns import in_turn
 
 
-@dataclass(frozen=True, eq=False)
-class Outliers:
-    """What ``tersor.outliers`` found; ``rich`` prints it as a table.
+@dataclass(frozen=True, eq=False, repr=False)
+class Outliers(Shown):
+    """The result of ``tersor.outliers``, shown as a table in notebooks and by ``rich``.
 
     Attributes:
         task: the task's name. samples: the number of observed samples.
@@ -54,9 +53,6 @@ class Outliers:
         """The report as JSON, with minimum and maximum of every channel."""
         layers = [layer.to_dict() for layer in self.layers]
         return json.dumps({"task": self.task, "samples": self.samples, "layers": layers}, allow_nan=False)
-
-    def __rich__(self) -> RenderableType:
-        return Inert(table(self.layers))
 
 
 def page_file(path: Path | str) -> Path:

@@ -25,9 +25,9 @@ from tersor.measure import (
     ratio,
     same_inputs,
 )
-from tersor.measure.dependence import dependence_warnings
 from tersor.measure.energy import joules_per_call
 from tersor.measure.latency import Latency
+from tersor.measure.metric import dependence_warnings
 from tersor.network.network import Network
 from tersor.pipeline.graph.batches import cut
 from tersor.pipeline.progress import Stages

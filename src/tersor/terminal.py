@@ -42,10 +42,10 @@ class Inert:
 
 
 class Shown:
-    """A value that says in one line what it is, and shows the same table in a terminal and in a notebook.
+    """A value with a one-line description, shown as the same table in a terminal and in a notebook.
 
-    The room `report` draws it, ``report.notebook.views`` has an entry for its class. That room stands above those whose
-    values these are, and is imported when somebody looks at one.
+    The package `report` draws it; ``report.notebook.views`` has an entry for its class. That package is above those of
+    these values, so it is imported when a value is shown.
     """
 
     def __repr__(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 _MAY_BE_ABSENT = re.compile(
     r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline|^one_step)$"
     r"|^environment\.target$|^calibration(\.|$)|^layers\.(accumulated_)?sqnr_db$"  # of a layer without error or signal
+    r"|\.(milliseconds|channels|weights)$"
 )
 
 

@@ -12,13 +12,15 @@ from tersor.network.sites import Plan, PlannedLayer
 class Audited:
     """One planned layer and its executed precision; ``executed`` is None if the engine does not report the layer.
 
-    ``note`` says what became of it, ``rule`` names the engine's rule for it.
+    ``note`` says what became of it, ``rule`` names the engine's rule for it, and ``operator`` the engine's operator
+    that computes this layer above all.
     """
 
     layer: PlannedLayer
     executed: str | None
     note: str | None = None
     rule: str | None = None
+    operator: str | None = None
 
     @property
     def fell_back(self) -> bool:
@@ -77,4 +79,5 @@ def _audited(layer: PlannedLayer, found: tuple[Executed, bool] | None) -> Audite
     row, main = found
     if layer.planned == "fused" and not main:
         return Audited(layer, "fused", f"part of {row.op} {row.name}")
-    return Audited(layer, row.precision, None if main else f"part of {row.op} {row.name}", row.note)
+    part = None if main else f"part of {row.op} {row.name}"
+    return Audited(layer, row.precision, part, row.note, row.name if main else None)

@@ -122,7 +122,7 @@ def _line_of_calibration(found: Any) -> str:
     return f"{len(found.estimates)} sites over {quality.samples} samples: {adequate}"
 
 
-# By the name of the class, for those of `pipeline` stand above this room.
+# By class name, since the classes of `pipeline` are above this package.
 VIEWS = {
     "Report": View(_line_of_report, render),
     "LanguageReport": View(_line_of_language, language.render),

@@ -59,7 +59,7 @@ def test_a_result_that_worked():
         ({**BEYOND, "compressed.metric_simulated": 0.916},
          "worse by 1.70 points", "the simulation keeps it and openvino does not", "another engine"),
         ({**BEYOND, "compressed.metric_simulated": 0.916, **OLD_CPU, "environment.target": "x86-vnni"},
-         "worse by 1.70 points", "planned for x86-vnni, it saturates on this CPU", "judging it on the target"),
+         "worse by 1.70 points", "planned for x86-vnni, it saturates on this CPU", "measuring on the target"),
         ({**BEYOND, "compressed.metric_simulated": 0.916, **OLD_CPU, "environment.target": "x86-avx2"},
          "worse by 1.70 points", "the simulation keeps it and openvino does not", "another engine"),
         ({**BEYOND, **FEW}, "worse", "inadequate (8 samples)", "more"),
@@ -75,7 +75,7 @@ def test_what_went_wrong_stands_in_the_first_line(changes, what, why, remedy):
     assert remedy in problem.remedy
     cause = f", because {problem.why}" if why else ""
     assert bool(problem.why) == bool(why)
-    assert report.headline.startswith(f"NOT AS HOPED: {problem.what}{cause}; try: {problem.remedy}")
+    assert report.headline.startswith(f"Below target: {problem.what}{cause}; try: {problem.remedy}")
     assert "\n" not in report.headline
 
 

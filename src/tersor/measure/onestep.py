@@ -3,6 +3,7 @@
 from tersor.inert import plain
 from tersor.measure.formatting import number_text
 from tersor.measure.schema import CheckedValue, OneStep, Report
+from tersor.words import _, shown
 
 # The share of an operator's values that differ, from which on the headline says so.
 MANY = 0.01
@@ -34,14 +35,19 @@ def sentence(check: OneStep) -> str:
     steps = check.steps
     planned = sum(s.verdict == "planned" for s in steps)
     missing = sum(s.verdict == "unchecked" for s in steps)
-    text = (
-        f"one-step check: {planned} of {len(steps)} values within {codes(check.tolerance)} of the simulation, from the "
-        "engine's own inputs"
-    )
+    parts = [
+        _(
+            "one-step check: {count} of {all} values within {tolerance} of the simulation, from the engine's own "
+            "inputs",
+            count=planned, all=len(steps), tolerance=codes(check.tolerance),
+        )
+    ]  # fmt: skip
     worst = max((s for s in steps if s.verdict in ("float", "other")), key=lambda s: s.largest, default=None)
     if worst is not None:
-        text += f"; {plain(worst.name)} differs by up to {codes(worst.largest)}"
-    return f"{text}; {missing} unchecked" if missing else text
+        parts.append(_("{name} differs by up to {codes}", name=plain(worst.name), codes=codes(worst.largest)))
+    if missing:
+        parts.append(_("{count} not checked", count=missing))
+    return "; ".join(parts)
 
 
 def codes(count: float) -> str:
@@ -51,15 +57,18 @@ def codes(count: float) -> str:
     ('1 code', '2.5 codes', '0 codes')
     """
     text = number_text(round(count, 1))
-    return f"{text} code" if text == "1" else f"{text} codes"
+    return _("{count} code", count=text) if text == "1" else _("{count} codes", count=text)
 
 
 def finding_of(step: CheckedValue) -> str:
     """What was found of a step, in a few words."""
     if step.verdict == "unchecked":
-        return step.note or "unchecked"
+        return shown(step.note or "") or _("not checked")
     if step.verdict == "planned":
-        return "as planned"
-    share = f"{100 * step.beyond:.2g} % of its values"
-    how = "executed in float" if step.verdict == "float" else "other numbers"
-    return f"{how}: {share}, up to {codes(step.largest)}" + (f"; {step.note}" if step.note else "")
+        return _("as planned")
+    found = {"share": f"{100 * step.beyond:.2g} %", "codes": codes(step.largest)}
+    if step.verdict == "float":
+        text = _("executed in float: {share} of its values differ, by up to {codes}", **found)
+    else:
+        text = _("other numbers: {share} of its values differ, by up to {codes}", **found)
+    return f"{text}; {shown(step.note)}" if step.note else text

@@ -27,6 +27,7 @@ from tersor.measure.onestep import deviating, finding_of, summary, unchecked
 from tersor.measure.schema import Histogram, Latency, Layer, Report
 from tersor.measure.speed import Speed, simulated, speed
 from tersor.report import svg
+from tersor.words import _, language, shown
 
 WORST = 24  # layers drawn as bars; the table lists all of them
 SITES = 12  # histograms shown at once; the others are collapsed
@@ -60,6 +61,7 @@ def rendered(template: str, **view: object) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, finalize=_inert, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals.update(_=_, shown=shown, language=language)
     policy = f"style-src {_digest(style)}; script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
     head = _HEAD.replace("POLICY", f"default-src 'none'; {policy}").replace("STYLE", style)
     parts = {name: Markup(ours) for name, ours in (("head", head), ("foot", f"<script>{script}</script>"))}  # noqa: S704

@@ -27,6 +27,7 @@ def calibrated(
     engine: str = "openvino",
     *,
     target: str | None = None,
+    progress: bool = True,
 ) -> Calibrated:
     """Run the calibration data through the float network and evaluate every estimator.
 
@@ -34,9 +35,10 @@ def calibrated(
 
     Args:
         target: the hardware to plan for, one of the engine's ``targets``; None: this machine.
+        progress: show progress bars on a terminal.
     """
     recipe = resolve(recipe)
-    with Stages() as stages:
+    with Stages(progress) as stages:
         with stages.stage("capture", "capturing and planning"):
             prepared = prepare(task, recipe, find_engine(engine).policy(target))
         sites = [s for s in prepared.plan.activations() if s.source]

@@ -12,7 +12,7 @@ FALLEN = [
     for at, layer in enumerate(layers())
 ]
 UNTOLD = [
-    dict(layer, note="openvino: no reason known (part of Subgraph s)") if layer["executed"] == "fp32" else layer
+    dict(layer, note="openvino: no reason known; part of Subgraph s") if layer["executed"] == "fp32" else layer
     for layer in FALLEN
 ]
 FLOAT = [dict(layer, weight_format="fp32", weight_bytes=10**6) for layer in layers()]

@@ -199,7 +199,7 @@ def _other_numbers(report: Report) -> Problem | None:
         "{count} of {all} values are computed in other numbers than planned ({name}: {share} % of them, by up to "
         "{codes})",
         count=len(steps), all=len(report.one_step.steps), name=plain(worst.name), share=f"{100 * worst.beyond:.2g}",
-        codes=codes(worst.largest),
+        codes=shown(codes(worst.largest)),
     )  # fmt: skip
     target, isa = report.environment.target, report.environment.isa
     if target is not None and saturates(target, isa):

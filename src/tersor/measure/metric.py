@@ -11,6 +11,7 @@ from torch import Tensor
 from tersor.errors import TaskError
 from tersor.metrics import known_metric
 from tersor.user_code import users
+from tersor.words import said
 
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 DRAWS = 2000  # bootstrap resamples
@@ -109,8 +110,11 @@ def direction_warnings(name: str, higher_is_better: bool) -> list[str]:
         return []
     better = "higher" if known.higher_is_better else "lower"
     return [
-        f"metric: {name} is better when {better}, but the task says higher_is_better={higher_is_better}, by which it "
-        f"was judged; set higher_is_better={known.higher_is_better}, or rename a metric that runs the other way"
+        said(
+            "metric: {name} is better when {better}, but the task says higher_is_better={given}, by which it was "
+            "judged; set higher_is_better={wanted}, or rename a metric with the opposite direction",
+            name=name, better=better, given=higher_is_better, wanted=known.higher_is_better,
+        )
     ]
 
 

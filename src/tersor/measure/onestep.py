@@ -3,7 +3,7 @@
 from tersor.inert import plain
 from tersor.measure.formatting import number_text
 from tersor.measure.schema import CheckedValue, OneStep, Report
-from tersor.words import _, shown
+from tersor.words import _, said, shown
 
 # The share of an operator's values that differ, from which on the headline says so.
 MANY = 0.01
@@ -22,11 +22,11 @@ def unchecked(report: Report) -> tuple[CheckedValue, ...]:
 
 def summary(report: Report) -> str | None:
     """One sentence, or None if nothing was checked."""
-    return None if report.one_step is None else sentence(report.one_step)
+    return None if report.one_step is None else shown(sentence(report.one_step))
 
 
 def sentence(check: OneStep) -> str:
-    """The sentence for a check.
+    """The sentence for a check, in English.
 
     >>> value = CheckedValue(name="a", ops=("conv2d",), verdict="planned", largest=1, beyond=0)
     >>> sentence(OneStep(tolerance=1.0, steps=(value,)))
@@ -36,7 +36,7 @@ def sentence(check: OneStep) -> str:
     planned = sum(s.verdict == "planned" for s in steps)
     missing = sum(s.verdict == "unchecked" for s in steps)
     parts = [
-        _(
+        said(
             "one-step check: {count} of {all} values within {tolerance} of the simulation, from the engine's own "
             "inputs",
             count=planned, all=len(steps), tolerance=codes(check.tolerance),
@@ -44,20 +44,20 @@ def sentence(check: OneStep) -> str:
     ]  # fmt: skip
     worst = max((s for s in steps if s.verdict in ("float", "other")), key=lambda s: s.largest, default=None)
     if worst is not None:
-        parts.append(_("{name} differs by up to {codes}", name=plain(worst.name), codes=codes(worst.largest)))
+        parts.append(said("{name} differs by up to {codes}", name=plain(worst.name), codes=codes(worst.largest)))
     if missing:
-        parts.append(_("{count} not checked", count=missing))
+        parts.append(said("{count} not checked", count=missing))
     return "; ".join(parts)
 
 
 def codes(count: float) -> str:
-    """A number of codes.
+    """A number of codes, in English.
 
     >>> codes(1.0), codes(2.5), codes(0.0)
     ('1 code', '2.5 codes', '0 codes')
     """
     text = number_text(round(count, 1))
-    return _("{count} code", count=text) if text == "1" else _("{count} codes", count=text)
+    return said("{count} code", count=text) if text == "1" else said("{count} codes", count=text)
 
 
 def finding_of(step: CheckedValue) -> str:
@@ -66,7 +66,7 @@ def finding_of(step: CheckedValue) -> str:
         return shown(step.note or "") or _("not checked")
     if step.verdict == "planned":
         return _("as planned")
-    found = {"share": f"{100 * step.beyond:.2g} %", "codes": codes(step.largest)}
+    found = {"share": f"{100 * step.beyond:.2g} %", "codes": shown(codes(step.largest))}
     if step.verdict == "float":
         text = _("executed in float: {share} of its values differ, by up to {codes}", **found)
     else:

@@ -37,6 +37,7 @@ from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
 from tersor.turns import in_turn
+from tersor.words import said
 
 
 @takes_former_name("counted", "token_mask")
@@ -226,11 +227,16 @@ def _unreached(records: list[dict[str, Any]]) -> list[str]:
     names = [r["name"] for r in records if r["method"] != KEPT and r["note"]]
     if not names:
         return []
-    more = f" and {len(names) - 3} more, which their lines name" if len(names) > 3 else ""
+    listed = ", ".join(names[:3])
+    if len(names) > 3:
+        listed = said("{names} and {count} more", names=listed, count=len(names) - 3)
     return [
-        f"{len(names)} weights of experts that no token of the calibration text reached are rounded to nearest: "
-        f"{', '.join(names[:3])}{more}; more text (--samples) may reach them"
-    ]
+        said(
+            "{count} weights of experts that no token of the calibration text reached are rounded to nearest: {names}; "
+            "more text (--samples) may reach them",
+            count=len(names), names=listed,
+        )
+    ]  # fmt: skip
 
 
 def _record(plan: WeightPlan, solved: dict[str, Any] | None, job: Job) -> WeightRecord:

@@ -29,6 +29,7 @@ from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
 from tersor.task.unchanged import unchanged
+from tersor.words import said
 
 # Relative differences up to which latencies, and sizes, count as equal.
 AS_FAST, AS_LARGE = 0.1, 0.01
@@ -130,7 +131,7 @@ def choose_engine(
                 runner = engine.compile(found.network, threads=threads, precision=precision)
             errors[name] = _faithful(runner, found.details)
         except (EngineError, RecipeError) as error:
-            notes.append(f"engine auto: {name} is excluded: {error}")
+            notes.append(said("engine auto: {name} is excluded: {error}", name=name, error=error))
             continue
         subjects[name], runners[name] = found, runner
     if not runners:
@@ -140,7 +141,7 @@ def choose_engine(
     sizes = {name: _bytes(runner) for name, runner in runners.items()}
     best, why = preferred(times, sizes, errors)
     told = ", ".join(f"{name} {times[name].median:.2f} ms, {size_text(sizes[name])}" for name in times)
-    note = f"engine auto: {best} chosen, {why} ({told})"
+    note = said("engine auto: {engine} chosen, {why} ({figures})", engine=best, why=why, figures=told)
     return Choice(best, subjects[best], runners[best], (note, *notes))
 
 
@@ -151,7 +152,7 @@ def _installed(names: tuple[str, ...]) -> tuple[dict[str, Engine], list[str]]:
         try:
             engines[name] = find_engine(name)
         except EngineError as error:
-            notes.append(f"engine auto: {name} is excluded: {error}")
+            notes.append(said("engine auto: {name} is excluded: {error}", name=name, error=error))
     return engines, notes
 
 
@@ -196,9 +197,11 @@ def preferred(
     small = [name for name in near if sizes[name] <= (1 + AS_LARGE) * smallest]
     best = min(small, key=lambda name: (errors[name], latencies[name].median))
     if len(near) == 1:
-        return best, "the fastest"
+        return best, said("the fastest")
     others = ", ".join(name for name in near if name != best)
-    return best, f"as fast as {others} and {'smaller' if len(small) == 1 else 'nearer to the float network'}"
+    if len(small) == 1:
+        return best, said("as fast as {others} and smaller", others=others)
+    return best, said("as fast as {others} and nearer to the float network", others=others)
 
 
 def _bytes(runner: Any) -> int:

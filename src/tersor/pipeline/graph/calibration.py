@@ -12,11 +12,12 @@ from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
 from tersor.turns import in_turn
+from tersor.words import said
 
 _WHY = {
-    "dynamic": "they are quantized at run time",
-    "never": "they stay in float",
-    "static": "the engine {} computes no operator of this network in integers",
+    "dynamic": said("they are quantized at run time"),
+    "never": said("they stay in float"),
+    "static": said("the engine {engine} computes no operator of this network in integers"),
 }
 
 
@@ -54,9 +55,12 @@ def calibrated(
 
 
 def _nothing(recipe: Recipe, engine: str) -> CalibrationQuality:
-    why = _WHY[recipe.quantize.activations.when].format(engine)
+    why = _WHY[recipe.quantize.activations.when].format(engine=engine)
     warning = (
-        f"the recipe {recipe.name} calibrates no activations, since {why}: there is no range to choose; a static "
-        "recipe such as int8-static has some"
+        said(
+            "the recipe {recipe} calibrates no activations, since {why}: there is no range to choose; a static "
+            "recipe such as int8-static has some",
+            recipe=recipe.name, why=why,
+        )
     )
     return CalibrationQuality(0, {}, 0.0, (warning,))

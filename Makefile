@@ -10,7 +10,7 @@ PY   = $(VENV)/bin/python
 PIP  = $(PY) -m pip --disable-pip-version-check install --quiet
 TEST = $(PY) -m pytest -n $(JOBS) -q
 
-.PHONY: setup demo test slow lint check bench docs fuzz stress audit messages clean
+.PHONY: setup demo test slow lint check bench docs pictures wheel fuzz stress audit messages clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +47,15 @@ fuzz: setup
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+# The pictures of README and documentation, from a fresh demo; needs Chromium.
+pictures: setup
+	$(PY) scripts/screenshots.py
+
+# dist/tersor-*.whl, with templates, translations and the data of the demo in it.
+wheel: setup
+	$(PY) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	@ls dist/*.whl
 
 # Every sentence into src/tersor/words, where a test wants its translation.
 messages: setup

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from babel.messages import Catalog
 from babel.messages.extract import extract_from_dir
@@ -65,8 +66,10 @@ def help_texts() -> list[str]:
 
     from tersor.cli import app
 
-    group = get_command(app)
-    commands = [group, *getattr(group, "commands", {}).values()]
+    def all_of(command: Any) -> list[Any]:
+        return [command, *(found for one in getattr(command, "commands", {}).values() for found in all_of(one))]
+
+    commands = all_of(get_command(app))
     texts = [text for one in commands for text in (one.help, *(getattr(p, "help", None) for p in one.params))]
     return [inspect.cleandoc(text) for text in texts if text]
 

@@ -1,4 +1,4 @@
-"""What docs/en/concepts/security.md says of bounds and side files is what the code has."""
+"""The security page states the bounds and side files of the code."""
 
 import re
 from pathlib import Path
@@ -12,11 +12,15 @@ from tersor.checkpoints.hf_folder import SIDE_FILES
 from tersor.errors import TaskError, TersorError
 from tersor.recipe import yaml_text
 
-PAGE = (Path(__file__).parents[2] / "docs/en/concepts/security.md").read_text(encoding="utf8")
+PAGE, CHINESE = (
+    (Path(__file__).parents[2] / f"docs/{language}/concepts/security.md").read_text(encoding="utf8")
+    for language in ("en", "zh")
+)
 
 
-def test_the_page_lists_the_side_files():
-    listed = PAGE[PAGE.index("the report names the others") : PAGE.index("**Bounds.**")]
+@pytest.mark.parametrize("page", [PAGE, CHINESE], ids=["en", "zh"])
+def test_the_page_lists_the_side_files(page):
+    listed = page[page.index("- `tokenizer.json`") :].split("\n\n")[0]
     named = set(re.findall(r"`([\w.-]+)`", listed)) - {".txt", ".md"}
     endings = {f"{name}{end}" for name in ("LICENSE", "LICENCE", "NOTICE") for end in ("", ".txt", ".md")}
     assert named | endings == SIDE_FILES
@@ -30,6 +34,11 @@ def test_the_page_states_the_bounds():
     assert f"| {sizes.MAX_VALUE >> 30} GiB, or {sizes.FACTOR} times" in PAGE
     assert f"| {schema.MAX_NODES:,} |" in PAGE
     assert f"| {sizes.MAX_PARTS:,} |" in PAGE
+
+
+def test_the_chinese_page_has_the_figures_of_the_english_one():
+    in_tables = re.compile(r"\d(?:[\d,.^]*\d)?(?=.*\|$)", re.MULTILINE)
+    assert in_tables.findall(CHINESE) == in_tables.findall(PAGE)
 
 
 def test_only_one_file_of_the_package_lets_transformers_read():

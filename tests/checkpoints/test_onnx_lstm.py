@@ -45,6 +45,7 @@ def compressed(options, given, recipe="int8-dynamic"):
     return tersor.compress(task, recipe, "onnxruntime", threads=1, report=False, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_engine_computes_what_the_simulation_does(case):
     options, given = CASES[case]

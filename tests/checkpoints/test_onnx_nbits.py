@@ -68,6 +68,7 @@ SPECS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(172,), (3, 172)], ids=["rows", "sequences"])
 def test_the_runtime_computes_what_is_simulated(shape):
     layers = [Few(172, 10, form, text, symmetric=symmetric) for form, text, symmetric, _ in SPECS.values()]

@@ -145,6 +145,7 @@ MOVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantized_behind", [False, True])
 def test_what_moves_values_moves_codes(quantized_behind):
     quantizer = Q(0.02, 100)

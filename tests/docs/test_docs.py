@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import write_gallery
 from tersor.measure.schema import json_schema
 from tersor.recipe import Recipe
 
@@ -59,11 +60,13 @@ def test_recipe_page_has_a_recipe():
     assert blocks(EN / "reference/recipes.md", "yaml")
 
 
-def test_every_room_is_on_the_page_and_in_the_picture():
-    """`python scripts/draw_rooms.py docs/en/images/rooms.svg` draws the picture anew."""
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_package_is_on_the_page_and_in_the_picture(language):
+    """`python scripts/draw_rooms.py docs` draws the pictures anew."""
     contracts = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     rooms = {name for row in contracts[0]["layers"] for name in re.findall(r"\((\w+)\)", row)} - {"training", "search"}
-    page, picture = ((EN / name).read_text() for name in ("concepts/how-it-is-built.md", "images/rooms.svg"))
+    files = ("concepts/how-it-is-built.md", "images/rooms.svg")
+    page, picture = ((DOCS / language / name).read_text(encoding="utf-8") for name in files)
     assert {room for room in rooms if f"`{room}`" not in page or f">{room}" not in picture} == set()
 
 
@@ -124,3 +127,10 @@ def test_site_builds_and_fetches_nothing(tmp_path):
             tag for tag in re.findall(r"<link[^>]*>", text) if re.search(r"href=.?(?:https?:)?//", tag)
         ]
         assert not [tag for tag in loaded if "canonical" not in tag], page
+
+
+@pytest.mark.parametrize("language", write_gallery.WORDS)
+def test_the_gallery_is_current(language):
+    """`python scripts/write_gallery.py` writes it anew."""
+    text = write_gallery.page(language).read_text(encoding="utf-8")
+    assert text == write_gallery.updated(text, language)

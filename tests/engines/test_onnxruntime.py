@@ -179,6 +179,7 @@ def test_several_inputs_and_outputs_keep_their_order():
     assert torch.equal(second, b)
 
 
+@pytest.mark.slow
 def test_threads_are_those_asked_for(residual):
     assert engine.compile(residual, threads=2).threads == 2
     assert engine.compile(residual).threads == torch.get_num_threads()

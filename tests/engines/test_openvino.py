@@ -66,6 +66,7 @@ def _step(values: torch.Tensor) -> torch.Tensor:
     return gaps[gaps > 1e-5 * levels.abs().max()].min().float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduce", [lambda y: y.amax((2, 3)), lambda y: y.mean((2, 3)), lambda y: -y.amin((2, 3))])
 def test_what_reduces_a_map(reduce):
     """A quantizer behind ReduceMax is computed wrongly by OpenVINO, so it stands before."""
@@ -75,7 +76,8 @@ def test_what_reduces_a_map(reduce):
     torch.testing.assert_close(done.runner(x), done.network(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [(12, 13), *(pytest.param(s, marks=pytest.mark.slow) for s in ((13, 12), (14, 15)))])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(12, 13), (13, 12), (14, 15)])
 @pytest.mark.parametrize("pool", POOLS)
 def test_pools_that_round_up_keep_their_values(pool, size):
     x = torch.randn(2, 3, *size)

@@ -71,7 +71,7 @@ def openvino_alone(folder, x):
 ALONE = {"onnxruntime": onnxruntime_alone, "openvino": openvino_alone}
 
 
-QUICK = {("a convolution", "onnxruntime"), ("an addition", "onnxruntime"), ("int8-weight", "openvino")}
+QUICK = {("an addition", "onnxruntime"), ("int8-weight", "openvino")}
 EVERY = [(name, engine) for name in (*KEPT, *OTHERS) for engine in ALONE]
 
 

@@ -105,6 +105,7 @@ def test_the_report_has_a_row_for_a_layer_that_stays_in_float(quick_report):
     assert (row.name, row.planned, row.executed) == ("rnn.lstm", "fp32", "fp32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_weights_alone_leave_the_products_in_float(engine):
     """Left alone, either would quantize what goes into them."""
@@ -118,6 +119,7 @@ def test_weights_alone_leave_the_products_in_float(engine):
         assert (done.network(x) - subject.model(x)).abs().max() > 1e-3, "the weights are codes"
 
 
+@pytest.mark.slow
 def test_layers_too_narrow_for_openvino_keep_their_inputs_in_float():
     torch.manual_seed(0)
     subject = task_of(nn.Sequential(nn.Linear(WIDTH - 1, WIDTH), nn.Linear(WIDTH, 4)), (WIDTH - 1,), batches=1)

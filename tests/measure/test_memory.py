@@ -45,6 +45,7 @@ def test_what_is_loaded_is_seen(loader):
     assert large.before_load == pytest.approx(small.before_load, rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_loader_that_fails_is_quoted(loader):
     with pytest.raises(EngineError, match="no such engine"):
         measure_memory(f"{loader}:broken", [1], (torch.ones(1),))

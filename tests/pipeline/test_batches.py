@@ -46,6 +46,7 @@ class OneByOne(nn.Module):
         return torch.cat([self.head(self.body(sample[None])) for sample in x])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_network_of_a_fixed_batch_is_judged_on_any(size):
     torch.manual_seed(0)

@@ -49,6 +49,7 @@ def test_a_loss_that_rises_is_a_drop_and_the_headline_says_worse(quick_report):
     assert "squared error is worse by" in report.headline
 
 
+@pytest.mark.slow
 def test_a_loss_that_falls_is_a_gain_and_the_headline_says_nothing_is_worse(quick_report):
     report = tersor.compress(regression(better_when_coarse=True), coarse(), "torch", progress=False).report
     assert report.compressed.metric < report.original.metric

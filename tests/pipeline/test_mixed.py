@@ -172,6 +172,7 @@ def eight(chain):
     return done(chain, "int8-static", "torch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["b", "head"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_int16_activations_of_one_layer_are_those_of_the_simulation(chain, eight, engine, layer):
@@ -362,6 +363,7 @@ def test_activations_are_quantized_at_run_time_only_where_they_were_to_be(wide, 
     assert distance(mixed(*inputs(wide)), mixed.network(*inputs(wide))) < 2e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_first_and_the_last_layer_need_no_names(chain, engine):
     rules = Rule(layer="@first", activations=INT16), Rule(layer="@last", keep="fp32")

@@ -15,6 +15,7 @@ FAST = ("unet", "dict")
 FALLS_BACK = {"grouped": {"2"}, "inplace": {"add"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAST)
 def test_families(name):
     torch.manual_seed(0)

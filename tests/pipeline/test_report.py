@@ -29,7 +29,7 @@ def _task(**changes):
 @pytest.mark.parametrize(
     ("flags", "target", "most", "said"),
     [
-        (("avx2",), None, 63, "planned for x86-avx2, which has no VNNI"),
+        pytest.param(("avx2",), None, 63, "planned for x86-avx2, which has no VNNI", marks=pytest.mark.slow),
         pytest.param(("avx2", "avx512_vnni"), None, 127, None, marks=pytest.mark.slow),
         (("avx2",), "x86-vnni", 127, "planned for x86-vnni, measured on x86-avx2, which has no VNNI"),
         pytest.param(
@@ -80,9 +80,14 @@ def _raises(predict):
     ("evaluate", "said"),
     [
         (_raises, "evaluate of the original network raised ZeroDivisionError: no labels"),
-        (lambda predict: torch.tensor([1.0, float("nan")]), "nan for sample 1"),
-        (lambda predict: torch.zeros(3, 2), r"shape \[3, 2\]"),
-        (lambda predict: predict(torch.zeros(2, 9, 8, 8)).mean(), "evaluate of the original network raised"),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (
+                (lambda predict: torch.tensor([1.0, float("nan")]), "nan for sample 1"),
+                (lambda predict: torch.zeros(3, 2), r"shape \[3, 2\]"),
+                (lambda predict: predict(torch.zeros(2, 9, 8, 8)).mean(), "evaluate of the original network raised"),
+            )
+        ),
     ],
 )
 def test_a_judge_that_fails_is_named(evaluate, said):
@@ -90,6 +95,7 @@ def test_a_judge_that_fails_is_named(evaluate, said):
         tersor.compress(_task(evaluate=evaluate), engine="torch", progress=False)
 
 
+@pytest.mark.slow
 def test_no_judge_is_a_report_without_metric():
     done = tersor.compress(_task(evaluate=None), engine="torch", progress=False)
     assert done.report.compressed.metric is None

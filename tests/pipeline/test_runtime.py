@@ -139,6 +139,7 @@ def test_embeddings_are_stored_as_codes_and_ties_hold(engine):
     assert float((done.runner(*ids) - exact).norm() / exact.norm()) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["fp16", "bf16"])
 def test_half_precision_halves_every_weight(recipe):
     ids = (torch.arange(24).reshape(2, 12),)

@@ -116,6 +116,7 @@ def test_rounding_to_nearest_needs_no_data_and_gives_the_solvers_codes(folder, t
     assert torch.equal(kept["model.embed_tokens.weight"], weights["model.embed_tokens.weight"])
 
 
+@pytest.mark.slow
 def test_gptq_sees_the_inputs_behind_what_is_quantized_already(folder, tokens, tmp_path):
     source = folder("llama")
     tersor.compress_folder(source, tmp_path / "out", recipe(), tokens, progress=False)
@@ -476,7 +477,8 @@ def test_what_is_not_done_to_folders_is_refused(change, what, folder):
     prepare_job(folder("llama"), recipe("rtn").model_copy(update=silent), None)
 
 
-@pytest.mark.parametrize("kind", ["llama", *(pytest.param(k, marks=pytest.mark.slow) for k in ("qwen3", "mixtral"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mixtral"])
 @pytest.mark.parametrize("change", [{"awq": True}, {"rotate": True}, {"awq": True, "rotate": True}])
 def test_rewrites_leave_the_function_and_change_the_weights(change, kind, folder, tokens, tmp_path):
     # At 8 bits hardly anything is lost, so that the function is seen to be the same.
@@ -494,6 +496,7 @@ def test_rewrites_leave_the_function_and_change_the_weights(change, kind, folder
     assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+@pytest.mark.slow
 def test_awq_lowers_the_error_of_rounding(folder, tokens, tmp_path):
     plain = recipe("rtn", granularity="group:16", symmetric=False, range="minmax")
     errors = {}
@@ -515,7 +518,8 @@ def test_a_rotation_of_layer_norms_is_refused(folder, tokens, tmp_path):
         )
 
 
-@pytest.mark.parametrize("sparsity", [pytest.param("50%", marks=pytest.mark.slow), "2:4"])
+@pytest.mark.slow
+@pytest.mark.parametrize("sparsity", ["50%", "2:4"])
 @pytest.mark.parametrize("quantized", [False, True])
 def test_weights_are_made_zero_alone_and_with_quantization(sparsity, quantized, folder, tokens, tmp_path):
     weights = recipe().weights if quantized else FLOAT
@@ -542,6 +546,7 @@ def test_better_pruners_lose_less(folder, tokens, tmp_path):
     assert errors["exactobs"] < errors["sparsegpt"] < errors["magnitude"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bert", "llama"])
 def test_padded_positions_do_not_count(kind, folder, tokens, tmp_path):
     short = tokens[:, :10]
@@ -578,6 +583,7 @@ def test_the_source_is_never_overwritten(folder, tmp_path):
     assert (source / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_the_originals_scores_are_those_of_its_float_head(folder, tokens, tmp_path):
     rule = Rule(layer="lm_head", weights=Quantization(format="int2", granularity="channel"))
     kind = recipe("rtn", format="int8").model_copy(update={"rules": (rule,)})
@@ -730,6 +736,7 @@ def test_a_folder_that_is_not_there_is_no_question_of_its_tokenizer(tmp_path):
         tokenizer_of(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", [(), (Rule(layer="*.1.*", weights=Quantization(format="int8")),)])
 def test_others_open_a_folder_without_the_base_models_prefix(rules, tmp_path):
     torch.manual_seed(0)

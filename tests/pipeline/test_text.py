@@ -167,6 +167,7 @@ def test_a_template_that_writes_the_date_gives_the_same_tokens_tomorrow(cut, tmp
     assert found == sha("26 Jul 2024|2024|<s><|user|>hm<|end|>")
 
 
+@pytest.mark.slow
 def test_a_model_is_compressed_and_judged_by_conversations(own, tmp_path):
     config = transformers.LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, vocab_size=48,

@@ -94,7 +94,7 @@ def test_what_cannot_be_allocated_is_refused(changes, text):
         allocate_bits(**({"curves": {"a": curve, "b": curve}, "levels": LEVELS, "budget": 8} | changes))
 
 
-@pytest.mark.parametrize("name", ["rtn", "gptq", "obq", "hqq", "adaround"])
+@pytest.mark.parametrize("name", ["rtn", "gptq", "obq", "hqq", pytest.param("adaround", marks=pytest.mark.slow)])
 def test_a_curve_tells_the_output_error_where_inputs_are_known(name):
     problem, solver = problem_of(), SOLVERS[name]()
     for level, (_, error) in zip(LEVELS, solver.curve(problem, LEVELS), strict=True):

@@ -72,6 +72,7 @@ def test_patches_are_some_of_all():
     assert every.issuperset(some)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "granularity"),
     [

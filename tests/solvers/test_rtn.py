@@ -34,6 +34,7 @@ def test_minmax_is_the_plain_formula():
     assert torch.equal(q.codes, torch.round(weight / step).to(torch.int8))
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**31),

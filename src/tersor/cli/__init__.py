@@ -11,6 +11,7 @@ from tersor.cli.common import Chosen, chosen, console, everywhere
 from tersor.cli.failures import exit_code
 from tersor.cli.language import Command, Group
 from tersor.cli.making import calibrate, compress, demo, inspect, outliers
+from tersor.cli.recipes import recipes
 from tersor.cli.saved import compare, export, generate, report, run
 from tersor.cli.signals import ending
 from tersor.cli.task_file import load_task
@@ -61,3 +62,4 @@ _COMMANDS = {
 }  # fmt: skip
 for _command, _tabular in _COMMANDS.items():
     app.command(cls=Command)(everywhere(_command, _tabular))
+app.add_typer(recipes)

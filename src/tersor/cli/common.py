@@ -71,7 +71,8 @@ def using(options: Chosen) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         before = _chosen.set(options)
         stack.callback(_chosen.reset, before)
-        stack.enter_context(speaking(options.language))
+        if options.language is not None:
+            stack.enter_context(speaking(options.language))
         for terminal, silent in ((console, options.quiet or options.json), (notes, options.quiet)):
             stack.callback(setattr, terminal, "quiet", terminal.quiet)
             terminal.quiet = silent

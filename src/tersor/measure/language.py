@@ -10,6 +10,7 @@ from tersor.errors import TersorError
 from tersor.measure.formatting import number_text
 from tersor.measure.perplexity import Divergence, TextScore
 from tersor.measure.schema import Bytes, Environment, ReportPart, Seconds
+from tersor.terminal import Shown
 from tersor.words import _
 
 Error = Annotated[float, Field(ge=0)]
@@ -43,7 +44,7 @@ class Decoding(ReportPart):
     original_tokens_per_second: float | None = None
 
 
-class LanguageReport(ReportPart):
+class LanguageReport(Shown, ReportPart):
     """All measurements; a score that was not requested is None.
 
     `bits_per_weight` includes the scales and zero points of the quantized weights. `peak_bytes` is the process's peak

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tersor.checkpoints.foreign.files import checked, in_folder, read_json
 from tersor.errors import TersorError
 from tersor.measure.nulls import missing_explanations
+from tersor.terminal import Shown
 
 SCHEMA_VERSION = 1
 
@@ -197,7 +198,7 @@ class Timings(ReportPart):
     measure: Seconds | None
 
 
-class Report(ReportPart):
+class Report(Shown, ReportPart):
     """All measurements. Every null must be explained by a warning that names its dotted path."""
 
     schema_version: Literal[1] = SCHEMA_VERSION

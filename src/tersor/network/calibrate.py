@@ -16,6 +16,7 @@ from tersor.observers import Statistics, merge, observe, same_batch
 from tersor.observers.compare import Estimate
 from tersor.observers.quality import CalibrationQuality
 from tersor.task import batch_size
+from tersor.terminal import Shown
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Calibration:
         return total
 
 
-@dataclass(frozen=True)
-class Calibrated:
+@dataclass(frozen=True, repr=False)
+class Calibrated(Shown):
     """One calibration pass, and every estimator's result for each site, by name."""
 
     plan: Plan

@@ -105,7 +105,7 @@ def planned_layers(
             weight_format = str(site.spec.format.name)
             if role == "layer" and float_output(node, role, decisions, policy):
                 planned = "fp32"
-                why = decision.float_output or "nothing reads it in integers"
+                why = decision.float_output or said("nothing reads it in integers")
                 reason = said(
                     "its output stays float ({why}), and {engine} computes integer {op} to codes only",
                     why=why, engine=policy.engine, op=name,

@@ -13,11 +13,12 @@ from tersor.network.roles import INTEGER, WEIGHTED, float_output, is_float_tenso
 from tersor.numerics.spec import Granularity, QuantSpec
 from tersor.policy import Fixed, Own, Policy, Shared
 from tersor.recipe import Decision, Quantization, Quantize, decide, with_names
+from tersor.terminal import Shown
 from tersor.words import said
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """Every site and every operator, in graph order.
 
     Args:

@@ -12,6 +12,7 @@ from tersor.files import working_folder, writing
 from tersor.network.network import Network
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
+from tersor.terminal import Shown
 from tersor.turns import in_turn
 
 
@@ -51,8 +52,8 @@ class Deployed(ABC):
         """The same in another engine."""
 
 
-@dataclass(frozen=True, eq=False)
-class Compressed:
+@dataclass(frozen=True, eq=False, repr=False)
+class Compressed(Shown):
     """What ``compress``, ``compress_folder`` and ``load`` return: a network, or a language model in a folder.
 
     Of a language model, everything that its report and its model have is an attribute too: ``weights``, ``divergence``,

@@ -1,20 +1,81 @@
-"""A progress bar on standard error for whatever takes long; silent where nobody looks."""
+"""A progress bar on standard error, or in a notebook, for whatever takes long; silent where nobody looks."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from markupsafe import Markup
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
+from tersor.inert import plain
 from tersor.terminal import Terminal
+
+_log = logging.getLogger(__name__)
+
+
+class NotebookBars(Progress):
+    """The bars as one output of a notebook's cell, which is replaced as they move and empty at the end.
+
+    Those of `rich` need ipywidgets there, and warn at every step where that is not installed.
+    """
+
+    _output: Any = None  # of the cell, IPython's handle
+    _shown = 0.0  # when
+
+    def start(self) -> None:
+        """Begin with an empty output."""
+        if not self.disable:
+            from IPython.display import display
+
+            self._output = display({"text/plain": ""}, raw=True, display_id=True)
+
+    def stop(self) -> None:
+        """Leave nothing."""
+        if self._output is not None:
+            self._output.update({"text/plain": ""}, raw=True)
+
+    def refresh(self) -> None:
+        """Show the bars as they are, at most four times a second."""
+        if self._output is None or time.monotonic() < self._shown + 0.25:
+            return
+        self._shown = time.monotonic()
+        bars = Markup().join(map(_bar, self.tasks))
+        self._output.update({"text/plain": "", "text/html": bars}, raw=True)
+
+    def add_task(self, *args: Any, **kwargs: Any) -> Any:
+        """A new bar, which is shown at once."""
+        self._shown = 0.0
+        return super().add_task(*args, **kwargs)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """A change of a bar."""
+        super().update(*args, **kwargs)
+        self.refresh()
+
+    def advance(self, *args: Any, **kwargs: Any) -> None:
+        """A step of a bar."""
+        super().advance(*args, **kwargs)
+        self.refresh()
+
+
+def _bar(task: Task) -> Markup:
+    moving = Markup('<progress max="{}" value="{}"></progress> {}/{}')
+    done = int(task.completed)
+    bar = Markup("<progress></progress>")
+    if task.total is not None:
+        bar = moving.format(task.total, done, done, int(task.total))
+    return Markup("<div>{} {}, {:.0f} s</div>").format(plain(task.description), bar, task.elapsed or 0.0)
 
 
 class Stages:
@@ -30,9 +91,8 @@ class Stages:
             TimeElapsedColumn(),
             TimeRemainingColumn(elapsed_when_finished=False),
         )
-        self._bars = Progress(
-            *columns, console=console, transient=True, disable=not (show and console.is_terminal)
-        )
+        kind, seen = (NotebookBars, True) if console.is_jupyter else (Progress, console.is_terminal)
+        self._bars = kind(*columns, console=console, transient=True, disable=not (show and seen))
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -44,7 +104,9 @@ class Stages:
             yield Stage(self._bars, task)
         finally:
             self._bars.remove_task(task)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            _log.info("%s: %s, %.2f s", name, text, seconds)
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def __enter__(self) -> "Stages":
         self._bars.start()

@@ -20,7 +20,7 @@ def as_steps(data: Mapping[str, Any], preset: Presets) -> dict[str, Any]:
     Raises:
         ValueError: what cannot be said in this form; pydantic's ValidationError for options of the flat form.
     """
-    own = {key: data[key] for key in ("name", "seed") if key in data}
+    own = {key: data[key] for key in ("name", "description", "seed") if key in data}
     options = {key: value for key, value in data.items() if key not in (*own, "base", "steps")}
     base = preset(data["base"]) if "base" in data else ()
     if "steps" not in data:

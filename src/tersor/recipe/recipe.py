@@ -13,6 +13,7 @@ from tersor.recipe.quantization import Quantization, Strict
 from tersor.recipe.steps import Quantize, Step, check_order
 from tersor.recipe.yaml_text import load_yaml, recipe_text
 from tersor.tables import found, nearest
+from tersor.words import said
 
 
 class Recipe(Strict):
@@ -25,6 +26,7 @@ class Recipe(Strict):
     Args:
         steps: values of the classes in ``tersor.recipe.STEPS``, or ``{name: options}``.
         name: as reports print it.
+        description: what it is for, in a sentence for people.
         seed: of everything random.
         options: of the step ``quantize``, in place of ``steps``.
 
@@ -39,6 +41,7 @@ class Recipe(Strict):
     """
 
     name: str = "custom"
+    description: str = ""
     steps: tuple[Annotated[Step, PlainValidator(lambda value: read_step(value, steps_of))], ...] = (Quantize(),)
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] = 0
 
@@ -50,6 +53,7 @@ class Recipe(Strict):
             steps: Sequence[Step | Mapping[str, Any]] = ...,
             base: str = ...,
             name: str = "custom",
+            description: str = "",
             seed: int = 0,
             **options: Any,
         ) -> None: ...
@@ -109,14 +113,15 @@ class Recipe(Strict):
     @model_serializer
     def _written(self, info: SerializationInfo) -> dict[str, Any]:
         options = [step.model_dump(mode=info.mode or "python") for step in self.steps]
+        about = {"name": self.name} | ({"description": self.description} if self.description else {})
         if isinstance(self.steps[0], Quantize) and len(self.steps) == 1:
-            return {"name": self.name, **options[0], "seed": self.seed}
+            return {**about, **options[0], "seed": self.seed}
         steps = [{step.name: given} for step, given in zip(self.steps, options, strict=True)]
-        return {"name": self.name, "steps": steps, "seed": self.seed}
+        return {**about, "steps": steps, "seed": self.seed}
 
     def to_yaml(self) -> str:
         """The recipe as YAML, which reads back as the same recipe; flat if ``quantize`` is its only step."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=116)
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe") -> "Recipe":
@@ -140,81 +145,93 @@ class Recipe(Strict):
 
 
 def int8_static() -> Recipe:
-    """The best static int8 we know: weights per channel by their maximum, activations clipped where that lowers
-    the squared error, biases corrected layer by layer."""
-    return Recipe(name="int8-static")
+    """Weights per channel by their maximum, activations clipped where that lowers the squared error, biases corrected
+    layer by layer."""
+    about = said("Calibrated int8 for CPUs, with bias correction: the default for tasks")
+    return Recipe(name="int8-static", description=about)
 
 
 def int8_tensorrt() -> Recipe:
-    """TensorRT's classic: weights by their maximum, activations by KL divergence."""
-    return _classic("int8-tensorrt", "kl")
+    """Weights by their maximum, activations by KL divergence."""
+    return _classic("int8-tensorrt", "kl", said("TensorRT's classic: activations clipped by KL divergence"))
 
 
 def int8_tflite() -> Recipe:
-    """TensorFlow Lite's classic: weights and activations both by their extremes. arXiv 1712.05877."""
-    return _classic("int8-tflite", "minmax")
+    """Weights and activations both by their extremes. arXiv 1712.05877."""
+    about = said("TensorFlow Lite's classic: weights and activations by their minimum and maximum")
+    return _classic("int8-tflite", "minmax", about)
 
 
-def _classic(name: str, range: str) -> Recipe:
+def _classic(name: str, range: str, about: str) -> Recipe:
     weights, activations = Quantization(range="minmax"), Quantization(range=range)
-    return Recipe(name=name, weights=weights, activations=activations, bias_correction=False)
+    return Recipe(name=name, description=about, weights=weights, activations=activations, bias_correction=False)
 
 
 def int8_dynamic() -> Recipe:
-    """Weights in int8 per channel now, activations in int8 at run time; for linear and recurrent layers."""
-    return _at_run_time("int8-dynamic", "auto")
+    """Weights in int8 per channel now, activations in int8 at run time."""
+    about = said("Activations quantized at run time, without data; for linear and recurrent layers")
+    return _at_run_time("int8-dynamic", "auto", about)
 
 
 def int16_dynamic() -> Recipe:
     """The same with activations in int16, where 8 bits do not hold an outlier and its neighbours."""
-    return _at_run_time("int16-dynamic", "int16")
+    about = said("As int8-dynamic with 16-bit activations, for inputs with far outliers")
+    return _at_run_time("int16-dynamic", "int16", about)
 
 
-def _at_run_time(name: str, format: str) -> Recipe:
+def _at_run_time(name: str, format: str, about: str) -> Recipe:
     activations = Quantization(format=format, range="dynamic")
-    return Recipe(name=name, activations=activations, bias_correction=False)
+    return Recipe(name=name, description=about, activations=activations, bias_correction=False)
 
 
 def int8_weight() -> Recipe:
     """Weights only, in int8 per channel; arithmetic stays float."""
-    return _weights_only("int8-weight", Quantization(format="int8", granularity="channel"))
+    about = said("Weights only, per channel; arithmetic stays float")
+    return _weights_only("int8-weight", Quantization(format="int8", granularity="channel"), about)
 
 
 def int4_weight() -> Recipe:
     """Weights only, in int4 for groups of 32 inputs, each range clipped to its smallest squared error."""
-    return _weights_only("int4-weight", Quantization(format="int4", granularity="group:32", range="mse"))
+    weights = Quantization(format="int4", granularity="group:32", range="mse")
+    return _weights_only("int4-weight", weights, said("Weights only, in groups of 32, rounded to nearest"))
 
 
 def int4_gptq() -> Recipe:
     """The same with weights that compensate for each other's errors on calibrated inputs. arXiv 2210.17323."""
     weights = Quantization(format="int4", granularity="group:32", range="mse", solver="gptq")
-    return _weights_only("int4-gptq", weights)
+    about = said("Weights only, in groups of 32, solved by GPTQ: the default for language models")
+    return _weights_only("int4-gptq", weights, about)
 
 
 def int4_awq() -> Recipe:
     """The same rounded to nearest, with input channels scaled, and ranges clipped, for the smallest error of the
     outputs. arXiv 2306.00978."""
     weights = Quantization(format="int4", granularity="group:32", symmetric=False, range="awq")
-    return _weights_only("int4-awq", weights).model_copy(update={"awq": True})
+    about = said("Weights only, in asymmetric groups of 32, input channels scaled by AWQ")
+    return _weights_only("int4-awq", weights, about).model_copy(update={"awq": True})
 
 
 def sparse_2_4() -> Recipe:
     """Of every four neighbouring weights two are zero, the others compensate for them. arXiv 2301.00774."""
-    return _weights_only("sparse-2:4", Quantization(format="fp32")).model_copy(update={"sparsity": "2:4"})
+    about = said("Two of every four weights are zero, chosen by SparseGPT; the rest stays float")
+    return _weights_only("sparse-2:4", Quantization(format="fp32"), about).model_copy(update={"sparsity": "2:4"})
 
 
 def fp16() -> Recipe:
     """Weights in FP16."""
-    return _weights_only("fp16", Quantization(format="fp16", granularity="tensor"))
+    about = said("Weights stored in FP16: half the size, next to no error")
+    return _weights_only("fp16", Quantization(format="fp16", granularity="tensor"), about)
 
 
 def bf16() -> Recipe:
-    """Weights in BF16, and the products of linear layers too."""
-    return _weights_only("bf16", Quantization(format="bf16", granularity="tensor"))
+    """Weights in BF16, and the products of linear layers too where PyTorch runs them."""
+    about = said("Weights stored in BF16: half the size, with the range of FP32")
+    return _weights_only("bf16", Quantization(format="bf16", granularity="tensor"), about)
 
 
-def _weights_only(name: str, weights: Quantization) -> Recipe:
-    return Recipe(name=name, weights=weights, activations=Quantization(format="fp32"), bias_correction=False)
+def _weights_only(name: str, weights: Quantization, about: str) -> Recipe:
+    kept = Quantization(format="fp32")
+    return Recipe(name=name, description=about, weights=weights, activations=kept, bias_correction=False)
 
 
 PRESETS: dict[str, Callable[[], Recipe]] = {

@@ -25,7 +25,7 @@ def ranges(calibrated: Calibrated) -> RenderableType:
     if not calibrated.estimates:
         return _nothing(calibrated)
     return _rows(
-        (site, next((e for e in estimates if e.observer == calibrated.chosen[site]), estimates[0]))
+        (site, next((e for e in estimates if e.observer == calibrated.chosen[site]), estimates[0]), "")
         for site, estimates in calibrated.estimates.items()
     )
 
@@ -47,8 +47,12 @@ def comparison(calibrated: Calibrated) -> RenderableType:
             text = f"{_number(estimate.low)} … {_number(estimate.high)}\n{_number(estimate.sqnr_db)} dB"
             cells.append(Text(text, style="bold" if estimate.sqnr_db == best else ""))
         beside.add(site, *cells)
-    below = _rows((site, e) for site, estimates in calibrated.estimates.items() for e in estimates)
-    words = _("dB: power of the values over power of the rounding error; higher is better")
+    below = _rows(
+        (site, e, "bold" if e.sqnr_db == _best(estimates) else "")
+        for site, estimates in calibrated.estimates.items()
+        for e in estimates
+    )
+    words = _("dB: power of the values over power of the rounding error; higher is better, best in bold")
     return Group(Either(beside, below), Text(words))
 
 
@@ -136,8 +140,8 @@ def _nothing(calibrated: Calibrated) -> RenderableType:
     return Text("; ".join(map(shown, calibrated.verdict.warnings)), style="yellow")
 
 
-def _rows(rows: Iterable[tuple[str, Estimate]]) -> Grid:
-    """A row for each estimate."""
+def _rows(rows: Iterable[tuple[str, Estimate, str]]) -> Grid:
+    """A row for each estimate, in its style."""
     grid = Grid(
         Column(_("site")),
         Column(_("estimator")),
@@ -146,9 +150,9 @@ def _rows(rows: Iterable[tuple[str, Estimate]]) -> Grid:
         Column("SQNR dB", right=True),
         Column(_("clipped"), right=True, drop=1),
     )
-    for site, row in rows:
+    for site, row, style in rows:
         figures = (_number(row.low), _number(row.high), _number(row.sqnr_db), _share(row.clipped))
-        grid.add(site, row.observer, *figures)
+        grid.add(site, row.observer, *figures, style=style)
     return grid
 
 

@@ -14,6 +14,7 @@ from tersor.measure.language import is_language_report, read_language_report
 from tersor.measure.schema import read_report
 from tersor.report.figures import Figure, figures, language_figures
 from tersor.report.html import rendered
+from tersor.terminal import Shown
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class Row:
         return frozenset(k for k, f in enumerate(self.figures) if f.text == best.text and f.good)
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Rows over runs, and notes on what limits the comparison."""
 
     runs: tuple[str, ...]

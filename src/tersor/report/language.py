@@ -26,7 +26,12 @@ def print_language_report(
     report: LanguageReport, console: rich.console.Console | None = None, *, top: int = 10
 ) -> None:
     """Print the headline, the figures, the weights with the largest errors, and every warning."""
-    (console or Terminal()).print(Inert(Group(*_body(report, top))), crop=False)
+    (console or Terminal()).print(Inert(render(report, top=top)), crop=False)
+
+
+def render(report: LanguageReport, *, top: int = 10) -> Group:
+    """The report for a rich console, with the `top` worst weights."""
+    return Group(*_body(report, top))
 
 
 def language_html(report: LanguageReport) -> str:

@@ -14,8 +14,8 @@ from tersor.report.tables import Column, Grid
 from tersor.words import _, shown
 
 
-def plan_table(plan: Plan, before: int, after: int, notes: tuple[str, ...] = ()) -> RenderableType:
-    """A table of every operator with its planned precision and the reason, and the predicted size."""
+def plan_table(plan: Plan, before: int = 0, after: int = 0, notes: tuple[str, ...] = ()) -> RenderableType:
+    """A table of every operator with its planned precision and the reason, and the predicted size if it is known."""
     grid = Grid(
         Column(_("layer")),
         Column(_("op"), drop=1),
@@ -36,7 +36,7 @@ def plan_table(plan: Plan, before: int, after: int, notes: tuple[str, ...] = ())
         before=size_text(before), after=size_text(after), ratio=f"{before / after if after else 1.0:.1f}x",
     )  # fmt: skip
     lines = (Text(_("note: {text}", text=plain(shown(n))), style="yellow") for n in notes)
-    return Group(grid, Text(f"\n{operators}"), Text(predicted), *lines)
+    return Group(grid, Text(f"\n{operators}"), *([Text(predicted)] if before else []), *lines)
 
 
 def plan_data(plan: Plan, before: int, after: int, notes: tuple[str, ...] = ()) -> dict[str, Any]:

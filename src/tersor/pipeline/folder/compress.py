@@ -28,7 +28,7 @@ from tersor.pipeline.folder.host import FOLDER
 from tersor.pipeline.folder.job import Job, fingerprint, prepare_job, with_padding
 from tersor.pipeline.folder.journal import Journal, journal
 from tersor.pipeline.folder.metamodel import quiet
-from tersor.pipeline.folder.plan import WeightPlan
+from tersor.pipeline.folder.plan import WeightPlan, WeightPlans
 from tersor.pipeline.folder.stream import Streaming
 from tersor.pipeline.folder.text import Data
 from tersor.pipeline.folder.write import check_readable, finish
@@ -37,7 +37,7 @@ from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
 from tersor.turns import in_turn
-from tersor.words import said
+from tersor.words import _, said
 
 
 @takes_former_name("counted", "token_mask")
@@ -162,12 +162,12 @@ class FolderHost:
         texts = [t for t in (calibration, original, compressed) if t is not None]
         count, done = len(job.metamodel.blocks), streaming.finished([])
         if texts:
-            with stages.stage("record", "embedding the text"):
+            with stages.stage("record", _("embedding the text")):
                 streaming.begin(texts, done)
                 # Where the last run stopped is seen by its files, whose sizes the first block's input tells.
                 done = streaming.finished(texts)
         records = [record for k in range(done) for record in streaming.journal.record(k)]
-        with stages.stage("solve", f"block {done + 1} of {count}", sum(t.touched for t in job.plans)) as bar:
+        with stages.stage("solve", _block(done, count), sum(t.touched for t in job.plans)) as bar:
             bar.at(len(records))
             number = done
 
@@ -182,7 +182,7 @@ class FolderHost:
             outside = streaming.outside(streaming.solve_head(calibration, on_weight))
         streamed = Streamed(streaming, records, outside, original, compressed)
         history = (*subject.history, step)
-        return replace(subject, plan=tuple(job.plans), history=history, details=streamed)
+        return replace(subject, plan=WeightPlans(job.plans), history=history, details=streamed)
 
 
 def _text(name: str, windows: Windows | None, token_mask: Tensor | None = None) -> TokenBatches | None:
@@ -193,7 +193,7 @@ def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
     """Measure on the held-out text, and put all figures together."""
     streaming, scores = found.streaming, {}
     if job.evaluation is not None and found.original and found.compressed:
-        with stages.stage("measure", "perplexity", len(job.evaluation)) as bar:
+        with stages.stage("measure", _("perplexity"), len(job.evaluation)) as bar:
             after, before = streaming.tail(found.compressed), streaming.tail(found.original)
             scored = comparison(after, before, job.evaluation, batch=1, progress=bar.at)
         scores = {"original": scored.reference, "compressed": scored.model, "divergence": scored.divergence}
@@ -256,5 +256,9 @@ def _record(plan: WeightPlan, solved: dict[str, Any] | None, job: Job) -> Weight
 
 def _line(weight: SolvedWeight, number: int, count: int) -> str:
     error = weight.record.output_error if weight.record else None
-    share = "" if error is None else f", error {error:.2e}"
-    return f"block {number + 1} of {count}: {weight.plan.name.rsplit('.', 2)[-1]}{share}"
+    line = f"{_block(number, count)}: {weight.plan.name.rsplit('.', 2)[-1]}"
+    return line if error is None else f"{line}, " + _("error {error}", error=f"{error:.2e}")
+
+
+def _block(number: int, count: int) -> str:
+    return _("block {number} of {count}", number=number + 1, count=count)

@@ -14,6 +14,7 @@ from tersor.pipeline.folder.metamodel import MetaModel, TensorSlice
 from tersor.recipe import Decision, Quantization, Quantize, Recipe, decide, with_names
 from tersor.solvers import Sparsity
 from tersor.tables import Named
+from tersor.terminal import Shown
 from tersor.words import said
 
 _DEFAULT = QuantSpec("int8", "channel")
@@ -62,6 +63,10 @@ class WeightPlan:
     def read_as(self) -> tuple[str, int | None]:
         """The parameter and expert by which a product's input is known."""
         return self.slice.parameter, self.slice.index
+
+
+class WeightPlans(Shown, tuple[WeightPlan, ...]):
+    """The plan of a folder, in the model's order."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
 from tersor.turns import in_turn
-from tersor.words import said
+from tersor.words import _, said
 
 _WHY = {
     "dynamic": said("they are quantized at run time"),
@@ -40,12 +40,12 @@ def calibrated(
     """
     recipe = resolve(recipe)
     with Stages(progress) as stages:
-        with stages.stage("capture", "capturing and planning"):
+        with stages.stage("capture", _("capturing and planning")):
             prepared = prepare(task, recipe, find_engine(engine).policy(target))
         sites = [s for s in prepared.plan.activations() if s.source]
         if not sites:
             return Calibrated(prepared.plan, Calibration({}, {}, 0, 0), {}, {}, _nothing(recipe, engine))
-        with stages.stage("calibrate", "calibrating") as bar:
+        with stages.stage("calibrate", _("calibrating")) as bar:
             values = [*prepared.plan.sources(), *observed_inputs(prepared.network)]
             found = calibrate(prepared.network, values, passing(task, prepared.network), on_batch=bar.at)
     estimates = {s.name: compare(found.statistics[s.node], s.spec, OBSERVERS) for s in sites}

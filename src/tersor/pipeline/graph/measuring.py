@@ -32,7 +32,7 @@ from tersor.pipeline.graph.batches import cut
 from tersor.pipeline.progress import Stages
 from tersor.task import Task
 from tersor.task.unchanged import unchanged
-from tersor.words import said
+from tersor.words import _, said
 
 ROUNDS = 15
 
@@ -70,12 +70,12 @@ class Subjects:
 def measure(subjects: Subjects, samples: tuple[Any, ...], stages: Stages, evaluate: bool = True) -> Measured:
     """Size, latency, memory and energy of both networks; the metric in the engine and in simulation."""
     found = Measured()
-    with stages.stage("measure", "measuring size and memory", 4) as bar:
+    with stages.stage("measure", _("measuring size and memory"), 4) as bar:
         _sizes_and_memory(subjects, found, bar.advance)
-    with stages.stage("measure", "timing, interleaved", ROUNDS) as bar:
+    with stages.stage("measure", _("timing, interleaved"), ROUNDS) as bar:
         _latencies(subjects, found, bar.at)
     if subjects.task.evaluate is not None and evaluate:
-        with stages.stage("measure", "evaluating original, compressed and simulation", 3) as bar:
+        with stages.stage("measure", _("evaluating original, compressed and simulation"), 3) as bar:
             _metrics(subjects, found, bar.advance)
     else:
         reason = said("evaluation was switched off") if subjects.task.evaluate else said("the task has no evaluate")

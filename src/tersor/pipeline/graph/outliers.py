@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from rich.console import RenderableType
 from torch import Tensor, fx
 
 from tersor.arguments import path_of, whole
@@ -23,15 +22,16 @@ from tersor.network.rewrites.smooth import smoothable, smoothing
 from tersor.observers import Statistics
 from tersor.pipeline.graph.batches import exactly, passing
 from tersor.pipeline.progress import Stages
-from tersor.report.outliers import page, table
+from tersor.report.outliers import page
 from tersor.task import Task
-from tersor.terminal import Inert
+from tersor.terminal import Shown
 from tersor.turns import in_turn
+from tersor.words import _
 
 
-@dataclass(frozen=True, eq=False)
-class Outliers:
-    """What ``tersor.outliers`` found; ``rich`` prints it as a table.
+@dataclass(frozen=True, eq=False, repr=False)
+class Outliers(Shown):
+    """What ``tersor.outliers`` found; a notebook shows it as a table, and so does ``rich``.
 
     Attributes:
         task: the task's name. samples: the number of observed samples.
@@ -54,9 +54,6 @@ class Outliers:
         """The report as JSON, with minimum and maximum of every channel."""
         layers = [layer.to_dict() for layer in self.layers]
         return json.dumps({"task": self.task, "samples": self.samples, "layers": layers}, allow_nan=False)
-
-    def __rich__(self) -> RenderableType:
-        return Inert(table(self.layers))
 
 
 def page_file(path: Path | str) -> Path:
@@ -103,12 +100,12 @@ def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool 
         raise TaskError(f"layer is {layer!r:.80}: give a glob of names, such as *.head")
     samples = whole("samples", samples, 1, None, "64 show what there is to see", CalibrationError)
     with Stages(progress) as stages:
-        with stages.stage("capture", "capturing the network"):
+        with stages.stage("capture", _("capturing the network")):
             network = FoldBatchNorm()(FoldConstants()(capture(task.model, task.example, task.dynamic)))
         layers = _chosen(network, layer)
-        with stages.stage("calibrate", "observing the layers' inputs", samples) as bar:
+        with stages.stage("calibrate", _("observing the layers' inputs"), samples) as bar:
             seen, count = _observed(task, network, layers, samples, bar.at)
-        with stages.stage("measure", "estimating their errors", len(layers)) as bar:
+        with stages.stage("measure", _("estimating their errors"), len(layers)) as bar:
             records = []
             scales = _smoothing(network, seen)
             for node in layers:

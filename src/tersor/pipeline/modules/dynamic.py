@@ -36,8 +36,9 @@ from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantization, Quantize, Recipe, decide, resolve, with_names
 from tersor.solvers import LayerProblem, ask
 from tersor.task import Task
+from tersor.terminal import Shown
 from tersor.turns import in_turn
-from tersor.words import said
+from tersor.words import _, said
 
 _WEIGHT = QuantSpec("int8", "channel")
 _ACTIVATION = QuantSpec("int8", "token", symmetric=False)
@@ -67,6 +68,10 @@ class ModulePlan:
 
     def __str__(self) -> str:
         return f"{self.name} ({self.weighted.op}): {self.reason}"
+
+
+class ModulePlans(Shown, list[ModulePlan]):
+    """The plan of a model's modules, in its own order; a notebook shows it as a table."""
 
 
 @in_turn
@@ -117,7 +122,7 @@ def quantize_dynamic(
 
 
 @in_turn
-def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic") -> list[ModulePlan]:
+def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic") -> ModulePlans:
     """The plan of ``quantize_dynamic`` for every module that holds weights, with reasons.
 
     >>> model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Linear(4, 2))
@@ -128,7 +133,7 @@ def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic")
     refuse_torchscript(model)
     recipe = resolve(recipe)
     MODULES.check(recipe)
-    return _plans(model, recipe.quantize, recipe.name)
+    return ModulePlans(_plans(model, recipe.quantize, recipe.name))
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class ModuleHost:
             raise RecipeError(f"nothing in this {type(model).__name__} can be quantized by {self.recipe}: {why}")
         check_copy(model)
         memory: dict[tuple[int, str, bool], QuantizedWeight] = {}
-        with stages.stage("solve", "quantizing", len(chosen)) as bar:
+        with stages.stage("solve", _("quantizing"), len(chosen)) as bar:
             replacements = {}
             for module_plan in chosen:
                 module = _replacement(module_plan, subject.seed, memory).train(model.training)
@@ -180,10 +185,8 @@ def _with_ties(module_plan: ModulePlan, unquantized: dict[int, ModulePlan]) -> M
     tied = next((unquantized[id(t)] for t in module_plan.weighted.tensors() if id(t) in unquantized), None)
     if module_plan.weights is None or tied is None:
         return module_plan
-    return ModulePlan(module_plan.weighted, None, None, said(
-        "stays float: tied to {name}, which stays float",
-        name=tied.name,
-    ))
+    reason = said("stays float: tied to {name}, which stays float", name=tied.name)
+    return ModulePlan(module_plan.weighted, None, None, reason)
 
 
 def _planned(weighted: WeightedModule, step: Quantize) -> ModulePlan:

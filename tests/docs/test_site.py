@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PAGES = [*(DOCS / "en").rglob("*.md"), *(DOCS / "en").rglob("*.ipynb")]
 # The home has one line for all of them.
 FOLDED = "decisions/"
 
@@ -19,14 +20,14 @@ FOLDED = "decisions/"
 def test_home_leads_to_every_page(language):
     home = (DOCS / language / "index.md").read_text(encoding="utf8")
     linked = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", home)}
-    pages = {page.relative_to(DOCS / "en").as_posix() for page in (DOCS / "en").rglob("*.md")} - {"index.md"}
+    pages = {page.relative_to(DOCS / "en").as_posix() for page in PAGES} - {"index.md"}
     assert {page for page in pages - linked if not page.startswith(FOLDED)} == set()
     assert any(link.startswith(FOLDED) for link in linked)
 
 
 def test_navigation_has_every_page():
     named = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf8")))
-    assert {page.relative_to(DOCS / "en").as_posix() for page in (DOCS / "en").rglob("*.md")} == named
+    assert {page.relative_to(DOCS / "en").with_suffix(".md").as_posix() for page in PAGES} == named
 
 
 def test_navigation_is_translated():

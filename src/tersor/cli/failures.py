@@ -12,18 +12,25 @@ from rich.text import Text
 from tersor.cli.options import errors
 from tersor.errors import TaskError, TersorError
 from tersor.packages import of_every_installation
+from tersor.words import _
 
 DEBUG = "--debug"
 FAILED, INTERRUPTED = 1, 130
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, in which code of the user's cannot end the program by ``sys.exit`` as if all were well."""
+    """The command, in which code of the user's cannot end the program by ``sys.exit`` as if all were well.
+
+    An interruption is said in a line, with the notes that were added to it.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except KeyboardInterrupt as error:  # typer ends the program with 130, and says nothing
+            errors.print("; ".join([_("interrupted"), *getattr(error, "__notes__", ())]), soft_wrap=True)
+            raise
         except SystemExit as error:
             raise TaskError(
                 f"code of the task, its model or its data called sys.exit({error.code!r:.80}): take that out"

@@ -15,11 +15,11 @@ from tersor.cli.options import (
     TaskFile,
     Threads,
     console,
-    errors,
     using_threads,
 )
 from tersor.cli.task_file import find_task, load_task
 from tersor.errors import TaskError
+from tersor.words import _, plural
 
 _OF_TASKS, _OF_FOLDERS = "int8-static", "int4-gptq"
 
@@ -112,15 +112,29 @@ def compress(
 
 
 def _compress_folder(source: Path, out: Path, *what: Any, **options: Any) -> None:
-    from tersor.pipeline.folder.compress import compress_folder
-    from tersor.report.language import print_language_report
-
     try:
+        from tersor.pipeline.folder.compress import compress_folder
+        from tersor.report.language import print_language_report
+
         found = compress_folder(source, out, *what, **options)
-    except KeyboardInterrupt:
-        errors.print("interrupted; the same command resumes after the last finished block")
+    except KeyboardInterrupt as error:
+        error.add_note(_what_resumes(out))
         raise
     print_language_report(found.report, console)
+
+
+def _what_resumes(out: Path) -> str:
+    """What an interrupted run leaves, and what the same command does next."""
+    from tersor.files import finished_blocks
+
+    count = finished_blocks(out)
+    if not count:
+        return _("no block was finished, so the same command starts from the beginning")
+    return plural(
+        "{count} block is finished, and the same command resumes after it",
+        "{count} blocks are finished, and the same command resumes after them",
+        count,
+    )
 
 
 def _check_source(context: typer.Context, source: Path) -> None:

@@ -1,16 +1,19 @@
-"""Run the user's evaluation with checks, and compute the paired interval of a difference."""
+"""Run the user's evaluation with checks, compute the paired interval of a difference, and see what it depends on."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from tersor.errors import TaskError
 from tersor.metrics import known_metric
 from tersor.user_code import users
+from tersor.words import said
 
 Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 DRAWS = 2000  # bootstrap resamples
@@ -49,11 +52,18 @@ def evaluate_metric(evaluate: Callable[[Callable], object], predict: Callable, w
 def metric_result(result: object, what: str = "the model") -> MetricResult:
     """Check what `evaluate` returned: a number, or a 1-D list, array or tensor of scores; bools count as 1 and 0.
 
+    A list may also hold the 1-D scores of each batch.
+
     Raises TaskError for anything else, such as complex numbers, one bool, or values that are not finite.
     """
+    if isinstance(result, tuple) and not any(isinstance(x, (Tensor, np.ndarray)) for x in result):
+        raise TaskError(
+            f"evaluate of {what} returned a tuple of {len(result)}: return one metric, as a float or as a list of the "
+            "scores of all samples"
+        )
     try:
-        values = torch.as_tensor(result).detach().cpu()
-    except Exception as error:  # of whatever it returned
+        values = torch.as_tensor(_joined(result)).detach().cpu()
+    except Exception as error:  # raised by whatever it returned
         raise TaskError(
             f"evaluate of {what} returned {type(result).__name__}: "
             "return a float or the scores of all samples"
@@ -63,9 +73,10 @@ def metric_result(result: object, what: str = "the model") -> MetricResult:
         raise TaskError(f"evaluate of {what} returned {kind}: return a float, or the scores of all samples")
     values = values.double()
     if values.dim() > 1 or not values.numel():
+        empty = "" if values.numel() else " (is the data empty?)"
         raise TaskError(
             f"evaluate of {what} returned an array of shape {list(values.shape)}: "
-            "return a float or a 1-D array with the score of every sample"
+            f"return a float or a 1-D array with the score of every sample{empty}"
         )
     bad = ~torch.isfinite(values)
     if bad.any() and values.dim() == 0:
@@ -81,8 +92,16 @@ def metric_result(result: object, what: str = "the model") -> MetricResult:
     return MetricResult(values.mean().item(), values if values.dim() else None)
 
 
+def _joined(result: object) -> object:
+    """The scores of batch after batch, in a list of 1-D tensors or arrays, as those of all samples."""
+    if not isinstance(result, (list, tuple)) or not all(isinstance(x, (Tensor, np.ndarray)) and x.ndim for x in result):
+        return result
+    parts = [torch.as_tensor(x).detach().cpu() for x in result]
+    return torch.cat(parts) if parts else result
+
+
 def check_lengths(results: Mapping[str, MetricResult]) -> None:
-    """Whether evaluate scored equally many samples in every call, or none in any.
+    """Check that evaluate scored the same number of samples in every call, or none in any.
 
     Raises:
         TaskError: naming the numbers of two calls.
@@ -97,7 +116,7 @@ def check_lengths(results: Mapping[str, MetricResult]) -> None:
 
 
 def direction_warnings(name: str, higher_is_better: bool) -> list[str]:
-    """A sentence if a task's direction is not that of the metric in ``tersor.metrics.METRICS`` that it names.
+    """A sentence if a task's direction differs from that of its metric in ``tersor.metrics.METRICS``.
 
     >>> direction_warnings("perplexity", higher_is_better=True)
     ['metric: perplexity is better when lower, but the task says higher_is_better=True, by which it was judged; ...']
@@ -177,3 +196,79 @@ def bootstrap(drops: np.ndarray, *, draws: int = DRAWS, seed: int = 0) -> tuple[
     )
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+class _Enough(Exception):
+    """The evaluation calls `predict` more often than it did before."""
+
+
+class Scrambled:
+    """A predictor whose outputs are random numbers in the form of another's, for so many calls."""
+
+    def __init__(self, predict: Callable[..., Any], calls: int, seed: int) -> None:
+        self._predict, self._left = predict, calls
+        self._random = torch.Generator().manual_seed(seed)
+        self.changed = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The outputs, of which every float tensor is replaced."""
+        if not self._left:
+            raise _Enough
+        self._left -= 1
+        return pytree.tree_map_only(Tensor, self._other, self._predict(*args, **kwargs))
+
+    def _other(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point() or not x.numel():
+            return x
+        self.changed = True
+        return torch.randn(x.shape, generator=self._random).to(x)
+
+
+def dependence_warnings(
+    evaluate: Callable[[Callable], object], predict: Callable, calls: int, found: Sequence[MetricResult]
+) -> list[str]:
+    """A sentence if the score does not depend on the network.
+
+    Scores that are equal to the bit for the original and the compressed network are rare but possible; if random
+    outputs are scored alike too, ``evaluate`` ignores what ``predict`` returns.
+
+    Args:
+        calls: how often ``evaluate`` called ``predict``.
+        found: what it returned for the networks.
+
+    >>> dependence_warnings(lambda predict: 0.5, torch.relu, 0, [])
+    ['metric: evaluate did not call `predict`, so the score says nothing about the compressed network; score what ...']
+    """
+    if not calls:
+        return [
+            said(
+                "metric: evaluate did not call `predict`, so the score says nothing about the compressed network; "
+                "score what predict(x) returns, not the model itself"
+            )
+        ]
+    if any(not _same(found[0], one) for one in found[1:]) or not _ignores(evaluate, predict, calls, found[0]):
+        return []
+    return [
+        said(
+            "metric: evaluate gave random outputs of `predict` the very scores of the network's, so it does not score "
+            "the compressed network; score what predict(x) returns, not the model itself"
+        )
+    ]
+
+
+def _ignores(evaluate: Callable[[Callable], object], predict: Callable, calls: int, found: MetricResult) -> bool:
+    try:
+        # A score of few samples may be met by chance.
+        for seed in range(3):
+            other = Scrambled(predict, calls, seed)
+            if not _same(metric_result(evaluate(other)), found) or not other.changed:
+                return False
+        return True
+    except (Exception, SystemExit):  # of code of the user's, for which random numbers may be no outputs
+        return False
+
+
+def _same(one: MetricResult, two: MetricResult) -> bool:
+    if one.scores is None or two.scores is None:
+        return one.value == two.value
+    return torch.equal(one.scores, two.scores)

@@ -14,7 +14,7 @@ from tersor.inert import plain
 from tersor.measure.formatting import size_text
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.report import svg
-from tersor.report.html import rendered
+from tersor.report.shell import rendered
 from tersor.terminal import Inert, Terminal
 
 # The start of the logarithmic axis of errors.

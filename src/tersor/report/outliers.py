@@ -11,7 +11,7 @@ from tersor.inert import plain
 from tersor.measure.formatting import db_text
 from tersor.measure.outliers import ADVICE, ENOUGH, LEAST, OUTLYING, LayerOutliers
 from tersor.report import svg
-from tersor.report.html import rendered
+from tersor.report.shell import rendered
 
 _STYLES = {"fine": "", "smooth": "cyan", "token": "cyan", "float": "yellow"}
 _REMEDIES = {

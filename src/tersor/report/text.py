@@ -19,6 +19,7 @@ from tersor.measure.formatting import (
     time_text,
 )
 from tersor.measure.headline import Diagnosis, diagnose, fallbacks
+from tersor.measure.nulls import explains_null
 from tersor.measure.onestep import deviating, finding_of, summary
 from tersor.measure.schema import Latency, Layer, Report
 from tersor.measure.speed import Speed, simulated, speed, speed_over_eager
@@ -182,7 +183,8 @@ def _environment(report: Report) -> Text:
 
 
 def _warnings(report: Report) -> list[Text]:
-    return [Text("warning: ", style="yellow") + _styled(words) for words in report.warnings]
+    marks = {True: Text("note: ", style="dim"), False: Text("warning: ", style="yellow")}
+    return [marks[explains_null(words)] + _styled(words) for words in report.warnings]
 
 
 def _median(latency: Latency | None) -> float | None:

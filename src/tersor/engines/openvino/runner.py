@@ -3,6 +3,7 @@
 import errno
 import re
 import shutil
+import statistics
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,11 +23,13 @@ from tersor.files import whole_files
 
 # The model's metadata key for the run-time group size: adjacent values of a token that share a scale.
 GROUP_KEY = ["tersor", "runtime_group"]
-# The same as an option of the engine's, which any program that compiles the file follows.
+# The same as a runtime option in the file, which any program that compiles the file follows.
 GROUP_OPTION = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
 FILES = ("model.xml", "model.bin")
-# Free bytes below which a file that could not be written is put down to a full disk.
+# Free bytes below which a failed write is attributed to a full disk.
 _SCARCE = 2**20
+# Calls that are profiled, after one that is not.
+_PROFILED = 15
 
 
 def compile_model(model: Any, threads: int, precision: str, options: dict[str, Any]) -> Any:
@@ -50,10 +53,10 @@ def compile_model(model: Any, threads: int, precision: str, options: dict[str, A
         raise EngineError(f"OpenVINO cannot compile this network: {first_lines(error)}") from error
 
 
-def _compile(model: Any, threads: int, precision: str) -> Any:
+def _compile(model: Any, threads: int, precision: str, **options: Any) -> Any:
     group = int(model.get_rt_info(GROUP_KEY).astype(str)) if model.has_rt_info(GROUP_KEY) else 0
     # Affects products with compressed weights; OpenVINO's default is 32.
-    return compile_model(model, threads, precision, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group})
+    return compile_model(model, threads, precision, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group, **options})
 
 
 def first_lines(error: Exception) -> str:
@@ -117,19 +120,22 @@ class OpenVINORunner:
     def _for(self, single: bool) -> Requests:
         with self._compiling:
             if single not in self._compiled:
-                model = self.model
-                if single:
-                    model = model.clone()
-                    shaped = [p for p in model.inputs if p.partial_shape.rank.get_length()]
-                    model.reshape({p: [1, *list(p.partial_shape)[1:]] for p in shaped})
-                self._compiled[single] = Requests(_compile(model, self.threads, self.precision))
+                self._compiled[single] = Requests(_compile(self._shaped(single), self.threads, self.precision))
             return self._compiled[single]
+
+    def _shaped(self, single: bool) -> Any:
+        if not single:
+            return self.model
+        model = self.model.clone()
+        shaped = [p for p in model.inputs if p.partial_shape.rank.get_length()]
+        model.reshape({p: [1, *list(p.partial_shape)[1:]] for p in shaped})
+        return model
 
     def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
         """Run the network on tensors or arrays; returns one tensor, or a tuple if there are several outputs.
 
         Raises:
-            EngineError: an input has a shape or dtype that the network does not take.
+            EngineError: an input has a shape or dtype that the network does not accept.
         """
         inputs = taken(inputs, self._inputs)
         single = self._dynamic and all(x.shape[0] == 1 for x in inputs if x.ndim)
@@ -152,6 +158,19 @@ class OpenVINORunner:
         notes = ([self.notes[n] for n in row.nodes if n in self.notes] for row in rows)
         return [replace(row, note=own[0]) if own else row for row, own in zip(rows, notes, strict=True)]
 
+    def times(self, *inputs: Tensor) -> dict[str, float]:
+        """The median milliseconds of every operator that runs in a call, as OpenVINO's counters report them."""
+        model = self._shaped(self._dynamic)
+        request = _compile(model, self.threads, self.precision, PERF_COUNT="YES").create_infer_request()
+        arrays = [x.detach().contiguous().numpy() for x in taken(inputs, self._inputs)]
+        found: dict[str, list[float]] = {}
+        for call in range(_PROFILED + 1):
+            request.infer(arrays)
+            for row in request.get_profiling_info() if call else ():
+                if row.status.name == "EXECUTED":
+                    found.setdefault(row.node_name, []).append(row.real_time.total_seconds() * 1000)
+        return {name: statistics.median(each) for name, each in found.items()}
+
     def save(self, folder: Path) -> tuple[str, ...]:
         """Write the model's files into ``folder`` and return their names."""
         return save_model(self.model, folder)
@@ -164,7 +183,7 @@ def save_model(model: Any, folder: Path) -> tuple[str, ...]:
     with whole_files(folder) as part:
         try:
             ov.save_model(model, part / FILES[0], compress_to_fp16=False)
-        except RuntimeError as error:  # in the words of C++, without the system's number
+        except RuntimeError as error:  # a C++ message, without errno
             full = shutil.disk_usage(part).free < _SCARCE
             words = "No space left on device" if full else f"OpenVINO: {first_lines(error)}"
             raise OSError(errno.ENOSPC if full else errno.EIO, words) from error
@@ -175,7 +194,7 @@ def save_model(model: Any, folder: Path) -> tuple[str, ...]:
 
 
 def read_model(folder: Path) -> Any:
-    """The openvino.Model that ``save_model`` wrote; raises EngineError if it cannot be read."""
+    """The openvino.Model written by ``save_model``; raises EngineError if it cannot be read."""
     import openvino as ov
 
     try:
@@ -185,7 +204,7 @@ def read_model(folder: Path) -> Any:
 
 
 def plain_session(folder: Path) -> Callable[..., tuple[Tensor, ...]]:
-    """The saved model, compiled by OpenVINO alone with its defaults; raises EngineError if it cannot be."""
+    """The saved model, compiled by OpenVINO with its defaults; raises EngineError if that fails."""
     import openvino as ov
 
     try:

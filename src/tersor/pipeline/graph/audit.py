@@ -12,13 +12,15 @@ from tersor.network.sites import Plan, PlannedLayer
 class Audited:
     """One planned layer and its executed precision; ``executed`` is None if the engine does not report the layer.
 
-    ``note`` says where it went, ``rule`` by which of its rules the engine computes it so.
+    ``note`` says what became of it, ``rule`` names the engine's rule for it, and ``operator`` the engine's operator
+    that computes this layer above all.
     """
 
     layer: PlannedLayer
     executed: str | None
     note: str | None = None
     rule: str | None = None
+    operator: str | None = None
 
     @property
     def fell_back(self) -> bool:
@@ -26,7 +28,7 @@ class Audited:
         return is_fallback(self.layer.planned, self.executed)
 
     def explained(self, engine: str) -> str:
-        """What the report notes: the plan's reason if the layer ran as planned, otherwise the engine's.
+        """The note in the report: the plan's reason if the layer ran as planned, otherwise the engine's.
 
         >>> layer = PlannedLayer("up", "up", "conv1d", "int8", "weight of conv1d", "int8")
         >>> Audited(layer, "fp32").explained("openvino"), Audited(layer, "int8").explained("openvino")
@@ -77,4 +79,5 @@ def _audited(layer: PlannedLayer, found: tuple[Executed, bool] | None) -> Audite
     row, main = found
     if layer.planned == "fused" and not main:
         return Audited(layer, "fused", f"part of {row.op} {row.name}")
-    return Audited(layer, row.precision, None if main else f"part of {row.op} {row.name}", row.note)
+    part = None if main else f"part of {row.op} {row.name}"
+    return Audited(layer, row.precision, part, row.note, row.name if main else None)

@@ -30,7 +30,7 @@ from tersor.turns import in_turn
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Outliers(Shown):
-    """What ``tersor.outliers`` found; a notebook shows it as a table, and so does ``rich``.
+    """The result of ``tersor.outliers``, shown as a table in notebooks and by ``rich``.
 
     Attributes:
         task: the task's name. samples: the number of observed samples.

@@ -1,9 +1,10 @@
-"""Write the pictures of README and documentation from a fresh demo: ``python scripts/screenshots.py [FOLDER]``.
+"""Write the pictures of README and documentation from a fresh demo: ``python scripts/screenshots.py [DOCS]``.
 
-FOLDER is docs/en/images by default. Needs Chromium. Each picture is the top of one page in light colours, 1080 pixels wide
-and below 150 kB.
+DOCS is docs/ by default. The pictures come into its en/images and zh/images, each in its language: the top of a page in
+light colours, 1080 pixels wide, below 150 kB. Needs Chromium, and an idle machine, since they show latencies.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,18 @@ from pathlib import Path
 
 from PIL import Image
 
+from tersor.measure import read_report
+from tersor.report import html
+from tersor.words import speaking
+
 HERE = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 WIDTH = 1080
 LIMIT = 150_000
+RUNS = ("int8-static", "int8-weight")  # recipes, and folders of the same names
 
-# picture: the page below the work folder, and the height that is shown
-PICTURES = {"report.png": ("demo/report.html", 640), "compare.png": ("compare.html", 600)}
+# picture: the page in the work folder, and the height that is shown
+PICTURES = {"report.png": ("report.html", 640), "compare.png": ("compare.html", 600)}
 
 
 def browser() -> str:
@@ -42,24 +48,34 @@ def shoot(page: Path, picture: Path, height: int) -> None:
         sys.exit(f"{picture} has {picture.stat().st_size:,} bytes, more than {LIMIT:,}")
 
 
-def pages(work: Path) -> None:
-    """Compress the demo twice and compare the two."""
-    tersor = [sys.executable, "-m", "tersor.cli"]
-    subprocess.run([*tersor, "demo", "--out", str(work / "demo")], check=True)
-    subprocess.run([*tersor, "demo", "--out", str(work / "weights"), "--recipe", "int8-weight"], check=True)
+def tersor(*words: str | Path, language: str = "en") -> None:
     subprocess.run(
-        [*tersor, "compare", str(work / "demo"), str(work / "weights"), "--html", str(work / "compare.html")],
-        check=True,
-    )
+        [sys.executable, "-m", "tersor.cli", *map(str, words)],
+        check=True, stdout=subprocess.DEVNULL, env={**os.environ, "TERSOR_LANG": language},
+    )  # fmt: skip
 
 
-def main(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as work:
-        pages(Path(work))
-        for name, (page, height) in PICTURES.items():
-            shoot(Path(work) / page, folder.resolve() / name, height)
-            print(folder / name)
+def pages(work: Path, language: str) -> None:
+    """The report of the first run and the comparison of both, as they are read in a language."""
+    runs = [work / name for name in RUNS]
+    with speaking(language):
+        (work / "report.html").write_text(html(read_report(runs[0])), encoding="utf8")
+    tersor("compare", *runs, "--html", work / "compare.html", language=language)
+
+
+def main(docs: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        for name in RUNS:
+            tersor("demo", "--out", work / name, "--recipe", name)
+        for language in ("en", "zh"):
+            pages(work, language)
+            for name, (page, height) in PICTURES.items():
+                picture = docs.resolve() / language / "images" / name
+                picture.parent.mkdir(parents=True, exist_ok=True)
+                shoot(work / page, picture, height)
+                print(picture)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "docs/en/images")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "docs")

@@ -289,7 +289,7 @@ INPUTS = {
     "an array of float64": ((X.double().numpy(),), "torch.float64, the network takes float32"),
     "integers": ((X.int(),), "torch.int32, the network takes float32"),
     "wrong channels": ((torch.zeros(1, 3, 6, 6),), "has the size 3 in dimension 1, the network takes 2"),
-    "too flat": ((torch.zeros(2, 6, 6),), "has 3 dimensions, the network takes 4"),
+    "too flat": ((torch.zeros(2, 6, 6),), r"has 3 dimensions, the network takes 4.*x.unsqueeze\(0\)"),
     "no row": ((torch.zeros(0, 2, 6, 6),), "has the size 0 in dimension 0: give at least one"),
     "a list": (([[1.0]],), r"is \[\[1.0\]\], a list: give a tensor or an array"),
     "nothing": ((None,), "is None, a NoneType"),

@@ -154,8 +154,8 @@ def test_help_and_version_import_the_command_line_alone():
     assert {m.partition(".")[0] for m in modules}.isdisjoint(heavy.split())
     # The table of engines is cheap to read.
     ours = {m for m in modules if m.startswith("tersor.") and not m.startswith(("tersor.cli.", "tersor.engines"))}
-    known = "arguments cli errors inert packages process terminal words words.matching"
-    assert ours == {f"tersor.{name}" for name in known.split()}
+    cheap = "arguments cli errors inert packages process terminal words words.matching"
+    assert ours == {f"tersor.{name}" for name in cheap.split()}
 
 
 def test_help_prints_the_names_of_every_table():
@@ -241,13 +241,22 @@ def test_what_a_task_file_raises_is_not_hidden(tmp_path):
         load_task(tmp_path / "broken.py")
 
 
-def test_an_interrupted_run_says_that_it_resumes(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        (0, "no block was finished, so the same command starts from the beginning"),
+        (1, "1 block is finished, and the same command resumes after it"),
+        (2, "2 blocks are finished, and the same command resumes after them"),
+    ],
+)
+def test_an_interrupted_run_says_what_resumes(tmp_path, monkeypatch, blocks, said):
     def stopped(*_, **__):
+        (tmp_path / ".out.partial").mkdir()
+        for k in range(blocks):
+            (tmp_path / f".out.partial/block-{k:05d}.json").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("tersor.pipeline.folder.compress.compress_folder", stopped)
-    monkeypatch.setattr("tersor.cli.making.errors.print", lambda text, **_: told.append(text))
-    told = []
-    said = _run("compress", tmp_path, "--out", tmp_path / "out")
-    assert said.exit_code == 130
-    assert told == ["interrupted; the same command resumes after the last finished block"]
+    done = _run("compress", tmp_path, "--out", tmp_path / "out")
+    assert done.exit_code == 130
+    assert " ".join(done.stderr.split()) == f"interrupted; {said}"

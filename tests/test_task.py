@@ -3,9 +3,11 @@
 import dataclasses
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from tersor import Task
 from tersor.errors import CalibrationError, TaskError
@@ -26,6 +28,10 @@ def _task(calibration=lambda: [(torch.ones(2, 3, 4, 4),)], example=(X,), **chang
         ({"calibration": [(X,)]}, "lambda: batches"),
         ({"calibration": iter([(X,)])}, "generator"),
         ({"evaluate": 0.9}, "function"),
+        ({"calibration": DataLoader([1])}, "got DataLoader; a list or DataLoader is passed as `lambda: batches`"),
+        ({"model": nn.Identity}, "got the class Identity: give an instance"),
+        ({"model": nn.Linear(1, 1).state_dict()}, r"looks like a state_dict: load it .*load_state_dict"),
+        ({"example": (X.numpy(),)}, r"torch.from_numpy\(x\)"),
     ],
 )
 def test_a_field_that_cannot_be_used(changes, said):
@@ -36,10 +42,13 @@ def test_a_field_that_cannot_be_used(changes, said):
 @pytest.mark.parametrize(
     ("batch", "said"),
     [
-        ((torch.ones(2, 3, 4, 4), torch.ones(2)), "2 arguments, the example has 1.*without labels"),
-        ((torch.ones(2, 3, 4, 4).numpy(),), "expected a tensor, got ndarray"),
+        ((torch.ones(2, 3, 4, 4), torch.ones(2)), r"2 arguments, the example has 1.*without labels.*\(\(x,\) for"),
+        (("a",), "expected a tensor or an array, got str"),
+        ((np.ones((2, 3, 4, 4), np.uint8),), "dtype torch.uint8, the example has torch.float32"),
+        ((np.full((2, 3, 4, 4), "x"),), "an array of <U1, which PyTorch has not; convert it"),
         ((torch.ones(2, 3, 4, 4).half(),), "dtype torch.float16, the example has torch.float32"),
-        ((torch.ones(3, 4, 4),), "3 dimensions"),
+        ((torch.ones(3, 4, 4),), r"3 dimensions.*the first one is the batch: give x.unsqueeze\(0\)"),
+        ((torch.ones(1, 2, 3, 4, 4),), "5 dimensions.*the form that the model takes"),
         ((torch.ones(2, 1, 4, 4),), "1 channels"),
         ((torch.full((2, 3, 4, 4), float("inf")),), "96 values are NaN or infinite"),
     ],
@@ -96,6 +105,24 @@ def test_one_tensor_is_a_batch_and_data_is_streamed():
     assert float(next(stream)[0].max()) == 0
     assert seen == [0]
     assert sum(1 for _ in stream) == 2
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, ">f4"])
+def test_arrays_are_taken_as_tensors_of_the_examples_dtype(kind):
+    array = np.arange(96).reshape(2, 3, 4, 4).astype(kind)
+    array.flags.writeable = False
+    for batch in (array, (array,), [array[:, :, ::-1]]):
+        (found,) = next(_task(lambda batch=batch: [batch]).calibration_batches())
+        assert found.dtype == torch.float32
+        assert torch.equal(found.flip(2) if isinstance(batch, list) else found, torch.arange(96.0).view(2, 3, 4, 4))
+
+
+def test_integers_of_arrays_are_taken_where_they_fit():
+    ids = torch.zeros(1, 2, dtype=torch.int32)
+    task = _task(lambda: [{"ids": np.array([[1, 2]])}], {"ids": ids})
+    assert next(task.calibration_batches())[0].dtype == torch.int32
+    with pytest.raises(CalibrationError, match="int64, the example has"):
+        list(_task(lambda: [(np.array([[1, 1 << 40]]),)], (ids,)).calibration_batches())
 
 
 def test_the_mask_by_its_former_name():

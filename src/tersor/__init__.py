@@ -1,4 +1,4 @@
-"""Tersor: make trained PyTorch networks smaller and faster, and measure the gain."""
+"""Tersor: turn trained PyTorch models into smaller, faster ones, with measured results."""
 
 import importlib
 import importlib.util
@@ -69,7 +69,7 @@ _DEFINED_IN = {
     "quantize_dynamic": "tersor.pipeline.modules.dynamic",
 }
 
-if not TYPE_CHECKING:  # a type checker would take any name for one of these
+if not TYPE_CHECKING:  # otherwise a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
         """A public name, or a module of the package (``tersor.metrics``)."""

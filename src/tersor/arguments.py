@@ -1,4 +1,4 @@
-"""Arguments that a user gives, checked in one place each: paths and whole numbers."""
+"""Validation of user arguments: paths and integers."""
 
 import operator
 import os
@@ -12,7 +12,7 @@ def path_of(what: str, value: Any, error: type[TersorError]) -> Path:
     r"""``value`` as a Path.
 
     Raises:
-        TersorError: of the given type; it is no path, empty, or holds a character that no file system takes.
+        TersorError: of the given type; it is not a path, is empty, or contains a character that no file system accepts.
 
     >>> from tersor.errors import SavedFolderError
     >>> path_of("folder", "a\0b", SavedFolderError)
@@ -33,7 +33,7 @@ def path_of(what: str, value: Any, error: type[TersorError]) -> Path:
 
 
 def whole(what: str, value: Any, least: int, most: int | None, remedy: str, error: type[TersorError]) -> int:
-    """``value`` as an int from ``least`` to ``most``; True and 2.0 are none.
+    """``value`` as an int from ``least`` to ``most``; True and 2.0 are rejected.
 
     Raises:
         TersorError: of the given type, naming the value and the remedy.

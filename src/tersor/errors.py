@@ -6,13 +6,13 @@ from tersor.inert import one_line
 class TersorError(Exception):
     r"""Base class of all Tersor errors; the message gives the cause and the remedy.
 
-    It is one line, in which names of foreign files do not act on the terminal that shows it.
+    It is one line, and names from untrusted files cannot act on the terminal that shows it.
 
     >>> print(TersorError("the layer conv\x1b[2J\n1"))
     the layer conv\x1b[2J 1
 
     Attributes:
-        system: the system's number and words, if a file could not be written.
+        system: errno and message of the system, if a file could not be written.
     """
 
     system: tuple[int, str] | None = None

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, folders that one run at a time writes, and temporary folders."""
+"""Atomic file writes, output folders locked by one run at a time, and temporary folders."""
 
 import errno
 import fcntl
@@ -25,11 +25,11 @@ _REMEDIES = {
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
 _LOCK = "lock"
-# Bytes of a name beside which another ending has room.
+# The longest name, in bytes, that still leaves room for another extension.
 _LONG = 240
-# In a working folder: what stood at the output, while the new one is put in its place.
+# In a working folder: the previous output, while the new one is moved into place.
 OLD = "old"
-# All that runs write into a working folder: nothing else is ever removed with it.
+# Everything that runs write into a working folder: nothing else is ever removed with it.
 _OWN = re.compile(
     r"lock|job\.(json|part)|block-\d{5,}\.(safetensors|json|part)|[a-z]+-\d+\.(bin|part)|\..+\.part|out|old"
 )
@@ -37,7 +37,7 @@ _OWN = re.compile(
 
 @contextmanager
 def writing(path: Path, kind: type[TersorError] = SavedFolderError, remedy: str = "") -> Iterator[None]:
-    """Whatever keeps ``path`` from being written is one error of ours that names it, the reason and the remedy.
+    """Turn whatever keeps ``path`` from being written into a Tersor error with the path, the reason and the remedy.
 
     Raises:
         TersorError: of this ``kind``: the disk is full, the folder read-only, the name too long.
@@ -62,13 +62,13 @@ def writing(path: Path, kind: type[TersorError] = SavedFolderError, remedy: str 
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether an error is that of a full disk."""
+    """Whether an error was caused by a full disk."""
     found = _of_system(error)
     return found is not None and found[0] in _FULL
 
 
 def _of_system(error: BaseException) -> tuple[int, str] | None:
-    """The system's number and words; safetensors has them in its text only, and ours is that of a file inside."""
+    """Errno and message of the system; safetensors has them only in its text, a Tersor error in ``system``."""
     if isinstance(error, TersorError):
         return error.system
     if isinstance(error, OSError):
@@ -79,9 +79,9 @@ def _of_system(error: BaseException) -> tuple[int, str] | None:
 
 @contextmanager
 def whole_file(path: Path, kind: type[TersorError] = SavedFolderError) -> Iterator[Path]:
-    """A hidden name beside ``path`` to write to, which becomes ``path`` at the end; on any error nothing is left.
+    """A hidden name beside ``path`` to write to, renamed to ``path`` at the end; on any error nothing is left behind.
 
-    Folders above are made. A killed run leaves ``.NAME.part``, which the next one takes over.
+    Parent folders are created. A killed run leaves ``.NAME.part``, which the next run takes over.
 
     Raises:
         TersorError: of this ``kind``: it cannot be written, or another run is writing it.
@@ -110,7 +110,7 @@ def write_text(path: Path, text: str, kind: type[TersorError] = SavedFolderError
 
 @contextmanager
 def whole_files(folder: Path) -> Iterator[Path]:
-    """A hidden folder inside ``folder``, whose files move into it at the end; on any error nothing is left."""
+    """A hidden folder inside ``folder``, whose files are moved into it at the end; on any error nothing is left."""
     part = folder / ".part"
     with writing(folder):
         shutil.rmtree(part, ignore_errors=True)
@@ -128,8 +128,13 @@ def parts_of(out: Path) -> Path:
     return beside(out, "partial")
 
 
+def finished_blocks(out: Path) -> int:
+    """How many blocks an interrupted run of an output folder has finished."""
+    return sum(1 for _ in parts_of(out).glob("block-*.json"))
+
+
 def beside(path: Path, ending: str) -> Path:
-    """The hidden path of something that belongs to ``path``, in the same folder; of a long name the digest.
+    """The hidden path of something that belongs to ``path``, in the same folder; a long name is replaced by its digest.
 
     >>> beside(Path("a/small"), "partial").as_posix()
     'a/.small.partial'
@@ -142,10 +147,10 @@ def beside(path: Path, ending: str) -> Path:
 
 @contextmanager
 def working_folder(out: Path) -> Iterator[Path]:
-    """The working folder of ``out``, locked: nobody else writes ``out`` meanwhile. At the end it is gone if empty.
+    """The working folder of ``out``, locked, so nobody else writes ``out``. It is removed at the end if empty.
 
     Raises:
-        SavedFolderError: another run holds it, it cannot be made, or it holds what no run wrote.
+        SavedFolderError: another run holds it, it cannot be created, or it contains something that no run wrote.
     """
     out = out.absolute()
     folder = parts_of(out)
@@ -166,7 +171,7 @@ def working_folder(out: Path) -> Iterator[Path]:
 
 
 def _check_own(folder: Path) -> None:
-    """Refuse a working folder that holds what no run wrote: a run removes it in the end."""
+    """Refuse a working folder that contains anything no run wrote, since a run finally removes it."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise SavedFolderError(f"{folder}, where parts of the run are kept, is a link or a file: remove it yourself")
     for path in sorted(folder.iterdir()) if folder.exists() else ():
@@ -178,7 +183,7 @@ def _check_own(folder: Path) -> None:
 
 
 def _finish_replacing(folder: Path, out: Path) -> None:
-    """Put back what a run had moved away that was killed within ``manifest.replace_folder``; drop the rest."""
+    """Restore what a run killed within ``manifest.replace_folder`` had moved away; drop the rest."""
     old = folder / OLD
     if old.exists() and not out.exists():
         os.replace(old, out)
@@ -191,14 +196,14 @@ def temporary_folder() -> Iterator[Path]:
     """A temporary folder; those of killed processes are removed first.
 
     Raises:
-        SavedFolderError: there is none to be had, or it is full.
+        SavedFolderError: none can be created, or it is full.
     """
     named = Path(os.environ.get("TMPDIR", "/tmp"))  # noqa: S108  (named in an error only)
     with writing(named, remedy="set TMPDIR to a folder that has room and may be written"):
         root = Path(tempfile.gettempdir())
         _sweep(root)
         folder = Path(tempfile.mkdtemp(prefix="tersor-", dir=root))
-        # Under its name only when it is locked, so that nobody takes it for one of a killed process.
+        # Renamed only once it is locked, so that nobody mistakes it for one of a killed process.
         lock = os.open(folder / "new", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             _lock(lock)
@@ -226,7 +231,7 @@ def _sweep(root: Path) -> None:
 
 @contextmanager
 def _parents(path: Path, kind: type[TersorError] = SavedFolderError) -> Iterator[None]:
-    """Make the folders above ``path``, and remove those that were made if what follows fails."""
+    """Create the parent folders of ``path``, and remove those created if what follows fails."""
     with writing(path, kind):
         missing = [folder for folder in path.absolute().parents if not folder.exists()]
         try:
@@ -243,7 +248,7 @@ def _parents(path: Path, kind: type[TersorError] = SavedFolderError) -> Iterator
 
 
 def _locked_file(folder: Path) -> int | None:
-    """The locked file in ``folder``, which is made; None if somebody else holds it."""
+    """Create and lock a file in ``folder``; None if somebody else holds the lock."""
     while True:
         folder.mkdir(exist_ok=True)
         try:

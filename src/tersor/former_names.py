@@ -1,4 +1,4 @@
-"""Former names of parameters, which calls may still use."""
+"""Former parameter names, which are still accepted in calls."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ Target = TypeVar("Target", bound=Callable[..., Any])
 
 
 def takes_former_name(former: str, name: str) -> Callable[[Target], Target]:
-    """Decorate a function, or a class, so that it also takes the parameter ``name`` by the keyword ``former``.
+    """Decorate a function, or a class, so that it also accepts the parameter ``name`` by its former keyword ``former``.
 
     A call with both raises TaskError.
 

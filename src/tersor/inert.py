@@ -1,13 +1,13 @@
-"""Text of foreign files (names, paths, errors of other libraries) that cannot act on what shows it."""
+"""Text from untrusted files (names, paths, errors of other libraries), made safe to display."""
 
 import re
 
 
 def plain(text: str) -> str:
-    r"""Text without letters that a terminal, a page or a reader of either would obey.
+    r"""Text without characters that control a terminal or a page, or mislead their reader.
 
-    Line breaks, tabs and unusual spaces become spaces; escape codes, other control characters, marks that turn the
-    direction of writing, letters of no width and lone surrogates are spelled out, as Python spells them.
+    Line breaks, tabs and unusual spaces become spaces; escape codes, other control characters, directional
+    marks, zero-width characters and lone surrogates are written as Python escapes.
 
     >>> print(plain("conv\x1b[31m\n1"), plain("a\u202eb"), plain("Größe, 層"))
     conv\x1b[31m 1 a\u202eb Größe, 層

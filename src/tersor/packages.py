@@ -1,4 +1,4 @@
-"""Packages that only some work needs: all that are missing are named at once, with the command that installs them."""
+"""Optional packages: all that are missing are named in one error, with the command that installs them."""
 
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from tersor.errors import EngineError, TersorError
 from tersor.process import importing
 
-# What each extra of pyproject.toml installs, and what every installation has, as it is imported.
+# What each extra of pyproject.toml installs, and what every installation has, by import name.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "transformers": ("transformers", "re2"),
@@ -21,7 +21,7 @@ _INSTALLED_AS = {"re2": "google-re2", "sklearn": "scikit-learn", "yaml": "pyyaml
 
 
 def missing(modules: Sequence[str]) -> tuple[str, ...]:
-    """The packages, under the names that pip knows, of the modules that are not installed.
+    """The pip names of the packages whose modules are not installed.
 
     >>> missing(["torch", "no_such_module"])
     ('no_such_module',)
@@ -33,11 +33,11 @@ def missing(modules: Sequence[str]) -> tuple[str, ...]:
 def needing(
     what: str, extra: str, modules: Sequence[str] = (), kind: type[TersorError] = EngineError
 ) -> Iterator[None]:
-    """For imports of an extra: if one fails, an error names all that are missing and how to install them.
+    """Wrap the imports of an extra: if one fails, an error names all missing packages and how to install them.
 
     Args:
         what: what needs them, the subject of the message.
-        modules: those that it needs; by default all of the extra.
+        modules: the modules it needs; by default all of the extra.
 
     >>> with needing("This", "metrics", ["no_such_module", "nor_this"]):
     ...     import no_such_module
@@ -53,7 +53,7 @@ def needing(
 
 
 def of_every_installation(error: ModuleNotFoundError) -> TersorError | None:
-    """The error to show for a package that every installation has; None if it is none of them."""
+    """The error to show for a package that every installation has, or None for any other package."""
     if (error.name or "").partition(".")[0] not in CORE:
         return None
     return TersorError(f"Tersor {_lacks(CORE, error)}; run: pip install --upgrade --force-reinstall tersor")

@@ -1,4 +1,4 @@
-"""State of the whole process that other libraries change on the way, and how it is left as it was found."""
+"""Process-wide state that other libraries change in passing, and its restoration."""
 
 import logging
 import os
@@ -20,10 +20,10 @@ _EXPORT = "torch.export._trace"
 
 @contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Silence warnings, logs of PyTorch's tracer and of ``loggers``, and graphs that torch.export prints, while inside.
+    """Silence warnings, logs of PyTorch's tracer and of ``loggers``, and graphs printed by torch.export, in the block.
 
-    Filters of warnings, levels of loggers and the environment are afterwards what they were, whatever the code inside
-    imported, and also where several threads are inside at the same time.
+    Filters of warnings, levels of loggers and the environment are restored afterwards, whatever the code inside
+    imported, and even if several threads are inside at the same time.
 
     >>> with quiet():
     ...     warnings.warn("not shown", stacklevel=1)
@@ -40,7 +40,7 @@ def quiet(*loggers: str) -> Iterator[None]:
 
 @contextmanager
 def logging_at(level: int, *loggers: str) -> Iterator[None]:
-    """Loggers at another level while inside."""
+    """Set loggers to another level inside the block."""
     with ExitStack() as stack:
         for name in loggers:
             stack.enter_context(_while_inside(f"logger {name}", partial(_level_set, logging.getLogger(name), level)))
@@ -49,7 +49,7 @@ def logging_at(level: int, *loggers: str) -> Iterator[None]:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For imports of other libraries: filters of warnings and Python's random numbers stay what they were.
+    """Wrap imports of other libraries, so that warning filters and Python's random numbers stay unchanged.
 
     rich draws a random number when it is imported, scipy and sympy add filters, PyTorch's compiler sets a variable.
     """
@@ -63,15 +63,15 @@ def importing() -> Iterator[None]:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """The client of the Hugging Face hub, which transformers asks for files, reaches no network while inside."""
+    """The client of the Hugging Face hub, which transformers asks for files, uses no network inside the block."""
     with _while_inside("hub", _hub_offline):
         yield
 
 
 class _WhileInside:
-    """Changes to the process that last while any thread is inside: the first makes one, the last takes it back.
+    """Changes to the process that last while any thread is inside: the first thread makes one, the last reverts it.
 
-    Threads that each saved and restored the same state would restore what another had changed.
+    Threads that each saved and restored the same state would restore each other's changes.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class _WhileInside:
 
     @contextmanager
     def __call__(self, name: str, change: Callable[[], Callable[[], object]]) -> Iterator[None]:
-        """``change()`` makes the change called ``name`` and returns what takes it back."""
+        """``change()`` makes the change called ``name`` and returns a function that reverts it."""
         with self._lock:
             if not self._inside[name]:
                 self._undo[name] = change()
@@ -105,7 +105,7 @@ def _filters_kept() -> Callable[[], object]:
 
 
 class _WithoutGraphs:
-    """Standard error without what torch.export prints; what the model or another thread prints passes."""
+    """Standard error without what torch.export prints; output of the model and of other threads passes."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -113,7 +113,7 @@ class _WithoutGraphs:
     def write(self, text: str) -> int:
         caller = sys._getframe()
         while caller.f_back is not None and caller.f_globals.get("__name__") == __name__:
-            caller = caller.f_back  # past this method and decorators of it, such as checkers of types
+            caller = caller.f_back  # past this method and its decorators, such as type checkers
         return len(text) if caller.f_globals.get("__name__") == _EXPORT else self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Tables of techniques by name: how an entry is asked for with its options, checked, and made.
+"""Tables of techniques by name: how an entry is requested with its options, checked, and created.
 
-The options of a technique are the fields of its dataclass and stand nowhere else. ``gptq`` asks for the entry with its
-defaults, ``{gptq: {damping: 0.02}}`` with options of its own.
+The options of a technique are the fields of its dataclass, defined nowhere else. ``gptq`` asks for the entry with its
+defaults, ``{gptq: {damping: 0.02}}`` with explicit options.
 """
 
 import difflib
@@ -26,7 +26,7 @@ def name_of(named: Named) -> str:
 
 
 def options_of(named: Named) -> dict[str, Any]:
-    """The options that are given."""
+    """The given options."""
     return {} if isinstance(named, str) else dict(named[name_of(named)])
 
 
@@ -41,7 +41,7 @@ def described(named: Named) -> str:
 
 
 def allowed(entry: Any, option: str) -> tuple[Any, ...]:
-    """The values of an option whose type is a ``Literal``; none for options of other types."""
+    """The values of an option whose type is a ``Literal``; empty for other types."""
     return tuple(a for a in get_args(_hints(_class(entry), False)[option]) if not isinstance(a, type))
 
 
@@ -51,7 +51,7 @@ def option_names(entry: Any) -> list[str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an error: the known name that is most alike, or nothing.
+    """A hint for an error: the most similar known name, or nothing.
 
     >>> nearest("gtpq", ["rtn", "gptq"])
     " (did you mean 'gptq'?)"
@@ -64,7 +64,7 @@ def found(table: Mapping[str, Any], name: str, what: str) -> Any:
     """The entry of that name.
 
     Raises:
-        RecipeError: with the nearest name, and all of them.
+        RecipeError: with the nearest name, and all names.
     """
     if name not in table:
         raise RecipeError(f"unknown {what} {name!r}{nearest(name, table)}; one of {', '.join(table)}")
@@ -72,7 +72,7 @@ def found(table: Mapping[str, Any], name: str, what: str) -> Any:
 
 
 def parsed(value: Any, what: str) -> Named:
-    """What a recipe holds under a key, as a name with its options.
+    """The value of a recipe key, as a name with its options.
 
     Raises:
         RecipeError: for any other form.
@@ -87,11 +87,11 @@ def parsed(value: Any, what: str) -> Named:
 
 
 def checked(table: Mapping[str, Any], named: Named, what: str) -> Named:
-    """``named`` with the values of its options in their types; a name alone where there are none.
+    """``named`` with its option values converted to their types; the name alone if there are none.
 
     Raises:
         RecipeError: for an entry, an option or a value that does not exist, with what is allowed; and for options that
-            do not fit each other.
+            contradict each other.
     """
     name, entry = name_of(named), found(table, name_of(named), what)
     options = _validated(name, entry, options_of(named), what)
@@ -100,7 +100,7 @@ def checked(table: Mapping[str, Any], named: Named, what: str) -> Named:
 
 
 def made(table: Mapping[str, Any], named: Named, what: str, **defaults: Any) -> Any:
-    """The entry with its options; ``defaults`` are given to an entry that has such options and leaves them unsaid.
+    """The entry with its options; ``defaults`` apply to an entry that has such options and does not set them.
 
     Entries are frozen dataclasses, or instances of them.
 

@@ -1,4 +1,4 @@
-"""What is printed is shown, never obeyed: in our console, and in any other that is given one of our tables."""
+"""Printed text is shown, never interpreted: in Tersor's console, and in any other that prints Tersor's tables."""
 
 import importlib
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ from tersor.inert import plain
 
 
 class Terminal(rich.console.Console):
-    r"""rich's console, for text that others wrote: strings are no markup, and control characters are visible.
+    r"""rich's console, for untrusted text: strings carry no markup, and control characters are visible.
 
-    Styles are given as ``rich.text.Text``. Every segment of text is made plain once more, after the layout, so that a
-    name that nobody has thought of does no harm either.
+    Styles are given as ``rich.text.Text``. Every segment of text is made plain once more, after the layout, so that
+    even an unforeseen name does no harm.
 
     >>> Terminal(width=40).print("[red]\x1b[2J[/red]")
     [red]\x1b[2J[/red]
@@ -33,23 +33,27 @@ class Terminal(rich.console.Console):
         """Print; a name that is longer than a line runs on instead of being cut."""
         super().print(*objects, crop=crop, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Raise what is handled, a BrokenPipeError: rich would end the program."""
+        raise
+
 
 @dataclass(frozen=True)
 class Inert:
-    """Something to print, in which nothing is obeyed whichever console prints it."""
+    """A renderable in which nothing is interpreted, whichever console prints it."""
 
     shown: RenderableType
 
     def __rich_console__(self, console: rich.console.Console, options: ConsoleOptions) -> Iterable[Segment]:
-        """The segments, as those of our console."""
+        """The segments, as in Tersor's console."""
         return _inert(console.render(self.shown, options.update(markup=False, highlight=False)))
 
 
 class Shown:
-    """A value that says in one line what it is, and shows the same table in a terminal and in a notebook.
+    """A value with a one-line description, shown as the same table in a terminal and in a notebook.
 
-    The room `report` draws it, ``report.notebook.views`` has an entry for its class. That room stands above those whose
-    values these are, and is imported when somebody looks at one.
+    The package `report` draws it; ``report.notebook.views`` has an entry for its class. That package is above those of
+    these values, so it is imported when a value is shown.
     """
 
     def __repr__(self) -> str:

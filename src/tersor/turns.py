@@ -1,4 +1,4 @@
-"""One piece of work at a time in a process, in the same state of PyTorch whatever the caller's is."""
+"""One piece of work at a time per process, in a fixed PyTorch state, whatever the caller's state is."""
 
 import random
 import threading
@@ -10,12 +10,12 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# torch.export, the filters of warnings and the default dtype are of the whole process, and timing wants it alone.
+# torch.export, warning filters and the default dtype are global to the process, and timing needs it undisturbed.
 _TURN = threading.RLock()
 
 
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, which waits while another thread is in one like it, and finds and leaves PyTorch as ``turn`` says.
+    """The function, wrapped to take its ``turn``: it waits while another thread is in such a function.
 
     >>> in_turn(abs)(-3)
     3
@@ -31,11 +31,11 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def turn() -> Iterator[None]:
-    """Wait for other threads; inside, PyTorch has its defaults, and afterwards what the caller has set.
+    """Wait for other threads; inside, PyTorch has its defaults, and afterwards the caller's settings are restored.
 
-    Of the caller's state, these do not reach inside: the default dtype and device, deterministic algorithms, inference
-    and gradient mode, autocast, the precision of float32 products. Afterwards the random numbers of Python, NumPy and
-    PyTorch go on as if none had been drawn. A thread may take a turn within its own.
+    Of the caller's state, the following has no effect inside: the default dtype and device, deterministic algorithms,
+    inference and gradient mode, autocast, float32 matmul precision. Afterwards the random number generators of Python,
+    NumPy and PyTorch continue as if nothing had been drawn. A thread may take a turn within its own.
 
     >>> import torch
     >>> with torch.inference_mode(), turn():
@@ -56,7 +56,7 @@ def _defaults() -> Iterator[None]:
     with ExitStack() as state, torch.random.fork_rng(devices=[]):
         state.callback(random.setstate, random.getstate())
         state.callback(numpy.random.set_state, numpy.random.get_state())
-        # Only where it differs: each change has a cost or a side effect of its own.
+        # Only where it differs: each change has its own cost or side effect.
         if dtype != torch.float32:
             state.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)

@@ -1,4 +1,4 @@
-"""Code of the user's that Tersor calls: what it raises becomes an error that shows the user's own line."""
+"""Calls to the user's code: whatever it raises becomes an error that shows the user's own line."""
 
 import linecache
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ _OTHERS = ("site-packages", "dist-packages", "<frozen", "/lib/python3")
 
 @contextmanager
 def users(what: str, kind: type[TersorError], remedy: str, ours_pass: bool = True) -> Iterator[None]:
-    """The block calls code of the user's, named ``what``.
+    """Wrap a call to the user's code, named ``what``.
 
     Raises:
-        TersorError: of the given kind, for whatever the code raises, ``sys.exit`` too; with ``ours_pass``, an error of
-            ours passes as it is.
+        TersorError: of the given kind, for whatever the code raises, including ``sys.exit``; with ``ours_pass``, a
+            Tersor error passes unchanged.
 
     >>> from tersor.errors import TaskError
     >>> with users("task()", TaskError, "correct it"):

@@ -21,6 +21,9 @@ from tersor.measure.metric import Z95, bootstrap, metric_result, tango
         ([True, False], 0.5, 2),
         (np.array([1, 2, 3]), 2.0, 3),
         (torch.tensor([0.0, 1.0], requires_grad=True), 0.5, 2),
+        ([torch.ones(3), torch.zeros(1)], 0.75, 4),
+        ([np.array([True, False]), np.array([True, True])], 0.75, 4),
+        ([torch.tensor(1.0), torch.tensor(0.0)], 0.5, 2),
     ],
 )
 def test_numbers_and_scores(answer, value, samples):
@@ -34,7 +37,8 @@ def test_numbers_and_scores(answer, value, samples):
         (math.nan, "returned nan"),
         (math.inf, "returned inf"),
         ([1.0, math.nan, math.nan], r"nan for sample 1 \(2 of 3"),
-        ([], r"shape \[0\]"),
+        ([], r"shape \[0\].*is the data empty"),
+        ((0.9, 0.1), "a tuple of 2: return one metric"),
         ([[1.0]], r"shape \[1, 1\]"),
         (None, "NoneType"),
         ("0.9", "str"),

@@ -77,9 +77,14 @@ def test_a_warning_about_a_longer_path_explains_nothing():
 
 
 def test_one_warning_covers_all_layers():
-    layers = [dict(layer, sqnr_db=None) for layer in resnet20().model_dump()["layers"]]
-    report = resnet20(layers=layers, warnings=[unknown("layers.sqnr_db", "of a test")])
-    assert {layer.sqnr_db for layer in report.layers} == {None}
+    layers = [dict(layer, executed=None) for layer in resnet20().model_dump()["layers"]]
+    report = resnet20(layers=layers, warnings=[unknown("layers.executed", "of a test")])
+    assert {layer.executed for layer in report.layers} == {None}
+
+
+def test_a_layer_without_error_or_signal_needs_no_warning():
+    layers = [dict(layer, sqnr_db=None, accumulated_sqnr_db=None) for layer in resnet20().model_dump()["layers"]]
+    assert resnet20(layers=layers).warnings == resnet20().warnings
 
 
 def test_a_report_without_evaluation_is_possible():

@@ -140,6 +140,7 @@ def test_calls_by_position_and_by_name(signature, args, kwargs):
         ((X, [Y, 2.0]), {"x": X}, "x was given twice"),
         ((X, [Y, 3.0]), {}, "rest is 3.0, but"),
         ((X, [Y]), {}, "rest has another form"),
+        (((X, Y),), {}, r"has another form .*a whole batch is passed as predict\(\*batch\)"),
         ((X, [2.0, Y]), {}, "rest must be a tensor"),
         ((X, [Y, Y]), {}, "rest must be the constant 2.0"),
         ((X, object()), {}, "rest has another form"),

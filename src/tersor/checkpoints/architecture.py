@@ -1,7 +1,7 @@
-"""The only place that lets transformers read a folder: never its code, only its own files, nothing from the network.
+"""The only place where transformers reads a folder: never its code, only its own files, nothing from the network.
 
-What a folder says is made inert first: keys that name code, kernels, other files or repositories are left out, and
-sizes beyond what the weights hold are refused before a model is built.
+Configurations are made inert first: keys that name code, kernels, other files or repositories are removed, and sizes
+beyond those of the weights are rejected before a model is built.
 """
 
 import json
@@ -19,10 +19,10 @@ from tersor.files import temporary_folder
 from tersor.packages import needing
 from tersor.process import offline
 
-# sdpa where the architecture has it, otherwise the attention written out.
+# sdpa if the architecture supports it, otherwise eager attention.
 _ATTENTIONS = ("sdpa", "eager")
 _SAFE = {"trust_remote_code": False, "local_files_only": True}
-# What a tokenizer is read from, besides tokenizer_config.json and config.json.
+# The files of a tokenizer, besides tokenizer_config.json and config.json.
 TOKENIZER_FILES = (
     "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
     "vocab.json", "merges.txt", "vocab.txt", "vocab.model", "tokenizer.model", "sentencepiece.bpe.model",
@@ -43,7 +43,7 @@ def import_transformers() -> Any:
 
 
 def model_class(config: Mapping[str, Any]) -> Any:
-    """The class of transformers that ``config`` names, or None if transformers has no model of its names."""
+    """The class of transformers that ``config`` names, or None if transformers has no such model."""
     transformers = import_transformers()
     names = config.get("architectures") or ()
     found = (getattr(transformers, name, None) for name in names if isinstance(name, str) and name.isidentifier())
@@ -61,10 +61,10 @@ def build_model(config: Mapping[str, Any], path: Path, held: Held) -> Any:
     """An instance of the class that ``config``, the config.json of ``path``, names.
 
     Args:
-        held: what the weights of ``path`` hold; the model is built without memory first, and compared with it.
+        held: the size of the weights of ``path``; the model is first built without memory and compared with it.
 
     Raises:
-        CaptureError: transformers does not know the architecture, or the values describe no model of it.
+        CaptureError: transformers does not know the architecture, or the values do not describe a model of it.
         CheckpointError: they describe a model that the weights cannot fill.
     """
     where = f"the config.json of {path}"
@@ -94,7 +94,7 @@ def build_model(config: Mapping[str, Any], path: Path, held: Held) -> Any:
 
 
 def _check_built(config: Mapping[str, Any], held: Held, where: str, attention: str) -> None:
-    """Build the model once without memory; what fails for another reason fails again with memory."""
+    """Build the model once without memory; failures for other reasons recur when it is built with memory."""
     failures = ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError
     with suppress(*failures), torch.device("meta"), bounded(held, where), torch.random.fork_rng(devices=[]):
         _built(model_config(config), model_class(config), attention)
@@ -103,7 +103,7 @@ def _check_built(config: Mapping[str, Any], held: Held, where: str, attention: s
 def _built(loaded: Any, named: Any, attention: str) -> Any:
     # Experts as a loop over plain products, so that the input of each can be observed.
     loaded._experts_implementation = "eager"
-    # RWKV would divide weights in place before its first call, and its hidden states between blocks to match.
+    # RWKV would divide weights in place before its first call, and its hidden states between blocks accordingly.
     if getattr(loaded, "rescale_every", 0):
         loaded.rescale_every = 0
     loaded._attn_implementation = attention
@@ -113,16 +113,16 @@ def _built(loaded: Any, named: Any, attention: str) -> Any:
 
 
 def open_class(model: Any, config: Mapping[str, Any], **options: Any) -> Any:
-    """What ``from_pretrained`` of a class of transformers gives for a configuration and tensors in memory."""
+    """Like ``from_pretrained`` of a transformers class, for a configuration and tensors in memory."""
     with offline():
         return model.from_pretrained(None, config=model_config(config), **_SAFE, **options)
 
 
 def open_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder, read from TOKENIZER_FILES and its configurations alone.
+    """The tokenizer of a folder, read only from TOKENIZER_FILES and its configurations.
 
     Raises:
-        CheckpointError: there is none, or a file of it is damaged.
+        CheckpointError: there is none, or one of its files is damaged.
     """
     with temporary_folder() as safe, offline():
         for name in TOKENIZER_FILES:

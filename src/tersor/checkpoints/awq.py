@@ -47,7 +47,7 @@ class Awq:
     fused_experts_alike: ClassVar[bool] = False
 
     def check(self, name: str, shape: Sequence[int], spec: QuantSpec) -> None:
-        """Raise CheckpointError if the layout cannot hold the weight."""
+        """Raise CheckpointError if the layout cannot store the weight."""
         check_weight(name, shape, spec, "awq", (_BITS,))
         if shape[0] % 8:
             raise CheckpointError(
@@ -106,7 +106,7 @@ class Awq:
         return packed_weights(names)
 
     def matches(self, config: Mapping[str, Any]) -> bool:
-        """Whether the ``quant_method`` is awq; ``decode`` refuses versions other than GEMM."""
+        """Whether the ``quant_method`` is awq; ``decode`` rejects versions other than GEMM."""
         return config.get("quant_method") == "awq"
 
     def reader_limits(self, specs: Iterable[QuantSpec]) -> list[str]:

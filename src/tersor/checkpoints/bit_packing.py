@@ -77,7 +77,7 @@ def layer_name(name: str) -> str:
 
 
 def group_size(spec: QuantSpec, channel: int = -1) -> int:
-    """The group size of ``spec`` as configurations write it; ``channel`` stands for one scale per row."""
+    """The group size of ``spec`` as written in configurations; ``channel`` means one scale per row."""
     return spec.granularity.size or channel
 
 

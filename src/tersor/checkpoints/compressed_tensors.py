@@ -49,7 +49,7 @@ class CompressedTensors:
     fused_experts_alike: ClassVar[bool] = True
 
     def check(self, name: str, shape: Sequence[int], spec: QuantSpec) -> None:
-        """Raise CheckpointError if the layout cannot hold the weight."""
+        """Raise CheckpointError if the layout cannot store the weight."""
         check_weight(name, shape, spec, "compressed-tensors", (2, 3, 4, 8))
 
     def scale_dtype(self, model_dtype: torch.dtype) -> ScaleDtype:
@@ -80,7 +80,7 @@ class CompressedTensors:
         return {f"{layer_name(name)}.{suffix}": t for suffix, t in tensors.items()}
 
     def config(self, specs: Mapping[str, QuantSpec], unquantized: Sequence[str]) -> dict[str, Any]:
-        """The configuration; a single group targets all linear layers but ``unquantized``, several name theirs."""
+        """The configuration; one group targets all linear layers but ``unquantized``; several name their layers."""
         groups: dict[QuantSpec, list[str]] = {}
         for name, spec in specs.items():
             groups.setdefault(spec.with_(scale_dtype="float32", rounding="nearest"), []).append(layer_name(name))

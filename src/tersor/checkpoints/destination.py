@@ -1,4 +1,4 @@
-"""Where output may be written: every folder and file is checked here, before the run that makes it."""
+"""Where output may be written: every output folder and file is checked here, before the run that creates it."""
 
 import logging
 import os
@@ -19,20 +19,21 @@ _log = logging.getLogger(__name__)
 
 # Bytes that must be free for a file.
 _OF_A_FILE = 2**16
-# Bytes of the longest name that file systems take, and of a path that leaves room for the names of files in a folder.
+# Bytes of the longest name that file systems accept, and of a path that leaves room for file names in a folder.
 _LONGEST_NAME, _LONGEST_PATH = 255, 3800
-# Folders of the kernel, and those in them that are for files.
+# Folders of the kernel, and the folders in them that may contain files.
 _KERNEL, _FOR_FILES = ("/proc", "/sys", "/dev"), ("/dev/shm", "/dev/mqueue")  # noqa: S108 - nothing is written there by itself
 
 
 def check_folder(out: Any, force: Any = False, sources: Sequence[Path] = (), size: int = 0) -> Path:
     """The path of an output folder, if it can be written there; nothing is changed.
 
-    With ``force`` a folder is replaced that holds nothing but what Tersor wrote, as its manifest tells, or nothing at
-    all. No link, mount point, working or home folder is, nor a folder that holds, is or lies in a source.
+    With ``force`` a folder is replaced if it is empty or contains only what Tersor wrote, according to its manifest.
+    Never replaced are a link, a mount point, the working or home folder, and a folder that contains, is or lies in a
+    source.
 
     Args:
-        sources: what is read, a task's file or a model's folder.
+        sources: the inputs: a task's file or a model's folder.
         size: bytes to write, as far as they are known.
 
     Raises:
@@ -65,7 +66,7 @@ def check_folder(out: Any, force: Any = False, sources: Sequence[Path] = (), siz
 def check_file(out: Any, ending: str, force: Any = True, sources: Sequence[Path] = ()) -> Path:
     """The path of an output file, if it can be written there; nothing is changed.
 
-    An existing file is replaced with ``force`` only, and if its name has the same ``ending``, such as ``.html``; never
+    An existing file is replaced only with ``force``, and if its name has the same ``ending``, such as ``.html``; never
     one of ``sources``, a file of a folder that Tersor wrote, a link, a device or a pipe.
 
     Raises:
@@ -93,12 +94,12 @@ def check_file(out: Any, ending: str, force: Any = True, sources: Sequence[Path]
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write a .html file whole or not at all; raises SavedFolderError if it cannot be."""
+    """Write a .html file atomically; raises SavedFolderError if it cannot be written."""
     return write_text(check_file(path, ".html"), text)
 
 
 def put_in_place(new: Path, out: Path, force: bool, sources: Sequence[Path] = ()) -> None:
-    """Move ``new``, in the working folder of ``out``, to ``out``, which somebody may have made meanwhile.
+    """Move ``new``, in the working folder of ``out``, to ``out``, which somebody may have created meanwhile.
 
     Raises:
         SavedFolderError: as ``check_folder``; ``out`` is left as it is.
@@ -110,7 +111,7 @@ def put_in_place(new: Path, out: Path, force: bool, sources: Sequence[Path] = ()
 
 @contextmanager
 def _checked(out: Any, kind: str, force: Any) -> Iterator[tuple[Path, Path]]:
-    """The path of an output, and where it stands without links; what the system refuses inside is an error of ours."""
+    """The path of an output, and its place without links; errors of the system inside become Tersor errors."""
     path = path_of(kind, out, SavedFolderError)
     if not isinstance(force, bool):
         raise SavedFolderError(f"force is {force!r:.80}: it must be True or False")
@@ -125,7 +126,7 @@ def _check_link(path: Path, kind: str) -> None:
 
 
 def _check_length(path: Path) -> None:
-    """Refuse a name or a path that the system would not take, since even asking for it fails."""
+    """Reject a name or path that the system would not accept, since even a query for it fails."""
     if long := next((part for part in path.parts if len(os.fsencode(part)) > _LONGEST_NAME), None):
         raise SavedFolderError(
             f"the name {long[:40]}… in the path is too long: {len(os.fsencode(long))} bytes, {_LONGEST_NAME} at most"
@@ -136,7 +137,7 @@ def _check_length(path: Path) -> None:
 
 
 def _protected(folder: Path) -> str | None:
-    """What a folder is that nobody wants to lose, or None."""
+    """The kind of a folder that must never be replaced, or None."""
     working, home = Path.cwd(), Path(os.path.expanduser("~")).resolve()
     if folder.parent == folder:
         return "the root of the file system"
@@ -150,7 +151,7 @@ def _protected(folder: Path) -> str | None:
 
 
 def _mounts() -> set[str]:
-    """The mount points as the kernel lists them, with those that bind another folder of the same file system."""
+    """The mount points listed by the kernel, including bind mounts within the same file system."""
     try:
         return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text(encoding="utf8").splitlines()}
     except (OSError, ValueError, IndexError):
@@ -158,7 +159,7 @@ def _mounts() -> set[str]:
 
 
 def _check_place(path: Path, whole: Path, size: int) -> None:
-    """Whether the parent exists or can be made, takes the name, may be written, and has room.
+    """Check that the parent exists or can be created, accepts the name, is writable, and has enough space.
 
     Raises:
         SavedFolderError: naming the reason.
@@ -171,7 +172,7 @@ def _check_place(path: Path, whole: Path, size: int) -> None:
     kernel = any(whole.is_relative_to(k) for k in _KERNEL) and not any(whole.is_relative_to(f) for f in _FOR_FILES)
     if kernel:
         raise SavedFolderError(f"{path} lies in a folder of the system's devices and processes: choose another place")
-    with tempfile.TemporaryFile(dir=place):  # rights alone do not tell of file systems that are read only
+    with tempfile.TemporaryFile(dir=place):  # permissions alone do not reveal read-only file systems
         pass
     usage = shutil.disk_usage(place)
     if usage.total and usage.free < size:

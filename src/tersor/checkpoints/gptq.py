@@ -38,7 +38,7 @@ class Gptq:
     Version 1 stores z − 1, version 2 stores z. Version 1 is written for symmetric weights only: a group without a
     negative weight has z = 0, and −1 would overflow into the next code. Inputs and outputs must fill whole words.
     Layers that stay in float or whose spec is not the most frequent one are listed under ``dynamic`` of the
-    configuration, as GPTQModel and vLLM read it. Both versions are read, asymmetric weights included, but not a
+    configuration, as read by GPTQModel and vLLM. Both versions are read, asymmetric weights included, but not a
     ``g_idx`` that permutes the groups (act-order without static groups).
 
     Frantar et al., arXiv 2210.17323; https://github.com/ModelCloud/GPTQModel.
@@ -58,7 +58,7 @@ class Gptq:
     fused_experts_alike: ClassVar[bool] = False
 
     def check(self, name: str, shape: Sequence[int], spec: QuantSpec) -> None:
-        """Raise CheckpointError if the layout cannot hold the weight."""
+        """Raise CheckpointError if the layout cannot store the weight."""
         check_weight(name, shape, spec, self.name, (2, 3, 4, 8))
         bits = spec.format.bits
         for what, count in (("inputs", shape[1]), ("outputs", shape[0])):
@@ -133,7 +133,7 @@ class Gptq:
         return packed_weights(names)
 
     def matches(self, config: Mapping[str, Any]) -> bool:
-        """Whether it names this version; files older than version 2 name none."""
+        """Whether it names this version; files older than version 2 do not name one."""
         return config.get("quant_method") == "gptq" and config.get("checkpoint_format", "gptq") == self.name
 
     def reader_limits(self, specs: Iterable[QuantSpec]) -> list[str]:

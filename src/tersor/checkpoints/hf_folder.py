@@ -28,12 +28,12 @@ SIDE_FILES = frozenset(TOKENIZER_FILES) | {
     "LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "LICENCE.txt", "LICENCE.md", "USE_POLICY.md",
 }  # fmt: skip
 _WEIGHTS = (*(p[1:] for p in _PICKLES), ".safetensors", ".gguf", ".onnx", ".h5", ".msgpack")
-# Values that say nothing, which readers of the file stumble over.
+# Values without meaning, at which readers of the file fail.
 _SAYS_NOTHING = {"quantization_config": (None, {}), "torch_dtype": ("auto",), "dtype": ("auto",)}
 
 
 class _Index(BaseModel):
-    """What is read of INDEX."""
+    """The entries of INDEX that are read."""
 
     weight_map: Mapping[str, str]
 
@@ -66,7 +66,7 @@ class HfFolder:
 
         Raises:
             CheckpointError: a file is missing, truncated or not safetensors; the message names it. Or there is an
-                adapter (PEFT), which the weights of the folder lack.
+                adapter (PEFT), which is not part of the folder's weights.
         """
         self.path = Path(path)
         if not self.path.is_dir():
@@ -87,7 +87,7 @@ class HfFolder:
     def _shards(self) -> list[str]:
         index = self._inside(INDEX)
         if self._inside(SINGLE).is_file():
-            return [SINGLE]  # as transformers does; other files beside it hold the same weights
+            return [SINGLE]  # as in transformers; other files beside it contain the same weights
         if not index.is_file():
             files = sorted(p.name for p in self.path.glob("*.safetensors"))
             if files:
@@ -117,7 +117,7 @@ class HfFolder:
 
     @property
     def held(self) -> Held:
-        """What the weights hold, which sizes of config.json are compared with."""
+        """The size of the weights, with which the sizes in config.json are compared."""
         return Held(len(self.entries), self.nbytes)
 
     @property
@@ -156,7 +156,7 @@ class HfFolder:
         return next(self.tensors([name]))[1]
 
     def copy_to(self, folder: Path, own: Collection[str] = ()) -> None:
-        """Copy weights, configuration, known side files, and those of ``own``, to a folder; nothing else, no links."""
+        """Copy weights, configuration, known side files and those of ``own`` to a folder; nothing else, no links."""
         names = {e.file for e in self.entries.values()} | {INDEX, "config.json", *SIDE_FILES, *own}
         for name in sorted(names):
             if (path := self._inside(name)).is_file():
@@ -164,7 +164,7 @@ class HfFolder:
                 shutil.copyfile(path, folder / name)
 
     def others(self) -> tuple[list[Path], list[str]]:
-        """The known side files (SIDE_FILES), and the names of the others, which no result holds."""
+        """The known side files (SIDE_FILES), and the names of the others, which are not copied to results."""
         weights = {e.file for e in self.entries.values()} | {INDEX, "config.json"}
         names = [p.name for p in sorted(self.path.iterdir()) if not p.name.startswith(".") and p.name not in weights]
         known = [n for n in names if n in SIDE_FILES]
@@ -173,7 +173,7 @@ class HfFolder:
 
 
 def _entry(file: str, name: str, part: Any, folder: Path) -> Entry:
-    """What the header of ``file`` says of a tensor; safetensors has compared it with the file's length."""
+    """A tensor's entry in the header of ``file``; safetensors has compared it with the file's length."""
     if part.get_dtype() not in _DTYPES:
         raise CheckpointError(f"{folder / file}: {name} has the dtype {part.get_dtype()}, which is not read")
     return Entry(file, tuple(part.get_shape()), _DTYPES[part.get_dtype()])

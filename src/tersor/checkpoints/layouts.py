@@ -33,17 +33,17 @@ class Layout(Protocol):
         ...
 
     def scale_dtype(self, model_dtype: torch.dtype) -> ScaleDtype:
-        """The ``scale_dtype`` to quantize with: what scales are stored in, for a model in ``model_dtype``."""
+        """The ``scale_dtype`` to quantize with: the stored dtype of scales, for a model in ``model_dtype``."""
         ...
 
     def encode(self, name: str, qtensor: QTensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """The tensors that replace ``name`` in a model of ``dtype``; raises CheckpointError as ``check`` does, and for
-        scales that the file would round."""
+        scales that the file would have to round."""
         ...
 
     def config(self, specs: Mapping[str, QuantSpec], unquantized: Sequence[str]) -> dict[str, Any]:
         """The configuration for weights of ``specs``, with the linear layers ``unquantized`` in float; raises
-        CheckpointError if it cannot express that layers differ."""
+        CheckpointError if it cannot express differing layers."""
         ...
 
     def decode(self, name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> QTensor:
@@ -56,11 +56,11 @@ class Layout(Protocol):
         ...
 
     def matches(self, config: Mapping[str, Any]) -> bool:
-        """Whether a ``quantization_config``, by any tool, is of this layout."""
+        """Whether a ``quantization_config``, written by any tool, is of this layout."""
         ...
 
     def reader_limits(self, specs: Iterable[QuantSpec]) -> list[str]:
-        """What other tools cannot do with weights of ``specs`` in this layout, as sentences for the report."""
+        """Limits of other tools for weights of ``specs`` in this layout, as sentences for the report."""
         ...
 
 

@@ -16,12 +16,16 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 # The kind of a manifest whose folder is a language model in the Hugging Face layout.
 LANGUAGE = "language"
-# Files that Tersor writes into a saved folder, also later.
+# Files that Tersor writes into a saved folder, possibly later.
 _WRITTEN_LATER = frozenset({MANIFEST, "report.json", "report.html", "outliers.html"})
 
 
+# Files for people, who may write more into them.
+_EDITED = frozenset({"README.md"})
+
+
 class _File(BaseModel):
-    """A file of a saved folder; what is not shipped may be missing."""
+    """A file of a saved folder; a file that is not shipped may be missing."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -30,7 +34,7 @@ class _File(BaseModel):
 
 
 class _Files(BaseModel):
-    """What every manifest has."""
+    """Entries of every manifest."""
 
     files: Annotated[dict[str, _File], Field(max_length=100_000)]
 
@@ -44,7 +48,7 @@ class _Input(BaseModel):
 
 
 class _Manifest(_Files):
-    """That of a network."""
+    """The manifest of a network."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -97,9 +101,11 @@ def _checked(model: type[_Files], content: dict[str, Any], folder: Path) -> dict
 
 
 def verify(folder: Path, manifest: dict[str, Any]) -> None:
-    """Check every file against its checksum; files that are not shipped may be missing."""
+    """Check every file against its checksum; files that are not shipped may be missing, a README.md is anybody's."""
     for name, entry in manifest["files"].items():
         path = inside(folder, name, SavedFolderError)
+        if name in _EDITED:
+            continue
         if not path.is_file():
             if entry["shipped"]:
                 raise SavedFolderError(f"{path} is missing: copy the folder again, or compress again")
@@ -110,10 +116,10 @@ def verify(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def not_ours(folder: Path) -> str | None:
-    """Why a folder is not only what Tersor wrote into it, by its manifest; None: it is, or it is empty.
+    """Why a folder contains more than Tersor wrote, according to its manifest; None if it does not, or is empty.
 
-    What it tells keeps a folder from being replaced, so that in doubt it is foreign: a file or folder more, a link, or
-    other content than the manifest's. A file may be missing; reports may have been written again.
+    The reason prevents the folder from being replaced, so any doubt counts: an additional file or folder, a link, or
+    content that differs from the manifest's. A file may be missing; reports may have been rewritten.
     """
     if not any(folder.iterdir()):
         return None
@@ -131,13 +137,13 @@ def not_ours(folder: Path) -> str | None:
 
 
 def named_files(folder: Path) -> set[str]:
-    """The names of the files that Tersor wrote into a folder, by its manifest; none where it has none."""
+    """The names of the files that Tersor wrote into a folder, according to its manifest; empty without one."""
     files = _files(folder)
     return set() if files is None else {MANIFEST, *files}
 
 
 def _files(folder: Path) -> dict[str, str] | None:
-    """The SHA-256 of each file of a manifest of Tersor's, of whatever kind; None where there is none."""
+    """The SHA-256 of each file in a Tersor manifest of any kind, or None if there is none."""
     try:
         manifest = _checked(_Files, _read(folder), folder)
     except SavedFolderError:
@@ -151,7 +157,7 @@ def replace_folder(staging: Path, folder: Path) -> None:
     if not folder.exists():
         os.replace(staging, folder)
         return
-    # Where `files.working_folder` looks for it if this run is killed now.
+    # `files.working_folder` looks for it here if this run is killed now.
     old = staging.with_name(OLD)
     os.replace(folder, old)
     try:

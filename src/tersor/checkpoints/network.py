@@ -1,4 +1,4 @@
-"""A Network as two files: the graph as JSON, tensors as safetensors. Loading executes and unpickles nothing."""
+"""A Network as two files: the graph as JSON, tensors as safetensors. Loading does not execute or unpickle anything."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def write(network: Network, folder: Path) -> tuple[str, ...]:
     Codes of fewer than 8 bits are packed; unused tensors are omitted.
 
     Raises:
-        SavedFolderError: ``read`` would not take it back; nothing is written then.
+        SavedFolderError: ``read`` would reject it; in that case nothing is written.
     """
     if reason := unsaveable(network):
         raise SavedFolderError(f"the network cannot be saved: {reason}")
@@ -90,7 +90,7 @@ def read(folder: Path) -> Network:
 
 
 def unsaveable(network: Network) -> str | None:
-    """Why ``read`` would not take an operator of the network back, or None."""
+    """Why ``read`` would reject an operator of the network, or None."""
     for node in network.operators():
         try:
             operator_of(name_of(node.target))
@@ -116,7 +116,7 @@ def read_weights(folder: Path) -> Iterator[tuple[str, QTensor]]:
     """(name, QTensor) of every weight that the network stores as codes.
 
     Raises:
-        SavedFolderError, CheckpointError: as ``read``; or the parts of a weight do not belong together.
+        SavedFolderError, CheckpointError: as ``read``; or the parts of a weight do not match.
     """
     network = read(folder)
     with foreign(SavedFolderError, f"{folder / FILES[0]}: a weight is damaged", "save the network again"):
@@ -184,7 +184,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# safetensors' names of dtypes.
+# dtype names in safetensors.
 _STORED = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,

@@ -1,4 +1,4 @@
-"""Observations as two files: numbers as JSON, arrays as safetensors. Nothing in them is executed or unpickled."""
+"""Observations as two files: numbers as JSON, arrays as safetensors. Reading does not execute or unpickle anything."""
 
 import json
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ _NUMBERS = ("count", "rows", "batches", "min", "max", "momentum", "per_row")
 
 
 def write(observations: Observations, folder: Path) -> tuple[str, ...]:
-    """Write observations into an existing folder; the names of the files are returned."""
+    """Write observations into an existing folder, and return the file names."""
     tensors: dict[str, Tensor] = {}
     found = observations.calibration
     for kind, values in (("means", found.means), ("inputs", observations.inputs)):
@@ -48,7 +48,7 @@ def write(observations: Observations, folder: Path) -> tuple[str, ...]:
         "first": [len(batch) for batch in observations.first],
     }
     write_text(folder / FILES[0], json.dumps(data, indent=1))
-    # A copy each: batches are often views of one tensor, which safetensors refuses.
+    # Copies, since batches are often views of one tensor, which safetensors rejects.
     save_tensors({name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}, folder / FILES[1])
     return FILES
 

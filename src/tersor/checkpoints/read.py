@@ -1,4 +1,4 @@
-"""Quantized weights read back from what was written, whatever its form: CHECKPOINTS, by name."""
+"""Read quantized weights back from saved files of any form: CHECKPOINTS, by name."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,11 +55,11 @@ CHECKPOINTS: dict[str, Checkpoint] = {
 
 
 def read_weights(folder: str | Path) -> Weights:
-    """(name, QTensor) of every quantized weight of a folder, one at a time; nothing in it is executed or unpickled.
+    """(name, QTensor) of every quantized weight of a folder, one at a time; without executing or unpickling anything.
 
     Args:
         folder: written by ``compress`` (for torch, ONNX Runtime or TensorRT), by ``compress_folder`` or, in a layout of
-            LAYOUTS, by another tool; or one that holds a GGUF file.
+            LAYOUTS, by another tool; or one that contains a GGUF file.
 
     Raises:
         CheckpointError, SavedFolderError: no such files, or one is missing or damaged.

@@ -1,4 +1,4 @@
-"""A folder opened by the library that is said to read it, on the meta device: keys and shapes, no values."""
+"""Open a folder with the library that is meant to read it, on the meta device: keys and shapes, no values."""
 
 import contextlib
 import importlib.util
@@ -16,14 +16,14 @@ from tersor.errors import CheckpointError
 from tersor.process import logging_at, quiet
 from tersor.words import said
 
-# What transformers needs for each `quant_method`, and without one.
+# Packages that transformers needs for each `quant_method`, and without one.
 _PACKAGES = {
     None: ("accelerate",),
     "compressed-tensors": ("accelerate", "compressed_tensors"),
     "gptq": ("accelerate", "optimum", "gptqmodel"),
     "awq": ("accelerate", "gptqmodel"),
 }
-# Methods whose reader computes while it opens, so that a failure on meta tensors proves nothing.
+# Methods whose reader computes while opening, so a failure on meta tensors proves nothing.
 _COMPUTES = {"gptq", "awq"}
 _PROBLEMS = {
     "missing_keys": "lacks {}, which it would initialize at random",
@@ -37,14 +37,14 @@ def open_as_reader(config: Mapping[str, Any], tensors: Mapping[str, Tensor], kno
 
     Args:
         config: the content of config.json.
-        tensors: what the folder stores, on the meta device.
-        known: tensors that have no place in the model, as in the original.
+        tensors: the stored tensors, on the meta device.
+        known: tensors that have no place in the model, in the original either.
 
     Returns:
         What could not be checked, as sentences.
 
     Raises:
-        CheckpointError: transformers would miss, not know or reshape tensors, or cannot open the folder.
+        CheckpointError: transformers would find tensors missing, unknown or reshaped, or cannot open the folder.
     """
     quantization = config.get("quantization_config") or {}
     method = quantization.get("quant_method")
@@ -79,7 +79,7 @@ def open_as_reader(config: Mapping[str, Any], tensors: Mapping[str, Tensor], kno
 
 
 def _opened(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], list[str]]:
-    """What transformers says of the keys, compressed or else dequantized, and what that means for its users."""
+    """What transformers reports about the keys, compressed or else dequantized, and the consequences for users."""
     quantization = config.get("quantization_config") or {}
     groups = list((quantization.get("config_groups") or {}).values())
     symmetric = all(group["weights"]["symmetric"] for group in groups)
@@ -87,7 +87,7 @@ def _opened(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     for dequantize in [*([False] if symmetric else []), *([True] if len(groups) == 1 else [])]:
         try:
             found = _load(model, config, tensors, dequantize)
-        except Exception as error:  # of another library, in whatever form
+        except Exception as error:  # an error of another library, in any form
             failures.append(error)
             continue
         opens = said(
@@ -123,29 +123,29 @@ def _load(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor], 
             config,
             state_dict=dict(tensors),
             device_map={"": "meta"},
-            attn_implementation="eager",  # keys and shapes are alike, and every machine has it
+            attn_implementation="eager",  # keys and shapes are the same, and it exists on every machine
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # it says which, then
+            ignore_mismatched_sizes=True,  # in that case it names them
             **options,
         )
     return found
 
 
 def _names(found: Iterable[Any]) -> Iterator[str]:
-    """The names of keys, or of keys with two shapes that differ."""
+    """The names of keys, or of keys with two different shapes."""
     for key in found:
         if not isinstance(key, tuple):
             yield str(key)
             continue
         name, ours, theirs = key
-        # On the meta device rows are as long as the words that hold them, for readers that dequantize.
+        # For readers that dequantize, rows on the meta device are as long as the words that contain them.
         if tuple(ours[:-1]) != tuple(theirs[:-1]) or not 0 <= ours[-1] - theirs[-1] < 32:
             yield str(name)
 
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without bars of progress, and without what compressed-tensors says of meta tensors."""
+    """Suppress progress bars, and messages of compressed-tensors about meta tensors."""
     with contextlib.ExitStack() as stack:
         if importlib.util.find_spec("compressed_tensors") is not None:
             from compressed_tensors.compressors import BaseCompressor  # noqa: F401 - it sets up its logger

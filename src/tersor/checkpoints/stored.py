@@ -8,19 +8,19 @@ from tersor.numerics import FORMATS, Granularity, QTensor, QuantSpec
 
 
 def assemble(name: str, codes: Tensor, scale: Tensor, zero_point: Tensor, block: int, bits: int) -> QTensor:
-    """The weight ``name`` of which a file states shapes and bits but no spec.
+    """The weight ``name`` from a file that states shapes and bits but no spec.
 
     Args:
         codes: in the dtype of their format.
         scale, zero_point: float32, in the shape that ``numerics.expand`` describes.
-        block: how many neighbours share a scale; 0 if none do.
+        block: the number of neighbours that share a scale; 0 if none do.
 
     Returns:
-        The weight, of the first format and granularity that have these parts: ternary codes are int2 then, and a
-        matrix with one scale per row is per channel.
+        The weight, in the first format and granularity that fit these parts: ternary codes become int2, and a
+        matrix with one scale per row becomes per channel.
 
     Raises:
-        CheckpointError: no format or granularity has them, or a value is outside it; the message names the weight.
+        CheckpointError: no format or granularity fits, or a value is outside it; the message names the weight.
 
     >>> q = assemble("fc", torch.tensor([[3, -4]], dtype=torch.int8), torch.ones(1, 1), torch.zeros(1, 1), 0, 4)
     >>> str(q.spec)

@@ -18,7 +18,7 @@ import typer
 
 from tersor.errors import TaskError
 from tersor.terminal import Terminal
-from tersor.words import LANGUAGES, said, speaking
+from tersor.words import LANGUAGES, _, said, speaking
 
 DEBUG, JSON, LANG, QUIET, WIDE = "--debug", "--json", "--lang", "--quiet", "--wide"
 # So that no name is broken and nothing is left out, however narrow the terminal is.
@@ -151,8 +151,8 @@ _TABULAR: dict[str, tuple[Any, Any]] = {
 def everywhere(command: Callable[..., Any], tabular: bool = False) -> Callable[..., None]:
     """The command with the common options; what it returns is what ``--json`` prints.
 
-    Code of the user's cannot end the program by ``sys.exit`` as if all were well, and what it prints does not get in
-    between the JSON.
+    Code of the user's cannot end the program by ``sys.exit`` as if all were well, and what it prints goes to standard
+    error beside JSON. An interruption is said in a line, with the notes that were added to it.
     """
     added = {**(_TABULAR if tabular else {}), **_COMMON}
     own = inspect.signature(command, eval_str=True)
@@ -164,6 +164,9 @@ def everywhere(command: Callable[..., Any], tabular: bool = False) -> Callable[.
         with contextlib.redirect_stdout(sys.stderr) if chosen().json else contextlib.nullcontext():
             try:
                 found = command(*args, **kwargs)
+            except KeyboardInterrupt as error:  # typer ends the program with 130, and prints nothing
+                errors.print("; ".join([_("interrupted"), *getattr(error, "__notes__", ())]), soft_wrap=True)
+                raise
             except SystemExit as error:
                 raise TaskError(
                     f"code of the task, its model or its data called sys.exit({error.code!r:.80}): take that out"
@@ -177,6 +180,6 @@ def everywhere(command: Callable[..., Any], tabular: bool = False) -> Callable[.
     ]
     run.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
     run.__annotations__ = {name: one.annotation for name, one in own.parameters.items()} | {
-        name: kind for name, (kind, _) in added.items()
+        name: kind for name, (kind, default) in added.items()
     }
     return run

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tersor.cli.common import chosen, console, errors, working
+from tersor.cli.common import chosen, console, working
 from tersor.cli.options import (
     CalibrationData,
     ChosenRecipe,
@@ -28,7 +28,7 @@ from tersor.cli.options import (
 )
 from tersor.cli.task_file import find_task, load_task
 from tersor.errors import TaskError
-from tersor.words import _
+from tersor.words import _, plural
 
 _FOR_TASKS, _FOR_FOLDERS = "int8-static", "int4-gptq"
 
@@ -45,7 +45,7 @@ def inspect(
     from tersor.engines import engine as find_engine
     from tersor.pipeline.graph.prepare import predicted_bytes, prepare
     from tersor.recipe import resolve
-    from tersor.report.plan import plan_data, plan_table
+    from tersor.report.tables.plan import plan_data, plan_table
 
     _check_source(context, task)
     if task.is_dir():
@@ -118,15 +118,29 @@ def _compress_task(source: Path, out: Path, recipe: str, engine: str, force: boo
 
 
 def _compress_folder(source: Path, out: Path, *what: Any, **options: Any) -> None:
-    from tersor.pipeline.folder.compress import compress_folder
-    from tersor.report.language import print_language_report
-
     try:
+        from tersor.pipeline.folder.compress import compress_folder
+        from tersor.report.language import print_language_report
+
         found = compress_folder(source, out, *what, progress=not chosen().quiet, **options)
-    except KeyboardInterrupt:
-        errors.print(_("interrupted; the same command resumes after the last finished block"))
+    except KeyboardInterrupt as error:
+        error.add_note(_what_resumes(out))
         raise
     print_language_report(found.report, console)
+
+
+def _what_resumes(out: Path) -> str:
+    """What an interrupted run leaves, and what the same command does next."""
+    from tersor.files import finished_blocks
+
+    count = finished_blocks(out)
+    if not count:
+        return _("no block was finished, so the same command starts from the beginning")
+    return plural(
+        "{count} block is finished, and the same command resumes after it",
+        "{count} blocks are finished, and the same command resumes after them",
+        count,
+    )
 
 
 def _check_source(context: typer.Context, source: Path) -> None:
@@ -146,7 +160,7 @@ def _check_source(context: typer.Context, source: Path) -> None:
 def _inspect_folder(folder: Path, recipe: str, layout: str) -> dict[str, Any]:
     from tersor.pipeline.folder.job import prepare_job
     from tersor.pipeline.folder.write import check_readable
-    from tersor.report.plan import folder_data, folder_table
+    from tersor.report.tables.plan import folder_data, folder_table
 
     with working(_("reading headers")):
         job = prepare_job(folder, recipe, None, layout=layout, needs=False)
@@ -169,7 +183,7 @@ def calibrate(
 ) -> dict[str, Any]:
     """Only observe ranges: what each estimator would choose, its error, and the quality of the data."""
     from tersor.pipeline.graph.calibration import calibrated
-    from tersor.report.calibration import calibration_data, comparison, drawing, ranges, verdict
+    from tersor.report.tables.calibration import calibration_data, comparison, drawing, ranges, verdict
 
     found = calibrated(load_task(task), recipe, engine, target=target, progress=not chosen().quiet)
     console.print(comparison(found) if compare else ranges(found))

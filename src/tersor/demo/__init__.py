@@ -27,7 +27,7 @@ def task() -> Task:
     >>> demo.name, demo.samples(), demo.evaluate(demo.model).shape
     ('digits', 256, torch.Size([600]))
     """
-    with torch.random.fork_rng(devices=[]):  # its first weights are random
+    with torch.random.fork_rng(devices=[]):  # its initial weights are random
         network = DigitNet()
     # Stored in half precision to keep the package small, and converted to float32.
     network.load_state_dict({k: v.float() for k, v in load_file(HERE / "weights.safetensors").items()})

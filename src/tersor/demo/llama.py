@@ -1,7 +1,7 @@
 """A tiny language model to try the commands for language models on: ``python -m tersor.demo.llama FOLDER``.
 
-It writes FOLDER/model (a Llama of 0.16 M parameters in the Hugging Face layout), FOLDER/train.txt and FOLDER/valid.txt in
-half a minute. The texts are drawn from a small grammar, and the model learns to write such sentences; they mean little.
+It writes FOLDER/model (a Llama of 0.16 M parameters in the Hugging Face layout), FOLDER/train.txt and FOLDER/valid.txt.
+The texts are drawn from a small grammar; in half a minute the model learns to write such sentences, which mean little.
 """
 
 import random

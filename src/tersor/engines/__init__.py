@@ -1,4 +1,4 @@
-"""Where a network runs: a table of engines. Their libraries are imported when used."""
+"""The table of engines, where networks run. Their libraries are imported when used."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def engine(name: str) -> Engine:
 
 
 def automatic() -> tuple[str, ...]:
-    """The names of the engines that ``auto`` chooses from, in the order in which it tries them.
+    """The names of the engines that ``auto`` chooses from, in the order they are tried.
 
     >>> automatic()
     ('openvino', 'onnxruntime')
@@ -55,7 +55,7 @@ def automatic() -> tuple[str, ...]:
 
 
 def decoding() -> tuple[str, ...]:
-    """The names of the engines that run language models: those with a decoder, then PyTorch, which takes every one.
+    """The names of the engines that run language models: those with a decoder, then PyTorch, which runs all of them.
 
     >>> decoding()
     ('openvino', 'torch')
@@ -70,15 +70,15 @@ def simulation() -> Engine:
 
 
 def target_names() -> tuple[str, ...]:
-    """The names of the targets that some engine plans for."""
+    """The names of the targets supported by any engine."""
     return tuple(dict.fromkeys(target.name for found in ENGINES.values() for target in found.targets))
 
 
 def load_runner(name: str, folder: str, threads: int | None = None, precision: str = "f32") -> Runner:
-    """A runner of an engine's files; the process that measures memory calls it, too.
+    """A runner for an engine's files; the process that measures memory also calls it.
 
     Raises:
-        EngineError: the engine is not installed, or its library does not take the files.
+        EngineError: the engine is not installed, or its library cannot load the files.
         SavedFolderError: a file is damaged.
     """
     from tersor.checkpoints.foreign.files import foreign

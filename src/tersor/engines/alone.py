@@ -1,4 +1,4 @@
-"""The saved files alone: opened by the engine's own runtime with its defaults, as anyone else opens them."""
+"""The saved files alone: opened by the engine's own runtime with its defaults, as any other program would."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from tersor.engines.base import Engine, Runner
 from tersor.engines.numbers import parts_of
 from tersor.network.explain import summary
 
-# A relative difference beyond which the files alone are not what was measured: a few values rounded the other way.
+# A relative difference beyond which the files alone differ from what was measured: a few values rounded differently.
 SAME = 0.002
-# The distance of outputs that have nothing in common: JSON has no infinity.
+# The distance of outputs that have nothing in common, since JSON has no infinity.
 UNLIKE = 1e9
-# Magnitudes from which a number is a mask.
+# Magnitude above which a number is a mask.
 _MASK = 1e30
 
 
@@ -23,7 +23,7 @@ _MASK = 1e30
 class Alone:
     """The largest relative difference (root mean square) of an output of the files alone from the runner's.
 
-    ``note`` is what the engine knows of its defaults, empty if the files alone compute what was measured.
+    ``note`` is what the engine knows about its defaults; empty if the files alone compute what was measured.
     """
 
     difference: float
@@ -36,7 +36,7 @@ class Alone:
 
 
 def alone(engine: Engine, folder: Path, runner: Runner, inputs: Sequence[Tensor]) -> Alone | None:
-    """Compare the files in ``folder`` with the runner that wrote them; None if their runtime is not on this machine.
+    """Compare the files in ``folder`` with the runner that wrote them; None if their runtime is not available here.
 
     Raises:
         EngineError: the runtime does not open the files.
@@ -46,7 +46,7 @@ def alone(engine: Engine, folder: Path, runner: Runner, inputs: Sequence[Tensor]
         return None
     try:
         theirs, ours = plain(*inputs), runner(*inputs)
-    except Exception as error:  # of the runtime: what was measured is not lost for it
+    except Exception as error:  # an error of the runtime: the measurements must not be lost
         return Alone(UNLIKE, f"it does not run the files: {summary(error)}")
     pairs = zip(parts_of(theirs), parts_of(ours), strict=True)
     largest = max((_distance(a, b) for a, b in pairs), default=0.0)
@@ -55,7 +55,7 @@ def alone(engine: Engine, folder: Path, runner: Runner, inputs: Sequence[Tensor]
 
 
 def _distance(a: Tensor, b: Tensor) -> float:
-    """The relative distance of what is no mask; ``UNLIKE`` where shapes, masks, infinities or NaN differ."""
+    """The relative distance of all values except masks; ``UNLIKE`` if shapes, masks, infinities or NaN differ."""
     if torch.equal(a, b):
         return 0.0
     a, b = a.double(), b.double()

@@ -1,4 +1,4 @@
-"""What every engine offers: its policy, a compiled Runner, and an account of what ran. Importing it is cheap."""
+"""The interface of every engine: its policy, a compiled Runner, and an account of what ran. Importing it is cheap."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Executed:
     Args:
         name: the engine's name for it.
         op: the engine's operator type.
-        precision: what it computes in: int8, fp32, …
+        precision: the precision it computes in: int8, fp32, …
         nodes: the graph names of the network's operators that it computes; the first determines its type.
-        note: if it fell back to float, the rule that says why.
+        note: if it fell back to float, the rule that explains why.
     """
 
     name: str
@@ -41,17 +41,17 @@ Verdict = Literal["planned", "float", "other", "unchecked"]
 
 @dataclass(frozen=True)
 class Checked:
-    """One value that an engine keeps between its operators, beside its simulation from the engine's own inputs.
+    """One value between an engine's operators, compared with its simulation from the engine's own inputs.
 
     Args:
-        node: the graph name of the operator that makes it.
+        node: the graph name of the operator that computes it.
         name: the operator's readable name.
         ops: the operators that the step covers, the last one first.
         verdict: ``planned``: within the engine's tolerance; ``float``: not rounded, or beyond the tolerance and closer
             to the same operators without quantizers; ``other``: beyond it in any other way; ``unchecked``: no value.
         largest: the largest difference, in codes (of the value's quantizer; of 8 bits over the range of a float value).
         beyond: the share of values that differ by more than the tolerance.
-        note: why it was not checked, or which rounding the engine leaves out.
+        note: why it was not checked, or which rounding the engine omits.
     """
 
     node: str
@@ -65,11 +65,11 @@ class Checked:
 
 @dataclass(frozen=True)
 class Account:
-    """What a compiled network really computes.
+    """What a compiled network actually computes.
 
     Args:
         executed: every operator with its precision, as the engine reports it; empty if it reports none.
-        steps: whether its numbers are the simulation's, operator by operator; empty if that was not asked for.
+        steps: whether its numbers match the simulation, operator by operator; empty if not requested.
     """
 
     executed: tuple[Executed, ...]
@@ -88,7 +88,7 @@ class Runner(Protocol):
         ...
 
     def executed(self) -> list[Executed]:
-        """Every operator with the precision that it computes in; empty if the engine does not report it here."""
+        """Every operator with the precision it ran in; empty if the engine does not report it here."""
         ...
 
     def save(self, folder: Path) -> tuple[str, ...]:
@@ -100,18 +100,18 @@ class Runner(Protocol):
 class Engine(Protocol):
     """Where a network runs: a frozen dataclass, and one entry of ``tersor.engines.ENGINES``.
 
-    Its methods import what they need, so that the table can be read where no engine is installed. A new engine is one
-    file with such a class and one entry: nothing else names it.
+    Its methods import what they need, so the table can be read without any engine installed. A new engine is one file
+    with such a class and one entry: nothing else names it.
     """
 
     @property
     def name(self) -> str:
-        """As ``--engine``, reports and saved folders write it."""
+        """The name used by ``--engine``, reports and saved folders."""
         ...
 
     @property
     def summary(self) -> str:
-        """What it is, in one line of ``tersor engines``."""
+        """A description in one line of ``tersor engines``."""
         ...
 
     @property
@@ -121,22 +121,22 @@ class Engine(Protocol):
 
     @property
     def libraries(self) -> tuple[str, ...]:
-        """Modules that are imported before memory is measured, so that none is charged to the network."""
+        """Modules that are imported before memory is measured, so that they are not attributed to the network."""
         ...
 
     @property
     def cheap(self) -> bool:
-        """Whether it runs networks here and compiles them quickly: ``auto`` tries it, others only run when named."""
+        """Whether it runs networks here and compiles them quickly: ``auto`` tries only such engines."""
         ...
 
     @property
     def simulates(self) -> bool:
-        """Whether integer arithmetic is only simulated, in float: every format, and no speed-up."""
+        """Whether it only simulates integer arithmetic, in float: every format, and no speed-up."""
         ...
 
     @property
     def runs_modules(self) -> bool:
-        """Whether it is PyTorch itself, in which a language model stays the class that its folder names."""
+        """Whether it is PyTorch itself, in which a language model keeps the class that its folder names."""
         ...
 
     @property
@@ -151,7 +151,7 @@ class Engine(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What every report on a network in this engine says."""
+        """Notes in every report on a network in this engine."""
         ...
 
     @property
@@ -161,31 +161,31 @@ class Engine(Protocol):
 
     @property
     def tolerance(self) -> float:
-        """By how many codes an operator may differ from its simulation, from the same inputs."""
+        """The number of codes by which an operator may differ from its simulation, from the same inputs."""
         ...
 
     @property
     def plain_note(self) -> str:
-        """Why the files alone may compute other numbers in the runtime's defaults; empty if nothing is known."""
+        """Why the files alone may compute other numbers with the runtime's defaults; empty if nothing is known."""
         ...
 
     def version(self) -> str | None:
-        """The installed version; None if something that it needs is missing."""
+        """The installed version; None if one of its requirements is missing."""
         ...
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """The hardware that it can plan for; empty if its plans do not depend on the hardware."""
+        """The supported target hardware; empty if its plans do not depend on the hardware."""
         ...
 
     def policy(self, target: str | None = None) -> "tersor.policy.Policy":
-        """Its capabilities on a target, as data.
+        """The engine's capabilities on a target, as data.
 
         Args:
             target: the name of one of ``targets``; None: this machine.
 
         Raises:
-            EngineError: a target that it does not know.
+            EngineError: an unknown target.
         """
         ...
 
@@ -199,22 +199,22 @@ class Engine(Protocol):
         """Lower and compile.
 
         Raises:
-            EngineError: the engine is not installed, or refuses the network or the precision.
+            EngineError: the engine is not installed, or rejects the network or the precision.
         """
         ...
 
     def audit(
         self, network: "tersor.network.network.Network", runner: Runner, inputs: "Sequence[torch.Tensor]" = ()
     ) -> Account:
-        """What ``runner``, compiled from ``network``, computes its operators in.
+        """The precision in which ``runner``, compiled from ``network``, computes its operators.
 
         Args:
-            inputs: one batch, on which the numbers of every operator are checked too; nothing is checked without it.
+            inputs: one batch, on which the numbers of every operator are checked too; without it, they are not.
         """
         ...
 
     def load(self, folder: Path, *, threads: int | None = None, precision: str = "f32") -> Runner:
-        """Compile what ``Runner.save`` wrote.
+        """Compile the files written by ``Runner.save``.
 
         Raises:
             EngineError: the engine is not installed, or cannot read the files.
@@ -222,12 +222,12 @@ class Engine(Protocol):
         ...
 
     def plain(self, folder: Path) -> Callable[..., Any] | None:
-        """What ``Runner.save`` wrote, in the runtime with its own defaults; None if that is not on this machine.
+        """The files written by ``Runner.save`` in the runtime with its own defaults; None if it is not available here.
 
-        It is called with tensors and returns them, one or several in the order of the network's outputs.
+        It takes tensors and returns one or several tensors, in the order of the network's outputs.
 
         Raises:
-            EngineError: the runtime does not open the files.
+            EngineError: the runtime cannot open the files.
         """
         ...
 

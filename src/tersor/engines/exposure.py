@@ -1,4 +1,4 @@
-"""The values between an engine's operators, from compiles that give the deployed outputs to the bit."""
+"""The values between an engine's operators, from compiles that reproduce the deployed outputs bit for bit."""
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -16,16 +16,16 @@ from tersor.network.quantize import is_quantizer
 from tersor.network.roles import is_float_tensor
 from tersor.words import said
 
-# Debug compiles that are tried before values are given up.
+# The maximum number of debug compiles.
 COMPILES = 20
 _FEW = said("{count} compiles were too few to find what changes the engine's network", count=COMPILES)
-# Quantizers whose values exist in every engine; those of run time stand inside the engine's products.
+# Quantizers whose values exist in every engine; those at run time are inside the engine's products.
 STATIC = ("fake_quantize", "cast")
 
 
 @dataclass
 class Exposed:
-    """The values of the engine's edges for ``inputs``, by graph name, and why others are not known."""
+    """The values of the engine's edges for ``inputs``, by graph name, and why others are unknown."""
 
     inputs: tuple[Tensor, ...]
     deployed: tuple[Tensor, ...]
@@ -37,14 +37,14 @@ class Exposed:
 def expose(
     engine: Engine, network: Network, runner: Runner, edges: list[fx.Node], inputs: tuple[Tensor, ...]
 ) -> Exposed:
-    """The values of the edges, from debug compiles that give the deployed outputs to the bit.
+    """The values of the edges, from debug compiles that reproduce the deployed outputs bit for bit.
 
-    An edge becomes an output. An edge that another value is added to is cut instead, for an engine may compute in its
-    memory: its readers read a further input, which is fed with what comes out. Where that changes the engine's
-    network, the samples are taken that give the deployed outputs nevertheless: sums of another order round a value near
-    the middle of two codes to the other one, and few samples hold such a value. Where there are none, the edges that do
-    it are searched for. Values of one compile are best: what no output depends on, as a padded token, may differ
-    between two.
+    An edge becomes an output. An edge to which another value is added is cut instead, since an engine may compute in
+    its memory: its readers read an additional input, which is fed with the value that comes out. If that changes the
+    engine's network, only the samples that still reproduce the deployed outputs are used: sums in another order round
+    a value near the midpoint of two codes to the other one, and few samples contain such a value. If there are none,
+    the responsible edges are searched for. Values from one compile are best: values that no output depends on, such as
+    a padded token, may differ between two.
     """
     search = _Search(engine, network, runner, Exposed(inputs, parts_of(runner(*inputs))))
     joined = [n for n in edges if _is_joined(n)]
@@ -65,7 +65,7 @@ def _is_joined(node: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class _Trial:
-    """What a debug compile gave: its outputs, and the values of edges; ``why`` they are not the deployed network's."""
+    """The result of a debug compile: outputs, values of edges, and ``why`` they are not the deployed network's."""
 
     results: tuple[Tensor, ...] = ()
     values: Mapping[str, Tensor] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class _Trial:
 
 @dataclass
 class _Search:
-    """Debug compiles of one network, and what is known by them."""
+    """Debug compiles of one network, and the values known from them."""
 
     engine: Engine
     network: Network
@@ -82,17 +82,17 @@ class _Search:
     found: Exposed
 
     def keeps(self, part: list[fx.Node], cut: list[fx.Node]) -> bool:
-        """Whether one compile gives the values of ``part``, which are then kept."""
+        """Whether one compile yields the values of ``part``, which are then kept."""
         return self.kept(self.compile(part, cut))
 
     def kept(self, trial: _Trial) -> bool:
-        """Whether a compile gave the deployed outputs; its values are then kept."""
+        """Whether a compile reproduced the deployed outputs; if so, its values are kept."""
         if not trial.why:
             self.found.values.update(trial.values)
         return not trial.why
 
     def narrows(self, part: list[fx.Node], cut: list[fx.Node]) -> bool:
-        """Whether a compile gives the values of ``part``: for all samples, or those alone whose outputs it keeps."""
+        """Whether a compile yields the values of ``part``, for all samples or those whose outputs it reproduces."""
         trial = self.compile(part, cut)
         if self.kept(trial):
             return True
@@ -104,7 +104,7 @@ class _Search:
         same = [k for k in range(samples) if all(_equal(a[k], b[k]) for a, b in pairs)]
         if not same:
             return False
-        # As many as before: an engine may have another network for another number.
+        # The same number of samples, since an engine may compile another network for another number.
         taken = [same[k % len(same)] for k in range(samples)]
         before = self.found.inputs, self.found.deployed
         self.found.inputs = tuple(x[taken] for x in self.found.inputs)
@@ -115,7 +115,7 @@ class _Search:
         return True
 
     def halve(self, edges: list[fx.Node]) -> None:
-        """Keep what can be had without cuts: all, or else each half."""
+        """Keep the values available without cuts: of all edges, or else of each half."""
         if len(edges) == 1 or self.spent():
             self.single(edges)
         elif edges and not self.keeps(edges, []):
@@ -123,7 +123,7 @@ class _Search:
             self.halve(edges[len(edges) // 2 :])
 
     def sift(self, edges: list[fx.Node]) -> None:
-        """Keep what can be had by cuts: all, or else those that do not change the values that are known by now."""
+        """Keep the values available with cuts: of all edges, or of those that do not change values known so far."""
         aside: list[fx.Node] = []
         while edges and not self.spent():
             known = [self.network.node(name) for name in self.found.values]
@@ -136,7 +136,7 @@ class _Search:
         return self.single([*aside, *edges])
 
     def suspects(self, values: Mapping[str, Tensor], edges: list[fx.Node]) -> list[fx.Node]:
-        """The edges that stand between the first known value that a compile changed and those that it did not."""
+        """The edges between the first known value that a compile changed and those that it did not change."""
         known = self.found.values
         changed = {name for name in known if name in values and not _equal(known[name], values[name])}
         first = next((n for n in self.network.graph.nodes if n.name in changed), None)
@@ -148,7 +148,7 @@ class _Search:
         return [n for n in edges if n in between]
 
     def single(self, edges: list[fx.Node]) -> None:
-        """Keep what can be had edge by edge, and note why the others cannot."""
+        """Keep the values available edge by edge, and note why the others are not."""
         for node in edges:
             trial = _Trial(why=_FEW)
             for cut in ([node], []) if _is_joined(node) else ([], [node]):
@@ -161,14 +161,14 @@ class _Search:
         return self.found.compiles == COMPILES
 
     def compile(self, part: list[fx.Node], cut: list[fx.Node]) -> _Trial:
-        """Compile with ``part`` as outputs, run it, and compare the deployed outputs to the bit."""
+        """Compile with ``part`` as outputs, run it, and compare the deployed outputs bit for bit."""
         self.found.compiles += 1
         network, inputs = self.network, self.found.inputs
         exposed = with_edges(network, part, _simulated(network, cut, network.example))
         try:
             debug = self.engine.compile(exposed, threads=self.runner.threads, precision=self.runner.precision)
             results, values = _settled(debug, part, cut, inputs, _simulated(network, cut, inputs))
-        except Exception as error:  # of any library: the check may not end what it checks
+        except Exception as error:  # an error of any library: the check must not abort what it checks
             return _Trial(why=said("the engine does not compile it as an output ({error})", error=summary(error)))
         same = all(_equal(a, b) for a, b in zip(results, self.found.deployed, strict=False))
         return _Trial(results, values, "" if same else said("as an output it changes the engine's network"))
@@ -179,7 +179,7 @@ def _settled(
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """The results of a debug compile and the values of the edges among them.
 
-    What is cut is fed back until it is what comes out; each run settles at least the first that is not.
+    A cut value is fed back until input and output agree; each run settles at least the first that does not.
     """
     fed = tuple(guess[n] for n in cut)
     for _ in range(len(cut) + 2):
@@ -200,10 +200,10 @@ def _simulated(network: Network, nodes: Sequence[fx.Node], inputs: tuple[Tensor,
 
 
 def with_edges(network: Network, nodes: Sequence[fx.Node], cut: Mapping[fx.Node, Tensor]) -> Network:
-    """The network with the values of ``nodes`` as further outputs.
+    """The network with the values of ``nodes`` as additional outputs.
 
-    Where a node is ``cut``, its readers read a further input, of which an example is given. A quantizer that is cut
-    stands behind its input too, where it rounds nothing any more.
+    If a node is ``cut``, its readers read an additional input, with an example. A cut quantizer also follows its new
+    input, where it no longer rounds anything.
     """
     network = network.edit()
     graph, copies = network.graph, {n.name: n for n in network.graph.nodes}
@@ -235,8 +235,8 @@ def with_edges(network: Network, nodes: Sequence[fx.Node], cut: Mapping[fx.Node,
 def edges_of(network: Network, runner: Runner, moving: Set[str]) -> list[fx.Node]:
     """The values that exist between the engine's operators.
 
-    What an engine computes inside one of its operators is not an edge; an operator that it does not list is part of
-    the one that makes its input. What operators only move (``moving``) needs no check.
+    A value inside one of the engine's operators is not an edge; an operator that it does not list is part of the one
+    that computes its input. Values that are only moved (``moving``) need no check.
     """
     rows: dict[str, set[int]] = {}
     for k, row in enumerate(runner.executed()):
@@ -258,7 +258,7 @@ def _is_edge(node: fx.Node, moving: Set[str]) -> bool:
     kind = op_name(node)
     if kind in STATIC:
         return node.args[0].op != "get_attr"  # type: ignore[union-attr]
-    if is_quantizer(node):  # what half-precision arithmetic gives, in float32 again
+    if is_quantizer(node):  # the results of half-precision arithmetic, converted to float32
         source: Any = node.args[0]
         return kind == "to" and node.args[1] is torch.float32 and "half" in source.meta
     if kind in moving or "half" in node.meta or not is_float_tensor(node):

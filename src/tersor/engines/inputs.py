@@ -1,4 +1,4 @@
-"""The inputs that a runner takes: every engine's are checked here, so that each refuses the same in the same words."""
+"""The inputs of a runner, checked here for every engine, so that all of them reject the same with the same message."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from tersor.network.structure import tensor_of
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its name, its dtype as PyTorch names it (``float32``), and its shape; None may be of any size."""
+    """One input: its name, its dtype by PyTorch's name (``float32``), and its shape; None stands for any size."""
 
     name: str
     dtype: str
@@ -41,10 +41,10 @@ def of_manifest(inputs: Iterable[Mapping[str, Any]]) -> tuple[Input, ...]:
 
 
 def taken(given: Sequence[Any], wanted: Sequence[Input], sizes: bool = True) -> tuple[Tensor, ...]:
-    """The inputs as tensors, arrays among them, if the network takes them; without ``sizes``, also in other sizes.
+    """The inputs, including arrays, as tensors, if the network accepts them; without ``sizes``, also in other sizes.
 
     Raises:
-        EngineError: naming the input, what was given and what is wanted.
+        EngineError: naming the input, what was given and what is expected.
     """
     if len(given) != len(wanted):
         check_count(given, [w.name for w in wanted])
@@ -61,10 +61,10 @@ def taken(given: Sequence[Any], wanted: Sequence[Input], sizes: bool = True) -> 
 
 
 def check_finite(given: Sequence[Any], wanted: Sequence[Input]) -> None:
-    """Refuse NaN and infinity, which engines turn into other numbers.
+    """Reject NaN and infinity, which engines turn into other numbers.
 
     Raises:
-        EngineError: naming the input and how many there are.
+        EngineError: naming the input and their number.
     """
     for x, w in zip(taken(given, wanted), wanted, strict=True):
         if x.is_floating_point() and (count := int((~x.isfinite()).sum())):
@@ -86,11 +86,11 @@ def _tensor(value: Any, wanted: Input) -> Tensor:
 
 
 def _unfit(x: Tensor, wanted: Input, sizes: bool) -> str | None:
-    """Why the network does not take a tensor; None: it does."""
+    """Why the network does not accept a tensor, or None if it does."""
     return _misfit(x.dtype, x.shape, x.device.type, x.layout, wanted, sizes)
 
 
-@lru_cache(maxsize=1024)  # a call of a small network takes some ten microseconds
+@lru_cache(maxsize=1024)  # a call of a small network takes about ten microseconds
 def _misfit(
     dtype: torch.dtype, shape: torch.Size, device: str, layout: torch.layout, wanted: Input, sizes: bool
 ) -> str | None:
@@ -101,7 +101,8 @@ def _misfit(
         return f"the input {name} is on {device} in the layout {layout}: give a dense tensor on the CPU"
     if len(shape) != len(wanted.shape):
         found = f"{len(wanted.shape)}: {list(wanted.shape)}"
-        return f"the input {name} has {len(shape)} dimensions, the network takes {found}"
+        batch = "; the first one is the batch, x.unsqueeze(0) adds it" if len(shape) + 1 == len(wanted.shape) else ""
+        return f"the input {name} has {len(shape)} dimensions, the network takes {found}{batch}"
     for dim, (size, fixed) in enumerate(zip(shape, wanted.shape, strict=True)):
         if sizes and fixed is not None and size != fixed:
             remedy = f'free it with Task(dynamic={{"{name}": {{{dim}: "size"}}}}), or compress for this size'

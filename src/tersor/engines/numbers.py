@@ -47,5 +47,5 @@ def _flat(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def parts_of(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """What a runner returns, as a tuple also if it is one tensor."""
+    """The outputs of a runner as a tuple, even for a single tensor."""
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)

@@ -1,4 +1,4 @@
-"""The one-step check: every operator of a compiled network against the simulation, from the engine's own inputs.
+"""The one-step check: every operator of a compiled network compared with the simulation, from the engine's own inputs.
 
 End-to-end differences grow along a network and prove nothing. Here the network is compiled once more with its inner
 values as outputs; each value is simulated from the nearest values before it that the engine itself computed, and the
@@ -22,25 +22,25 @@ from tersor.network.roles import is_float_tensor
 from tersor.numerics.ranges import expand
 from tersor.words import said
 
-# Samples that are compared, and bytes that their values may take; fewer samples where they would take more.
+# Samples compared, and the memory limit of their values in bytes; fewer samples if they would exceed it.
 SAMPLES, MEMORY = 4, 2**29
 # A float value is compared in codes of 8 bits of its own range.
 _FLOAT_CODES = 255
-# Of the median magnitude: values beyond are masks, or outliers that are measured by themselves.
+# Times the median magnitude: values beyond are masks, or outliers that are measured separately.
 _BULK = 100
-# Of a code: what float arithmetic in another order may differ by.
+# Of a code: the tolerance for float arithmetic in another order.
 ROUNDING = 0.005
 _AT_RUN_TIME = ("quantize_rows", "quantize_whole")
 
 
 def account(engine: Engine, network: Network, runner: Runner, inputs: Sequence[Tensor]) -> Account:
-    """The account of most engines: what the runner reports, and the one-step check on ``inputs``, if given."""
+    """The account of most engines: the runner's report, and the one-step check on ``inputs``, if given."""
     executed = tuple(runner.executed())
     return Account(executed, tuple(check_steps(engine, network, runner, inputs)) if inputs else ())
 
 
 def check_steps(engine: Engine, network: Network, runner: Runner, inputs: Sequence[Tensor]) -> list[Checked]:
-    """One Checked for every value that the engine keeps between its operators, in graph order.
+    """One Checked for every value between the engine's operators, in graph order.
 
     Args:
         network: the quantized network that ``runner`` was compiled from.
@@ -103,7 +103,7 @@ def _step(
             names=names,
         )
         return replace(about, verdict="other", note=note)
-    # The engine may have rounded neither what the step reads nor what it makes.
+    # The engine may have rounded neither the inputs nor the output of the step.
     read = {n for c in covered for n in c.all_input_nodes if n in known and op_name(n) in STATIC}
     everywhere = {*read, *(n for n in covered if op_name(n) in (*STATIC, *_AT_RUN_TIME))}
     closer = codes(everywhere, *read).norm() < found.norm()
@@ -111,13 +111,13 @@ def _step(
 
 
 def difference(engine: Tensor, simulated: Tensor) -> Tensor:
-    """Absolute differences; none where both are the same infinity or NaN, infinite where one of them is NaN."""
+    """Absolute differences; 0 where both are the same infinity or NaN, infinite where only one is NaN."""
     same = (engine == simulated) | (engine.isnan() & simulated.isnan())
     return (engine - simulated).abs().nan_to_num(torch.inf, torch.inf).masked_fill(same, 0.0)
 
 
 def _scale(network: Network, node: fx.Node, value: Tensor) -> Tensor | None:
-    """The scale of a quantizer, expanded to its value; None for another node."""
+    """The scale of a quantizer, expanded to its value; None for any other node."""
     if op_name(node) != "fake_quantize":
         return None
     block: Any = node.args[5]
@@ -132,7 +132,7 @@ def _unit(network: Network, node: fx.Node, value: Tensor) -> Tensor:
     finite = value[value.isfinite()].double()
     if not finite.numel():
         return torch.ones((), dtype=torch.float64)
-    # Masked values, of thousands or more, set no scale for the others.
+    # Masked values, in the thousands or more, must not determine the scale of the others.
     bulk = finite[finite.abs() <= _BULK * finite.abs().median()]
     bulk = bulk if len(bulk) and bulk.any() else finite
     span = bulk.max().clamp_min(0) - bulk.min().clamp_max(0)
@@ -141,7 +141,7 @@ def _unit(network: Network, node: fx.Node, value: Tensor) -> Tensor:
 
 
 def _rounded(network: Network, node: fx.Node, value: Tensor) -> bool | None:
-    """Whether the values of a quantizer are codes times its scale; None where there is no such scale."""
+    """Whether the values of a quantizer are codes times its scale; None if there is no such scale."""
     scale = _scale(network, node, value)
     if scale is None:
         return None
@@ -163,7 +163,7 @@ def between(node: fx.Node, known: Container[fx.Node]) -> list[fx.Node]:
 def simulate(
     network: Network, node: fx.Node, known: Mapping[fx.Node, Tensor], skipped: Container[fx.Node] = ()
 ) -> Tensor:
-    """The value of a node, computed from the nearest known values; quantizers that are ``skipped`` do not round."""
+    """The value of a node, computed from the nearest known values; ``skipped`` quantizers do not round."""
     values: dict[fx.Node, Any] = dict(known)
     with torch.no_grad():
         for step in between(node, known):
@@ -178,9 +178,9 @@ def simulate(
 
 
 def _first(network: Network, inputs: Sequence[Tensor], edges: Sequence[fx.Node]) -> tuple[Tensor, ...]:
-    """The first samples: as many as the memory for the values of all edges allows.
+    """The first samples, as many as the memory for the values of all edges allows.
 
-    One, where an engine may share a run-time scale among a thread's part of the batch only.
+    Only one if an engine may share a run-time scale within a thread's part of the batch.
     """
     if not network.dynamic_batch:
         fits = [x.shape for x in inputs] == [x.shape for x in network.example]

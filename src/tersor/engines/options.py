@@ -1,4 +1,4 @@
-"""What every engine and every command is asked for, checked alike: the number of threads and the precision of float."""
+"""Options of every engine and command, checked in one place: the number of threads and the float precision."""
 
 import os
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from tersor.arguments import whole
 from tersor.errors import EngineError
 
-# The precisions of float operators that an engine may be asked for, and how they are printed.
+# The precisions of float operators that can be requested, and their printed names.
 PRECISIONS = {"f32": "FP32", "bf16": "BF16"}
 
 
 def most_threads() -> int:
-    """The most threads that an engine may be asked for: two for each logical processor of this machine."""
+    """The maximum number of threads: two for each logical processor of this machine."""
     return 2 * (os.cpu_count() or 1)
 
 
@@ -19,7 +19,7 @@ def check_threads(threads: Any) -> int | None:
     """A number of threads; None leaves the choice to the engine.
 
     Raises:
-        EngineError: it is none, or more than two for each logical processor.
+        EngineError: it is not a number of threads, or more than two for each logical processor.
 
     >>> check_threads(0)
     Traceback (most recent call last):
@@ -32,17 +32,17 @@ def check_threads(threads: Any) -> int | None:
 
 
 def threads_of(threads: Any) -> int:
-    """The same; None is PyTorch's number of threads, or the most if that is less."""
+    """The same; None means PyTorch's number of threads, or the maximum if that is less."""
     import torch
 
     return check_threads(threads) or min(torch.get_num_threads(), most_threads())
 
 
 def check_precision(engine: Any, precision: Any) -> str:
-    """A precision that the engine computes float operators in; one that names none in ``precisions`` takes all.
+    """A precision in which the engine computes float operators; an engine without ``precisions`` accepts all.
 
     Raises:
-        EngineError: another one, with the engine's.
+        EngineError: for any other, listing the engine's precisions.
 
     >>> from tersor.engines import ENGINES
     >>> check_precision(ENGINES["onnxruntime"], "bf16")
@@ -60,6 +60,6 @@ def check_precision(engine: Any, precision: Any) -> str:
 
 
 def check_options(engine: Any, threads: Any, precision: Any) -> None:
-    """Both; ``engine`` is one of the table, or None if it is not chosen yet."""
+    """Check both; ``engine`` is an entry of the table, or None if it is not chosen yet."""
     check_threads(threads)
     check_precision(engine, precision)

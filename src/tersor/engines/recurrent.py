@@ -11,14 +11,14 @@ from tersor.errors import EngineError
 from tersor.network.quantized.kernel import Kernel, Recurrence
 from tersor.process import importing
 
-# In order of preference. Each raises EngineError where it is not installed or does not take the layer.
+# In order of preference. Each raises EngineError if it is not installed or does not support the layer.
 KERNELS: dict[str, Callable[[Recurrence, int], Kernel]] = {"onnxruntime": onnxruntime, "openvino": openvino}
 
 
 def recurrent_kernel(layer: Recurrence) -> Kernel | None:
-    """A kernel that computes the layer in the first engine that takes it, with PyTorch's number of threads now.
+    """A kernel that computes the layer in the first engine that supports it, with PyTorch's current number of threads.
 
-    None where no engine does: the activations are not int8 with a scale per row, the layer is not on the CPU, its
+    None if no engine does: the activations are not int8 with a scale per row, the layer is not on the CPU, its
     products saturate on this CPU, or no engine is installed.
     """
     if layer.activation.format.name != "int8" or layer.activation.granularity.kind != "token":

@@ -24,7 +24,7 @@ class Target:
     """A kind of hardware.
 
     Args:
-        name: as ``--target`` takes it.
+        name: as given to ``--target``.
         isa: instruction sets; the target has at least one of them.
         exact_int8: whether uint8 × int8 products are summed in 32 bits; otherwise weights are limited to 7 bits.
         bf16: whether it has BF16 products.
@@ -50,7 +50,7 @@ UNKNOWN = Target("an unknown CPU", frozenset(), exact_int8=False)
 
 
 def isa_flags(cpuinfo: str) -> tuple[str, ...]:
-    """The instruction sets of `ISA` that the text of /proc/cpuinfo names.
+    """The instruction sets of `ISA` that the text of /proc/cpuinfo lists.
 
     >>> isa_flags("flags\\t\\t: fpu sse2 avx2 avx512_vnni")
     ('avx2', 'avx512_vnni')
@@ -75,7 +75,7 @@ def cpuinfo() -> str:
 
 
 def here() -> Target:
-    """This machine."""
+    """The target of this machine."""
     isa = set(isa_flags(cpuinfo()))
     return next((t for t in reversed(CPUS) if t.isa & isa), UNKNOWN)
 

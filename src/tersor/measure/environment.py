@@ -42,7 +42,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 def describe_environment(
     *, threads: int, precision: str, packages: Iterable[str] = PACKAGES, target: str | None = None
 ) -> Environment:
-    """Describe this machine; `threads` and `precision` are the engine's settings, `target` is what was planned for."""
+    """Describe this machine; `threads` and `precision` are the engine's settings, `target` is the plan's target."""
     text = cpuinfo()
     return Environment(
         cpu=cpu_name(text),

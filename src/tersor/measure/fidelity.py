@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-CEILING = 150.0  # dB; the rounding of float32 is at 150, so anything better counts as exact
+CEILING = 150.0  # dB; float32 rounding is at 150, so anything better counts as exact
 
 
 @dataclass(frozen=True)

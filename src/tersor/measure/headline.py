@@ -14,7 +14,7 @@ from tersor.words import _, said, shown, speaking
 WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16, "fp16": 16, "bf16": 16, "fp32": 32}
 TOLERATED = 0.01  # of the metric, if there is no interval
 TINY = 0.1  # ms of a call, below which a larger batch is worth a try
-# The note of a layer that ran in another precision than planned, where the engine gives no rule.
+# The note of a layer that ran in another precision than planned, if the engine gives no rule.
 UNEXPLAINED = said("no reason known")
 _ON_TARGET = said("measuring on the target, or a plan for this CPU (without --target)")
 # Operators of engines that only convert between number formats, and in OpenVINO also between layouts.
@@ -59,7 +59,7 @@ class Diagnosis:
 def diagnose(report: Report) -> Diagnosis:
     """Check a report: slower than FP32, float fallbacks, below plan, not smaller, worse beyond chance.
 
-    Speed and executed precision are not those of a simulation, so nothing is said of them there.
+    Speed and executed precision of a simulation mean nothing, so they are not mentioned there.
     """
     executed = (_fell_back(report), _below_plan(report), _other_numbers(report))
     problems = (_slower(report), *executed, _not_shrunk(report), _worse(report))
@@ -67,7 +67,7 @@ def diagnose(report: Report) -> Diagnosis:
 
 
 def with_headline(report: Report) -> Report:
-    """The report with its headline filled in, which is English as all that is kept."""
+    """The report with its headline filled in, in English like all stored text."""
     with speaking("en"):
         return report.model_copy(update={"headline": diagnose(report).first_line})
 
@@ -78,7 +78,7 @@ def fallbacks(report: Report) -> tuple[Layer, ...]:
 
 
 def fell_back(report: Report, row: Layer | Audit) -> bool:
-    """Whether a layer or operator fell back to a higher precision; a simulation computes all in float by design."""
+    """Whether a layer or operator fell back to a higher precision; simulations compute all in float by design."""
     return not simulated(report) and is_fallback(row.planned, row.executed)
 
 
@@ -133,7 +133,7 @@ def _slower(report: Report) -> Problem | None:
 
 
 def _about_speed(report: Report) -> tuple[str, str]:
-    """What the report knows that goes with slowness, which is no proof of a cause, and what to try."""
+    """Facts in the report that correlate with slowness, without proving a cause, and what to try."""
     latency, operators = report.original.latency_ms, len(report.audit)
     converting = sum(row.op in CONVERSIONS for row in report.audit)
     if wide := fallbacks(report):

@@ -30,7 +30,7 @@ def interleave(
     settle: float = 0.005,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Latency]:
-    """Time every callable in every round, so that a slowdown of the machine affects all alike.
+    """Time every callable in every round, so that a slowdown of the machine affects all of them equally.
 
     Each round runs the callables in another order. A callable first runs `settle` seconds untimed (at least one call),
     to fill the caches and let its predecessor's spinning threads go to sleep, then at least `min_time` seconds (at

@@ -49,7 +49,7 @@ def measure_memory(
     Args:
         loader: "module:function"; called with `arguments` (JSON values), it returns the callable for `inputs`.
         imports: modules imported before the first reading, so that libraries are not counted.
-        threads: torch's threads in that process; the loader takes its own threads in `arguments`.
+        threads: torch's threads in that process; the loader gets its own number of threads in `arguments`.
 
     Raises:
         EngineError: the process fails or takes longer than `timeout` seconds; the message quotes its last output.
@@ -76,7 +76,7 @@ def measure_memory(
     return Memory(**json.loads(result.stdout.strip().splitlines()[-1]))
 
 
-# The child's input is a pipe that nobody writes to: it ends when this process does, however that dies.
+# The child's stdin is a pipe that nobody writes to: it closes when this process ends, however that happens.
 _CHILD = """
 import os, threading
 threading.Thread(target=lambda: os._exit(len(os.read(0, 1)) + 1), daemon=True).start()
@@ -86,7 +86,7 @@ main()
 
 
 def _in_child(command: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """Run a command that ends at the latest when this process ends."""
+    """Run a command that ends no later than this process."""
     child_end, ours = os.pipe()
     try:
         return subprocess.run(  # noqa: S603  (no shell: this interpreter with a program of ours, the job is data)

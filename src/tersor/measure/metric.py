@@ -50,11 +50,18 @@ def evaluate_metric(evaluate: Callable[[Callable], object], predict: Callable, w
 def metric_result(result: object, what: str = "the model") -> MetricResult:
     """Check what `evaluate` returned: a number, or a 1-D list, array or tensor of scores; bools count as 1 and 0.
 
+    A list may also hold the 1-D scores of each batch.
+
     Raises TaskError for anything else, such as complex numbers, one bool, or values that are not finite.
     """
+    if isinstance(result, tuple) and not any(isinstance(x, (Tensor, np.ndarray)) for x in result):
+        raise TaskError(
+            f"evaluate of {what} returned a tuple of {len(result)}: return one metric, as a float or as a list of the "
+            "scores of all samples"
+        )
     try:
-        values = torch.as_tensor(result).detach().cpu()
-    except Exception as error:  # of whatever it returned
+        values = torch.as_tensor(_joined(result)).detach().cpu()
+    except Exception as error:  # raised by whatever it returned
         raise TaskError(
             f"evaluate of {what} returned {type(result).__name__}: "
             "return a float or the scores of all samples"
@@ -64,9 +71,10 @@ def metric_result(result: object, what: str = "the model") -> MetricResult:
         raise TaskError(f"evaluate of {what} returned {kind}: return a float, or the scores of all samples")
     values = values.double()
     if values.dim() > 1 or not values.numel():
+        empty = "" if values.numel() else " (is the data empty?)"
         raise TaskError(
             f"evaluate of {what} returned an array of shape {list(values.shape)}: "
-            "return a float or a 1-D array with the score of every sample"
+            f"return a float or a 1-D array with the score of every sample{empty}"
         )
     bad = ~torch.isfinite(values)
     if bad.any() and values.dim() == 0:
@@ -82,8 +90,16 @@ def metric_result(result: object, what: str = "the model") -> MetricResult:
     return MetricResult(values.mean().item(), values if values.dim() else None)
 
 
+def _joined(result: object) -> object:
+    """The scores of batch after batch, in a list of 1-D tensors or arrays, as those of all samples."""
+    if not isinstance(result, (list, tuple)) or not all(isinstance(x, (Tensor, np.ndarray)) and x.ndim for x in result):
+        return result
+    parts = [torch.as_tensor(x).detach().cpu() for x in result]
+    return torch.cat(parts) if parts else result
+
+
 def check_lengths(results: Mapping[str, MetricResult]) -> None:
-    """Whether evaluate scored equally many samples in every call, or none in any.
+    """Check that evaluate scored the same number of samples in every call, or none in any.
 
     Raises:
         TaskError: naming the numbers of two calls.
@@ -98,7 +114,7 @@ def check_lengths(results: Mapping[str, MetricResult]) -> None:
 
 
 def direction_warnings(name: str, higher_is_better: bool) -> list[str]:
-    """A sentence if a task's direction is not that of the metric in ``tersor.metrics.METRICS`` that it names.
+    """A sentence if a task's direction differs from that of its metric in ``tersor.metrics.METRICS``.
 
     >>> direction_warnings("perplexity", higher_is_better=True)
     ['metric: perplexity is better when lower, but the task says higher_is_better=True, by which it was judged; ...']

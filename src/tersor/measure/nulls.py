@@ -8,7 +8,7 @@ from tersor.words import said
 # Null means "absent" for these, not "unknown", and needs no warning.
 _MAY_BE_ABSENT = re.compile(
     r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline|^one_step)$"
-    r"|^environment\.target$|^calibration(\.|$)"
+    r"|^environment\.target$|^calibration(\.|$)|^layers\.(accumulated_)?sqnr_db$"  # of a layer without error or signal
 )
 
 
@@ -20,6 +20,15 @@ def unknown(paths: str | tuple[str, ...], reason: str) -> str:
     """
     names = (paths,) if isinstance(paths, str) else paths
     return said("{fields}: unknown, because {reason}", fields=", ".join(names), reason=reason)
+
+
+def explains_null(warning: str) -> bool:
+    """Whether a warning explains a null, and warns of nothing.
+
+    >>> explains_null(unknown("compressed.metric", "the task has no evaluate"))
+    True
+    """
+    return ": unknown, because " in warning
 
 
 class _Null(NamedTuple):

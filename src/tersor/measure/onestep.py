@@ -1,16 +1,16 @@
-"""The one-step check in words: whether the engine's numbers are those of the simulation, and where not."""
+"""The one-step check in words: whether the engine's numbers match the simulation, and where they do not."""
 
 from tersor.inert import plain
 from tersor.measure.formatting import number_text
 from tersor.measure.schema import CheckedValue, OneStep, Report
 from tersor.words import _, said, shown
 
-# The share of an operator's values that differ, from which on the headline says so.
+# The share of an operator's values that differ, above which the headline says so.
 MANY = 0.01
 
 
 def deviating(report: Report) -> tuple[CheckedValue, ...]:
-    """The steps whose numbers are not as planned, those with most differing values first."""
+    """The steps whose numbers are not as planned, those with the most differing values first."""
     steps = report.one_step.steps if report.one_step is not None else ()
     return tuple(sorted((s for s in steps if s.verdict in ("float", "other")), key=lambda s: (-s.beyond, -s.largest)))
 
@@ -61,7 +61,7 @@ def codes(count: float) -> str:
 
 
 def finding_of(step: CheckedValue) -> str:
-    """What was found of a step, in a few words."""
+    """The finding for a step, in a few words."""
     if step.verdict == "unchecked":
         return shown(step.note or "") or _("not checked")
     if step.verdict == "planned":

@@ -14,7 +14,7 @@ from tersor.words import said
 
 ENOUGH = 30.0  # dB: an error of 3 %; a Gaussian has about 40 dB in int8
 LEAST = 20.0  # dB: an error of 10 %, below which 8 bits are not advised
-MIN_GAIN = 3.0  # dB, half a bit: what a more expensive remedy must gain
+MIN_GAIN = 3.0  # dB, half a bit: the minimum gain of a more expensive remedy
 OUTLYING = 8.0  # times the median: a scale for such a channel costs a median channel 3 of its 8 bits
 ROWS = 256  # sampled per input, for the estimates
 _WEIGHTS = 2**22  # sampled per layer
@@ -89,7 +89,7 @@ class LayerOutliers:
 
     @property
     def advice(self) -> Advice:
-        """The cheapest of no change, smoothing and a scale per token that has 30 dB or is within 3 dB of the best.
+        """The cheapest of no change, smoothing and a scale per token that reaches 30 dB or is within 3 dB of the best.
 
         More than 8 bits if the best has less than 20 dB.
         """

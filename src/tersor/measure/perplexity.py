@@ -71,8 +71,8 @@ def perplexity(
     """Score a model's prediction of every token in the windows from the tokens before it; no logits are kept.
 
     Args:
-        logits: int64 ``[B, T]`` → float ``[B, T, vocabulary]``, or to an object with such ``logits``, as a transformers
-            model returns.
+        logits: int64 ``[B, T]`` → float ``[B, T, vocabulary]``, or to an object with such ``logits``, as returned by a
+            transformers model.
         batch: windows per call.
         device: the model's device.
         progress: called with (windows done, windows).

@@ -40,7 +40,7 @@ class Latency(ReportPart):
 class Environment(ReportPart):
     """The environment of the measurement. `precision` is the engine's setting for float operators.
 
-    `target` is the hardware that was planned for, or None in a report of a version that did not know targets.
+    `target` is the target hardware of the plan, or None in reports of versions without targets.
     """
 
     cpu: str | None
@@ -112,7 +112,8 @@ class Layer(ReportPart):
     """One layer: its planned and executed precision, and the SQNR of its output in dB.
 
     `sqnr_db` is local (only this layer quantized, exact inputs), `accumulated_sqnr_db` that of the whole network up to
-    this layer. `weight_format` and `weight_bytes` are None without a weight. `note` names the rule of a fallback.
+    this layer; both are None for a layer without error or signal, which has no such ratio. `weight_format` and
+    `weight_bytes` are None without a weight. `note` names the rule of a fallback.
     """
 
     name: str
@@ -137,7 +138,7 @@ class Audit(ReportPart):
 
 
 class CheckedValue(ReportPart):
-    """One value that the engine keeps between its operators, beside its simulation from the engine's own inputs.
+    """One value between the engine's operators, compared with its simulation from the engine's own inputs.
 
     `ops` are the operators between the two, the last one first. `largest` is the largest difference, in codes (of 8
     bits over its range, for a value in float); `beyond` the share of values beyond the engine's tolerance.
@@ -155,7 +156,7 @@ class CheckedValue(ReportPart):
 
 
 class OneStep(ReportPart):
-    """The one-step check. `tolerance`: by how many codes the engine states that an operator may differ."""
+    """The one-step check. `tolerance`: the number of codes by which an operator may differ, as stated by the engine."""
 
     tolerance: Annotated[float, Field(ge=0)]
     steps: tuple[CheckedValue, ...]

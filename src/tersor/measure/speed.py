@@ -1,4 +1,4 @@
-"""What a report may say of speed: faster or slower only if the interval of the ratio excludes 1."""
+"""What a report may say about speed: faster or slower only if the interval of the ratio excludes 1."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from tersor.measure.latency import Ratio, ratio
 from tersor.measure.schema import Latency, Report
 from tersor.words import _
 
-# The end of an interval over its beginning, from which on the timings are those of a busy machine.
+# The ratio of an interval's ends above which the machine counts as busy.
 BUSY = 1.5
 
 
@@ -26,12 +26,12 @@ class Speed:
 
     @property
     def faster(self) -> bool:
-        """Whether chance does not explain that it is faster."""
+        """Whether it is faster beyond chance."""
         return min(self.low, self.value) > 1
 
     @property
     def slower(self) -> bool:
-        """Whether chance does not explain that it is slower."""
+        """Whether it is slower beyond chance."""
         return max(self.high, self.value) < 1
 
     @property
@@ -46,7 +46,7 @@ class Speed:
 
     @property
     def text(self) -> str:
-        """What may be said, without a comma."""
+        """What may be said, as text without a comma."""
         if self.faster or self.slower:
             return change_text(self.value, "faster", "slower")
         noise = _("{interval}: a busy machine", interval=self.interval) if self.busy else self.interval
@@ -63,7 +63,7 @@ def simulated(report: Report) -> bool:
 def speed(report: Report) -> Speed | None:
     """The speed-up over FP32 in the same engine; None if it is unknown, or of a simulation.
 
-    Reports of earlier versions have no interval; theirs is that of the latencies.
+    Reports of earlier versions have no interval; it is computed from the latencies.
     """
     value, spread = report.ratios.speedup, report.ratios.speedup_spread
     if value is None or simulated(report):

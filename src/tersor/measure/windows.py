@@ -31,7 +31,7 @@ class Tokens:
 
 
 class TextProtocol(ReportPart):
-    """What a score on a text depends on besides the model.
+    """Everything besides the model that a score on a text depends on.
 
     ``length``: tokens per window, BOS included; ``stride``: tokens from the start of one window to that of the next;
     ``windows``: number of windows; ``tokens``: number of predicted tokens; ``tokenizer`` and ``data``: SHA-256.

@@ -1,6 +1,6 @@
 """Common metrics for ``Task.evaluate``: METRICS, by name. Shares are in percent, correlations lie between −1 and 1.
 
-Input that a metric cannot judge raises MetricError: no samples, shapes that disagree, NaN, a label that does not exist,
+Input that a metric cannot evaluate raises MetricError: no samples, mismatched shapes, NaN, a label that does not exist,
 or values for which the metric is undefined. ``word_error`` and ``f1`` need libraries of the extra ``tersor[metrics]``.
 """
 
@@ -37,7 +37,7 @@ class MetricInfo:
         function: returns the value, or the values of all samples, whose mean is the metric.
         higher_is_better: its direction.
         best: the value of a model without errors.
-        unit: ``fraction`` lies between 0 and 1 and is written in percent; ``%`` is in percent already.
+        unit: ``fraction`` lies between 0 and 1 and is displayed in percent; ``%`` is already in percent.
         source: where it is defined.
     """
 
@@ -63,7 +63,7 @@ METRICS: dict[str, MetricInfo] = {
 
 
 def known_metric(label: str) -> MetricInfo | None:
-    """The metric that a task's ``metric`` names, or None for a label that is not in METRICS.
+    """The metric named by a task's ``metric``, or None for a label that is not in METRICS.
 
     >>> known_metric("Word error, %").higher_is_better, known_metric("minus distance")
     (False, None)

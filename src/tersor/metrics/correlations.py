@@ -13,7 +13,7 @@ def spearman(predicted: Values, wanted: Values) -> float:
     """Spearman's rank correlation, −1 to 1, of two series ``[samples]``; ties get their mean rank.
 
     Raises:
-        MetricError: also if one series is constant and so has no order.
+        MetricError: also if one series is constant and therefore has no order.
 
     >>> spearman([1.0, 2.0, 30.0], [10, 20, 21])
     1.0

@@ -1,4 +1,4 @@
-"""What the metrics check of scores, labels and texts before they compute."""
+"""Checks of scores, labels and texts before a metric is computed."""
 
 import importlib
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ def as_tensor(values: Values, what: str) -> Tensor:
 
 
 def scored(scores: Values, labels: Values, ignore: int | None = None) -> tuple[Tensor, Tensor]:
-    """Scores and labels, checked; with ``ignore``, as ``[kept, classes]`` and ``[kept]`` without the ignored."""
+    """Scores and labels, checked; with ``ignore``, as ``[kept, classes]`` and ``[kept]`` without the ignored ones."""
     scores = as_tensor(scores, "scores")
     labels = as_tensor(labels, "labels").to(scores.device)
     if scores.ndim < 1 or scores.shape[:-1] != labels.shape:
         raise MetricError(
             f"scores of shape {list(scores.shape)} and labels of shape {list(labels.shape)}; "
-            "scores must have one more dimension, the classes, at the end"
+            f"scores must have one more dimension, the classes, at the end{_remedy(scores, labels)}"
         )
     if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        raise MetricError(f"labels are {labels.dtype}: pass class numbers as integers")
+        raise MetricError(f"labels are {labels.dtype}: pass class numbers as integers, labels.long()")
     labels = labels.long()
     if ignore is not None:
         kept = labels != ignore
@@ -50,6 +50,12 @@ def scored(scores: Values, labels: Values, ignore: int | None = None) -> tuple[T
             f"{nan} of {scores.numel()} scores are NaN: find the first layer of the model that outputs one"
         )
     return scores, labels
+
+
+def _remedy(scores: Tensor, labels: Tensor) -> str:
+    if labels.shape == scores.shape and scores.ndim > 1 and scores.shape[-1] > 1:
+        return "; labels that are one-hot become class numbers by labels.argmax(-1)"
+    return "; drop the last dimension of the labels by labels.squeeze(-1)" if labels.shape[-1:] == (1,) else ""
 
 
 def paired_series(predicted: Values, wanted: Values) -> tuple[Tensor, Tensor]:

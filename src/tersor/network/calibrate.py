@@ -1,4 +1,4 @@
-"""One streaming pass over the calibration data that gathers Statistics of every site, in constant memory."""
+"""One streaming pass over the calibration data that collects Statistics of every site, in constant memory."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def calibrate(
     keep: int = 0,
     on_batch: Callable[[int], None] = lambda samples: None,
 ) -> Calibration:
-    """Stream the batches through the float network and gather statistics of values and means of layers.
+    """Stream the batches through the float network and collect statistics of values and means of layers.
 
     Args:
         values: the nodes whose values are observed, by graph name.
@@ -77,7 +77,7 @@ def calibrate(
         on_batch: called with the number of samples after each batch.
 
     Raises:
-        CalibrationError: naming the layer where a value is not finite, or the batch that the model refuses.
+        CalibrationError: naming the layer with a non-finite value, or the batch that the model rejects.
     """
     values, layers = frozenset(values), frozenset(layers)
     statistics: dict[str, Statistics] = {}

@@ -61,7 +61,7 @@ def capture(
         )
     names = tuple(example) if isinstance(example, Mapping) else ()
     values = tuple(example.values()) if isinstance(example, Mapping) else tuple(example)
-    # A model may write into its input, and an input that requires gradients is no constant of any file.
+    # A model may write into its input, and an input that requires gradients cannot be stored as a constant.
     values = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), values)
     free = dict(dynamic or {})
     check_free(free, parameters_of(model, values, names), values)
@@ -76,7 +76,7 @@ def _with_dynamic_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[
         return _trace(model, doubled, names, True, free)
     except CaptureError:
         raise
-    except Exception as error:  # torch.export raises many types
+    except Exception as error:  # torch.export raises many exception types
         first = error
     if lacks_batch(model, values, names):
         raise no_batch(model, values, names)

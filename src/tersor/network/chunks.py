@@ -16,8 +16,8 @@ from torch import Tensor, fx
 from tersor.network.network import Network, aten, call, op_name, walk, weight_position
 from tersor.task import batch_size
 
-_CHUNK = 2**24  # bytes of a chunk's largest value; glibc maps and clears anew what exceeds twice this
-_WORKERS = 8  # more would keep more values in memory
+_CHUNK = 2**24  # bytes of a chunk's largest value; glibc maps and clears memory anew above twice this size
+_WORKERS = 8  # more would hold more values in memory
 _LAID_OUT = (aten.conv2d.default, aten.conv2d.padding)
 
 Inputs = tuple[Any, ...]
@@ -39,8 +39,9 @@ def cut(network: Network, inputs: Inputs, first: int = 0) -> list[Inputs]:
 def channels_last(network: Network) -> dict[str, Tensor]:
     """The weights of the network's 2-d convolutions with channels last in memory, by name, for ``walk``.
 
-    A convolution with such a weight also returns its values so; the copies into the layout of its kernels and out of it
-    are saved. Sums are rounded in another order. A network that reads its values' strides gets no such weights.
+    A convolution with such a weight also returns its values in that layout, which saves the copies into and out of the
+    layout of its kernels. Sums are added in another order. A network that reads its values' strides gets no such
+    weights.
 
     >>> from tersor.network.capture import capture
     >>> network = capture(torch.nn.Conv2d(2, 3, 3).eval(), (torch.zeros(1, 2, 5, 5),))
@@ -69,7 +70,7 @@ def largest_value(network: Network) -> int:
 
 
 def bytes_of_sample(value: Any) -> int:
-    """Bytes of one sample of a traced value; 1 of what is no tensor."""
+    """Bytes of one sample of a traced value; 1 for anything but a tensor."""
     if not isinstance(value, Tensor):
         return 1
     size = value.element_size()

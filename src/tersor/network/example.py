@@ -48,7 +48,7 @@ def check_example(model: nn.Module, values: tuple[Any, ...], names: tuple[str, .
 
 
 def _check_results(model: nn.Module, results: Any) -> None:
-    """Refuse results in which there is no tensor; forms that are unknown are refused where they are captured."""
+    """Reject results without a tensor; unknown structures are rejected during capture."""
     try:
         count = Structure.of(results)[0].count
     except CaptureError:
@@ -76,7 +76,7 @@ def lacks_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...
 
 
 def no_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...]) -> CaptureError:
-    """The refusal of an example without a batch dimension."""
+    """The error for an example without a batch dimension."""
     batched = _changed(values, lambda x: x.unsqueeze(0))
     return CaptureError(
         f"Task.example has no batch dimension: {_shapes(model, values, names)}; the first dimension of an input is the "
@@ -89,7 +89,7 @@ def _outputs(model: nn.Module, values: tuple[Any, ...], names: tuple[str, ...], 
     """The tensors that the model returns for a changed example; none if it raises."""
     try:
         found = _call(model, _changed(values, change), names)
-    except Exception:  # whatever the model raises
+    except Exception:  # anything the model raises
         return []
     return [x for x in pytree.tree_leaves(found) if isinstance(x, Tensor)]
 

@@ -1,4 +1,4 @@
-"""What is wrong with a model: TorchScript, values that are not finite, or a line that torch.export cannot capture."""
+"""Problems of a model: TorchScript, non-finite values, or a line that torch.export cannot capture."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ def location(error: Exception) -> str:
 
 
 def explained(error: Exception, model: nn.Module) -> CaptureError:
-    """A refusal that names the part of the model in TorchScript, or the offending line of user code."""
+    """An error that names the part of the model in TorchScript, or the offending line of user code."""
     scripted = [name for name, part in model.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if scripted:
         return CaptureError(
@@ -56,7 +56,7 @@ def explained(error: Exception, model: nn.Module) -> CaptureError:
 
 
 def refuse_torchscript(model: Any) -> None:
-    """Raise CaptureError if the model is no module, or was made by torch.jit."""
+    """Raise CaptureError if the model is not a module, or was created by torch.jit."""
     if not isinstance(model, nn.Module):
         raise CaptureError(f"the model is {model!r:.60}, a {type(model).__name__}: give a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
@@ -69,7 +69,7 @@ def refuse_torchscript(model: Any) -> None:
 def check_finite(network: Network, model: nn.Module) -> Network:
     """The network, if its tensors are finite and no variance of a BatchNorm is negative.
 
-    A constant of the model may hold -inf, as attention masks do; parameters and statistics may not.
+    A constant of the model may contain -inf, as attention masks do; parameters and statistics may not.
 
     Raises:
         CaptureError: naming the tensor, as the model's state dict does, and the values.

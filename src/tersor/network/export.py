@@ -1,4 +1,4 @@
-"""``torch.export`` of a model, with its results flat, and the form in which the model gives them."""
+"""``torch.export`` of a model with flat results, and the structure in which the model returns them."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ Free = Mapping[str, Mapping[int, str]]
 
 
 def check_free(free: Free, parameters: Sequence[str], values: Sequence[Any]) -> None:
-    """Refuse free dimensions that the example does not have.
+    """Reject free dimensions that the example does not have.
 
     Raises:
         CaptureError: naming the argument and the dimension.
@@ -44,7 +44,7 @@ def check_free(free: Free, parameters: Sequence[str], values: Sequence[Any]) -> 
 def freed(
     network: Network, values: Sequence[Any], signature: Signature, free: Free
 ) -> tuple[Mapping[int, str], ...]:
-    """For each input of a network its free dimensions.
+    """The free dimensions of each input of a network.
 
     Raises:
         CaptureError: the model's own code fixes one.
@@ -58,7 +58,7 @@ def freed(
             if isinstance(leaf, Tensor):
                 dims, shape = free.get(name, {}), inputs[len(found)].meta["val"].shape
                 for dim, size in dims.items():
-                    if str(shape[dim]).isdigit():  # a size that export fixed may still be a SymInt
+                    if str(shape[dim]).isdigit():  # a size fixed by export may still be a SymInt
                         raise CaptureError(
                             f"dimension {dim} of {name} ({size}) cannot be free: the model's own code fixes it to "
                             f"{shape[dim]}, as recurrent layers do; leave it out of Task.dynamic, or read the size "
@@ -69,7 +69,7 @@ def freed(
 
 
 def dynamic_shapes(network: Network) -> tuple[dict[int, Any] | None, ...]:
-    """What ``torch.export`` is told of the inputs of a network that is exported again."""
+    """The ``dynamic_shapes`` for ``torch.export`` of the inputs of a network that is exported again."""
     batch = torch.export.Dim("batch", min=1)
     found = []
     for k in range(len(network.example)):
@@ -79,11 +79,11 @@ def dynamic_shapes(network: Network) -> tuple[dict[int, Any] | None, ...]:
 
 
 def exported(network: Network) -> Any:
-    """``torch.export`` of a network's graph, which the engines' converters read, with the dimensions dynamic that were
-    captured so.
+    """``torch.export`` of a network's graph, which the engines' converters read, with the captured dynamic
+    dimensions.
 
     Raises:
-        EngineError: the steps of a recurrent layer are the batch, so that no engine knows how many there are.
+        EngineError: the steps of a recurrent layer are the batch, so no engine knows their number.
     """
     shapes = dynamic_shapes(network)
     try:
@@ -108,7 +108,7 @@ def export(
     dynamic: bool,
     free: Free,
 ) -> tuple[Any, Signature]:
-    """The exported program, whose results are tensors alone, and how the model is called and what it returns."""
+    """The exported program, which returns only tensors, and the signature of the model."""
     with quiet():  # the first call imports modules that set warning filters
         batch = torch.export.Dim("batch", min=1)
     titles = parameters_of(model, values, names)

@@ -76,7 +76,7 @@ def agrees(network: Network, model: nn.Module, values: tuple[Any, ...], names: t
         try:
             expected = model(**dict(zip(names, five, strict=True))) if names else model(*five)
             actual = network(*(x for x in pytree.tree_leaves(five) if isinstance(x, Tensor)))
-        except Exception:  # either may reject such a batch with any exception
+        except Exception:  # both may reject such a batch with any exception
             return False
     leaves = [x for x in pytree.tree_leaves(expected) if isinstance(x, Tensor)]
     mine = [actual] if isinstance(actual, Tensor) else list(actual)

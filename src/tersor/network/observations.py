@@ -26,7 +26,7 @@ class Observables:
     """The values to observe in a network; nodes are given by their graph names.
 
     Args:
-        values: the nodes whose values' ``Statistics`` are gathered.
+        values: the nodes whose values' ``Statistics`` are collected.
         layers: the layers whose output means are taken per channel, over the first ``mean_samples`` samples.
         grams: the layers whose inputs' Gram matrices are accumulated.
         inputs: the layers whose first ``INPUT_SAMPLES`` inputs are kept.
@@ -65,11 +65,11 @@ class Observables:
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """The result of observing the data; it serves every plan whose observables are among those gathered.
+    """The result of observing the data; it serves every plan whose observables are among those collected.
 
     Args:
         network: the ``signature`` of the observed network.
-        observed: the gathered observables.
+        observed: the collected observables.
         calibration: the statistics and the means.
         grams: 2·mean(x·xᵀ) of a layer's inputs, by layer.
         inputs: the first inputs of a layer, by layer.
@@ -87,7 +87,7 @@ class Observations:
         """The wanted part of the observations.
 
         Raises:
-            CalibrationError: naming the observables that were not gathered.
+            CalibrationError: naming the observables that were not collected.
         """
         for field in fields(Observables):
             asked, found = getattr(wanted, field.name), getattr(self.observed, field.name)

@@ -1,7 +1,7 @@
-"""Operators whose quantizers would drown a part of what they compute, by the numbers of some samples.
+"""Operators whose quantizers would drown a part of their values, judged on some samples.
 
-A sum is rounded on the grid of its larger operand, and what is joined shares one grid: where a part's power is not well
-above the rounding noise of that grid, the part is lost, as scores to which a mask of -10,000 is added.
+A sum is rounded on the grid of its larger operand, and joined values share one grid: if a part's power is not well
+above the rounding noise of that grid, the part is lost, such as scores to which a mask of -10,000 is added.
 """
 
 import math
@@ -25,7 +25,7 @@ CONVOLUTIONS = LAYERS - {"linear"}
 
 
 def drowned(network: Network, plan: Plan, ranges: Mapping[str, Range], samples: tuple[Any, ...]) -> dict[str, str]:
-    """The reason to leave an operator in float, by graph name, for sums and joins that would lose an operand.
+    """The reason for leaving an operator in float, by graph name, for sums and joins that would lose an operand.
 
     Args:
         network: the planned network, in float.
@@ -71,12 +71,12 @@ def drowned(network: Network, plan: Plan, ranges: Mapping[str, Range], samples: 
                     value=title(least), verb=_VERBS[op_name(node)], db=f"{_db(power[least.name], grid):.0f}",
                 )
             )
-    # What is joined shares its grid with others: a channel is judged once it is rounded on its own.
+    # Joined values share their grid with others: a channel is judged only if it is rounded on its own.
     return reasons or channels
 
 
 def _lost_channels(value: Tensor, noise: float) -> int:
-    """The number of channels that carry something, but less than the rounding of all of them."""
+    """The number of channels with a signal that is below the rounding of all of them."""
     power = value.double().transpose(0, 1).flatten(1).var(1, correction=0)
     return int(((power > 1e-12 * power.max()) & (power < noise * 10 ** (LEAST / 10))).sum()) if noise else 0
 
@@ -94,12 +94,12 @@ def _db(power: float, noise: float) -> float:
 
 
 def _noise(bounds: Range, spec: Any) -> float:
-    """The power of the rounding error of a value in these bounds."""
+    """The power of the rounding error of a value within these bounds."""
     scale, _ = qparams(*bounds, spec)
     return float(scale.double().max()) ** 2 / 12
 
 
 def _read_in_integers(node: fx.Node, planned: set[str]) -> bool:
-    """Whether an integer operator reads a value, moved or not, which then needs one grid for all of it."""
+    """Whether an integer operator reads a value, moved or not, so that all of it needs one grid."""
     passing = TRANSPARENT | ACTIVATIONS
     return any(u.name in planned or (op_name(u) in passing and _read_in_integers(u, planned)) for u in node.users)

@@ -64,7 +64,7 @@ def _insert_quantizer(
         parameters = zip(("scale", "zero_point"), qparams(*bounds, spec), strict=True)
         shared[key] = [add_tensor(network, f"quantizers.{site.group}.{kind}", t) for kind, t in parameters]
     users = [u for u in node.users if u.name not in raw]
-    if node.op == "placeholder":  # which is there in float for all others
+    if node.op == "placeholder":  # which remains in float for all others
         users = [u for u in users if u.op != "output" and u.name not in floats]
     last_input = [n for n in network.graph.nodes if n.op == "placeholder"][-1]
     with network.graph.inserting_before((last_input if node.op == "placeholder" else node).next):

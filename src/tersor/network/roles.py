@@ -59,13 +59,13 @@ def roles_of(operators: list[fx.Node], decisions: Mapping[fx.Node, Decision], po
 
 
 def reads_floats(node: fx.Node, decisions: Mapping[fx.Node, Decision]) -> bool:
-    """Whether a reader takes a value before its quantizer: the caller, and sums and joins that are kept in float."""
+    """Whether a reader uses a value before its quantizer: the caller, and sums and joins kept in float."""
     kept = node in decisions and decisions[node].keep == "fp32" and op_name(node) in ARITHMETIC | JOINS
     return node.op == "output" or kept
 
 
 def float_output(node: fx.Node, role: str, decisions: Mapping[fx.Node, Decision], policy: Policy) -> bool:
-    """Whether an operator must write codes to compute in integers, but all that read its value take floats."""
+    """Whether an operator must output codes to compute in integers, but all readers of its value use floats."""
     row = policy.row(role, op_name(node))
     if row is None or not isinstance(row.output, Own):
         return False

@@ -1,4 +1,4 @@
-"""How a captured network is called and what it returns: as the model."""
+"""The call signature of a captured network: that of the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from tersor.network.structure import Form, Structure
 
 @dataclass(frozen=True, eq=False)
 class Signature:
-    """The arguments of a model, as the example gives them, and its results.
+    """The arguments of a model, as given by the example, and its results.
 
     Args:
         parameters: the names of the arguments; those of ``*args`` have the names ``0``, ``1``, …
-        arguments: the form of the example's arguments, a tuple in the order of ``parameters``.
-        outputs: the form of the results.
+        arguments: the structure of the example's arguments, a tuple in the order of ``parameters``.
+        outputs: the structure of the results.
 
     >>> import torch
     >>> pair, _ = Structure.of((torch.zeros(1), torch.zeros(1)))
@@ -34,12 +34,12 @@ class Signature:
     outputs: Structure
 
     def flat(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, ...]:
-        """The tensors of a call, in the order in which the network takes them; arrays become tensors.
+        """The tensors of a call, in the network's order; arrays become tensors.
 
-        Arguments are given by position or by name. All tensors alone, in order, are taken too.
+        Arguments are given by position or by name. Just the tensors, in order, are accepted too.
 
         Raises:
-            TaskError: too few, too many or misnamed arguments, or a constant that is not the example's.
+            TaskError: too few, too many or misnamed arguments, or a constant that differs from the example's.
         """
         alone = [a for a in args if isinstance(a, Tensor)]
         if not kwargs and len(alone) == len(args) == self.arguments.count:
@@ -54,7 +54,9 @@ class Signature:
                 continue
             found, values = self._parts(name, given[name])
             if found.leaves().keys() != mine.keys():
-                raise TaskError(f"the argument {name} has another form than in the example: {self}")
+                whole = isinstance(given[name], (tuple, list)) and any(path == () for path in mine)
+                remedy = "; a whole batch is passed as predict(*batch)" if whole else ""
+                raise TaskError(f"the argument {name} has another form than in the example: {self}{remedy}")
             for path, form in found.leaves().items():
                 _check_leaf(name, form, mine[path])
                 if "tensor" in form:
@@ -62,11 +64,11 @@ class Signature:
         return tuple(tensors[k] for k in range(self.arguments.count))
 
     def build(self, tensors: Sequence[Any]) -> Any:
-        """The results as the model gives them."""
+        """The results in the model's structure."""
         return self.outputs.build(tensors)
 
     def to_json(self) -> dict[str, Any] | None:
-        """What a manifest holds; None if a constant is none of JSON's."""
+        """The entry in a manifest, or None if a constant cannot be written as JSON."""
         arguments, outputs = self.arguments.to_json(), self.outputs.to_json()
         if arguments is None or outputs is None:
             return None
@@ -74,10 +76,10 @@ class Signature:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Signature":
-        """The signature that ``to_json`` gave.
+        """The signature from the result of ``to_json``.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is not a signature.
         """
         forms: list[Form] = [data["arguments"], data["outputs"]]
         return cls(tuple(map(str, data["parameters"])), *map(Structure.from_json, forms))
@@ -101,7 +103,7 @@ class Signature:
             raise TaskError(f"the argument {name} has another form than in the example ({error}): {self}") from error
 
     def __str__(self) -> str:
-        """As errors print it."""
+        """As shown in errors."""
         count, takes = self.arguments.count, ", ".join(self.parameters)
         return f"the network takes {takes} ({count} tensor{'s' * (count != 1)}), as in the task's example"
 

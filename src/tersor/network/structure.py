@@ -1,6 +1,6 @@
-"""The form of a model's arguments and results: how nested values hold tensors, in memory and as JSON.
+"""The structure of a model's arguments and results: nested values with tensors, in memory and as JSON.
 
-A form is a tree of plain values: ``{"tensor": k}`` is the k-th tensor, ``{"constant": value}`` anything that is the
+A form is a tree of plain values: ``{"tensor": k}`` is the k-th tensor, ``{"constant": value}`` a value that is the
 same in every call; containers name their kind. Loading one executes nothing.
 """
 
@@ -22,7 +22,7 @@ _SCALARS = (*_PLAIN, torch.dtype, torch.device, complex, bytes)
 
 
 def tensor_of(array: np.ndarray) -> Tensor:
-    """An array as a tensor; it shares memory where that may be written.
+    """An array as a tensor; it shares the array's memory if that is writable.
 
     Raises:
         CaptureError: PyTorch has no such dtype.
@@ -35,7 +35,7 @@ def tensor_of(array: np.ndarray) -> Tensor:
 
 
 class Record(OrderedDict[str, Any]):
-    """An output with named fields whose class is not known here: read by key, attribute or position.
+    """An output with named fields of an unknown class: read by key, attribute or position.
 
     >>> out = Record("Prediction", {"logits": 1, "aux": 2})
     >>> out.logits, out["aux"], out[0], out
@@ -47,7 +47,7 @@ class Record(OrderedDict[str, Any]):
         self.__dict__["kind"] = kind
 
     def __getattr__(self, name: str) -> Any:
-        """A field."""
+        """A field by its name."""
         if name in self:
             return OrderedDict.__getitem__(self, name)
         raise AttributeError(f"{self.__dict__.get('kind', 'Record')} has no field {name!r}")
@@ -57,18 +57,18 @@ class Record(OrderedDict[str, Any]):
         return super().__getitem__(key) if isinstance(key, str) else tuple(self.values())[key]
 
     def __repr__(self) -> str:
-        """As a dataclass is printed."""
+        """In the format of a dataclass."""
         return f"{self.__dict__['kind']}({', '.join(f'{k}={v!r}' for k, v in self.items())})"
 
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """The form of a value, and how many tensors it holds.
+    """The form of a value, and the number of tensors in it.
 
     Args:
-        form: the tree, of values that JSON has.
+        form: the tree, of values that JSON can represent.
         count: the number of tensors.
-        classes: the classes of named forms, by their qualified names; those of a loaded folder are not known.
+        classes: the classes of named forms, by their qualified names; unknown for a loaded folder.
 
     >>> found, tensors = Structure.of({"a": torch.zeros(1), "rest": (None, [torch.ones(2)])})
     >>> found.names(), [list(t.shape) for t in tensors]
@@ -86,7 +86,7 @@ class Structure:
         """The structure of a value, and its tensors; with ``once`` a tensor that occurs twice is listed once.
 
         Raises:
-            CaptureError: a value that is neither a tensor, a container of such, nor a constant.
+            CaptureError: a value that is neither a tensor, a container of tensors, nor a constant.
         """
         tensors: list[Tensor] = []
         classes: dict[str, type] = {}
@@ -119,11 +119,11 @@ class Structure:
         return cls(form, len(tensors), classes), tensors
 
     def build(self, tensors: Sequence[Any]) -> Any:
-        """The value with these in place of its tensors."""
+        """The value with these tensors in place of its own."""
         return _build(self.form, tensors, self.classes)
 
     def names(self, alone: str = "output") -> tuple[str, ...]:
-        """A name for every tensor: the keys and positions that lead to it."""
+        """A name for every tensor: its keys and positions."""
         paths: dict[int, str] = {}
         for path, form in _leaves(self.form, ()):
             if "tensor" in form:
@@ -149,21 +149,21 @@ class Structure:
         return Structure(walk(self.form), len(set(numbers)), self.classes)
 
     def leaves(self) -> dict[tuple[Any, ...], Form]:
-        """Every tensor and constant, by the keys and positions that lead to it."""
+        """Every tensor and constant, by its keys and positions."""
         return dict(_leaves(self.form, ()))
 
     def to_json(self) -> Form | None:
-        """The form, or None if a constant is none of JSON's."""
+        """The form, or None if a constant cannot be written as JSON."""
         leaves = self.leaves().items()
         fine = all(isinstance(part, _PLAIN) for path, form in leaves for part in (*path, form.get("constant")))
         return self.form if fine else None
 
     @classmethod
     def from_json(cls, form: Form) -> "Structure":
-        """The structure of a form that was stored; nothing is imported or executed.
+        """The structure from a stored form; nothing is imported or executed.
 
         Raises:
-            ValueError: it is no form.
+            ValueError: it is not a form.
         """
         numbers = {f["tensor"] for _, f in _leaves(form, ()) if "tensor" in f}
         if numbers != set(range(len(numbers))):
@@ -178,14 +178,14 @@ def _is_record(value: Any) -> bool:
 
 
 def _fields(value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):  # as transformers' outputs, which leave out what is None
+    if isinstance(value, Mapping):  # like transformers' outputs, which omit fields that are None
         return [(str(k), v) for k, v in value.items()]
     if hasattr(type(value), "_fields"):
         return [(name, getattr(value, name)) for name in value._fields]
     return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
 
 
-# What a kind takes, and its parts by key.
+# The required type of a kind, and its parts by key.
 _CONTAINERS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any]]] = {
     "record": (_is_record, _fields),
     "dict": (lambda v: isinstance(v, Mapping), lambda v: v.items()),

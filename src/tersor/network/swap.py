@@ -33,7 +33,7 @@ _PLAIN: dict[str, tuple[type[nn.Module], ...]] = {
 RECURRENT = frozenset({"lstm", "gru", "rnn"})
 CELLS = frozenset({"lstm_cell", "gru_cell", "rnn_cell"})
 CONVOLUTIONS = frozenset(name for name in _PLAIN if name.startswith("conv"))
-# Parents with a fused path that reads the weights of their layers instead of calling them, and what switches it off.
+# Parents with a fused path that reads their layers' weights instead of calling them, and how to switch it off.
 _FUSED: dict[type[nn.Module], tuple[str, Any]] = {
     nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
     nn.TransformerEncoder: ("use_nested_tensor", False),

@@ -12,7 +12,7 @@ def verify(network: Network, after: str = "", error: type[TersorError] = Rewrite
     """The network itself, if it satisfies every invariant.
 
     Args:
-        after: the step that made the network, for the message.
+        after: the step that produced the network, for the message.
 
     Raises:
         RewriteError: (or ``error``) naming the node, the invariant and the fault.

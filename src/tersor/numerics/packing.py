@@ -67,7 +67,7 @@ def unpack(packed: UInt8[Tensor, " bytes"], bits: int, count: int, signed: bool)
     padded = packed.new_zeros(-(-packed.numel() // bytes_per_word) * bytes_per_word)
     padded[: packed.numel()] = packed
     words = torch.zeros(padded.numel() // bytes_per_word, dtype=torch.int32, device=packed.device)
-    # Functions, not the operators << and >>, which torch.onnx.export does not know.
+    # Functions, not the operators << and >>, which torch.onnx.export does not support.
     for position in range(bytes_per_word):
         words |= torch.bitwise_left_shift(padded[position::bytes_per_word].to(torch.int32), 8 * position)
     shifts = torch.arange(0, bits * per_word, bits, device=packed.device, dtype=torch.int32)

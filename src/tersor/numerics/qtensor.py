@@ -25,7 +25,7 @@ def quantize(
 ) -> Codes:
     """Quantize ``x``: ``clamp(round(x / scale) + zero_point, low, high)`` in the format's dtype.
 
-    Nearest rounds ties to even. Stochastic rounds up with the probability of the fraction, so that the mean over many
+    Nearest rounds ties to even. Stochastic rounds up with a probability equal to the fraction, so the mean over many
     draws is ``x`` inside the range; it needs the ``generator``, for reproducibility.
 
     Raises NumericsError for NaN, for a scale whose shape does not fit, and for stochastic rounding without a generator.
@@ -59,7 +59,7 @@ def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 def _round_stochastically(y: Tensor, noise: Tensor) -> Tensor:
-    """Round ``y`` up with the probability of its fraction; ``y + noise`` would itself be rounded."""
+    """Round ``y`` up with a probability equal to its fraction; ``y + noise`` would itself be rounded."""
     whole = y.floor()
     return whole + (noise < y - whole)
 
@@ -85,8 +85,8 @@ class QTensor:
         spec: format, granularity and symmetry of the codes.
 
     Raises:
-        NumericsError: one of these is violated. Values are checked once, in less than a hundredth of the time that
-            rounding to nearest takes; meta tensors are not checked.
+        NumericsError: one of these is violated. Values are checked once, in less than 1 % of the time that rounding to
+            nearest takes; meta tensors are not checked.
 
     >>> QTensor(torch.tensor([9], dtype=torch.int8), torch.ones(()), torch.zeros(()), QuantSpec("int4"))
     Traceback (most recent call last):

@@ -1,4 +1,4 @@
-"""A stream of tensors → Statistics, a value that merges → a range.
+"""A stream of tensors → Statistics, which can be merged → a range.
 
 Every estimator reads the same Statistics, so one pass over the data serves them all. EasyQuant, which needs a layer's
 weights, is a solver.

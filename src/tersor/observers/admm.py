@@ -16,7 +16,7 @@ from tersor.observers.statistics import Statistics
 class Admm:
     """``q = clip(round(x/α))``, ``α = Σxq / Σq²``, in turn until α is stable: a local minimum of ‖x − αq‖².
 
-    α begins at ``max|x| / (levels · shrink)``; MNN's shrink is 2.5 for features (1.25 for weights), its limit
+    α starts at ``max|x| / (levels · shrink)``; MNN's shrink is 2.5 for features (1.25 for weights), its limit
     300 rounds. If Σq² = 0 it stops and keeps α. This is only the projection step of Leng et al., arXiv 1707.09870; the
     whole method also trains the weights towards αq. With an asymmetric spec the codes are divided between the signs in
     proportion to the extremes. With more codes than bins (int16) the range is that of the extremes.

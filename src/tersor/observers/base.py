@@ -10,7 +10,7 @@ from tersor.observers.statistics import Statistics
 
 @runtime_checkable
 class Observer(Protocol):
-    """A range estimator: a frozen dataclass of its options with one verb."""
+    """A range estimator: a frozen dataclass of its options with one method."""
 
     @property
     def order_dependent(self) -> bool:
@@ -21,13 +21,13 @@ class Observer(Protocol):
         """The range ``(low, high)`` to quantize the tensor in, ``low ≤ 0 ≤ high``.
 
         Raises:
-            CalibrationError: for a spec that this estimator has no range for.
+            CalibrationError: for a spec that this estimator does not support.
         """
         ...
 
 
 def seen_range(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
-    """The extremes, widened to hold 0: the zero point of one-sided data would otherwise lie outside the codes.
+    """The extremes, widened to include 0: the zero point of one-sided data would otherwise lie outside the codes.
 
     Raises:
         CalibrationError: unless ``spec`` has one scale for the whole tensor.
@@ -41,7 +41,7 @@ def seen_range(statistics: Statistics, spec: QuantSpec) -> tuple[float, float]:
 
 
 def needs_codes(spec: QuantSpec, name: str) -> None:
-    """Refuse formats whose codes are not evenly spaced integers with a zero.
+    """Reject formats whose codes are not evenly spaced integers including zero.
 
     Raises:
         CalibrationError: naming the format.

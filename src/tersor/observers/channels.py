@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 _CHUNK = 2**17  # elements that stay in the cache between passes; measured
-_WIDE = 64  # neighbours that a minimum over another dimension takes at once, thirty times faster than sixteen
+_WIDE = 64  # neighbours per step of a minimum over another dimension; thirty times faster than sixteen
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def reduced(view: Tensor) -> Reduced:
 def _reduced_columns(x: Tensor) -> Reduced:
     """The same of ``[rows, positions, channels]``."""
     rows, positions, channels = x.shape
-    # Few channels are slow to reduce by: some positions stand side by side at first.
+    # Reducing by few channels is slow: several positions are first laid side by side.
     width = channels * _divisor(positions, -(-_WIDE // channels))
     steps = positions * channels // width
     wide = x.reshape(-1, steps // _divisor(steps, -(-steps * width // _CHUNK)), width)

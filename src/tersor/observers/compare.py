@@ -21,10 +21,10 @@ class Estimate:
 
     Attributes:
         observer: its name.
-        low, high: its range; None if it has none for this spec, and ``note`` is the reason.
+        low, high: its range; None if it supports no such spec, for the reason in ``note``.
         mse: mean of (x − q(x))² over the histogram, zeros included, in the unit of x squared.
         sqnr_db: 10·log10 of mean x² over mse; None if either is 0.
-        clipped: the share of values outside the range; those in a histogram's bin that holds an end of it are inside.
+        clipped: the share of values outside the range; values in a bin with an end of the range count as inside.
     """
 
     observer: str
@@ -89,5 +89,5 @@ def _outside(statistics: Statistics, low: float, high: float) -> int:
     """How many values lie outside [low, high], in whole bins: values equal to an end are inside, exact zeros too."""
     histogram = statistics.histogram
     left, counts = histogram.edges[:-1], histogram.counts
-    # A bin does not hold its right edge, so all of one that ends at ``low`` is below it.
+    # A bin does not include its right edge, so a bin that ends at ``low`` lies entirely below it.
     return int(counts[left + histogram.width <= low].sum() + counts[left > high].sum())

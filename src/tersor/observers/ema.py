@@ -9,7 +9,7 @@ from tersor.observers.statistics import Statistics
 
 @dataclass(frozen=True)
 class MovingAverage:
-    """``r ← m·r + (1 − m)·batch`` over the batches' minima and maxima, beginning with the first batch's.
+    """``r ← m·r + (1 − m)·batch`` over the batches' minima and maxima, starting with those of the first batch.
 
     ``observe`` keeps the average; its default m is MNN's 0.99. The range depends on the order and the size of the
     batches, and after a hundred batches the first still has a weight of a third. Jacob et al., arXiv 1712.05877.

@@ -66,7 +66,7 @@ class Gram:
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """aᵀ·b, float32.
 
-    Products of BF16 values added in float32 are exact, and twice as fast on processors that have them; PyTorch offers
+    Products of BF16 values added in float32 are exact, and twice as fast on CPUs that support them; PyTorch offers
     them as a lower precision of float32 products.
     """
     precision = torch.get_float32_matmul_precision()

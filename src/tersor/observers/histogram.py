@@ -1,4 +1,4 @@
-"""A histogram whose grid is the same for everybody: aligned to zero, its bin width a power of two."""
+"""A histogram on a universal grid: aligned to zero, with a power of two as bin width."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor
 
 BINS = 8192  # on each side of zero, of which more than half lie inside max|x|
 _SMALLEST = -100  # the grid's reach is at least 2**_SMALLEST, so that 1/width is a float32 too
-_PIECE = 2**17  # values indexed and counted while they stay in the cache
+_PIECE = 2**17  # values indexed and counted at once, so that they stay in the cache
 # Takes the first bin's values, at index -1, to four places in turn: after a ReLU they are most of all values, and each
 # count would wait for the one before.
 _SPREAD = torch.tensor([k * BINS + BINS - 1 for k in range(4)], dtype=torch.int16).repeat(_PIECE // 4)
@@ -21,12 +21,12 @@ class Histogram:
     """Counts of a signed, zero-aligned grid of ``2 · 8192`` bins.
 
     The bin width is the smallest power of two with which 8192 bins a side hold max|x|. A grid twice as wide
-    has every second edge of this one, so growing only adds up neighbours: the counts do not depend on the
+    has every second edge of this one, so growing only adds neighbouring bins: the counts do not depend on the
     order of the batches, and two workers' histograms merge to exactly the one that a single worker would
     have made.
 
-    Exact zeros are kept apart: every quantizer represents them exactly, whatever its range, and after a ReLU
-    they are half of all values and would drown the rest.
+    Exact zeros are counted separately: every quantizer represents them exactly, whatever its range, and after a
+    ReLU they are half of all values and would drown the rest.
 
     Attributes:
         exponent: the bin width is ``2.0 ** exponent``.
@@ -67,7 +67,7 @@ class Histogram:
         steps = exponent - self.exponent
         if steps == 0:
             return self
-        # Beyond 2^14 a side is one bin; the loop below would only shuffle zeros.
+        # Beyond 2^14, each side is a single bin; the loop below would only move zeros.
         ratio = 1 << min(steps, 14)
         reach = -(-BINS // ratio)
         positive = _summed(self.counts[BINS:], ratio)
@@ -85,7 +85,7 @@ class Histogram:
 
 
 def _summed(counts: np.ndarray, ratio: int) -> np.ndarray:
-    """Every ``ratio`` neighbours added up, the last ones padded with nothing."""
+    """Sums of every ``ratio`` neighbours, the last group padded with zeros."""
     padded = np.pad(counts, (0, -len(counts) % ratio))
     return padded.reshape(-1, ratio).sum(1)
 
@@ -94,9 +94,9 @@ def histogram_of(values: Tensor, largest: float, signed: bool = True) -> Histogr
     """The histogram of a finite float32 tensor on the CPU, on the grid that holds ``largest`` ≥ max|values|.
 
     ``largest`` may come from more values than are counted: a subsample lands on the grid of the whole.
-    ``signed`` may be False where no value is negative, which is faster.
+    ``signed`` may be False if no value is negative, which is faster.
     """
-    reach = math.frexp(largest)[1] if largest else _SMALLEST  # frexp calls the exponent of 0 zero
+    reach = math.frexp(largest)[1] if largest else _SMALLEST  # frexp returns exponent 0 for 0
     exponent = max(reach, _SMALLEST) - BINS.bit_length() + 1
     counts = np.zeros(2 * BINS, dtype=np.int64)
     count, zeros = _count_signed if signed else _count_positive, 0
@@ -116,7 +116,7 @@ def _count_signed(bins: Tensor, counts: np.ndarray) -> None:
 
 def _count_positive(bins: Tensor, counts: np.ndarray) -> None:
     """The same without negative values."""
-    index = bins.to(torch.int16).sub_(1).bitwise_and_(_SPREAD[: len(bins)])  # converting is a floor itself
+    index = bins.to(torch.int16).sub_(1).bitwise_and_(_SPREAD[: len(bins)])  # the conversion itself is a floor
     found = torch.bincount(index, minlength=4 * BINS).numpy()
     counts[BINS + 1 :] += found[: BINS - 1]
     counts[BINS] += found[BINS - 1 :: BINS].sum()

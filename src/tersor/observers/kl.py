@@ -14,7 +14,7 @@ from tersor.observers.statistics import Statistics
 class KullbackLeibler:
     """The threshold T on |x| whose quantized histogram diverges least from the original by KL (Migacz, GTC 2017).
 
-    2048 bins of |x| on [0, max|x|], see ``kl_threshold``. Exact zeros are left out: they are represented exactly for
+    2048 bins of |x| on [0, max|x|], see ``kl_threshold``. Exact zeros are omitted: they are represented exactly for
     any T, and a ReLU's many zeros would hide the shape of all other values. Levels are the codes on the longer side of
     zero: 128 for symmetric int8, 256 for one-sided data in 256 codes, in between for an asymmetric spec with two-sided
     data. A format of 2048 levels or more (int16) clips nothing.
@@ -45,7 +45,7 @@ class KullbackLeibler:
 
 
 def kl_threshold(counts: np.ndarray, width: float, levels: int = 128) -> float:
-    """The threshold on |x| by TensorRT's rule, from ``counts`` of equal bins of ``width`` that begin at 0.
+    """The threshold on |x| by TensorRT's rule, from ``counts`` of equal bins of ``width`` starting at 0.
 
     For every ``i`` from ``levels`` to the number of bins: P is ``counts[:i]`` with all the rest added to its
     last bin; Q is ``counts[:i]`` **without** the rest, merged to ``levels`` groups (bin k to group
@@ -53,8 +53,8 @@ def kl_threshold(counts: np.ndarray, width: float, levels: int = 128) -> float:
     normalised. T is ``(i + ½)·width`` of the smallest KL(P‖Q), the widest one among equals, never beyond the
     last bin.
 
-    Three cases that TensorRT's slides leave open: the last group gets a count of 1 where it is empty though P
-    is not (else KL would be infinite, and a lone outlier would forbid any clipping); ``i = bins``, no
+    Three cases that TensorRT's slides leave open: the last group gets a count of 1 if it is empty but P is
+    not (else KL would be infinite, and a lone outlier would forbid any clipping); ``i = bins``, no
     clipping, is tried too (else a tensor of two values would lose the larger); and an ``i`` that clips more
     than half of the counts is not tried (else values of 2.5 … 3.5 would all become 2.5: KL(P‖Q) of a single
     bin is 0).

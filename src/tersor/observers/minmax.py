@@ -1,4 +1,4 @@
-"""The extremes."""
+"""The minimum and maximum as the range."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Integrals over a histogram, and with them the error of a quantizer, exactly and for many at once."""
+"""Integrals over a histogram, which give the exact errors of many quantizers at once."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ class Moments:
     def _place(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         at = np.clip((points - self.origin) / self.width, 0, len(self.mass) - 1)
         index = at.astype(np.int32)
-        # Past the last edge the mass stays and the shortfall grows on: no clipping of the distance there.
+        # Past the last edge the mass is constant and the shortfall keeps growing: the distance is not clipped there.
         return index, points - (self.origin + index * self.width)
 
     def below(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +43,7 @@ class Moments:
 
 
 def moments_of(histogram: Histogram, magnitudes: bool = False) -> Moments:
-    """The integrals of x, or of |x|. Exact zeros are left out: no quantizer errs on them."""
+    """The integrals of x, or of |x|. Exact zeros are omitted: no quantizer has an error on them."""
     counts = (histogram.magnitudes if magnitudes else histogram.counts).astype(np.float64)
     used = np.flatnonzero(counts)
     begin, end = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
@@ -65,7 +65,7 @@ def moments_of(histogram: Histogram, magnitudes: bool = False) -> Moments:
 
 
 def power_mean(histogram: Histogram, power: int, centre: float = 0.0) -> float:
-    """The mean of (x − centre) to a whole power over all values, zeros included; inside a bin they lie evenly.
+    """The mean of (x − centre) to a whole power over all values, zeros included; inside a bin they are uniform.
 
     >>> import torch
     >>> from tersor.observers.histogram import histogram_of

@@ -1,4 +1,4 @@
-"""The range of the smallest squared error."""
+"""The range with the smallest squared error."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,8 @@ class MeanSquaredError:
 
     Symmetric specs and one-sided data have one threshold: it is searched on a geometric grid, then on a fine one around
     the best. An asymmetric spec with two-sided data has two: a coarse grid of pairs, then one threshold at a time until
-    neither moves. The idea is that of Banner et al., arXiv 1810.05723, on the measured instead of an assumed
-    distribution. With more codes than bins (int16) the range is that of the extremes.
+    neither moves. The idea is that of Banner et al., arXiv 1810.05723, applied to the measured
+    distribution instead of an assumed one. With more codes than bins (int16) the range is that of the extremes.
 
     >>> import torch
     >>> from tersor.observers import observe
@@ -57,8 +57,8 @@ def _one_sided(moments: Moments, largest: float, levels: int) -> float:
 def _two_sided(moments: Moments, low: float, high: float, spec: QuantSpec) -> tuple[float, float]:
     """Searches the end T of the longer side and the number m of codes on the shorter one.
 
-    Their grid, ``s = T / (codes − m)``, is the one that ``qparams`` makes of ``(−m·s, T)``: the zero point is a whole
-    number from the start, so that the search does not depend on its rounding.
+    Their grid, ``s = T / (codes − m)``, is the one that ``qparams`` computes for ``(−m·s, T)``: the zero point is an
+    integer from the start, so the search does not depend on its rounding.
     """
     codes = spec.high - spec.low
     major, minor = max(-low, high), min(-low, high)

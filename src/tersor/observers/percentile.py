@@ -41,7 +41,7 @@ class Percentile:
         below = np.concatenate(([0], np.cumsum(histogram.magnitudes))) + histogram.zeros
         wanted = histogram.total * self.percent / 100
         k = int(np.searchsorted(below, wanted))
-        if k == 0:  # the zeros alone reach the percentile: the range is the first bin
+        if k == 0:  # the zeros alone reach the percentile, so the range is the first bin
             return cut(low, high, histogram.width)
         threshold = (k - 1 + (wanted - below[k - 1]) / (below[k] - below[k - 1])) * histogram.width
         return cut(low, high, float(threshold))

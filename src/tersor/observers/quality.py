@@ -39,8 +39,8 @@ def assess(
 
     Args:
         few: fewer samples than this are too few; 100 to 1,000 are usual.
-        far: a range moved far if the second half widened it by more than this share of its final width.
-        most: the share of sites that may have moved far; extremes always grow a little.
+        far: a range counts as moved if the second half widened it by more than this share of its final width.
+        most: the share of sites that may have moved; extremes always grow a little.
         often: the share of samples that may be repetitions.
 
     Raises:

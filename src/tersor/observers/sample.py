@@ -1,4 +1,4 @@
-"""Which rows were seen: fingerprints that find repetitions, and a reservoir that keeps a few rows."""
+"""The rows that were seen: fingerprints that detect repetitions, and a reservoir that keeps a few rows."""
 
 import math
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 KEYS = 1024  # fingerprints kept; up to as many distinct rows the count of repetitions is exact
-_POSITIONS = 64  # values of a row that its key is made of
+_POSITIONS = 64  # values of a row from which its key is computed
 
 
 def strided(flat: Tensor, most: int) -> Tensor:
     """At most ``most`` values of each row of ``flat`` ``[rows, n]``, evenly spread, the same for every batch.
 
-    The stride shares no factor with n, and so none with a width, height or number of channels whose product
-    n is: it visits all columns and channels alike.
+    The stride is coprime to n, and therefore to the width, height and number of channels whose product is n: it
+    visits all columns and channels equally.
 
     >>> strided(torch.arange(12.0).reshape(2, 6), 3)
     tensor([[ 0.,  5.],
@@ -33,8 +33,8 @@ def strided(flat: Tensor, most: int) -> Tensor:
 def keys_of(rows: Tensor, seed: int = 0) -> np.ndarray:
     """A 64-bit key of each row's content, uint64 ``[rows]``, from 64 of its values spread evenly.
 
-    Equal rows have equal keys; different ones do not, but by a chance of 2⁻⁶⁴ or where they differ in none of
-    those values. ``rows`` is float32 ``[rows, n]`` on the CPU.
+    Equal rows have equal keys; different rows do not, except with a probability of 2⁻⁶⁴ or if
+    they agree in all of those values. ``rows`` is float32 ``[rows, n]`` on the CPU.
     """
     values = strided(rows, _POSITIONS).contiguous()
     bits = values.numpy().view(np.uint32).astype(np.uint64)
@@ -54,9 +54,9 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 class Fingerprints:
     """How often each of the rows with the 1024 smallest keys was seen.
 
-    A key that was ever pushed out can never come back, because the others only grow smaller: the counts are
-    exact, and merging is associative and does not depend on the order. The keys are as good as random, so
-    what holds for these rows holds for all.
+    A key that was once dropped can never return, because the kept keys only get smaller: the counts are exact,
+    and merging is associative and independent of the order. The keys are practically random, so these rows
+    represent all rows.
     """
 
     keys: np.ndarray  # uint64, ascending, distinct
@@ -64,7 +64,7 @@ class Fingerprints:
 
     @property
     def repeated(self) -> float:
-        """The share of rows that were there before: 0 if all differ, 0.5 if each came twice."""
+        """The share of rows seen before: 0 if all differ, 0.5 if each occurred twice."""
         total = int(self.counts.sum())
         return 1.0 - len(self.keys) / total if total else 0.0
 
@@ -90,7 +90,7 @@ def _counted(keys: np.ndarray, counts: np.ndarray) -> Fingerprints:
 class Sample:
     """A reservoir: the ``capacity`` distinct rows whose seeded keys are the smallest.
 
-    A key depends on the row's content alone, so every row has the same chance, merging is associative and
+    A key depends on the row's content alone, so every row is equally likely to be kept, merging is associative and
     independent of the order, and two workers keep exactly the rows that one would have kept. A row is one
     index of dimension 0 with all its values, in float32: the caller chooses a capacity that fits the memory.
     Rows of different shapes may lie side by side.
@@ -107,7 +107,7 @@ class Sample:
     rows: tuple[Tensor, ...]
 
     def stacked(self) -> Tensor:
-        """The rows as one batch; raises RuntimeError (of torch.stack) where their shapes differ."""
+        """The rows as one batch; raises RuntimeError (from torch.stack) if their shapes differ."""
         return torch.stack(self.rows)
 
     def merged(self, other: "Sample") -> "Sample":

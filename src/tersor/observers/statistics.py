@@ -1,4 +1,4 @@
-"""What one streaming pass gathers of one tensor: a value that merges."""
+"""The statistics of one tensor from one streaming pass, which can be merged."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +11,7 @@ from tersor.observers.histogram import BINS, Histogram, histogram_of
 from tersor.observers.moments import power_mean
 from tersor.observers.sample import Fingerprints, Sample, fingerprints_of, sample_of, strided
 
-_STRETCHES = 16  # how finely the course of the range over time is kept
+_STRETCHES = 16  # resolution of the range over time
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Stretch:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Everything that the estimators ask of one tensor. Its size does not depend on the number of batches.
+    """Everything that the estimators need to know about one tensor. Its size does not depend on the number of batches.
 
     A row is one index of dimension 0 (a tensor of one dimension or none is one row). Extremes, channels and
     counts are exact; the histogram counts at most ``per_row`` values of every row, evenly spread.
-    ``merge`` is associative, and independent of the order but for ``first``, ``ema`` and ``course``, which
-    belong to an order: merge shards in theirs. Sums over channels agree up to float64 rounding.
+    ``merge`` is associative, and independent of the order except for ``first``, ``ema`` and ``course``:
+    merge shards in the order of the data. Sums over channels agree up to float64 rounding.
 
     Attributes:
         count: values seen. rows, batches: rows and batches seen, empty ones not counted.
@@ -42,12 +42,12 @@ class Statistics:
         first: extremes of the first batch.
         ema: moving average of the batches' extremes, ``r ← m·r + (1 − m)·batch``, from the first batch on.
         momentum: its m; MNN's is 0.99.
-        histogram: see Histogram; zeros apart.
-        per_row: the most values of a row that the histogram counts.
-        channels: per channel minimum, maximum, mean and variance; None where a tensor had no such axis or
-            the number of channels changed from batch to batch.
-        course: extremes of up to 16 consecutive stretches of rows, for the verdict.
-        fingerprints: which rows repeat. sample: some whole rows, None unless asked for.
+        histogram: see Histogram; zeros are counted separately.
+        per_row: the maximum number of values of a row that the histogram counts.
+        channels: per channel minimum, maximum, mean and variance; None if a tensor had no such axis or the
+            number of channels changed between batches.
+        course: extremes of up to 16 consecutive stretches of rows, for the assessment.
+        fingerprints: which rows repeat. sample: some whole rows, None unless requested.
     """
 
     count: int
@@ -67,7 +67,7 @@ class Statistics:
 
     @property
     def halves(self) -> tuple[Stretch, Stretch] | None:
-        """The extremes of the first and the second half of the rows; None if there is but one stretch."""
+        """The extremes of the first and the second half of the rows; None if there is only one stretch."""
         if len(self.course) < 2:
             return None
         first, *rest = self.course
@@ -80,9 +80,9 @@ class Statistics:
 
     @property
     def kurtosis(self) -> float | None:
-        """E(x − μ)⁴ / σ⁴ over all values: 3 for a Gaussian, more the heavier the tails; None of a constant.
+        """E(x − μ)⁴ / σ⁴ over all values: 3 for a Gaussian, higher for heavier tails; None for a constant.
 
-        The fourth power is the histogram's; mean and variance are exact where channels were gathered, because one
+        The fourth power is the histogram's; mean and variance are exact if channels were collected, because one
         outlier can squeeze all other values into a bin.
         """
         if self.max <= self.min:
@@ -120,16 +120,16 @@ def observe(
     """``statistics`` (None at the start) after one more batch ``x``, of any shape and real dtype.
 
     Args:
-        statistics: what was gathered before, with the same options.
+        statistics: the statistics so far, with the same options.
         x: ``[rows, ...]``. Integers and booleans are taken as float32. An empty one changes nothing.
-        channel_axis: the dimension of the channels, None for no statistics per channel.
+        channel_axis: the dimension of the channels, or None for no per-channel statistics.
         momentum: of the moving average.
-        per_row: the most values of a row that the histogram counts; minimum and maximum see all.
+        per_row: the maximum number of values of a row that the histogram counts; minimum and maximum see all.
         keep: how many whole rows to keep in ``sample``. seed: which ones.
 
     Raises:
-        CalibrationError: NaN, infinite or complex values; options that differ from the earlier batches'.
-            The text names no layer: the caller, who knows it, adds it.
+        CalibrationError: NaN, infinite or complex values; options that differ from those of earlier batches.
+            The message names no layer: the caller, who knows it, adds it.
 
     >>> import torch
     >>> s = None
@@ -173,7 +173,7 @@ def observe(
 def merge(a: Statistics, b: Statistics) -> Statistics:
     """The statistics of a's stream followed by b's.
 
-    Raises CalibrationError where the two were gathered with different options.
+    Raises CalibrationError if the two were collected with different options.
 
     >>> import torch
     >>> halves = [observe(None, torch.full((1, 3), value)) for value in (1.0, 2.0)]
@@ -186,7 +186,7 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
                 f"statistics gathered with {option} {getattr(a, option)} and {getattr(b, option)} "
                 "cannot be merged: gather both with the same"
             )
-    # b's average began at b.first with weight 1; where it continues a's, that weight is a's to decay.
+    # b's average started at b.first with weight 1; continued from a's, that weight belongs to a's and decays.
     decay = a.momentum**b.batches
     return replace(
         a,
@@ -229,13 +229,13 @@ def _refuse(x: Tensor) -> None:
 
 
 def _rows(view: Tensor) -> Tensor:
-    """``[rows, n]`` in the order of memory, so that other layouts than the contiguous need no copy either."""
+    """``[rows, n]`` in memory order, so that non-contiguous layouts need no copy either."""
     inner = sorted(range(1, view.ndim), key=lambda d: -view.stride(d))
     return view.permute(0, *inner).reshape(view.shape[0], -1)
 
 
 def _course(low: Tensor, high: Tensor) -> tuple[Stretch, ...]:
-    """One batch as two stretches, so that a single batch has two halves too."""
+    """One batch as two stretches, so that even a single batch has two halves."""
     middle = (len(low) + 1) // 2
     parts = zip(low.split(middle), high.split(middle), strict=True)
     return tuple(Stretch(len(a), float(a.min()), float(b.max())) for a, b in parts)

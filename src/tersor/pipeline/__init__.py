@@ -1,1 +1,1 @@
-"""The whole way: capture, rewrite, plan, calibrate, solve, correct, compile, measure."""
+"""The whole pipeline: capture, rewrite, plan, calibrate, solve, correct, compile, measure."""

@@ -1,4 +1,4 @@
-"""The result of a recipe, whatever was compressed: it runs, is saved, and moves to other engines."""
+"""The result of a recipe, whatever was compressed: it can be run, saved, and moved to other engines."""
 
 import shutil
 from abc import ABC, abstractmethod
@@ -17,15 +17,15 @@ from tersor.turns import in_turn
 
 
 class Deployed(ABC):
-    """A result in an engine, as its host provides it.
+    """A result in an engine, provided by its host.
 
     Attributes:
         engine: the name of the engine.
-        runner: what runs in it.
+        runner: the object that runs it.
         inputs: name, dtype and shape of each input.
-        folder: where it is saved, if what runs is read from there.
-        loaded: the runner, or None if nobody has asked for it yet.
-        skip_reason: why it does not run in the engine that was preferred; None: it does.
+        folder: where it is saved, if it runs from there.
+        loaded: the runner, or None if it has not been needed yet.
+        skip_reason: why it does not run in the preferred engine; None if it does.
     """
 
     engine: Any
@@ -45,25 +45,25 @@ class Deployed(ABC):
 
     @abstractmethod
     def write(self, folder: Path, result: "Compressed") -> None:
-        """Write all of the result into an existing, empty folder."""
+        """Write the whole result into an existing, empty folder."""
 
     @abstractmethod
     def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "Deployed":
-        """The same in another engine."""
+        """The result in another engine."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Compressed(Shown):
-    """What ``compress``, ``compress_folder`` and ``load`` return: a network, or a language model in a folder.
+    """The result of ``compress``, ``compress_folder`` and ``load``: a network, or a language model in a folder.
 
-    Of a language model, everything that its report and its model have is an attribute too: ``weights``, ``divergence``,
+    For a language model, the attributes of its report and its model are available too: ``weights``, ``divergence``,
     ``headline()`` of the report, and once the model is loaded, ``config``, ``state_dict()``, ``parameters()``.
 
     Args:
-        subject: what became of the model: its quantized network, its plan, the steps carried out.
-        recipe: how it was made.
-        report: what was measured, a ``Report``, of a folder a ``LanguageReport``; None where nothing was measured.
-        deployed: it in an engine.
+        subject: the processed model: its quantized network, its plan, the steps applied.
+        recipe: the recipe it was made with.
+        report: the measurements: a ``Report``, or for a folder a ``LanguageReport``; None if nothing was measured.
+        deployed: the result in an engine.
     """
 
     subject: Subject
@@ -78,25 +78,25 @@ class Compressed(Shown):
 
     @property
     def runner(self) -> Any:
-        """What runs it: an engine's ``Runner``; of a language model the same as ``model``."""
+        """The object that runs it: an engine's ``Runner``; for a language model the same as ``model``."""
         return self.deployed.runner
 
     @property
     def model(self) -> Any:
-        """Of a language model the model of transformers or OpenVINO's decoder, loaded when first asked for.
+        """For a language model, the transformers model or OpenVINO's decoder, loaded on first use.
 
-        Of a network its ``runner``.
+        For a network, its ``runner``.
         """
         return self.deployed.runner
 
     @property
     def network(self) -> Network | None:
-        """The quantized graph; None for folders, and where it was loaded from files that do not hold it."""
+        """The quantized graph; None for folders, and if it was loaded from files that do not contain it."""
         return self.subject.network
 
     @property
     def plan(self) -> Any:
-        """What is quantized and how: a ``Plan``, or of a folder its ``WeightPlan`` values; None where it was loaded."""
+        """What is quantized and how: a ``Plan``, or for a folder its ``WeightPlan`` values; None if it was loaded."""
         return self.subject.plan
 
     @property
@@ -110,11 +110,11 @@ class Compressed(Shown):
         return self.deployed.folder
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it, called like the model; it returns what the model does, also from a folder.
+        """Run it. It is called like the model and returns the same structure, also when loaded from a folder.
 
-        Inputs are tensors or arrays, by position or by name. A dict, list, tuple or None in the results stays one;
-        classes with named fields, such as dataclasses and those of transformers, come back as themselves, and from a
-        folder as a record that is read by key, attribute or position.
+        Inputs are tensors or arrays, by position or by name. A dict, list, tuple or None in the results is
+        preserved; classes with named fields, such as dataclasses and those of transformers, are returned as such, and
+        from a folder as a record that is read by key, attribute or position.
         """
         return self.deployed(*args, **kwargs)
 
@@ -122,7 +122,7 @@ class Compressed(Shown):
         """Let a language model continue ``input_ids`` by ``max_new_tokens``; the arguments are those of its engine.
 
         Raises:
-            EngineError: it is no language model.
+            EngineError: it is not a language model.
             TaskError: tokens that the model does not know, or more than it has positions for.
         """
         if self.folder is None:
@@ -131,20 +131,20 @@ class Compressed(Shown):
 
     @in_turn
     def compile(self, engine: str, *, threads: int | None = None, precision: str = "f32") -> "Compressed":
-        """The same in another engine; the model's code, its data and its recipe are not needed.
+        """The result in another engine; the model's code, its data and its recipe are not needed.
 
         Args:
-            engine: a name as for ``compress``; of a language model as for ``load``.
-            threads: of the engine; all processors that this process may use, if None.
-            precision: what float operators compute in, ``f32`` or ``bf16``.
+            engine: a name as for ``compress``; for a language model as for ``load``.
+            threads: of the engine; None: all processors that this process may use.
+            precision: the precision of float operators, ``f32`` or ``bf16``.
 
         Returns:
-            A result whose report is None: what was measured was measured in the other engine. The report of a
-            language model is of no engine, and stays.
+            A result whose report is None, since the measurements are of the other engine. The report of a language
+            model does not depend on the engine, and is kept.
 
         Raises:
-            EngineError: an engine that is not installed or does not take what was planned for another one; or a network
-                that was loaded from files which do not hold it.
+            EngineError: the engine is not installed or does not support the other one's plan, or the network was loaded
+                from files that do not contain it.
 
         >>> import torch, tersor
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval()
@@ -158,21 +158,21 @@ class Compressed(Shown):
 
     @in_turn
     def save(self, folder: str | Path, force: bool = False) -> Path:
-        """Write everything into a new folder, whole or not at all.
+        """Write everything into a new folder, atomically.
 
         Args:
             force: replace the folder if it holds only what Tersor wrote, or nothing.
 
         Raises:
-            SavedFolderError: the folder exists and ``force`` is not given, it holds what is not Tersor's, it cannot be
-                written, or another run writes it.
+            SavedFolderError: the folder exists and ``force`` is not given, it contains anything not Tersor's, it cannot
+                be written, or another run is writing it.
         """
         folder = check_folder(folder, force, () if self.folder is None else (self.folder,))
         with working_folder(folder) as parts:
             return save_in(parts, self, folder, force)
 
     def __getattr__(self, name: str) -> Any:
-        """What the report of a language model has under this name, or its model if that is loaded."""
+        """The attribute of a language model's report, or of its model if that is loaded."""
         deployed = self.__dict__.get("deployed")
         if deployed is None or name.startswith("_") or deployed.folder is None:
             raise AttributeError(f"Compressed has no attribute {name!r}")
@@ -184,7 +184,7 @@ class Compressed(Shown):
 
 
 def save_in(parts: Path, result: Compressed, folder: Path, force: bool) -> Path:
-    """Save ``result`` in ``folder``, whose working folder ``parts`` this run holds.
+    """Save ``result`` in ``folder``, whose working folder ``parts`` is locked by this run.
 
     Raises:
         SavedFolderError: as ``Compressed.save``.

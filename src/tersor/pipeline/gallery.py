@@ -15,7 +15,7 @@ from tersor.policy import Policy
 from tersor.recipe import PRESETS, Capabilities, Quantize, Recipe
 from tersor.solvers import Sparsity, pruner_choice
 
-# The role in which an engine is asked for a layer, by when its activations are quantized.
+# The role in which an engine supports a layer, by when its activations are quantized.
 _ROLES = {"static": "layer", "dynamic": "runtime", "never": "stored"}
 _HALVES = ("fp32", "fp16", "bf16")
 
@@ -28,9 +28,9 @@ class Shown:
         name, description: of the recipe, in English.
         weight_bits, activation_bits: of layers that no rule changes; 32: they stay float.
         needs_data: whether it is calibrated.
-        engines: where a task that is compressed by it runs, by name; empty if it is not for tasks.
-        folders: whether ``compress_folder`` takes it, for language models.
-        modules: whether ``quantize_dynamic`` takes it.
+        engines: the engines that run a task compressed with it, by name; empty if it is not for tasks.
+        folders: whether ``compress_folder`` supports it, for language models.
+        modules: whether ``quantize_dynamic`` supports it.
     """
 
     name: str
@@ -53,7 +53,7 @@ def gallery() -> tuple[Shown, ...]:
 
 
 def described(recipe: Recipe) -> Shown:
-    """A recipe as the gallery shows it."""
+    """A recipe in the gallery."""
     step = recipe.quantize
     when, needs = step.activations.when, needs_data(step)
     for_tasks, at_run_time = _takes(GRAPH, recipe), _takes(MODULES, recipe)
@@ -77,7 +77,7 @@ def needs_data(step: Quantize) -> bool:
 
 
 def runs_in(engine: str, step: Quantize) -> bool:
-    """Whether an engine, installed or not, takes what the step makes of a linear layer."""
+    """Whether an engine, installed or not, supports a linear layer quantized by the step."""
     found = ENGINES[engine]
     try:
         _check(found.policy(found.targets[0].name if found.targets else None), step)
@@ -98,7 +98,7 @@ def _check(policy: Policy, step: Quantize) -> None:
 
 
 def _held(step: Quantize) -> bool:
-    """Whether some layout of folders holds the weights, or they stay float with zeros."""
+    """Whether any layout of folders stores the weights, or they stay float with zeros."""
     if step.weights.format == "fp32":
         return step.sparsity is not None
     spec = step.weights.spec(QuantSpec("int8", "channel"))

@@ -1,4 +1,4 @@
-"""Whatever Tersor wrote, ready to run."""
+"""Load anything that Tersor wrote, ready to run."""
 
 import warnings
 from pathlib import Path
@@ -17,25 +17,25 @@ from tersor.words import said
 
 @in_turn
 def load(folder: str | Path, threads: int | None = None, engine: str | None = None) -> Compressed:
-    """Load a saved folder; checksums are compared, and nothing in it is executed.
+    """Load a saved folder; checksums are verified, and nothing in it is executed.
 
     Args:
-        folder: what ``Compressed.save`` or ``tersor compress`` wrote; or a language model in the Hugging Face layout,
+        folder: written by ``Compressed.save`` or ``tersor compress``; or a language model in the Hugging Face layout,
             quantized (by Tersor or others, as compressed-tensors, GPTQ or AWQ) or not.
         threads: of the engine, at most two for each logical processor; by default all processors.
-            In PyTorch it is ``torch.set_num_threads`` that decides.
-        engine: of a language model, ``torch`` (the default), an engine with a decoder such as ``openvino``, or
-            ``auto``: the first such engine that takes the model, otherwise PyTorch, with a UserWarning that says why.
+            In PyTorch, ``torch.set_num_threads`` decides.
+        engine: for a language model, ``torch`` (the default), an engine with a decoder such as ``openvino``, or
+            ``auto``: the first such engine that supports the model, else PyTorch, with a UserWarning that says why.
             Any other network runs in the engine that it was compressed for; ``Compressed.compile`` moves it to another.
 
     Returns:
-        A ``Compressed``: call it with the network's inputs; of a language model also
-        ``generate(input_ids, max_new_tokens=…)``, and ``model`` is, in torch, the model of transformers itself.
+        A ``Compressed``: call it with the network's inputs; for a language model it also has
+        ``generate(input_ids, max_new_tokens=…)``, and in torch, ``model`` is the transformers model itself.
 
     Raises:
-        SavedFolderError, CheckpointError: a file is missing, cut short or altered.
-        EngineError: its engine is not installed, does not take it, or is not the one it was compressed for.
-        CaptureError: a language model that cannot be turned into a graph for the engine, or is of an unknown kind.
+        SavedFolderError, CheckpointError: a file is missing, truncated or altered.
+        EngineError: its engine is not installed, does not support it, or is not the one it was compressed for.
+        CaptureError: a language model of an unknown kind, or one that cannot be turned into a graph for the engine.
     """
     folder = path_of("folder", folder, SavedFolderError)
     check_threads(threads)

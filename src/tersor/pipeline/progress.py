@@ -1,4 +1,4 @@
-"""A progress bar on standard error, or in a notebook, for whatever takes long; silent where nobody looks."""
+"""A progress bar on standard error or in a notebook for long operations; silent if nobody is watching."""
 
 import logging
 import time
@@ -25,9 +25,9 @@ _log = logging.getLogger(__name__)
 
 
 class NotebookBars(Progress):
-    """The bars as one output of a notebook's cell, which is replaced as they move and empty at the end.
+    """The bars as one output of a notebook cell, which is updated in place and empty at the end.
 
-    Those of `rich` need ipywidgets there, and warn at every step where that is not installed.
+    The bars of `rich` need ipywidgets there, and warn at every step if that is not installed.
     """
 
     _output: Any = None  # of the cell, IPython's handle
@@ -41,12 +41,12 @@ class NotebookBars(Progress):
             self._output = display({"text/plain": ""}, raw=True, display_id=True)
 
     def stop(self) -> None:
-        """Leave nothing."""
+        """Clear the output."""
         if self._output is not None:
             self._output.update({"text/plain": ""}, raw=True)
 
     def refresh(self) -> None:
-        """Show the bars as they are, at most four times a second."""
+        """Show the current bars, at most four times a second."""
         if self._output is None or time.monotonic() < self._shown + 0.25:
             return
         self._shown = time.monotonic()
@@ -54,17 +54,17 @@ class NotebookBars(Progress):
         self._output.update({"text/plain": "", "text/html": bars}, raw=True)
 
     def add_task(self, *args: Any, **kwargs: Any) -> Any:
-        """A new bar, which is shown at once."""
+        """Add a bar, which is shown at once."""
         self._shown = 0.0
         return super().add_task(*args, **kwargs)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
-        """A change of a bar."""
+        """Change a bar."""
         super().update(*args, **kwargs)
         self.refresh()
 
     def advance(self, *args: Any, **kwargs: Any) -> None:
-        """A step of a bar."""
+        """Advance a bar."""
         super().advance(*args, **kwargs)
         self.refresh()
 
@@ -79,7 +79,7 @@ def _bar(task: Task) -> Markup:
 
 
 class Stages:
-    """Shows one bar a stage and keeps how many seconds each stage took."""
+    """Shows one bar per stage and records the seconds of each stage."""
 
     def __init__(self, show: bool = True) -> None:
         console = Terminal(stderr=True)
@@ -123,13 +123,13 @@ class Stage:
         self._bars, self._task = bars, task
 
     def at(self, done: int, total: int | None = None) -> None:
-        """So many are done."""
+        """Set the number done."""
         self._bars.update(self._task, completed=done, **({"total": total} if total else {}))  # type: ignore[arg-type]
 
     def say(self, text: str) -> None:
-        """What is being done now."""
+        """Show the current activity."""
         self._bars.update(self._task, description=text)  # type: ignore[arg-type]
 
     def advance(self, by: int = 1) -> None:
-        """So many more are done."""
+        """Add to the number done."""
         self._bars.advance(self._task, by)  # type: ignore[arg-type]

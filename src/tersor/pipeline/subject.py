@@ -1,4 +1,4 @@
-"""What every step of a recipe takes and returns."""
+"""The input and output of every step of a recipe."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,16 +10,16 @@ from tersor.network.network import Network
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model on its way through the steps of a recipe; a step returns another one.
+    """A model on its way through the steps of a recipe; each step returns a new one.
 
     Args:
-        model: the caller's, which no step changes; None once the result is made.
-        host: how the model is addressed; it carries out the steps.
-        network: the model as a graph, float or quantized; None where the host addresses modules or files.
-        plan: what is quantized and how, a ``Plan`` or of a folder its ``WeightPlan`` values; None before.
+        model: the caller's, which no step changes; None in the result.
+        host: how the model is addressed; it runs the steps.
+        network: the model as a graph, float or quantized; None if the host addresses modules or files.
+        plan: what is quantized and how, a ``Plan``, or for a folder its ``WeightPlan`` values; None before planning.
         seed: of everything random.
-        history: the steps that were carried out.
-        details: what the host found out on the way, for the report; dropped with the model.
+        history: the steps that were run.
+        details: the host's findings for the report; dropped together with the model.
     """
 
     model: nn.Module | None
@@ -31,5 +31,5 @@ class Subject:
     details: Any = None
 
     def result(self) -> "Subject":
-        """What is kept of it: neither the caller's model nor what was observed."""
+        """The part to keep: without the caller's model and the observations."""
         return replace(self, model=None, details=None)

@@ -1,4 +1,4 @@
-"""What an engine can do, as data: rows of what it computes in integers, and where quantizers must stand for it."""
+"""What an engine can do, as data: rows that state what it computes in integers, and where it needs quantizers."""
 
 from tersor.policy.operators import ACTIVATIONS, ARITHMETIC, AVERAGES, JOINS, LAYERS, MOVES, TRANSPARENT
 from tersor.policy.policy import SIMULATION, Policy

@@ -1,4 +1,4 @@
-"""How an engine wants a network to be quantized, and what it refuses."""
+"""How an engine requires a network to be quantized, and what it rejects."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -8,21 +8,21 @@ from tersor.errors import RecipeError
 from tersor.numerics.spec import QuantSpec
 from tersor.policy.rows import Allowed, AtRunTime, Derived, Fixed, Own, Row
 
-# The engine that refusals recommend.
+# The engine that error messages recommend.
 SIMULATION = "torch"
 WEIGHTED = ("layer", "runtime", "stored")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """How an engine wants a network to be quantized.
+    """How an engine requires a network to be quantized.
 
     Args:
-        engine: its name, as errors and reports print it.
-        rows: what it computes in integers; of an operator in several rows of one role the first counts.
-        decomposes: activation functions to be written in simpler operators first.
-        half_arithmetic: which of FP16 and BF16 it computes an operator in that the recipe keeps in it.
-        target: the name of the hardware that is planned for.
+        engine: its name in errors and reports.
+        rows: what it computes in integers; if an operator is in several rows of one role, the first counts.
+        decomposes: activation functions that are first decomposed into simpler operators.
+        half_arithmetic: those of FP16 and BF16 in which it computes an operator that the recipe keeps in that format.
+        target: the name of the target hardware.
         reduced_weights: True if weights keep to 7 bits, since u8·s8 products saturate on the target.
 
     >>> int8 = Allowed(QuantSpec("int8", "channel"), frozenset({"int8"}), frozenset({"channel"}), symmetric=True)
@@ -50,12 +50,12 @@ class Policy:
 
     @cached_property
     def layers(self) -> frozenset[str]:
-        """Operators with a weight that may be quantized in some way, but for embeddings."""
+        """Operators with a weight that may be quantized in some way, except embeddings."""
         return self.operators(*WEIGHTED) - {"embedding"}
 
     @cached_property
     def transparent(self) -> frozenset[str]:
-        """Operators that change no value."""
+        """Operators that do not change values."""
         return self.operators("transparent")
 
     @cached_property
@@ -65,7 +65,7 @@ class Policy:
 
     @cached_property
     def rounded(self) -> frozenset[str]:
-        """Activation formats of which it takes the values alone: what reads them is computed in float."""
+        """Activation formats of which it uses only the values: the operators that read them compute in float."""
         return frozenset(name for allowed in self._activations() for name in allowed.rounded)
 
     @cached_property
@@ -98,7 +98,7 @@ class Policy:
     def with_reduced_weights(self) -> "Policy":
         """The policy for a CPU whose u8·s8 kernels add pairs of products in 16 bits: weights keep to 7 bits.
 
-        2 · 255 · 127 overflows 16 bits and saturates without a word; 2 · 255 · 63 does not. Engines whose
+        2 · 255 · 127 overflows 16 bits and saturates silently; 2 · 255 · 63 does not. Engines whose
         activations are signed compute elsewhere, and keep their policy.
         """
         if self.activation.format.signed:
@@ -106,11 +106,11 @@ class Policy:
         return replace(self, rows=tuple(r.with_weight_codes(-64, 63) for r in self.rows), reduced_weights=True)
 
     def check_activation(self, name: str, spec: QuantSpec, readers: Iterable[str] = ()) -> None:
-        """Refuse a calibrated activation that the operators that read it do not take.
+        """Reject a calibrated activation that the operators reading it do not accept.
 
         Args:
-            name: of the value, as people know it.
-            readers: the types of operators; of those that have no row for activations the layers' row speaks.
+            name: of the value, as shown to users.
+            readers: the types of operators; for those without a row for activations, the layers' row applies.
 
         Raises:
             RecipeError: naming the value, the part of the spec, and what can.
@@ -121,10 +121,10 @@ class Policy:
                 raise RecipeError(f"{name}: {self._refusal(obstacle, spec, allowed, 'activations')}")
 
     def check_weight(self, layer: str, role: str, op: str, spec: QuantSpec) -> None:
-        """Refuse a weight that the engine does not take for a layer in that role.
+        """Reject a weight that the engine does not accept for a layer in that role.
 
         Args:
-            role: ``layer``: its input is calibrated; ``runtime``: quantized when it runs; ``stored``: float.
+            role: ``layer``: its input is calibrated; ``runtime``: quantized at run time; ``stored``: float.
 
         Raises:
             RecipeError: naming the layer, the part of the spec, and what can.
@@ -141,7 +141,7 @@ class Policy:
         raise RecipeError(f"{layer}: {self._refusal(obstacle, spec, row.weight, 'weights', remedy)}")
 
     def check_runtime(self, layer: str, op: str, spec: QuantSpec, weight: QuantSpec) -> None:
-        """Refuse a run-time quantization that the engine does not make with weights of that spec.
+        """Reject a run-time quantization that the engine does not support with weights of that spec.
 
         Raises:
             RecipeError: naming the layer, and what can.
@@ -164,7 +164,7 @@ class Policy:
             )
 
     def check_half(self, layer: str, op: str, format: str) -> None:
-        """Refuse to keep an operator without weights in a half precision that the engine does not compute in.
+        """Reject keeping an operator without weights in a half precision that the engine does not compute in.
 
         Raises:
             RecipeError: naming the operator, and what can.
@@ -192,7 +192,7 @@ class Policy:
         return f"{self.engine} stores no quantized weight of {op} under float activations; calibrate the activations"
 
     def _refusal(self, obstacle: str, spec: QuantSpec, allowed: Allowed, what: str, remedy: str = "The") -> str:
-        """What it does not take, what it does take, and what can."""
+        """The message: what it does not accept, what it does, and which engine can."""
         if obstacle == "format":
             taken = ", ".join(sorted(allowed.formats))
             return (

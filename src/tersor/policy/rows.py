@@ -1,7 +1,7 @@
-"""The rows of a policy: which operators an engine computes in integers, from what, and what that asks of their output.
+"""The rows of a policy: operators that an engine computes in integers, their inputs, and requirements on their output.
 
-The vocabulary is that of annotations in torchao's PT2E quantization: a tensor has parameters of its own, shares those
-of another, has fixed ones, or ones that are derived from others'.
+The vocabulary is that of annotations in torchao's PT2E quantization: a tensor has its own parameters, shares those of
+another, has fixed ones, or ones derived from others.
 """
 
 from dataclasses import dataclass, replace
@@ -11,21 +11,21 @@ from tersor.errors import EngineError
 from tersor.numerics.spec import QuantSpec
 from tersor.policy.operators import JOINS, MOVES
 
-# What an operator is to the planner (tersor.network.roles). Of ``float`` ones only the output's range is known.
+# The role of an operator for the planner (tersor.network.roles). Of ``float`` ones only the output's range is known.
 ROLES = ("layer", "runtime", "stored", "arithmetic", "average", "transparent", "fused", "float")
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """The specs that an engine takes for a tensor whose parameters are known before it runs.
+    """The specs that an engine accepts for a tensor whose parameters are known before it runs.
 
     Args:
-        default: the spec that it runs fastest, which ``auto`` means.
+        default: the spec that it runs fastest, chosen by ``auto``.
         formats: names of number formats.
         granularities: kinds of granularity, such as ``tensor`` or ``group``.
-        symmetric: True if it takes zero point 0 only.
-        multiple: of what the size of a group must be a multiple.
-        rounded: formats whose values it takes, but computes in float what reads them.
+        symmetric: True if it accepts only zero point 0.
+        multiple: the number that a group size must be a multiple of.
+        rounded: formats whose values it accepts, while the operators that read them compute in float.
 
     >>> int4, group = frozenset({"int4"}), frozenset({"group"})
     >>> weights = Allowed(QuantSpec("int4", "group:32"), int4, group, symmetric=True, multiple=32)
@@ -41,7 +41,7 @@ class Allowed:
     rounded: frozenset[str] = frozenset()
 
     def obstacle(self, spec: QuantSpec) -> Literal["format", "granularity", "multiple", "symmetry"] | None:
-        """The first part of a spec that the engine does not take, or None."""
+        """The first part of a spec that the engine does not accept, or None."""
         if spec.format.name not in self.formats:
             return "format"
         if spec.granularity.kind not in self.granularities:
@@ -53,12 +53,12 @@ class Allowed:
 
 @dataclass(frozen=True)
 class AtRunTime:
-    """An input that the engine quantizes itself whenever it runs.
+    """An input that the engine quantizes itself at run time.
 
     Args:
-        default: how: its granularity and symmetry cannot be changed.
-        formats: names of number formats to which it can.
-        group: how many neighbours in a token share a scale; 0: all that ``default`` says.
+        default: the spec; its granularity and symmetry cannot be changed.
+        formats: names of the number formats it can quantize to.
+        group: the number of neighbours in a token that share a scale; 0: as ``default`` says.
     """
 
     default: QuantSpec
@@ -68,7 +68,7 @@ class AtRunTime:
 
 @dataclass(frozen=True)
 class Own:
-    """The output must be quantized, with parameters of its own; otherwise the operator computes in float."""
+    """The output must be quantized, with its own parameters; otherwise the operator computes in float."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Shared:
 class Fixed:
     """The range of an output with 8-bit codes, known without data.
 
-    Of sigmoid and softmax it is (0, 255/256): scale 1/256 and zero point 0 in uint8, −128 in int8, as in TFLite.
+    For sigmoid and softmax it is (0, 255/256): scale 1/256 and zero point 0 in uint8, −128 in int8, as in TFLite.
     """
 
     low: float
@@ -89,7 +89,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Derived:
-    """Parameters that follow from others': of a bias, zero point 0 and scale = input scale × weight scale."""
+    """Parameters derived from others: for a bias, zero point 0 and scale = input scale × weight scale."""
 
     bits: int = 32
 
@@ -99,14 +99,14 @@ class Row:
     """One line of what an engine computes in integers.
 
     Args:
-        role: what the operators are to the planner, one of ``ROLES``.
+        role: the role of the operators for the planner, one of ``ROLES``.
         operators: operator types.
-        activation: what each input may be; None: it stays float. A row of weights alone has none.
+        activation: what each input may be; None: it stays float. A row for weights only has none.
         weight: what the weight may be; None: there is none, or it stays float.
         bias: None: it stays float.
-        output: None: the row asks nothing of it.
-        shortcut_only: of which sums only the shortcut is quantized, since the other branch is added inside its layer:
-            ``bare``: of those that no activation function follows.
+        output: None: the row imposes nothing on it.
+        shortcut_only: sums of which only the shortcut is quantized, since the other branch is added inside its layer:
+            ``bare``: those that no activation function follows.
 
     Raises:
         EngineError: a role that does not exist.
@@ -125,7 +125,7 @@ class Row:
             raise EngineError(f"a row of a policy has the role {self.role!r}; it must be one of {', '.join(ROLES)}")
 
     def with_weight_codes(self, low: int, high: int) -> "Row":
-        """The row whose default weight has those codes only."""
+        """The row with its default weight limited to those codes."""
         if self.weight is None:
             return self
         default = self.weight.default
@@ -133,7 +133,7 @@ class Row:
         return replace(self, weight=replace(self.weight, default=narrow))
 
 
-# What holds in every engine so far.
+# Common to all engines so far.
 COMMON = (
     Row("transparent", MOVES, output=Shared()),
     Row("transparent", JOINS, output=Shared()),

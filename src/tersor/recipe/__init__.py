@@ -1,4 +1,4 @@
-"""What the user wants: a Recipe of steps with rules, the presets, and what is decided for each layer."""
+"""The user's request: a Recipe of steps with rules, the presets, and the decision for each layer."""
 
 from tersor.recipe.capabilities import Capabilities
 from tersor.recipe.decide import Decision, decide, with_names

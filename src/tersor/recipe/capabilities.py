@@ -1,4 +1,4 @@
-"""What a host takes of a recipe: declared next to the host, checked before anything runs."""
+"""The parts of a recipe that a host supports: declared next to the host, checked before anything runs."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from tersor.recipe.steps import Step
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The steps and options that a host carries out; all others are refused by name.
+    """The steps and options that a host supports; all others are rejected by name.
 
     Args:
-        host: as errors print it.
-        takes: for each step by name the keys it takes, of the step and of its rules alike.
-        reasons: why not, by key.
+        host: its name in errors.
+        takes: for each step by name, the keys supported in the step and in its rules.
+        reasons: by key, why it is not supported.
 
     >>> some = Capabilities("a toy", {"quantize": frozenset({"weights", "rules"})}, {"awq": "is for folders"})
     >>> some.check(Recipe(name="mine", awq=True))
@@ -33,7 +33,7 @@ class Capabilities:
     reasons: Mapping[str, str] = field(default_factory=dict)
 
     def check(self, recipe: Recipe) -> None:
-        """Refuse what the host does not carry out.
+        """Reject anything that the host does not support.
 
         Raises:
             RecipeError: naming the step or the key, and why.
@@ -54,7 +54,7 @@ class Capabilities:
 
 
 def _asked(step: Step) -> Iterator[tuple[str, Any, Rule | None]]:
-    """Every option that asks for something other than the default does: key, value, and the rule that names it."""
+    """Every option that differs from the default: key, value, and the rule that names it."""
     for key, about in type(step).model_fields.items():
         value = getattr(step, key)
         rules = [item for item in value if isinstance(item, Rule)] if isinstance(value, tuple) else []

@@ -1,4 +1,4 @@
-"""What a step's options and rules decide for one layer: the only place where rules are read."""
+"""The decision that a step's options and rules make for one layer: the only place where rules are read."""
 
 import difflib
 from collections.abc import Callable, Sequence
@@ -20,16 +20,16 @@ Fits = Callable[[QuantSpec | None, Sparsity | None], QuantSpec | None]
 
 @dataclass(frozen=True)
 class Decision:
-    """What is to become of one layer or operator.
+    """What to do with one layer or operator.
 
     Args:
         keep: the float format that a rule keeps it in, or None.
-        spec: how its weight is quantized; None: the weight stays float, or there is none.
-        weights, activations: the options of the step with those that rules name.
-        sparsity, pruner: which of its weights become zero, if any, and who chooses them.
+        spec: how its weight is quantized; None: the weight stays float, or there is no weight.
+        weights, activations: the step's options, overridden by those of the rules.
+        sparsity, pruner: which of its weights become zero, if any, and the pruner that chooses them.
         named: the keys that rules name for it; rules: those rules.
         reason: in words.
-        float_output: why its output must not be rounded to codes, or None.
+        float_output: the reason why its output must not be rounded to codes, or None.
     """
 
     keep: str | None
@@ -47,18 +47,18 @@ class Decision:
 def decide(
     name: str, op: str, step: Quantize, default: QuantSpec | None, fits: Fits | None = None, *, opt_in: bool = False
 ) -> Decision:
-    """Decide for one layer or operator.
+    """Make the decision for one layer or operator.
 
     Args:
         name, op: of the layer, as rules match them.
         step: with rules that ``with_names`` has prepared.
-        default: what the format ``auto`` of a weight means; None: there is no weight.
-        fits: returns the spec as the weight will be stored; raises where the host cannot hold or make it so, which
+        default: the meaning of the format ``auto`` for a weight; None: there is no weight.
+        fits: returns the spec as the weight will be stored; raises if the host cannot store or produce it, which
             ``fallback: float`` turns into a weight that stays float.
         opt_in: the weight stays as it is unless a rule names ``weights`` or ``sparsity`` for it.
 
     Raises:
-        RecipeError: naming the layer, and the rule, where options contradict each other or do not fit.
+        RecipeError: naming the layer, and the rule, if options contradict each other or do not fit.
 
     >>> step = Quantize(weights=Quantization(solver="gptq"), rules=(Rule(layer="b*", weights={"format": "int4"}),))
     >>> decide("b1", "linear", step, QuantSpec("int8", "channel")).reason
@@ -81,7 +81,7 @@ def decide(
     asked = named if opt_in else {"weights", "sparsity"}
     text = options["sparsity"] if "sparsity" in asked else None
     sparsity = None if text is None else Sparsity.parse(text)
-    # Zeros alone ask for no format of the weights.
+    # Sparsity alone requires no format of the weights.
     unasked = "weights" not in asked or weights.format == "fp32" or (sparsity is not None and weights.format == "auto")
     spec = None if default is None or unasked else weights.spec(default)
     if spec and sparsity:
@@ -94,7 +94,7 @@ def decide(
     except TersorError as error:
         if step.fallback == "error":
             raise RecipeError(f"{error}; or let such layers stay float: `fallback: float` in the recipe") from error
-        # The remedies are for those who asked for an error; without the name, layers alike have one reason.
+        # Remedies matter only to those who chose an error; without the name, similar layers share one reason.
         why = str(error).removeprefix("layer ").removeprefix(name).removeprefix(".weight").removeprefix(":")
         return decided(None, None, said(
             "stays float by `fallback: float`: {why}",
@@ -150,7 +150,7 @@ def with_names(step: Quantize, layers: Sequence[tuple[str, str]], weighted: Sequ
 
 
 def _options(name: str, op: str, step: Quantize) -> tuple[dict[str, Any], frozenset[str], list[Rule]]:
-    """The step's options under those of the matching rules, which keys these name, and the rules."""
+    """The step's options overridden by those of the matching rules, the keys that these name, and the rules."""
     own = {key: getattr(step, key) for key in ("weights", "activations", "sparsity", "pruner")}
     options: dict[str, Any] = {"keep": None, **own}
     named: set[str] = set()
@@ -158,7 +158,7 @@ def _options(name: str, op: str, step: Quantize) -> tuple[dict[str, Any], frozen
     for rule in step.rules:
         if not rule.matches(name, op):
             continue
-        if rule.keep is not None:  # says all about the layer
+        if rule.keep is not None:  # decides everything about the layer
             options, named, rules = {"keep": None, **own}, set(), []
         else:
             options["keep"] = None

@@ -18,7 +18,7 @@ def as_steps(data: Mapping[str, Any], preset: Presets) -> dict[str, Any]:
         preset: the steps of the preset that ``base`` names.
 
     Raises:
-        ValueError: what cannot be said in this form; pydantic's ValidationError for options of the flat form.
+        ValueError: anything that this form cannot express; pydantic's ValidationError for options of the flat form.
     """
     own = {key: data[key] for key in ("name", "description", "seed") if key in data}
     options = {key: value for key, value in data.items() if key not in (*own, "base", "steps")}
@@ -66,7 +66,7 @@ def read_step(value: Any, preset: Presets) -> Step:
 
 
 def overlaid(step: Step, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options on top of a step's: those of ``weights`` and the like field by field, rules behind its own.
+    """Options on top of a step's: those of ``weights`` and the like field by field, rules after its own.
 
     >>> step = Quantize(weights={"format": "int4"})
     >>> overlaid(step, {"weights": {"range": "mse"}, "awq": True})
@@ -96,7 +96,7 @@ def explained(error: ValidationError) -> str:
 
 
 def _named(value: Any) -> dict[str, Any]:
-    """The options that were given when the value was made."""
+    """The options that were given when the value was created."""
     return value.model_dump(exclude_unset=True)
 
 

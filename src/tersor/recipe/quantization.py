@@ -1,4 +1,4 @@
-"""How the weights or the activations of a layer are quantized, as a recipe says it."""
+"""How a recipe specifies the quantization of a layer's weights or activations."""
 
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ _OLD_NAMES = {"runtime": DYNAMIC}
 
 
 class Strict(BaseModel):
-    """A value that is checked when it is made, and never changes."""
+    """An immutable value that is checked when it is created."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,9 +25,9 @@ class Strict(BaseModel):
 class Quantization(Strict):
     """How the weights or the activations are quantized; ``auto`` leaves a field to the engine's policy.
 
-    ``solver`` is for weights: an entry of ``tersor.solvers.SOLVERS``, alone or with its options. ``rtn`` rounds each
+    ``solver`` is for weights: an entry of ``tersor.solvers.SOLVERS``, by name or with its options. ``rtn`` rounds each
     weight to nearest; ``gptq`` solves them against calibrated inputs of their layer. ``range`` of weights is an option
-    of the solver (``minmax``, ``mse``), or a solver that is known as a range (``easyquant``, ``awq``); ``range`` of
+    of the solver (``minmax``, ``mse``), or a solver that can be named as a range (``easyquant``, ``awq``); ``range`` of
     activations is an entry of ``tersor.observers.OBSERVERS``, or ``dynamic``: taken from the tensor itself at every
     call.
 
@@ -84,7 +84,7 @@ class Quantization(Strict):
 
     @property
     def when(self) -> Literal["static", "dynamic", "never"]:
-        """When an activation's range is known: before, from calibration; at every call; or it stays float."""
+        """When an activation's range is known: before, from calibration; at every call; or never (float)."""
         return "never" if self.format == "fp32" else "dynamic" if self.range == DYNAMIC else "static"
 
     @property
@@ -96,28 +96,28 @@ class Quantization(Strict):
         """The solver of a weight, with its options.
 
         Raises:
-            RecipeError: for a range or rounding that the solver does not take.
+            RecipeError: for a range or rounding that the solver does not support.
         """
         return solver_choice(self.solver, self.range, rounding=self.rounding, seed=seed)
 
     def observer(self) -> Observer:
-        """The estimator of an activation's range; where a solver chooses the range, that of its start.
+        """The estimator of an activation's range; if a solver chooses the range, that of the initial range.
 
         Raises:
-            RecipeError: where there is none.
+            RecipeError: if there is none.
         """
         name = name_of(self.range)
         start = getattr(SOLVERS.get(name), "input_observer", None)
         return made(OBSERVERS, self.range if start is None else start, "range")
 
     def without_data(self) -> "Quantization":
-        """The same, rounded to nearest: for a weight that is not multiplied with calibrated inputs."""
+        """The same, rounded to nearest: for a weight that is not multiplied by calibrated inputs."""
         plain = type(self).model_fields
         span = plain["range"].default if self.solves_range else self.range
         return self.model_copy(update={"solver": plain["solver"].default, "range": span})
 
     def check_weights(self) -> None:
-        """Refuse what weights cannot have.
+        """Reject options that do not apply to weights.
 
         Raises:
             RecipeError: naming the key, the value and what is allowed.
@@ -130,7 +130,7 @@ class Quantization(Strict):
             raise RecipeError(f"weights: {error}") from error
 
     def check_activations(self) -> None:
-        """Refuse what activations cannot have.
+        """Reject options that do not apply to activations.
 
         Raises:
             RecipeError: naming the key, the value and what is allowed.
@@ -143,7 +143,7 @@ class Quantization(Strict):
             raise RecipeError("activations.range: options of a solver are for `weights`; give its name alone here")
 
     def spec(self, default: QuantSpec) -> QuantSpec:
-        """The QuantSpec meant, where ``auto`` means ``default``."""
+        """The resulting QuantSpec, with ``default`` for ``auto``."""
         # The policy's int8 may have fewer codes than int8 has: 7 bits on a CPU without VNNI.
         own = self.format not in ("auto", default.format.name)
         name = FORMATS[self.format] if own else default.format

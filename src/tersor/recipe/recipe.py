@@ -1,4 +1,4 @@
-"""A Recipe: what the user wants, as a sequence of steps; and the presets, which recipes extend by name."""
+"""The Recipe, a sequence of steps, and the presets, which recipes extend by name."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,21 +17,21 @@ from tersor.words import said
 
 
 class Recipe(Strict):
-    """What is to be done to a network: steps, in order.
+    """What to do with a network: steps, in order.
 
     A recipe of the one step ``quantize`` may be written flat, with the options of the step as its own; they are then
     read as attributes, too. ``base`` names a preset that the options extend: mappings such as ``weights`` field by
-    field, ``rules`` behind those of the preset.
+    field, ``rules`` after those of the preset.
 
     Args:
         steps: values of the classes in ``tersor.recipe.STEPS``, or ``{name: options}``.
-        name: as reports print it.
+        name: as shown in reports.
         description: what it is for, in a sentence for people.
         seed: of everything random.
         options: of the step ``quantize``, in place of ``steps``.
 
     Raises:
-        ValueError: options that do not exist or contradict each other, or an order of steps that has no meaning.
+        ValueError: options that do not exist or contradict each other, or an order of steps that makes no sense.
 
     >>> recipe = Recipe(weights=Quantization(format="int4", granularity="group:32"))
     >>> Recipe.from_yaml(recipe.to_yaml()) == recipe == Recipe(steps=(Quantize(weights=recipe.weights),))
@@ -72,7 +72,7 @@ class Recipe(Strict):
 
     @property
     def quantize(self) -> Quantize:
-        """The step that quantizes.
+        """The quantization step.
 
         Raises:
             RecipeError: there is none.
@@ -168,13 +168,13 @@ def _classic(name: str, range: str, about: str) -> Recipe:
 
 
 def int8_dynamic() -> Recipe:
-    """Weights in int8 per channel now, activations in int8 at run time."""
+    """Weights in int8 per channel in advance, activations in int8 at run time."""
     about = said("Activations quantized at run time, without data; for linear and recurrent layers")
     return _at_run_time("int8-dynamic", "auto", about)
 
 
 def int16_dynamic() -> Recipe:
-    """The same with activations in int16, where 8 bits do not hold an outlier and its neighbours."""
+    """The same with activations in int16, for outliers that 8 bits cannot represent together with their neighbours."""
     about = said("As int8-dynamic with 16-bit activations, for inputs with far outliers")
     return _at_run_time("int16-dynamic", "int16", about)
 
@@ -212,7 +212,7 @@ def int4_awq() -> Recipe:
 
 
 def sparse_2_4() -> Recipe:
-    """Of every four neighbouring weights two are zero, the others compensate for them. arXiv 2301.00774."""
+    """Two of every four neighbouring weights are zero, and the others compensate for them. arXiv 2301.00774."""
     about = said("Two of every four weights are zero, chosen by SparseGPT; the rest stays float")
     return _weights_only("sparse-2:4", Quantization(format="fp32"), about).model_copy(update={"sparsity": "2:4"})
 
@@ -224,7 +224,7 @@ def fp16() -> Recipe:
 
 
 def bf16() -> Recipe:
-    """Weights in BF16, and the products of linear layers too where PyTorch runs them."""
+    """Weights in BF16, and also the products of linear layers if PyTorch runs them."""
     about = said("Weights stored in BF16: half the size, with the range of FP32")
     return _weights_only("bf16", Quantization(format="bf16", granularity="tensor"), about)
 
@@ -286,5 +286,5 @@ def resolve(recipe: "Recipe | str | Path") -> Recipe:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name too long for any file
+    except (OSError, ValueError):  # the name is too long for any file
         return False

@@ -11,17 +11,16 @@ from tersor.tables import Named
 
 
 class Rule(Strict):
-    """Options for the layers whose name or operator type matches a glob; what a rule does not name, it inherits.
+    """Options for the layers whose name or operator type matches a glob; options not named in a rule are inherited.
 
-    ``layer`` is a glob on names as ``tersor inspect`` prints them (``@first`` and ``@last`` are the first and the last
+    ``layer`` is a glob on names as printed by ``tersor inspect`` (``@first`` and ``@last`` are the first and the last
     layer with weights), ``op`` one on operator types such as ``softmax`` or ``conv*``; with both, both must match.
-    ``keep: fp32`` leaves the layer in float; ``fp16`` and ``bf16`` store its weight so, and compute so where the engine
-    can. ``weights``, ``activations`` (what the layer reads), ``sparsity``
-    and ``pruner`` change the step's options field by field; ``sparsity=None``, where it is given, means no zeros. Where
-    several rules match, later ones win.
+    ``keep: fp32`` leaves the layer in float; ``fp16`` and ``bf16`` store its weight in that format, and compute in
+    it if the engine can. ``weights``, ``activations`` (the layer's inputs), ``sparsity`` and ``pruner`` change the
+    step's options field by field; an explicit ``sparsity=None`` means no zeros. If several rules match, later ones win.
 
     Raises:
-        ValueError: a rule that matches by nothing, changes nothing, or keeps a layer and changes it.
+        ValueError: a rule that has no pattern, changes nothing, or both keeps and changes a layer.
 
     >>> Rule(layer="*.down_proj", weights=Quantization(granularity="channel")).changes
     {'weights': {'granularity': 'channel'}}
@@ -51,7 +50,7 @@ class Rule(Strict):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What the rule names: its options, and of ``weights`` and ``activations`` a dict of the fields named."""
+        """The options that the rule names; for ``weights`` and ``activations``, a dict of the fields named."""
         found: dict[str, Any] = {}
         for key in ("keep", "weights", "activations", "sparsity", "pruner"):
             value = getattr(self, key)
@@ -67,7 +66,7 @@ class Rule(Strict):
 
     @model_serializer
     def _named(self, info: SerializationInfo) -> dict[str, Any]:
-        """What the rule does not name is not written, or it would be named when the file is read."""
+        """Options that the rule does not name are not written, or they would count as named when the file is read."""
         named = {key: getattr(self, key) for key in type(self).model_fields if key in self.model_fields_set}
         return {
             key: value.model_dump(mode=info.mode, exclude_unset=True) if isinstance(value, Quantization) else value

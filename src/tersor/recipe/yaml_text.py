@@ -1,4 +1,4 @@
-"""YAML of a recipe, read within bounds that are checked before a value is made."""
+"""YAML of a recipe, read within bounds that are checked before any value is created."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from tersor.errors import RecipeError
 MAX_BYTES = 256 << 10
 MAX_DEPTH = 32
 MAX_ITEMS = 8_000
-# Longer numbers take long to convert; a date or sum in base 60 is written with digits, too.
+# Longer numbers are slow to convert; dates and base-60 numbers are written with digits, too.
 _LONG_NUMBER = re.compile(r"[-+.0-9][-+.:0-9_a-fA-FoxX]{40,}")
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _OPENING, _CLOSING = (yaml.MappingStartEvent, yaml.SequenceStartEvent), (yaml.MappingEndEvent, yaml.SequenceEndEvent)
@@ -41,8 +41,8 @@ def load_yaml(text: str, source: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        RecipeError: it is not YAML, holds a value that cannot be, or exceeds MAX_BYTES, MAX_DEPTH or MAX_ITEMS, those
-            behind aliases counted as often as they are named.
+        RecipeError: it is not YAML, contains an impossible value, or exceeds MAX_BYTES, MAX_DEPTH or MAX_ITEMS, where
+            values behind aliases count each time they are named.
 
     >>> load_yaml("a: [1, 2]", "recipe")
     {'a': [1, 2]}
@@ -79,7 +79,7 @@ def _check_events(text: str, source: str) -> None:
 
 
 def _items(node: Any, counted: dict[int, float]) -> float:
-    """The number of values, those behind aliases as often as they are named; a circle is infinite."""
+    """The number of values; those behind aliases count each time they are named, and a cycle is infinite."""
     if id(node) in counted:
         return counted[id(node)]
     counted[id(node)] = float("inf")

@@ -17,10 +17,11 @@ from tersor.measure.formatting import (
     time_text,
 )
 from tersor.measure.headline import Diagnosis, diagnose, fallbacks
+from tersor.measure.nulls import explains_null
 from tersor.measure.onestep import deviating, finding_of, summary
 from tersor.measure.schema import Latency, Layer, Report
 from tersor.measure.speed import Speed, simulated, speed, speed_over_eager
-from tersor.report.tables import Column, Grid
+from tersor.report.tables.grid import Column, Grid
 from tersor.terminal import Inert, Terminal
 from tersor.words import _, shown
 
@@ -194,7 +195,8 @@ def _environment(report: Report) -> Text:
 
 
 def _warnings(report: Report) -> list[Text]:
-    return [Text(_("warning:"), style="yellow") + _styled(f" {shown(words)}") for words in report.warnings]
+    marks = {True: Text(_("note:"), style="dim"), False: Text(_("warning:"), style="yellow")}
+    return [marks[explains_null(words)] + _styled(f" {shown(words)}") for words in report.warnings]
 
 
 def _median(latency: Latency | None) -> float | None:

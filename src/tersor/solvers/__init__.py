@@ -1,6 +1,6 @@
 """One weight in, its codes or its zeros out.
 
-``SOLVERS`` and ``PRUNERS`` are the tables; ``ask`` solves a weight by an entry of them, chosen with its options by
+``SOLVERS`` and ``PRUNERS`` are the tables; ``ask`` solves a weight with one of their entries, chosen by
 ``solver_choice``, ``pruner_choice`` or ``joint_choice``.
 """
 

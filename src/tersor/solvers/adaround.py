@@ -23,14 +23,14 @@ _LOW, _HIGH = -0.1, 1.1
 class AdaRound:
     """AdaRound on the Gram matrix of the layer's inputs, which determines the squared error of its output.
 
-    Every weight takes the level below it or the one above, by a share h in 0 … 1 between them: a rectified sigmoid
+    Every weight takes the level below or above it, according to a share h in 0 … 1 between them: a rectified sigmoid
     whose logits Adam moves along the gradient of e·H·eᵀ + strength·Σ(1 − |2h − 1|^β). Falling β drives the shares to 0
-    and 1. A row whose result is worse than rounding to nearest is rounded to nearest. Rows are independent, and the
+    and 1. A row worse than with rounding to nearest is rounded to nearest. Rows are independent, and the
     error is in units of the row's step and of mean diag H, so that one strength suits all layers; the paper's 0.01 is
     for an error in other units.
 
     Args:
-        range: of each scale, as of ``Gptq``.
+        range: of each scale, as in ``Gptq``.
         rounds: steps of Adam; each takes the time of one product of the weight and its Gram matrix.
         rate: of Adam.
         strength: of the regularizer that drives shares to 0 and 1, λ in the paper.
@@ -108,7 +108,7 @@ class AdaRound:
                 side = 2 * h - 1
                 slope -= 2 * self.strength * beta * side.abs().pow(beta - 1) * side.sign()
             slope = torch.where(stretched == h, slope * s * (1 - s), 0.0)
-            # Adam written out: importing PyTorch's takes seconds.
+            # Adam is written out, since importing PyTorch's takes seconds.
             mean.lerp_(slope, 0.1)
             power.lerp_(slope.square(), 0.001)
             even = (power / (1 - 0.999 ** (k + 1))).sqrt_().add_(1e-8)

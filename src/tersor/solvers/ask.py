@@ -1,4 +1,4 @@
-"""Asking for one weight: which solver or pruner, with all its options; what it gives; and the record of it.
+"""Solve one weight: the choice of a solver or pruner with all its options, the result, and its record.
 
 This is the only place where a solver is taken from the tables. A weight's values are checked before it is solved, and
 every error carries the layer's name.
@@ -41,20 +41,20 @@ JOINT: dict[tuple[str, str], type[Solver]] = {("sparsegpt", "gptq"): SparseGptq}
 """By pruner and solver, what prunes and quantizes in one sweep."""
 
 DEFAULT = "rtn"
-# The range of a recipe that names none.
+# The default range of a recipe.
 UNSAID = "minmax"
-# The options of a solver that a recipe's ``range`` sets, the first that it has.
+# The solver options that a recipe's ``range`` sets: the first one that the solver has.
 _RANGE_OPTIONS = ("range", "start")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Who solves a weight, with all options.
+    """The solver or pruner of a weight, with all options.
 
     Args:
         name: the entry of the table, for messages.
-        by: a solver; or a pruner, which leaves the weight in float.
-        sparsity: what a pruner is to reach; None for a solver.
+        by: a solver, or a pruner, which leaves the weight in float.
+        sparsity: the target of a pruner; None for a solver.
     """
 
     name: str
@@ -65,23 +65,23 @@ class Choice:
     def needs(self) -> frozenset[str]:
         """The fields of LayerProblem that must be given: ``gram``, ``sample``.
 
-        A pruner is always given the Gram matrix: without it nothing could be said of the harm that zeros do.
+        A pruner always gets the Gram matrix: without it, the error caused by the zeros could not be measured.
         """
         return frozenset(self.by.needs) | ({"gram"} if self.sparsity else frozenset())
 
     @property
     def wants(self) -> frozenset[str]:
-        """The fields that are used where they are given: ``cross``."""
+        """Optional fields that are used if given: ``cross``."""
         return frozenset(getattr(self.by, "wants", ()))
 
     @property
     def by_row(self) -> bool:
-        """Whether the codes of an output with a scale of its own depend on that output's weights alone."""
+        """Whether the codes of an output with its own scale depend only on that output's weights."""
         return getattr(self.by, "by_row", False)
 
     @property
     def input_observer(self) -> str | None:
-        """The entry of OBSERVERS whose range of the layer's input a solver starts from that chooses it, too."""
+        """For a solver that also chooses the input's range: the entry of OBSERVERS that gives its initial range."""
         return getattr(self.by, "input_observer", None)
 
 
@@ -92,10 +92,10 @@ def solver_choice(
 
     Args:
         solver: an entry of SOLVERS, alone or with its options.
-        range: a value of the solver's own option ``range`` (or ``start``); or a solver that is known as a range, such
-            as ``easyquant``.
+        range: a value of the solver's own option ``range`` (or ``start``); or a solver that can be named as a range,
+            such as ``easyquant``.
         rounding: ``stochastic`` is for solvers with a seed.
-        seed: of solvers that have one and are given no other.
+        seed: for solvers that have one and are not given another.
 
     Raises:
         RecipeError: naming the key, the value and what is allowed.
@@ -122,7 +122,7 @@ def solver_choice(
 
 
 def pruner_choice(pruner: Named, sparsity: Sparsity, seed: int = 0) -> Choice:
-    """The pruner that a recipe asks for, with what it is to reach.
+    """The pruner that a recipe asks for, with its target.
 
     Raises:
         RecipeError: naming the key, the value and what is allowed.
@@ -134,10 +134,10 @@ def pruner_choice(pruner: Named, sparsity: Sparsity, seed: int = 0) -> Choice:
 
 
 def joint_choice(pruner: Named, sparsity: Sparsity, solver: Named, range: Named = UNSAID, seed: int = 0) -> Choice:
-    """What prunes and quantizes in one sweep, with the options of both.
+    """The solver that prunes and quantizes in one sweep, with the options of both.
 
     Raises:
-        RecipeError: where the two are not in JOINT, or an option is for only one of the two, or is given twice.
+        RecipeError: if the pair is not in JOINT, or an option applies to only one of the two, or is given twice.
 
     >>> joint_choice("sparsegpt", Sparsity.parse("2:4"), {"gptq": {"damping": 0.02}}).by.damping
     0.02
@@ -164,7 +164,7 @@ def solver_for(name: str, range: str, seed: int = 0) -> Any:
 
 
 def is_solver(range: str) -> bool:
-    """Whether a range is the name of a solver that may stand there: one that chooses ranges by the layer's outputs."""
+    """Whether a range is the name of a solver allowed there: one that chooses ranges by the layer's outputs."""
     return range in SOLVERS and getattr(SOLVERS[range], "is_range", False)
 
 
@@ -175,7 +175,7 @@ def weight_ranges() -> list[str]:
 
 
 def _own_ranges(name: str) -> tuple[str | None, tuple[str, ...]]:
-    """The option of a solver that a recipe's range sets, and its values; None and none for a solver without."""
+    """The option of a solver that a recipe's range sets, and its values; None and () for a solver without."""
     entry = found(SOLVERS, name, "solver")
     option = next((o for o in _RANGE_OPTIONS if o in option_names(entry)), None)
     return option, allowed(entry, option) if option else ()
@@ -186,7 +186,7 @@ def _range_option(solver: Named, range: Named) -> dict[str, Any]:
     name, span, given = name_of(solver), name_of(range), options_of(solver)
     option, spans = _own_ranges(name)
     if option is None:
-        if span == UNSAID:  # as in a recipe that says nothing of ranges
+        if span == UNSAID:  # as in a recipe without a range
             return {}
         raise RecipeError(f"solver {name} has no range to choose, so `range: {span}` has no meaning; leave it out")
     if span not in spans:
@@ -200,13 +200,13 @@ def _range_option(solver: Named, range: Named) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What was found for a weight.
+    """The result for a weight.
 
     Args:
         record: how, and how well.
-        qtensor: its codes; None where it stays float.
-        weight: its values with zeros, where it was pruned alone.
-        input_range: the range of the layer's input, where the solver chose it.
+        qtensor: its codes; None if it stays float.
+        weight: its values with zeros, if it was only pruned.
+        input_range: the range of the layer's input, if the solver chose it.
     """
 
     record: LayerRecord
@@ -219,8 +219,8 @@ def ask(problem: LayerProblem, choice: Choice) -> Answer:
     """Solve one weight.
 
     Raises:
-        TersorError: of the solver's kind, beginning with the layer's name.
-        NumericsError: for a weight or statistics with NaN or infinity.
+        TersorError: of the solver's kind, starting with the layer's name.
+        NumericsError: for a weight or statistics that contain NaN or infinity.
 
     >>> from tersor.numerics import QuantSpec
     >>> problem = LayerProblem("fc", torch.tensor([[0.1, 0.2, -0.3, 2.0]]), QuantSpec("int4", "channel"))

@@ -1,4 +1,4 @@
-"""AWQ's clipping: each range is shrunk to where the layer's outputs suffer least (arXiv 2306.00978)."""
+"""AWQ's clipping: each range is shrunk to minimize the error of the layer's outputs (arXiv 2306.00978)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +17,14 @@ from tersor.solvers.rtn import Rtn, columns_per_scale, has_range
 
 @dataclass(frozen=True)
 class Awq:
-    """Round to nearest within the range, of each scale, whose rounding changes the layer's output least.
+    """Round to nearest, with the range for each scale that changes the layer's output least.
 
-    Each range is shrunk to 1, …, ``least`` of itself in ``steps``; the error is that of the output, of the weights of
-    one scale alone. AWQ leaves the query and key projections out. Formats without a range are rounded to nearest. The
-    other half of AWQ, scales of input channels, is ``awq: true`` of a recipe.
+    Each range is shrunk to 1, …, ``least`` of itself in ``steps``; the error is that of the output, caused by the
+    weights of one scale alone. AWQ omits the query and key projections. Formats without a range are rounded to nearest.
+    The other half of AWQ, scales of input channels, is ``awq: true`` of a recipe.
 
     Args:
-        steps: ranges that are tried for each scale.
+        steps: number of ranges tried for each scale.
         least: the smallest share of a range, above 0 and at most 1.
         seed: of stochastic rounding, where the spec asks for it.
 
@@ -71,12 +71,12 @@ def clipped(
     tensor([[1., 1., 1., 7.]])
     """
     low, high = reduce_range(weight, spec)
-    if spec.symmetric:  # the grid spans both sides alike
+    if spec.symmetric:  # the grid spans both sides equally
         high = torch.maximum(low.abs(), high.abs())
         low = -high
     nearest, columns = spec.with_(rounding="nearest"), weight[0].numel()
     width = columns_per_scale(weight.shape, spec)
-    # Of every ``width`` columns of a row, the number of their scale.
+    # The index of the scale of every ``width`` columns of a row.
     owner = torch.arange(low.numel()).reshape(low.shape)
     owner = expand(owner, weight.shape, spec.block).expand(weight.shape).flatten(1)[:, ::width]
     blocks = [slice(k, k + width) for k in range(0, columns, width)]

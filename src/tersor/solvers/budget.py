@@ -1,4 +1,4 @@
-"""One budget for a whole network, divided among its layers over their curves of cost against error."""
+"""One budget for a whole network, divided among its layers by their cost-error curves."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,17 +10,17 @@ Point = tuple[float, float]
 
 
 def allocate(curves: Mapping[str, Sequence[Point]], budget: float) -> dict[str, int]:
-    """The point of every layer's curve for which the errors' sum is least and the costs' sum within budget.
+    """The point on every layer's curve that minimizes the sum of errors with the sum of costs within the budget.
 
     Every curve is replaced by its lower convex hull, and the steps of all hulls are taken by falling gain per cost,
-    which is exact for each budget at which a step ends (Everett's generalized Lagrange multipliers, 1963; arXiv
-    2208.11580 divides its budgets by dynamic programming). The rest of the budget is spent on single moves, on the
-    hulls or off them, that still fit.
+    which is exact for every budget at which a step ends (Everett's generalized Lagrange multipliers, 1963; arXiv
+    2208.11580 divides its budgets by dynamic programming). The rest of the budget is spent on single moves that
+    still fit, on or off the hulls.
 
     Args:
         curves: by layer ``[(cost, error)]`` in any order: bits and distortion, or weights kept and loss. Errors are
             added, so they must have the same unit in all layers.
-        budget: of the costs' sum, in their unit.
+        budget: the limit of the sum of costs, in their unit.
 
     Returns:
         by layer the index of the point in its curve.
@@ -79,7 +79,7 @@ def _hull(name: str, curve: Sequence[Point]) -> list[int]:
 
 
 def _best_move(curves: Mapping[str, Sequence[Point]], chosen: dict[str, int], left: float) -> tuple[str, int] | None:
-    """The change of one layer that fits and lowers the error most, or None."""
+    """The change of one layer that fits and reduces the error most, or None."""
     gains = [
         (curve[chosen[name]][1] - error, name, k)
         for name, curve in curves.items()
@@ -95,14 +95,14 @@ def allocate_bits(
     budget: float,
     sensitivity: Mapping[str, float] | None = None,
 ) -> dict[str, str]:
-    """The level of each layer so that the weighted sum of errors is least and all layers fit into the budget.
+    """The level of each layer that minimizes the weighted sum of errors with all layers within the budget.
 
     Args:
         curves: by layer ``Solver.curve(problem, levels)``, with Gram matrices for all layers or for none.
         levels: names of the number formats of the curves.
-        budget: bits of all layers together with scales and zero points, for instance 4.5 times the number of weights.
+        budget: bits of all layers including scales and zero points, for instance 4.5 times the number of weights.
         sensitivity: for every layer the increase of the network's loss per unit of the layer's relative error, at
-            least 0. Without it all layers count the same.
+            least 0. Without it all layers count equally.
 
     Raises:
         RecipeError: for a curve of other levels, sensitivities that do not fit the layers, and a budget below the cost

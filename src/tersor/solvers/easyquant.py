@@ -1,4 +1,4 @@
-"""EasyQuant: scales of the weight and of the input that keep the direction of the layer's output."""
+"""EasyQuant: scales of the weight and of the input that preserve the direction of the layer's output."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ _GAIN = 1e-7  # the least growth of the cosine for which a scale moves
 class EasyQuant:
     """EasyQuant (Wu et al., arXiv 2006.16669): maximise the cosine of the float and the quantized output.
 
-    In turn, the scale of each output channel's weights, and the scale of the input, take the best value of
-    a grid of factors of their initial values, until neither moves. The figure of merit is the mean over
+    Alternately, the scale of each output channel's weights and the scale of the input take the best value from a
+    grid of factors of their initial values, until neither changes. The figure of merit is the mean over
     output channels of the cosine between a channel's outputs before and after. Both steps maximise this
     figure, so it never falls, and the search ends. A channel's scale is chosen by that channel's cosine alone;
-    of channels that share a scale (per tensor, groups of filters), by the sum of theirs. Several
-    scales along one row (groups of inputs) move together. The bias is ignored. Where the input stays
-    float, only the weight's scales move.
+    for channels that share a scale (per tensor, groups of filters), the sum of theirs decides. Several
+    scales along one row (groups of inputs) move together. The bias is ignored. If the input stays
+    float, only the weight's scales are searched.
 
     Args:
-        candidates: points of the grid; with 100 over (0.5, 2) the 34th is the factor 1.
+        candidates: points of the grid; with 100 over (0.5, 2), the 34th is the factor 1.
         span: the smallest and the largest factor.
         start: the weight's initial ranges, as in Rtn.
-        rows: output positions of the sample that are used.
-        rounds: the most rounds of both steps.
-        seed: which positions, and of stochastic rounding.
+        rows: the number of output positions of the sample that are used.
+        rounds: the maximum number of rounds of both steps.
+        seed: of the choice of positions, and of stochastic rounding.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> weight, x = torch.randn(4, 64, generator=generator) ** 3, torch.randn(256, 64, generator=generator)
@@ -56,7 +56,7 @@ class EasyQuant:
     input_observer: ClassVar[str] = "kl"  # the entry of OBSERVERS that gives the input's initial range
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
-        """Quantize the weight; where ``input_spec`` and ``input_range`` are given, choose that range, too.
+        """Quantize the weight; if ``input_spec`` and ``input_range`` are given, choose that range, too.
 
         Raises:
             CalibrationError: without a sample, or with one that does not fit the layer.
@@ -101,7 +101,7 @@ class _Search:
         self.x, self.weight, self.spec, (self.low, self.high) = x, weight, spec, start
         self.input_spec, self.input_range = input_spec, input_range
         self.outputs = self._product(x, weight)
-        # The number of each output channel's scale.
+        # The index of each output channel's scale.
         count = len(self.low)
         owner = torch.arange(count).reshape(-1, 1)
         self.owner = expand(owner, (len(weight), 1), spec.block).broadcast_to(len(weight), 1).flatten()
@@ -126,7 +126,7 @@ class _Search:
         before = self.outputs
         dot = (before * after).sum(1, dtype=torch.float64).flatten()
         norms = [t.square().sum(1, dtype=torch.float64).flatten().sqrt() for t in (before, after)]
-        # A channel that is zero before and after is right; one that is zero only before or only after is not.
+        # A channel that is zero both before and after is correct; one that is zero only before or only after is not.
         dead = (norms[0] == 0) & (norms[1] == 0)
         return torch.where(dead, 1.0, dot / (norms[0] * norms[1]).clamp(min=1e-300))
 

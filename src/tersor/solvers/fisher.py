@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon by the training loss: blocks of its empirical Fisher matrix, one threshold for all layers."""
+"""Optimal Brain Surgeon on the training loss: blocks of its empirical Fisher matrix, one threshold for all layers."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ _TOGETHER = 64
 
 
 def blocks_of(x: Float[Tensor, "samples weights"], size: int) -> Float[Tensor, "blocks samples size"]:
-    """Neighbouring weights side by side; a ragged last block is padded with zeros.
+    """Blocks of neighbouring weights; a partial last block is padded with zeros.
 
     Of per-sample gradients, ``Gram.of(blocks_of(g, 50)).hessian / 2`` is the block-diagonal empirical Fisher matrix.
 
@@ -31,25 +31,25 @@ def prune_by_fisher(
     share: float,
     damping: float = 1e-7,
 ) -> dict[str, Float[Tensor, "..."]]:
-    """Weights of a whole network without the share whose removal raises the loss least, the others updated.
+    """Remove the share of a network's weights whose removal raises the loss least, and update the others.
 
-    In every block weights are removed one by one by w²/(2·[F⁻¹]_qq), and the others of the block compensate for each;
-    how many are removed from a block follows from the curves of all layers together. Blocks of one weight are Optimal
+    In every block, weights are removed one by one by w²/(2·[F⁻¹]_qq), and the others in the block compensate for each;
+    the number removed from a block follows from the curves of all layers together. Blocks of one weight are Optimal
     Brain Damage by the Fisher diagonal, ½·F_qq·w² (LeCun et al., 1989); blocks of 50 are WoodFisher (arXiv 2004.14340)
     and oBERT (arXiv 2203.07259), which score all weights of a block once, and update for each as if it were removed
     alone.
 
     Args:
-        weights: by layer. Those that are zero already count as removed.
+        weights: by layer. Weights that are already zero count as removed.
         fishers: by layer, mean(g·gᵀ) of the loss's per-sample gradients: see ``blocks_of``.
-        share: of all weights together that becomes zero, 0 … 1.
+        share: the fraction of all weights together that becomes zero, 0 … 1.
         damping: added to the diagonal of F; it also regularizes an estimate from few samples.
 
     Returns:
         the weights in their shapes; the removed ones are exactly zero.
 
     Raises:
-        CalibrationError: for blocks that do not fit their weight or are not finite, naming the layer.
+        CalibrationError: for blocks that do not match their weight or are not finite, naming the layer.
 
     >>> weight, fisher = torch.tensor([[1.0, 2.0]]), torch.tensor([[[2.0, 1.0], [1.0, 2.0]]])
     >>> prune_by_fisher({"fc": weight}, {"fc": fisher}, 0.5)["fc"].tolist()
@@ -87,7 +87,7 @@ def _inverse(name: str, fisher: Tensor, count: int, damping: float) -> Tensor:
 
 
 def _eliminate(weight: Float[Tensor, "blocks size"], inverse: Float[Tensor, "blocks size size"]) -> Elimination:
-    """All weights of every block, the cheapest first."""
+    """Remove all weights of every block, the cheapest first."""
     chunks = zip(weight.split(_TOGETHER), inverse.split(_TOGETHER), strict=True)
     parts = [_empty(w.clone(), i.clone()) for w, i in chunks]
     return Elimination(*(torch.cat([getattr(p, f) for p in parts]) for f in ("order", "losses", "weight")))

@@ -23,17 +23,17 @@ class Gptq:
     """GPTQ with the options that helped in measurements.
 
     Args:
-        range: of each scale: ``mse`` clips it to the smallest squared error of the weights, each counted as the
-            diagonal of H does, ``minmax`` does not.
-        order: ``activation`` goes through the columns by falling diag H, ``natural`` as they stand.
-        damping: the share of the mean of diag H that is added to it at first.
+        range: of each scale: ``mse`` clips it to the smallest squared error of the weights, weighted by the
+            diagonal of H; ``minmax`` does not clip.
+        order: ``activation`` visits the columns by decreasing diag H, ``natural`` in their own order.
+        damping: the share of the mean of diag H that is initially added to it.
         refine: sweeps that then move codes, scales and zero points to their optimum given all others; 0 keeps the
             result of the paper's loop. Scales that rows share are kept.
         follow: how far the target weight compensates for the error of earlier layers, which the problem's ``cross``
             holds: 0 keeps the weight itself, 1 gives the least squared error of the output. The idea is GPTAQ's
             (arXiv 2504.02692), applied before rounding instead of during it.
 
-    With groups, scales do not depend on the order of the columns, so that no order is needed to read the codes.
+    With groups, scales do not depend on the order of the columns, so the codes can be read without knowing the order.
 
     >>> x = torch.tensor([[1.0, 0.9], [0.0, 0.1], [2.0, 1.9]])
     >>> gram = (2 * x.T @ x / 3)[None]
@@ -48,7 +48,7 @@ class Gptq:
     refine: Annotated[int, Ge(0)] = 2
     follow: Annotated[float, Interval(ge=0, le=1)] = 0.75
     needs: ClassVar[tuple[str, ...]] = ("gram",)
-    wants: ClassVar[tuple[str, ...]] = ("cross",)  # the fields of LayerProblem that it uses where they are given
+    wants: ClassVar[tuple[str, ...]] = ("cross",)  # optional fields of LayerProblem that it uses if given
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
         """Quantize the weight against its Hessian.
@@ -118,7 +118,7 @@ class Gptq:
 
     def _solution(self, problem: LayerProblem, target: Tensor, qtensor: QTensor, damping: float) -> LayerSolution:
         weight, grams = problem.weight.detach().float(), fitting_grams(problem)
-        # Rows with scales of their own can be rounded alone, so only those that are measured are.
+        # Rows with their own scales can be rounded separately, so only the measured ones are.
         alone = len(grams) == 1 and qtensor.scale.ndim and len(qtensor.scale) == len(weight)
         rows = slice(None, None, -(-len(weight) // MEASURED) if alone else 1)
         ours = qtensor.rows(rows)
@@ -134,7 +134,7 @@ class Gptq:
 
 @dataclass(frozen=True, eq=False)
 class _GroupProblem:
-    """The inputs of solving one group of a convolution, or the whole of any other layer."""
+    """The inputs for solving one group of a convolution, or the whole of any other layer."""
 
     target: Float[Tensor, "rows columns"]
     hessian: Float[Tensor, "columns columns"]
@@ -144,7 +144,7 @@ class _GroupProblem:
 
 
 def _has_own_scales(shape: torch.Size, spec: QuantSpec) -> bool:
-    """Whether every row has scales of its own, which may be refined."""
+    """Whether every row has its own scales, which may be refined."""
     kind, axis = spec.granularity.kind, spec.granularity.axis
     movable = has_range(spec) or spec.format.name == "binary"
     return movable and (kind == "group" or (kind == "channel" and axis in (0, -len(shape))))
@@ -155,7 +155,7 @@ def _rounding(spec: QuantSpec, device: torch.device) -> Rounding:
     if spec.format.kind == "int" and spec.format.name != "binary" and spec.rounding == "nearest":
         return lambda w, step, zero: (w / step).round_().add_(zero).clamp_(spec.low, spec.high)
     generator = torch.Generator(device).manual_seed(0)
-    # Each weight has its own scale here, as if it were a group.
+    # Here each weight has its own scale, as if it were a group.
     single = spec.with_(granularity="tensor")
     return lambda w, step, zero: quantize(w, step, zero, single, generator).float()
 

@@ -1,4 +1,4 @@
-"""HQQ: scales that fit most weights well and outliers badly, without data (Badri and Shaji 2023, half-quadratic)."""
+"""HQQ: scales that fit most weights and sacrifice outliers, without data (Badri and Shaji 2023, half-quadratic)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,26 +13,26 @@ from tersor.solvers.output_error import curve
 from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 from tersor.solvers.rtn import Rtn, granules, has_range
 
-# Weights that are processed together: their intermediates stay in the processor's cache.
+# Weights processed together: their intermediates stay in the CPU cache.
 _CHUNK = 2**16
 _TINY = 1e-8
 
 
 @dataclass(frozen=True)
 class Hqq:
-    """Half-quadratic quantization: the least sum of |w − ŵ|^norm, which tolerates outliers for a norm below 1.
+    """Half-quadratic quantization: it minimizes the sum of |w − ŵ|^norm, which tolerates outliers for a norm below 1.
 
-    In turn, outlying errors are set aside by the norm's shrinkage (Badri and Shaji, "Half-Quadratic Quantization of
+    Alternately, outlying errors are separated by the norm's shrinkage (Badri and Shaji, "Half-Quadratic Quantization of
     Large Machine Learning Models", 2023), and the grid is fitted to the remaining ones by least squares. The original
-    moves the zero point alone, as a fraction; zero points here are whole numbers, which the mean of rounding errors,
-    less than half a step, never moves, so the scale is fitted instead. Each scale keeps the best of all rounds, as it
-    will be stored: by this norm it is never worse than its start. Everything is in units of the step: scaling a weight
-    scales its solution. Formats without a range are rounded to nearest.
+    moves only the zero point, as a fraction; zero points here are integers, which the mean rounding error of less than
+    half a step never moves, so the scale is fitted instead. Each scale keeps the best of all rounds, as it will be
+    stored: in this norm it is never worse than its start. Everything is in units of the step: scaling a weight scales
+    its solution. Formats without a range are rounded to nearest.
 
     Args:
         norm: the exponent, above 0 and at most 1.
         start: the initial scales, those of ``Rtn(range=start)``.
-        strength: β; the larger, the less is set aside in the first round. ``growth``: its factor from round to round.
+        strength: β; the larger, the less is separated in the first round. ``growth``: its factor from round to round.
         rounds: of both steps.
         seed: of stochastic rounding, where the spec asks for it.
 

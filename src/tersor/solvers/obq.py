@@ -21,8 +21,8 @@ class Obq:
     """OBQ: more accurate than GPTQ on small layers, and cubic in the columns for every row.
 
     Args:
-        range: of each scale, as of ``Gptq``.
-        damping: the share of the mean of diag H that is added to it at first.
+        range: of each scale, as in ``Gptq``.
+        damping: the share of the mean of diag H that is initially added to it.
     """
 
     range: Literal["minmax", "mse"] = "mse"
@@ -44,7 +44,7 @@ class Obq:
             generator = torch.Generator().manual_seed(0)
 
             def rounded(x: Tensor, own: Tensor, s: Tensor = step, z: Tensor = zero) -> Tensor:
-                # Each value is rounded by a scale of its own.
+                # Each value is rounded with its own scale.
                 return (quantize(x, s[own], z[own], single, generator).float() - z[own]) * s[own]  # noqa: B023
 
             def outlying(error: Tensor, own: Tensor, s: Tensor = step) -> Tensor:

@@ -1,7 +1,7 @@
 """Optimal Brain Surgeon on a layer: weights are fixed one by one, and the others compensate for them.
 
 ExactOBS and OBQ of arXiv 2208.11580. The inverse Hessian of the free weights is not stored: it is the initial one minus
-V·Vᵀ, with one column of V for every fixed weight, so that the cost of a step grows with the number of fixed weights
+V·Vᵀ, with one column of V for every fixed weight, so the cost of a step grows with the number of fixed weights
 instead of the size of the matrix.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from tersor.process import importing
 from tersor.solvers.cholesky import inverse_factor
 
-# Elements of V of the rows that are processed together: more do not fit the cache, fewer cost more calls.
+# Elements of V for the rows processed together: more do not fit in the cache, fewer cost more calls.
 _TOGETHER = 2**23
 _TINY = 1e-30
 # Steps after which removed columns are dropped from the arithmetic.
@@ -59,9 +59,9 @@ def eliminate(
 
     Args:
         weight, inverse: of one layer; the arithmetic is in the weight's dtype.
-        target: ``(values, their rows)`` → the value that each would be fixed to; None: zero.
+        target: ``(values, their rows)`` → the value to fix each one to; None: zero.
         group: (n, m): at most m − n of every m neighbours may be fixed.
-        first: ``(errors, their rows)`` → true for weights that must be fixed before all others.
+        first: ``(errors, their rows)`` → True for weights that must be fixed before all others.
     """
     count = max(1, _TOGETHER // (steps * weight.shape[1] or 1))
     inverse = inverse.to(weight.dtype)
@@ -133,7 +133,7 @@ def _narrowed(v: Tensor, left: Tensor, k: int) -> Tensor:
 
 
 def counts_of_rows(losses: Float[Tensor, "rows steps"], total: int) -> Int[Tensor, " rows"]:
-    """How many weights to remove from each row so that ``total`` together cost least.
+    """How many weights to remove from each row so that the ``total`` costs least.
 
     The increments of a row are not monotone, so each row's curve is replaced by its lower convex hull, whose slopes
     are; the smallest slopes of all rows are taken.

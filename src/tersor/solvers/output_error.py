@@ -1,4 +1,4 @@
-"""How an error in a weight changes its layer's output, by the Gram matrix of the layer's inputs."""
+"""The effect of an error in a weight on its layer's output, from the Gram matrix of the layer's inputs."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from tersor.errors import CalibrationError
 from tersor.numerics import FORMATS
 from tersor.solvers.problem import LayerProblem, LayerSolution, Solver
 
-# Rows that an error is measured on: more hardly change it, and each costs a product with the Hessian.
+# Rows on which an error is measured: more hardly change it, and each costs a product with the Hessian.
 MEASURED = 512
 
 
@@ -19,7 +19,7 @@ def fitting_grams(problem: LayerProblem) -> Float[Tensor, "groups columns column
     """The problem's Gram matrices.
 
     Raises:
-        CalibrationError: if there are none, or they do not fit the weight's columns.
+        CalibrationError: if there are none, or they do not match the weight's columns.
     """
     problem.require(("gram",))
     grams, columns, groups = problem.gram, problem.weight[0].numel(), problem.geometry.groups
@@ -36,7 +36,7 @@ def fitting_cross(problem: LayerProblem) -> Float[Tensor, "out columns"] | None:
     """The problem's ``cross``, or None.
 
     Raises:
-        CalibrationError: if its shape is not the weight's.
+        CalibrationError: if its shape differs from the weight's.
     """
     shape = problem.weight.flatten(1).shape
     if problem.cross is not None and problem.cross.shape != shape:
@@ -69,7 +69,7 @@ def output_errors(
         w, *others = (t[:: -(-len(t) // MEASURED)] for t in parts)
         for j, t in enumerate((w, *(f - w for f in others))):
             power[j] += float(((t @ hessian) * t).sum(dtype=torch.float64))
-    # If H has a low rank, a sum of 0 may be rounded to just below.
+    # If H has low rank, a sum of 0 may be rounded to slightly below 0.
     return [max(p, 0.0) / power[0] if power[0] > 0 else 0.0 for p in power[1:]]
 
 

@@ -12,7 +12,7 @@ from tersor.observers.gram import Gram
 from tersor.process import importing
 from tersor.solvers.problem import Geometry, LayerProblem
 
-# Positions of one batch that a convolution's matrix is made of; neighbours are alike.
+# Positions of one batch used for a convolution's matrix; neighbours are similar.
 _POSITIONS = 2**14
 
 

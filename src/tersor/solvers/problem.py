@@ -41,7 +41,7 @@ class LayerProblem:
         sample: inputs of the layer, [pictures, in, *spatial] or [..., in]; only solvers that name
             ``"sample"`` in ``needs`` read it.
         input_spec: how the layer's input is quantized; None if it stays float.
-        input_range: (low, high) of that input, from which a solver may search a better one.
+        input_range: (low, high) of that input, from which a solver may search for a better one.
         gram: 2·mean(x·xᵀ) of the layer's inputs (of a convolution's patches), one matrix a group.
         cross: 2·mean((y − W·x)·xᵀ), where y is the original layer's output (without its bias) and x its present
             input, after earlier layers were quantized; columns as in the Gram matrices. None: y = W·x.
@@ -98,12 +98,12 @@ class LayerSolution:
 
 @dataclass(frozen=True)
 class LayerRecord:
-    """One line of a report; what was not measured is None, and without a Gram matrix there is no output error.
+    """One row of a report; anything not measured is None, and without a Gram matrix there is no output error.
 
     Args:
         name: the layer's.
         method: the solver that was used, with its options.
-        bits: that the codes, scales and zero points take in a file.
+        bits: size of the codes, scales and zero points in a file.
         sqnr_db: power of the weight over that of its error, in dB.
         output_error: power of the output's error over that of the output, on the calibration data.
         rtn_error: the same of rounding to nearest over the whole range, ``Rtn("minmax")``.
@@ -122,7 +122,7 @@ class LayerRecord:
 
     @property
     def share(self) -> float | None:
-        """The output error as a share of rounding's: below 1 where the solver was worth its time."""
+        """The output error relative to that of rounding: below 1 if the solver paid off."""
         return self.output_error / self.rtn_error if self.output_error is not None and self.rtn_error else None
 
 
@@ -130,8 +130,8 @@ class LayerRecord:
 class Solver(Protocol):
     """A frozen dataclass of options that turns a LayerProblem into a LayerSolution.
 
-    An entry may also declare, as class attributes: ``wants`` (fields of LayerProblem that it uses if they are given),
-    ``by_row`` (codes of an output with a scale of its own depend on its weights alone), ``is_range`` (its name may be
+    An entry may also declare, as class attributes: ``wants`` (optional fields of LayerProblem that it uses),
+    ``by_row`` (codes of an output with its own scale depend only on its weights), ``is_range`` (its name may be
     a recipe's ``range``), and ``input_observer`` (it chooses the input's range too, from that observer's). An option
     ``seed`` gets the recipe's seed, and ``range`` or ``start`` the recipe's range.
     """
@@ -144,7 +144,7 @@ class Solver(Protocol):
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10·log10(signal/noise): infinite without noise, minus infinite for noise alone.
+    """10·log10(signal/noise): infinite without noise, minus infinite for noise only.
 
     >>> decibels(100.0, 1.0), decibels(0.0, 0.0)
     (20.0, inf)
@@ -158,7 +158,7 @@ def weight_sqnr(weight: Tensor, qtensor: QTensor) -> float:
     """The signal-to-quantization-noise ratio of a weight, in dB."""
     # Sums of squares in float32 are exact to 1e-6 here (PyTorch adds pairwise); float64 would double the time.
     alone = qtensor.scale.ndim > 1 and len(qtensor.scale) == len(weight)
-    step = max(1, 2**20 // max(1, weight[:1].numel())) if alone else max(1, len(weight))  # fits the cache
+    step = max(1, 2**20 // max(1, weight[:1].numel())) if alone else max(1, len(weight))  # fits in the cache
     signal = noise = 0.0
     for k in range(0, len(weight), step):
         w = weight[k : k + step].float()

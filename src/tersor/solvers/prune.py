@@ -19,7 +19,7 @@ _BLOCK = 128
 
 
 class _Pruner:
-    """Splits a layer into its groups, lays neighbouring inputs side by side, and measures the result."""
+    """Shared by all pruners: splits a layer into its groups, lays out neighbouring inputs, measures the result."""
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ("gram",)
@@ -28,8 +28,8 @@ class _Pruner:
         """Make weights zero until the sparsity is reached.
 
         Raises:
-            RecipeError: where n:m does not divide the layer's inputs.
-            CalibrationError: without a Gram matrix, where the pruner needs one.
+            RecipeError: if n:m does not divide the layer's inputs.
+            CalibrationError: without a Gram matrix, if the pruner needs one.
         """
         weight = problem.weight.detach().float()
         sparsity.check(problem.name, weight.shape[1])
@@ -50,12 +50,12 @@ class _Pruner:
         return PrunedLayer(result, method, None if grams is None else output_error(weight, result, grams))
 
     def curve(self, problem: LayerProblem, shares: Sequence[float]) -> list[tuple[int, float]]:
-        """[(weights that stay, output error)] of each share of zeros, in the order of ``shares``.
+        """[(weights kept, output error)] for each share of zeros, in the order of ``shares``.
 
         ``tersor.solvers.allocate`` divides a network's budget over these curves.
 
         Raises:
-            CalibrationError: without a Gram matrix, which the output error is measured by.
+            CalibrationError: without a Gram matrix, which is needed to measure the output error.
         """
         problem.require(("gram",))
         points = []
@@ -128,8 +128,8 @@ def prune_columns(
     sparsity: Sparsity,
     target: Callable[[Tensor, int], Tensor],
 ) -> Float[Tensor, "rows columns"]:
-    """SparseGPT's sweep over ``w``, in place: kept weights become ``target(values, column)``, the others zero."""
-    span = sparsity.group[1] if sparsity.group else _BLOCK  # columns that are chosen together
+    """SparseGPT's sweep over ``w``, in place: kept weights become ``target(values, column)``, others zero."""
+    span = sparsity.group[1] if sparsity.group else _BLOCK  # columns chosen together
     block = max(_BLOCK // span, 1) * span
     for a in range(0, w.shape[1], block):
         b = min(a + block, w.shape[1])
@@ -148,7 +148,7 @@ def prune_columns(
 
 @dataclass(frozen=True)
 class ExactObs(_Pruner):
-    """Removes one weight at a time, the one of its row that costs least, and updates all others of the row.
+    """Removes one weight at a time, the cheapest in its row, and updates all others in the row.
 
     Rows share the layer's budget. arXiv 2208.11580; here the budget is divided over the lower convex hulls of the rows'
     loss curves.
@@ -170,7 +170,7 @@ class ExactObs(_Pruner):
         return without(w, found, traced.order, counts), f"damping {used:g}"
 
     def curve(self, problem: LayerProblem, shares: Sequence[float]) -> list[tuple[int, float]]:
-        """As for every pruner, here from one elimination; errors are measured by the damped Hessian."""
+        """As for every pruner, but from one elimination; errors are measured with the damped Hessian."""
         grams, weight = fitting_grams(problem), problem.weight.detach().float()
         power, errors, staying = 0.0, [0.0] * len(shares), [weight.numel()] * len(shares)
         for w, hessian in zip(weight.flatten(1).chunk(len(grams)), grams, strict=True):
@@ -186,7 +186,7 @@ class ExactObs(_Pruner):
 
 
 def _alive(w: Tensor, hessian: Tensor) -> Tensor:
-    """The weights with zeros for inputs that are always zero: these cost nothing, and are removed first."""
+    """The weights with zeros for inputs that are always zero: these cost nothing and are removed first."""
     return w.masked_fill(hessian.diagonal() == 0, 0.0)
 
 

@@ -1,7 +1,7 @@
 """Codes, scales and zero points moved one at a time, each to its optimum under the Hessian given all others.
 
 Cyclic coordinate descent on the codes is QuantEase (arXiv 2309.01885); here scales are moved, too. Every step is exact,
-so that the output's error never grows.
+so the output's error never grows.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tersor.numerics import QuantSpec
 
-# Columns that are updated together, in two block sizes: inner blocks fit the cache.
+# Columns updated together, in two block sizes: inner blocks fit in the cache.
 OUTER, INNER = 128, 16
 Rounding = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -24,7 +24,7 @@ class Coded:
 
     Attributes:
         codes: ``[columns, rows]`` float.
-        scale, zero: ``[groups, rows]``; a group is ``width`` consecutive columns, the last may be ragged.
+        scale, zero: ``[groups, rows]``; a group is ``width`` consecutive columns; the last may be partial.
     """
 
     codes: Float[Tensor, "columns rows"]
@@ -38,7 +38,7 @@ class Coded:
         return (self.codes - zero) * scale
 
     def of_columns(self, t: Tensor, columns: Tensor | None = None) -> Float[Tensor, "columns rows"]:
-        """``scale`` or ``zero`` for each column, or for ``columns`` in their order; a view if all share one."""
+        """``scale`` or ``zero`` for each column, or for ``columns`` in that order; a view if all share one."""
         if len(t) == 1:
             return t.expand(self.codes.shape)
         if columns is None:
@@ -73,7 +73,7 @@ def refined(
     slope = hessian @ (value - target)
     before = (slope * (value - target)).sum(0)
     grouped = len(scale) > 1
-    # A block holds whole groups.
+    # A block consists of whole groups.
     block = -(-OUTER // coded.width) * coded.width if grouped and coded.width > 1 else OUTER
     for _ in range(sweeps):
         if spec is not None and not grouped:
@@ -92,7 +92,7 @@ def refined(
             steps, zeros = (coded.of_columns(t, columns)[: len(columns)] for t in (scale, zero))
             _recode(square, near, codes[part], value[part], steps, zeros, rounded)
             slope.addmm_(hessian[:, part], value[part] - old)
-    # The steps are exact up to rounding: a row that gains no more than that keeps its start.
+    # The steps are exact up to rounding: a row that gains no more than that keeps its initial codes.
     worse = (slope * (value - target)).sum(0) >= before
     for new, start in ((codes, coded.codes), (scale, coded.scale), (zero, coded.zero)):
         new[:, worse] = start[:, worse]

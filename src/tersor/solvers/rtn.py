@@ -16,9 +16,9 @@ from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
 _COARSE = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _STEPS = (0.05, 0.025, 0.0125, 0.00625)
 _DENSE = tuple(k / 200 for k in range(199, 19, -1))
-# The error of few weights jumps with the range; that of many is smooth: a coarse search finds its minimum.
+# The error of few weights jumps with the range; that of many is smooth, so a coarse search finds its minimum.
 _FEW = 128
-# Elements that are worked on at once: their intermediates stay in the processor's cache.
+# Elements processed at once: their intermediates stay in the CPU cache.
 _CHUNK = 2**16
 
 
@@ -27,9 +27,9 @@ class Rtn:
     """Round to nearest.
 
     ``range="minmax"`` spans minimum and maximum (Krishnamoorthi, arXiv 1806.08342). ``range="mse"`` shrinks
-    this range, for each scale by a factor of its own in 0.1 … 1, to the smallest squared error of the
+    this range, for each scale by its own factor in 0.1 … 1, to the smallest squared error of the
     weights: a few large weights are clipped, and all others get a finer grid (Banner et al., arXiv 1810.05723, who
-    assume a distribution where this searches). It is never worse than minmax in squared error. Formats without a
+    assume a distribution instead of searching). It is never worse than minmax in squared error. Formats without a
     range to choose (binary, whose level is a mean, and floats of 16 and 32 bits) ignore it.
 
     Args:
@@ -44,7 +44,7 @@ class Rtn:
     range: Literal["minmax", "mse"] = "mse"
     seed: int = 0
     needs: ClassVar[tuple[str, ...]] = ()
-    by_row: ClassVar[bool] = True  # codes of an output with a scale of its own depend on its weights alone
+    by_row: ClassVar[bool] = True  # codes of an output with its own scale depend only on its weights
 
     def __call__(self, problem: LayerProblem) -> LayerSolution:
         """Quantize the weight; raises NumericsError for NaN or a scale that cannot be stored."""
@@ -68,7 +68,7 @@ def mse_range(
 ) -> tuple[Tensor, Tensor]:
     """The shrunken range (low, high) of the smallest squared error, in the scale's shape.
 
-    ``importance``, in the shape of ``x``, says how much each element's squared error counts.
+    ``importance``, in the shape of ``x``, weights each element's squared error.
     """
     low, high = reduce_range(x, spec)
     shape = low.shape
@@ -78,7 +78,7 @@ def mse_range(
     counted = None if importance is None else granules(importance.float(), spec)
     best = torch.ones_like(low)
     least = squared_error(rows, low, high, per_row, counted)
-    # A tie goes to the wider range, and so does what float32 sums cannot tell apart.
+    # A tie goes to the wider range, including differences too small for float32 sums.
     least *= 1 - 1e-5
 
     def attempt(ratio: Tensor) -> None:
@@ -123,7 +123,7 @@ def squared_error(
 
 
 def granules(x: Float[Tensor, "..."], spec: QuantSpec) -> Float[Tensor, "..."]:
-    """``x`` as [scales, members]; a ragged last group is padded with zeros, which have no error."""
+    """``x`` as [scales, members]; a partial last group is padded with zeros, which have no error."""
     kind, size = spec.granularity.kind, spec.granularity.size
     if kind == "tensor":
         return x.reshape(1, -1)
@@ -140,7 +140,7 @@ def granules(x: Float[Tensor, "..."], spec: QuantSpec) -> Float[Tensor, "..."]:
 
 
 def columns_per_scale(shape: torch.Size, spec: QuantSpec) -> int:
-    """How many neighbouring columns of a row of the flattened weight ``[out, columns]`` share a scale.
+    """The number of neighbouring columns in a row of the flattened weight ``[out, columns]`` that share a scale.
 
     >>> columns_per_scale(torch.Size([8, 6, 3, 3]), QuantSpec("int4", "group:3"))
     27

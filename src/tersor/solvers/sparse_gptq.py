@@ -1,4 +1,4 @@
-"""Pruned and quantized in one sweep, in which later columns compensate for both errors."""
+"""Prune and quantize in one sweep, in which later columns compensate for both errors."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class SparseGptq:
 
     Args:
         sparsity: the share and pattern of zeros, or its text.
-        range: of each scale, as of ``Gptq``.
-        damping: the share of the mean of diag H that is added to it at first.
+        range: of each scale, as in ``Gptq``.
+        damping: the share of the mean of diag H that is initially added to it.
 
     >>> x = torch.tensor([[1.0, 0.9], [0.0, 0.1], [2.0, 1.9]])
     >>> problem = LayerProblem("fc", torch.tensor([[0.1, 0.8]]), QuantSpec("int4"), gram=(2 * x.T @ x / 3)[None])
@@ -64,7 +64,7 @@ class SparseGptq:
             factor, w, used = factored(w, hessian.float()[order][:, order], self.damping, problem.name)
             parts.append(prune_columns(w, factor, sparsity, _rounding(s, z, spec)))
             damping = max(damping, used)
-        # The values are on the grid already, so rounding to nearest gives the codes that they came from.
+        # The values are already on the grid, so rounding to nearest returns their codes.
         nearest = spec.with_(granularity="tensor", rounding="nearest")
         codes = torch.empty_like(flat, dtype=spec.format.dtype)
         codes[:, order] = quantize(torch.cat(parts), step, zero, nearest)

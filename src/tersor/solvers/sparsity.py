@@ -1,4 +1,4 @@
-"""Which weights may be removed, how many, and the result; and what a pruner is."""
+"""The number and pattern of weights to remove, the result, and the protocol of pruners."""
 
 import re
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class Sparsity:
         return f"{100 * self.share:g}%{' per row' if self.pattern == 'row' else ''}"
 
     def check(self, name: str, columns: int) -> None:
-        """Refuse groups that do not divide the inputs.
+        """Reject groups that do not divide the inputs.
 
         Raises:
             RecipeError: naming the layer.
@@ -66,7 +66,7 @@ class Sparsity:
             )
 
     def kept(self, scores: Float[Tensor, "rows columns"]) -> Bool[Tensor, "rows columns"]:
-        """A mask of the highest scores, as many as are kept; of equal scores the first."""
+        """A mask of the highest scores, as many as are kept; among equal scores the first ones."""
         rows, columns = scores.shape
         if self.group is not None:
             keep, size = self.group
@@ -89,7 +89,7 @@ class PrunedLayer:
 
     Args:
         weight: in its original shape; the removed ones are exactly zero.
-        method: as the report prints it.
+        method: as shown in the report.
         output_error: power of the output's error over that of the output, by the Gram matrix.
     """
 
@@ -112,7 +112,7 @@ class Pruner(Protocol):
     def __call__(self, problem: LayerProblem, sparsity: Sparsity) -> PrunedLayer: ...
 
     def curve(self, problem: LayerProblem, shares: Sequence[float]) -> list[tuple[int, float]]:
-        """[(weights that stay, output error)] of each share of zeros."""
+        """[(weights kept, output error)] for each share of zeros."""
         ...
 
 

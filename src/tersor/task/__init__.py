@@ -1,15 +1,16 @@
-"""The Task: a network, its calibration data and its evaluation, all checked where they enter."""
+"""The Task: a network, its calibration data and its evaluation, all checked on entry."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tersor.errors import CalibrationError, TaskError
 from tersor.former_names import takes_former_name
-from tersor.task.calibration import Passes, batch_size, check_batch, check_count, read
+from tersor.task.calibration import Passes, batch_size, check_batch, check_count, read, with_tensors
 from tersor.task.fields import check_fields
 
 __all__ = ["Arguments", "Predict", "Task", "batch_size"]
@@ -28,21 +29,21 @@ class Task:
         model: the trained network in eval mode; it is not changed.
         example: the arguments of one call: a tuple, or a dict of keyword arguments. The first
             dimension of every tensor is the batch and stays dynamic.
-        calibration: a function returning an iterable of argument tuples (or dicts) like ``example``.
-            It is called once for each pass, and its batches are streamed.
+        calibration: a function returning an iterable of argument tuples (or dicts) like ``example``, of tensors or
+            NumPy arrays. It is called once for each pass, and its batches are streamed.
         evaluate: ``evaluate(predict)`` returns the metric as a float, or the scores of all samples
             (1-D, bools count as 1 and 0), whose mean is the metric. ``predict`` is called like the model; the
             model itself may not be changed.
         metric: the name of the metric.
         higher_is_better: the direction of the metric.
         token_mask: for padded batches: ``token_mask(*inputs)`` returns bool [batch, length], True for real positions.
-            Solvers that calibrate linear weights on a layer's inputs leave the others out (convolutions do not).
-            The former name ``counted`` is still taken.
+            Solvers that calibrate linear weights on a layer's inputs omit the other positions (convolutions do not).
+            The former name ``counted`` is still accepted.
         dynamic: dimensions that may vary between calls besides the batch, for each argument by its name:
             ``{"ids": {1: "length"}}`` frees the second dimension of ``ids``. The example must have at least 2 there.
             Recurrent layers run in OpenVINO and ONNX Runtime with a fixed length only.
-        max_samples: the most samples of one pass over ``calibration``; more raise a CalibrationError. By default 4,096
-            for an iterable without a length, which may have no end, and no bound for others.
+        max_samples: the limit of one pass over ``calibration``; more raise a CalibrationError. By default 4,096
+            for an iterable without a length, which may be endless, and no bound for others.
 
     Raises:
         TaskError: a field that cannot be used, with the remedy; or both ``token_mask`` and ``counted``.
@@ -84,7 +85,7 @@ class Task:
     def arguments(self, batch: Any) -> tuple[Any, ...]:
         """One batch as the flat tuple of inputs, keyword inputs in the order of the example."""
         names = self.input_names
-        if isinstance(batch, Tensor):
+        if isinstance(batch, (Tensor, np.ndarray)):
             batch = (batch,)
         if names:
             if not isinstance(batch, Mapping):
@@ -96,7 +97,10 @@ class Task:
                 raise TaskError(f"the batch lacks the keyword arguments {missing} of the example")
             return tuple(batch[n] for n in names)
         if isinstance(batch, Mapping):
-            raise TaskError("the example is positional, the batch is a dict: give both in the same form")
+            raise TaskError(
+                f"the example is positional, the batch is a dict of {', '.join(map(str, batch))}: give both in the "
+                "same form, for a model that takes keywords as dicts"
+            )
         if not isinstance(batch, (tuple, list)):
             raise TaskError(
                 f"a batch must be the tuple of the model's arguments, got {type(batch).__name__}; for one tensor "
@@ -131,8 +135,9 @@ class Task:
         Raises:
             CalibrationError: naming the batch, the argument and the value.
         """
-        inputs = pytree.tree_leaves(self.arguments(batch))
-        check_batch(inputs, pytree.tree_leaves(self.arguments(self.example)), number)
+        example = pytree.tree_leaves(self.arguments(self.example))
+        inputs = with_tensors(pytree.tree_leaves(self.arguments(batch)), example, number)
+        check_batch(inputs, example, number)
         return tuple(x for x in inputs if isinstance(x, Tensor))
 
     def samples(self) -> int:

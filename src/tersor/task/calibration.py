@@ -1,9 +1,10 @@
-"""One pass over the calibration data: read from the user's function, and every batch checked against the example."""
+"""One pass over the calibration data: read from the user's function, with every batch checked against the example."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,19 +12,19 @@ from tersor.errors import CalibrationError
 from tersor.numerics import all_finite
 from tersor.user_code import users
 
-# The most samples of a pass over an iterable that does not tell its length, which may have no end.
+# The maximum number of samples in a pass over an iterable without a length, which may be endless.
 MAX_SAMPLES = 4096
 _END = object()
 
 
 class Passes:
-    """The iterators that a calibration function has handed out: none may come twice, since it would go on mid-way."""
+    """The iterators that a calibration function has returned: none may come twice, since it would resume midway."""
 
     def __init__(self) -> None:
         self._given: list[Callable[[], Any]] = []
 
     def check(self, iterator: Any, name: str) -> None:
-        """Refuse an iterator that was read before."""
+        """Reject an iterator that was read before."""
         self._given = [given for given in self._given if given() is not None]
         if any(given() is iterator for given in self._given):
             raise CalibrationError(
@@ -32,14 +33,14 @@ class Passes:
             )
         try:
             self._given.append(weakref.ref(iterator))
-        except TypeError:  # of most iterators in C
+        except TypeError:  # as with most iterators written in C
             self._given.append(lambda: iterator)
 
 
 def read(
     calibration: Callable[[], Iterable[Any]], passes: Passes, name: str = "calibration"
 ) -> tuple[Iterator[Any], bool]:
-    """A fresh iterator over what ``calibration()`` returns, and whether it tells its length.
+    """A fresh iterator over what ``calibration()`` returns, and whether it has a length.
 
     Args:
         name: of the function, for errors.
@@ -55,7 +56,7 @@ def read(
         iterator = None if alone else iter(iterable)
     except TypeError:
         iterator = None
-    except Exception:  # of the user's own __iter__
+    except Exception:  # raised by the user's own __iter__
         with users(f"{name}()", CalibrationError, debug):
             raise
     if iterator is None:
@@ -86,7 +87,7 @@ def _tells_length(iterable: Any) -> bool:
 
 
 def check_count(samples: int, most: int | None, sized: bool) -> None:
-    """Refuse more samples than a pass may have.
+    """Reject more samples than a pass may have.
 
     Raises:
         CalibrationError: with the bound and the remedy.
@@ -101,7 +102,7 @@ def check_count(samples: int, most: int | None, sized: bool) -> None:
 
 
 def mask_of(function: Callable[..., Any], arguments: Any, rows: int) -> Tensor:
-    """The bool [batch, length] that a ``token_mask`` returns for the arguments of one batch of so many rows.
+    """The bool [batch, length] that a ``token_mask`` returns for the arguments of one batch with this number of rows.
 
     Raises:
         CalibrationError: it raises, or returns something else.
@@ -119,6 +120,40 @@ def batch_size(inputs: tuple[Any, ...]) -> int:
     return next((int(x.shape[0]) for x in inputs if isinstance(x, Tensor) and x.ndim), 1)
 
 
+def with_tensors(inputs: list[Any], example: list[Any], number: int) -> list[Any]:
+    """Calibration batch ``number`` with tensors for its NumPy arrays.
+
+    NumPy computes in float64 and counts in any integers: floats become floats of the example's dtype, and integers its
+    integers where these hold them. Whatever else differs from the example is refused by ``check_batch``.
+
+    Raises:
+        CalibrationError: an array of a dtype that PyTorch has not.
+
+    >>> with_tensors([np.zeros((1, 2))], [torch.zeros(1, 2)], 0)
+    [tensor([[0., 0.]])]
+    """
+    where, wanted = f"calibration batch {number}", [*example, *[None] * len(inputs)]
+    return [
+        _tensor(x, wanted[k], f"{where}, argument {k}") if isinstance(x, np.ndarray) else x
+        for k, x in enumerate(inputs)
+    ]
+
+
+def _tensor(array: np.ndarray, example: Any, where: str) -> Tensor:
+    try:
+        # A copy in the machine's byte order, which may be written.
+        tensor = torch.from_numpy(np.array(array, array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"{where}: an array of {array.dtype}, which PyTorch has not; convert it, as by x.astype('float32')"
+        ) from error
+    if not isinstance(example, Tensor) or tensor.is_floating_point() != example.is_floating_point():
+        return tensor
+    held = tensor.to(example.dtype)
+    whole = not {torch.bool, torch.complex64, torch.complex128} & {tensor.dtype, example.dtype}
+    return held if tensor.is_floating_point() or (whole and torch.equal(held.to(tensor.dtype), tensor)) else tensor
+
+
 def check_batch(inputs: list[Any], example: list[Any], number: int) -> None:
     """Check calibration batch ``number`` against the example.
 
@@ -129,7 +164,8 @@ def check_batch(inputs: list[Any], example: list[Any], number: int) -> None:
     if len(inputs) != len(example):
         raise CalibrationError(
             f"{where} has {len(inputs)} arguments, the example has {len(example)}; a batch is the tuple of "
-            "the model's arguments, without labels"
+            "the model's arguments, without labels: from a DataLoader of pairs, "
+            "`lambda: ((x,) for x, label in loader)`"
         )
     for k, (x, e) in enumerate(zip(inputs, example, strict=True)):
         if isinstance(e, Tensor):
@@ -151,7 +187,7 @@ def _same(value: Any, wanted: Any) -> bool:
 
 def _check_tensor(x: Any, e: Tensor, where: str) -> None:
     if not isinstance(x, Tensor):
-        raise CalibrationError(f"{where}: expected a tensor, got {type(x).__name__}")
+        raise CalibrationError(f"{where}: expected a tensor or an array, got {type(x).__name__}")
     if x.layout != torch.strided:
         raise CalibrationError(f"{where}: the layout {x.layout}; give a dense tensor, x.to_dense()")
     if x.dtype != e.dtype:
@@ -159,8 +195,10 @@ def _check_tensor(x: Any, e: Tensor, where: str) -> None:
     if x.device != e.device:
         raise CalibrationError(f"{where}: on {x.device}, the example is on {e.device}; move one of them")
     if x.ndim != e.ndim:
+        remedy = "; the first one is the batch: give x.unsqueeze(0), or several samples at once by torch.stack"
         raise CalibrationError(
             f"{where}: shape {tuple(x.shape)} has {x.ndim} dimensions, the example {tuple(e.shape)} has {e.ndim}"
+            + (remedy if x.ndim < e.ndim else "; give both in the form that the model takes")
         )
     if x.ndim == 4 and x.shape[1] != e.shape[1]:
         raise CalibrationError(
@@ -175,7 +213,7 @@ def _check_tensor(x: Any, e: Tensor, where: str) -> None:
 
 
 def _check_rows(inputs: list[Any], example: list[Any], where: str) -> None:
-    """Tensors whose rows belong together in the example have equally many in the batch."""
+    """Check that tensors with the same number of rows in the example have the same number in the batch."""
     rows, wanted = ({int(x.shape[0]) for x in part if isinstance(x, Tensor) and x.ndim} for part in (inputs, example))
     if len(wanted) == 1 and len(rows) > 1:
         raise CalibrationError(

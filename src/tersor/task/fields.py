@@ -1,4 +1,4 @@
-"""The fields of a Task, checked when it is made."""
+"""The fields of a Task, checked when it is created."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -16,6 +16,13 @@ from tersor.numerics import all_finite
 
 def check_model(model: Any) -> None:
     """It is a module."""
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise TaskError(f"Task.model must be a torch.nn.Module, got the class {model.__name__}: give an instance of it")
+    if isinstance(model, Mapping):
+        raise TaskError(
+            f"Task.model is a {type(model).__name__}, which looks like a state_dict: load it into the model, "
+            "model.load_state_dict(…), and give the model"
+        )
     if not isinstance(model, nn.Module):
         raise TaskError(f"Task.model must be a torch.nn.Module, got {type(model).__name__}")
 
@@ -37,14 +44,14 @@ def check_direction(value: Any) -> None:
 
 
 def check_function(field: str, value: Any, arguments: int | None, form: str) -> None:
-    """It can be called with so many arguments; None: with any."""
+    """It can be called with this number of arguments; None: with any."""
     if not callable(value) or isinstance(value, nn.Module):
         raise TaskError(f"Task.{field} must be a function {form}, got {type(value).__name__}")
     if arguments is None:
         return
     try:
         signature = inspect.signature(value)
-    except (ValueError, TypeError):  # of some functions in C
+    except (ValueError, TypeError):  # as with some functions written in C
         return
     try:
         signature.bind(*range(arguments))
@@ -57,7 +64,7 @@ def check_calibration(value: Any) -> None:
     if not callable(value):
         raise TaskError(
             "Task.calibration must be a function that returns an iterable of batches, got "
-            f"{type(value).__name__}; a list is passed as `lambda: batches`. A generator "
+            f"{type(value).__name__}; a list or DataLoader is passed as `lambda: batches`. A generator "
             "object can be read only once, a function that makes one can be read again"
         )
     check_function("calibration", value, 0, "without arguments that returns an iterable of batches")
@@ -120,7 +127,7 @@ def check_most(value: Any) -> None:
         whole("Task.max_samples", value, 1, None, "or None, for the default", TaskError)
 
 
-# The functions that a task may leave out: how many arguments they are called with, and what they return.
+# Optional functions of a task: how many arguments they are called with, and what they return.
 OPTIONAL: dict[str, tuple[int | None, str]] = {
     "evaluate": (1, "of `predict`"),
     "loss": (None, "that returns a tensor"),

@@ -1,4 +1,4 @@
-"""Whether code of the user's leaves their model as it is."""
+"""Whether the user's code leaves the model unchanged."""
 
 import zlib
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from tersor.errors import TaskError
 
 @contextmanager
 def unchanged(model: nn.Module, who: str) -> Iterator[None]:
-    """The block calls ``who``, code of the user's that is given no model to change.
+    """Wrap a call to ``who``, user code that must not change the model.
 
     Raises:
-        TaskError: a parameter, a buffer or the mode of a module is another afterwards, by its name.
+        TaskError: a parameter, a buffer or the mode of a module has changed afterwards, with its name.
 
     >>> net = nn.Linear(2, 1)
     >>> with unchanged(net, "evaluate"):

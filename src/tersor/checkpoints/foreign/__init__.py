@@ -1,1 +1,1 @@
-"""What is read of other people's files: paths, JSON, configurations and patterns, within bounds."""
+"""Reading untrusted files: paths, JSON, configurations and patterns, within bounds."""

@@ -1,4 +1,4 @@
-"""What a foreign configuration must not do: name code, files or repositories, or ask for more than its weights hold."""
+"""Limits of a foreign configuration: it may not name code, files or repositories, nor exceed its weights in size."""
 
 import re
 import threading
@@ -19,21 +19,21 @@ _ACTING = re.compile(
     r".*_(files?|path|dir|folder|repo|revision|url)|revision|"
     r"assistant_model|peft|_from_auto|_commit_hash|bad_words_file"
 )
-# Numbers that are no sizes.
+# Numbers that are not sizes.
 _NO_SIZES = re.compile(r".*(theta|base|factor|_ids?|index|seed|eps|max_length|min_length|params?|parameters)\d*")
 MAX_NUMBER = 1 << 24
 MAX_GENERATED = {"num_beams": 1000, "num_beam_groups": 1000, "num_return_sequences": 1000, "top_k": 1 << 24}
 
 
 class Held(NamedTuple):
-    """What the weights of a folder hold: the number of tensors, and their bytes."""
+    """The size of a folder's weights: the number of tensors, and their bytes."""
 
     tensors: int
     nbytes: int
 
 
 def inert(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration without the keys that would act, at any depth.
+    """A configuration without the keys that would have effects, at any depth.
 
     >>> inert({"model_type": "llama", "auto_map": {"AutoConfig": "evil.Config"}})
     {'model_type': 'llama'}
@@ -48,9 +48,9 @@ def _inert(value: Any) -> Any:
 
 
 def check_sizes(config: Mapping[str, Any], held: Held, where: str) -> None:
-    """Refuse sizes that the weights cannot have, before anything is made of them.
+    """Reject sizes that the weights cannot have, before they are used.
 
-    Layers are at most as many as tensors; another size is at most the number of bits of all weights, or MAX_NUMBER.
+    At most as many layers as tensors; other sizes at most the number of bits of all weights, or MAX_NUMBER.
 
     Raises:
         CheckpointError: naming the key and the value.
@@ -72,7 +72,7 @@ def check_sizes(config: Mapping[str, Any], held: Held, where: str) -> None:
 
 
 def check_generation(settings: Mapping[str, Any], where: str) -> None:
-    """Refuse generation settings whose memory has no measure; raises CheckpointError."""
+    """Reject generation settings that would need excessive memory; raises CheckpointError."""
     for key, limit in MAX_GENERATED.items():
         value = settings.get(key)
         if isinstance(value, int | float) and abs(value) > limit:
@@ -93,10 +93,10 @@ def _numbers(value: Any, key: str = "") -> Iterator[tuple[str, int | float]]:
 
 @contextmanager
 def bounded(held: Held, where: str) -> Iterator[None]:
-    """Modules that this thread constructs inside are no more, and no larger, than the weights of a folder can fill.
+    """Limit the modules that this thread constructs inside to the number and size that a folder's weights can fill.
 
     Raises:
-        CheckpointError: on the first module or parameter beyond.
+        CheckpointError: on the first module or parameter beyond the limit.
     """
     builder, count = threading.get_ident(), 0
 

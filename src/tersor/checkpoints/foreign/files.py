@@ -1,4 +1,4 @@
-"""Files that may be anybody's: paths that stay inside their folder, and JSON and arrays within bounds."""
+"""Untrusted files: paths that stay inside their folder, and JSON and arrays within bounds."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from tersor.errors import TaskError, TersorError
 
 MAX_BYTES = 64 << 20
 MAX_DEPTH = 64
-MAX_DIGITS = 40  # the model_max_length of many tokenizers has 31
+MAX_DIGITS = 40  # the model_max_length of many tokenizers has 31 digits
 _STRING, _OTHER, _PAIR = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL), re.compile(rb"[^][{}]+"), re.compile(rb"\[\]|{}")
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -23,11 +23,11 @@ _Model = TypeVar("_Model", bound=BaseModel)
 def inside(folder: Path, name: Any, error: type[TersorError]) -> Path:
     """The path of the file ``name`` of a folder, which may be missing.
 
-    Links are not followed, with one exception: those of a snapshot in the cache of Hugging Face, whose files are links
-    to the ``blobs`` beside it.
+    Links are not followed, with one exception: those of a snapshot in the Hugging Face cache, whose files are links to
+    the ``blobs`` beside it.
 
     Raises:
-        error: the name leads out of the folder, by ``..``, as an absolute path or by a link, or is no regular file.
+        error: the name leads out of the folder, by ``..``, as an absolute path or by a link, or is not a regular file.
 
     >>> inside(Path("/models/x"), "../y.json", TersorError)
     Traceback (most recent call last):
@@ -42,7 +42,7 @@ def inside(folder: Path, name: Any, error: type[TersorError]) -> Path:
     path = folder / name
     try:
         root, real = folder.resolve(), path.resolve()
-    except (OSError, RuntimeError) as cause:  # links in a circle
+    except (OSError, RuntimeError) as cause:  # circular links
         raise outside from cause
     if real != root.joinpath(*parts) and not _is_blob(root, real):
         raise error(f"{path} is a link to {real}: links out of a folder are not followed; copy the file there instead")
@@ -57,7 +57,7 @@ def in_folder(path: Path, name: str, error: type[TersorError]) -> Path:
 
 
 def _is_blob(root: Path, real: Path) -> bool:
-    """Whether ``real`` is a file of the repository in the cache of Hugging Face that ``root`` is a snapshot of."""
+    """Whether ``real`` is a file of the repository in the Hugging Face cache of which ``root`` is a snapshot."""
     blobs = root.parent.parent / "blobs"
     return root.parent.name == "snapshots" and real.parent == blobs and not blobs.is_symlink()
 
@@ -69,7 +69,7 @@ def read_bytes(path: Path, error: type[TersorError], remedy: str, limit: int = M
         error: it cannot be read, or is larger than ``limit``.
     """
     try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        if path.exists() and not path.is_file():  # opening a pipe would block
             raise error(f"{path}: cannot be read (no regular file): {remedy}")
         with path.open("rb") as file:
             content = file.read(limit + 1)
@@ -111,7 +111,7 @@ def parse_json(content: bytes, what: str, error: type[TersorError], remedy: str)
 
 
 def read_object(path: Path, error: type[TersorError], remedy: str) -> dict[str, Any]:
-    """A JSON file that holds an object; raises as ``read_json`` does, or if it holds something else."""
+    """A JSON file with an object; raises as ``read_json`` does, or if it contains anything else."""
     value = read_json(path, error, remedy)
     if not isinstance(value, dict):
         raise error(f"{path} does not hold a JSON object: {remedy}")
@@ -119,10 +119,10 @@ def read_object(path: Path, error: type[TersorError], remedy: str) -> dict[str, 
 
 
 def checked(model: type[_Model], value: Any, what: str, error: type[TersorError], remedy: str) -> _Model:
-    """The value as ``model`` describes it.
+    """The value, validated by ``model``.
 
     Raises:
-        error: it does not fit; the message gives the first place that does not.
+        error: it does not fit; the message gives the first mismatch.
     """
     try:
         return model.model_validate(value)
@@ -133,10 +133,10 @@ def checked(model: type[_Model], value: Any, what: str, error: type[TersorError]
 
 
 def read_array(path: Path) -> np.ndarray:
-    """The array of a .npy file, whose header is compared with its length before memory is asked for.
+    """The array of a .npy file, whose header is compared with its length before memory is allocated.
 
     Raises:
-        TaskError: it is missing, cut short, holds Python objects, or is an archive (.npz).
+        TaskError: it is missing, truncated, contains Python objects, or is an archive (.npz).
     """
     with foreign(TaskError, f"{path} cannot be read as a .npy file", "write it with numpy.save"):
         if path.exists() and not path.is_file():
@@ -157,9 +157,9 @@ def read_array(path: Path) -> np.ndarray:
 
 @contextmanager
 def foreign(error: type[TersorError], what: str, remedy: str = "") -> Iterator[None]:
-    """Turns whatever another library raises over a file into ``error``; the first line of its words is kept.
+    """Convert whatever another library raises about a file into ``error``, with the first line of its message.
 
-    Panics of libraries in Rust are no ``Exception``, so they are told by their type's module.
+    Panics of Rust libraries are not an ``Exception``, so they are recognized by the module of their type.
     """
     try:
         yield
@@ -172,7 +172,7 @@ def foreign(error: type[TersorError], what: str, remedy: str = "") -> Iterator[N
 
 
 def first_line(error: BaseException) -> str:
-    """The type of an error and the first line of its words."""
+    """The type of an error and the first line of its message."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0][:200]}"
 
 

@@ -1,6 +1,6 @@
-"""Regular expressions of foreign files, matched by RE2 in a time that grows with the text alone.
+"""Regular expressions of foreign files, matched by RE2 in time linear in the text.
 
-Python's ``re`` goes back and tries again, which a pattern like ``(a+)+$`` makes take for ever.
+Python's ``re`` backtracks, which takes exponential time for a pattern like ``(a+)+$``.
 """
 
 from functools import lru_cache
@@ -16,7 +16,7 @@ def matches(pattern: str, text: str) -> bool:
     """Whether ``re.match(pattern, text)`` finds something, in linear time.
 
     Raises:
-        CheckpointError: the pattern is none, is too long, looks around or refers back; or RE2 is not installed.
+        CheckpointError: the pattern is invalid, too long, or has look-around or back-references; or RE2 is missing.
 
     >>> matches(r"model\\.layers\\.\\d+\\.mlp", "model.layers.11.mlp.up_proj")
     True

@@ -30,7 +30,7 @@ class _Group(BaseModel):
 
 
 class _Config(BaseModel):
-    """What the methods have that are read: compressed-tensors its groups, GPTQ and AWQ the rest."""
+    """The entries that are read: the groups of compressed-tensors, and those of GPTQ and AWQ."""
 
     quant_method: StrictStr = ""
     checkpoint_format: StrictStr | None = None
@@ -47,7 +47,7 @@ def checked_config(config: Any) -> dict[str, Any]:
     """The configuration itself.
 
     Raises:
-        CheckpointError: a value has another type than its method takes, or one without measure.
+        CheckpointError: a value does not have the type that its method accepts, or exceeds the bounds.
 
     >>> checked_config({"quant_method": "awq", "bits": "four"})
     Traceback (most recent call last):

@@ -39,7 +39,7 @@ def encode(name: str, rows: Float[Tensor, "n m"], kind: str) -> UInt8[Tensor, " 
     """Encode a matrix, rounded to ``kind``.
 
     Raises:
-        CheckpointError: the matrix holds NaN, infinity or values beyond FP16; the message names it.
+        CheckpointError: the matrix contains NaN, infinity or values beyond FP16; the message names it.
 
     >>> encode("head", torch.ones(2, 32), "q8_0").numel()
     68
@@ -57,7 +57,7 @@ def encode_codes(name: str, q: QTensor) -> tuple[str, UInt8[Tensor, " bytes"]]:
     """Encode a quantized matrix exactly; returns the block type, Q4_0 up to 4 bits or Q8_0 up to 8, and the bytes.
 
     Raises:
-        CheckpointError: no block type holds it; it must be symmetric, with FP16 scales over groups of 32 inputs or a
+        CheckpointError: no block type stores it; it must be symmetric, with FP16 scales over groups of 32 inputs or a
             multiple that divides the row. The message names it.
     """
     if not has_block_type(q):
@@ -142,7 +142,7 @@ def _fit_step_and_floor(blocks: Float[Tensor, "... 32"]) -> tuple[Tensor, Tensor
     """Step and floor ≥ 0, [..., 1], that minimize the squared error of ``step·q − floor``.
 
     Codes are computed with several steps around the one that spans the values; for each set of codes step and floor
-    are fitted by best squares, and the best pair is returned.
+    are fitted by least squares, and the best pair is returned.
     """
     low, high = blocks.amin(-1, keepdim=True).clamp(max=0.0), blocks.amax(-1, keepdim=True)
     step, floor = (high - low).clamp(min=0.0) / 15, -low

@@ -23,16 +23,16 @@ _TEXT, _LIST = 8, 9
 
 
 def read_weights(path: Path) -> Iterator[tuple[str, QTensor]]:
-    """(name, QTensor) of every matrix in Q4_0 or Q8_0, per group of 32 inputs; those in float are left out.
+    """(name, QTensor) of every matrix in Q4_0 or Q8_0, per group of 32 inputs; those in float are omitted.
 
-    A block with a negative scale, which some writers of Q4_0 choose, is the same numbers with a positive one and the
-    zero point −1; a block with a scale of 0 has codes of 0 and the scale 1.
+    A block with a negative scale, which some writers of Q4_0 choose, represents the same numbers as one with a positive
+    scale and the zero point −1; a block with a scale of 0 has codes of 0 and the scale 1.
 
     Args:
-        path: the file, or a folder that holds one.
+        path: the file, or a folder that contains one.
 
     Raises:
-        CheckpointError: it is no GGUF file of a Llama, was cut short, or holds a matrix in another kind of blocks.
+        CheckpointError: it is not a GGUF file of a Llama, is truncated, or contains a matrix in another block type.
     """
     named = next((found.name for found in sorted(path.glob("*.gguf"))), None) if path.is_dir() else None
     path = path if named is None else inside(path, named, CheckpointError)
@@ -61,7 +61,7 @@ class _Info:
 
 @dataclass(frozen=True)
 class _Header:
-    """What stands before the data, and where this begins."""
+    """The part before the data, and the offset of the data."""
 
     metadata: dict[str, Any]
     infos: list[_Info]
@@ -100,7 +100,7 @@ class _Header:
         return f"model.layers.{match[1]}.{layers[match[2]]}.{match[3]}"
 
     def order(self, name: str, rows: int) -> Tensor | None:
-        """The order that the writer gave the rows."""
+        """The row order used by the writer."""
         heads = self.metadata["llama.attention.head_count"]
         groups = self.metadata.get("llama.attention.head_count_kv", heads)
         return Llama({"num_attention_heads": heads, "num_key_value_heads": groups}).row_order(name, rows)
@@ -133,7 +133,7 @@ def _weight(file: BinaryIO, header: _Header, info: _Info) -> QTensor:
 
 
 def _q4_0(nibbles: Tensor) -> Tensor:
-    """Each byte has one code of the first half of its block and one of the second, counted from −8."""
+    """Each byte holds one code of the first half of its block and one of the second, counted from −8."""
     return torch.cat([nibbles & 15, nibbles >> 4], dim=-1).to(torch.int16) - 8
 
 

@@ -107,7 +107,7 @@ def _prepends(tokenizer: dict) -> bool:
 
 
 def _steps(step: dict | None, key: str) -> list[dict]:
-    """The steps of a sequence, or the one."""
+    """The steps of a sequence, or the single step."""
     return [] if step is None else step.get(key, [step])
 
 

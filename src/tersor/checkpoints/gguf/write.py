@@ -37,7 +37,7 @@ def write_gguf(
     FP32.
 
     Args:
-        path: the file; it appears only when it is complete.
+        path: the file; it appears only once it is complete.
         config: the content of the model's config.json.
         tensors: the parameters by their names in transformers, each once, in any order.
         tokenizer: the folder of tokenizer.json, a BPE with byte fallback; None writes no vocabulary.

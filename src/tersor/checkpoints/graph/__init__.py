@@ -1,1 +1,1 @@
-"""What a network.json may say, checked before anything is allocated."""
+"""The valid content of a network.json, checked before anything is allocated."""

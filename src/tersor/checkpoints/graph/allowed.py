@@ -1,12 +1,12 @@
 """The operators that a saved network may use: those that compute values from tensors, and nothing else.
 
-An operator is allowed by its name, for those of its overloads that write into nothing, draw nothing at random and
-take and return tensors and numbers alone. The list holds what capture, rewrites and quantizing produce, and the
-functional operators of ATen that a network of a user may call: pointwise, reductions, products, convolutions, pools,
-norms, indexing, shapes, padding, recurrences, transforms and decompositions. Left out are operators that read or
-write files, storage or global state, return memory that nobody has written, draw random numbers, build sparse, nested
-or quantized tensors, take the layout of memory from their arguments (``as_strided``), run for a time that no shape
-bounds, or return as many elements as values of tensors say.
+An operator is allowed by its name, for those of its overloads that write nothing, draw no random numbers and accept
+and return only tensors and numbers. The list contains what capture, rewrites and quantization produce, and the
+functional operators of ATen that a user's network may call: pointwise, reductions, products, convolutions, pools,
+norms, indexing, shapes, padding, recurrences, transforms and decompositions. Excluded are operators that read or
+write files, storage or global state, return uninitialized memory, draw random numbers, build sparse, nested or
+quantized tensors, take a memory layout from their arguments (``as_strided``), run for a time that no shape bounds, or
+return a number of elements that depends on the values of tensors.
 """
 
 import operator
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-# Sorted by name, as a test checks.
+# Sorted by name, which a test checks.
 ATEN = frozenset(
     """
     __and__ __lshift__ __or__ __rshift__ __xor__
@@ -128,24 +128,24 @@ def operator_of(text: str) -> Any:
 
 
 def name_of(target: Any) -> str:
-    """The name that ``operator_of`` takes."""
+    """The name that ``operator_of`` accepts."""
     if isinstance(target, torch._ops.OpOverload):
         return str(target)
     return f"operator.{getattr(target, '__name__', target)}"
 
 
 def _pure(found: Any) -> bool:
-    """Whether an operator writes nowhere, draws nothing at random, and takes and returns plain values."""
+    """Whether an operator writes nothing, draws no random numbers, and accepts and returns plain values."""
     schema = found._schema
     random = torch.Tag.nondeterministic_seeded in found.tags and schema.name not in _EVALUATING
     taken, given = ([str(value.type) for value in values] for values in (schema.arguments, schema.returns))
     tensors = any("Tensor" in kind for kind in taken + given) and not any("str" in kind for kind in given)
-    # The overloads of TorchScript take a number for a dtype.
+    # TorchScript overloads accept a number as dtype.
     scripted = schema.overload_name.startswith("prim")
     return not (schema.is_mutable or random or scripted) and tensors and all(_plain(kind) for kind in taken + given)
 
 
-# Random in training alone, which the check of arguments refuses.
+# Random only in training, which the argument check rejects.
 _EVALUATING = {f"aten::{name}" for name in "dropout feature_dropout scaled_dot_product_attention lstm gru".split()} | {
     f"aten::{name}" for name in ("rnn_tanh", "rnn_relu", "_scaled_dot_product_flash_attention_for_cpu")
 }

@@ -1,4 +1,4 @@
-"""A graph of allowed operators, made from a checked network.json, and its arguments decoded."""
+"""Build a graph of allowed operators from a checked network.json, with its arguments decoded."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ def build(graph: Graph) -> fx.Graph:
     """The graph, each node with its operator.
 
     Raises:
-        ValueError: an operator is not allowed, or an argument is of no known kind.
+        ValueError: an operator is not allowed, or an argument is of an unknown kind.
     """
     made, nodes = fx.Graph(), dict[str, fx.Node]()
     for item in graph.nodes:
@@ -95,7 +95,7 @@ _TABLES: dict[str, Mapping[str, Any]] = {
 
 
 def arguments_of(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call by their names in the operator's schema; ValueError if it has no such."""
+    """The arguments of a call by their names in the operator's schema; ValueError for an unknown one."""
     names = [argument.name for argument in target._schema.arguments]
     if len(args) > len(names) or not set(kwargs) <= set(names[len(args) :]):
         raise ValueError(f"{target} takes {', '.join(names)}")
@@ -103,5 +103,5 @@ def arguments_of(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
 
 def is_number(value: Any) -> bool:
-    """Whether Python's arithmetic takes it: a number, or a tensor."""
+    """Whether Python's arithmetic accepts it: a number, or a tensor."""
     return isinstance(value, int | float | Tensor) and not (isinstance(value, int) and abs(value) >= 1 << 63)

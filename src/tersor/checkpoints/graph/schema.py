@@ -1,4 +1,4 @@
-"""The content of network.json as pydantic models, and what the tensors beside it must be like."""
+"""The content of network.json as pydantic models, and the requirements on the tensors beside it."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch import fx
 
 from tersor.numerics.packing import packed_bytes
 
-# Bytes of all inputs of the example together.
+# Total bytes of all inputs of the example.
 MAX_INPUTS = 1 << 30
 MAX_NODES = 200_000
 
@@ -22,7 +22,7 @@ DTYPES = {
         torch.uint16, torch.uint32, torch.uint64, torch.bool,
     )
 }  # fmt: skip
-# Attributes of a GraphModule, which a tensor of that name would replace.
+# Attributes of a GraphModule, which a tensor with that name would replace.
 _TAKEN = frozenset(dir(fx.GraphModule({}, fx.Graph())))
 
 
@@ -38,7 +38,7 @@ def _free(name: str) -> str:
     return name
 
 
-# Names are inserted into generated code, so nothing but identifiers may pass.
+# Names are inserted into generated code, so only identifiers may pass.
 Identifier = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_]+$", max_length=1000)]
 Name = Annotated[StrictStr, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=1000), AfterValidator(_free)]
 Dtype = Annotated[StrictStr, AfterValidator(_dtype)]
@@ -79,7 +79,7 @@ class Meta(BaseModel):
 
 
 class Node(_Part):
-    """A node of the graph; ``args`` and ``kwargs`` are checked against the operator where it is called."""
+    """A node of the graph; ``args`` and ``kwargs`` are checked against the operator when it is called."""
 
     name: Identifier
     op: Literal["placeholder", "get_attr", "call_function", "output"]
@@ -107,7 +107,7 @@ Stored = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def check_stored(graph: Graph, stored: Stored) -> None:
-    """Compare what network.json says of its tensors with what the file holds, and the inputs with MAX_INPUTS.
+    """Compare the tensors described in network.json with those in the file, and the inputs with MAX_INPUTS.
 
     Raises:
         ValueError: they differ, or the inputs are too large.
@@ -129,7 +129,7 @@ def check_stored(graph: Graph, stored: Stored) -> None:
 
 
 def same_inputs(graph: Graph) -> bool:
-    """Whether the placeholders are as many as the inputs, and the free sizes too."""
+    """Whether there are as many placeholders as inputs, and as many lists of free sizes."""
     count = sum(node.op == "placeholder" for node in graph.nodes)
     return count == len(graph.inputs) and len(graph.free) in (0, count)
 

@@ -1,4 +1,4 @@
-"""A graph run on tensors without memory, so that nothing runs or is allocated that is wrong or too large."""
+"""A run of a graph on tensors without memory, so that nothing invalid or too large is executed or allocated."""
 
 import math
 import operator
@@ -12,11 +12,11 @@ from tersor.checkpoints.graph.building import arguments_of, is_number
 from tersor.network.explain import summary
 from tersor.network.network import Network, call, walk
 
-# Bytes of one value, where inputs and weights are small; otherwise FACTOR times theirs.
+# Bytes of one value if inputs and weights are small; otherwise FACTOR times theirs.
 MAX_VALUE = 1 << 30
 FACTOR = 64
 MAX_PARTS = 1 << 16
-# Arguments by which PyTorch divides, or that would start a loop without end; and what changes its numbers at random.
+# Arguments by which PyTorch divides, or that would cause an endless loop; and those that make results random.
 _POSITIVE = frozenset(
     "stride dilation groups num_groups kernel_size step chunks sections split_size upscale_factor downscale_factor "
     "block_size output_size_factor num_layers".split()
@@ -41,7 +41,7 @@ def check_sizes(network: Network) -> None:
     """Run the network on meta tensors.
 
     Raises:
-        ValueError: an operator refuses its arguments, or a value is too large; the message names the node.
+        ValueError: an operator rejects its arguments, or a value is too large; the message names the node.
     """
     tensors = {name: tensor.to("meta") for name, tensor in network.tensors()}
     inputs = tuple(x.to("meta") for x in network.example)
@@ -62,7 +62,7 @@ def check_sizes(network: Network) -> None:
 
 
 def _without_memory(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What an operator gives on the meta device."""
+    """The result of an operator on the meta device."""
     target: Any = node.target
     if target is operator.getitem:
         if len(args) != 2 or kwargs or not isinstance(args[0], list | tuple | Tensor) or type(args[1]) is not int:
@@ -90,7 +90,7 @@ def _without_memory(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
     return call(node, args, kwargs)
 
 
-# What a kind of argument takes; PyTorch itself takes a number for a dtype, and ends the process over some.
+# The values of each kind of argument; PyTorch itself accepts a number as dtype, and some crash the process.
 _KINDS: dict[str, Any] = {
     "Tensor": Tensor | int | float,
     "int": int,
@@ -133,7 +133,7 @@ def _check_argument(name: str, value: Any) -> None:
 
 
 def _check_count(name: str, args: tuple[Any, ...]) -> None:
-    """Refuse an operator that would make a great many small tensors."""
+    """Reject an operator that would create a huge number of small tensors."""
     if name not in _PARTS or not isinstance(args[0], Tensor):
         return
     argument = next((a for a in args[1:2] if type(a) is int and a > 0), 1)
@@ -150,7 +150,7 @@ def _check_value(node: fx.Node, value: Any, limit: int) -> None:
     if isinstance(value, Tensor):
         if not value.is_meta:
             raise ValueError(f"the node {node.name}, {node.target}, leaves the device")
-        # Sizes of 0 count as 1: without elements, too, they are loops of some operators.
+        # Sizes of 0 count as 1: some operators loop over them even without elements.
         size = math.prod(max(n, 1) for n in value.shape) * value.element_size()
         if size > limit:
             raise ValueError(

@@ -5,6 +5,7 @@ PyTorch's exporter translates the operators; Tersor's operators pass through it 
 """
 
 import ast
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -195,8 +196,7 @@ def _name_inputs_and_outputs(graph: ir.Graph, network: Network) -> None:
                 sizes.setdefault(str(value.shape[dim]), size)
     for value in (*graph.inputs, *graph.outputs):
         if value.shape is not None:
-            known = [d if isinstance(d, int) else sizes.get(str(d), str(d)) for d in value.shape]
-            value.shape = ir.Shape(known)
+            value.shape = ir.Shape([d if isinstance(d, int) else _size(str(d), sizes) for d in value.shape])
     taken = {v.name for v in graph.inputs} | {v.name for n in graph for v in n.outputs}
     for k, name in enumerate(network.output_names):
         value = graph.outputs[k]
@@ -209,6 +209,11 @@ def _name_inputs_and_outputs(graph: ir.Graph, network: Network) -> None:
             clash = next(v for n in graph for v in n.outputs if v.name == name)
             clash.name = f"{name}/value"
         value.name = name
+
+
+def _size(text: str, sizes: dict[str, str]) -> str:
+    """A size, or an expression of sizes such as ``3*s77``, in the Network's names."""
+    return re.sub(r"\w+", lambda found: sizes.get(found[0], found[0]), text)
 
 
 def _innermost(error: BaseException) -> str:

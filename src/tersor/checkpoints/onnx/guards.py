@@ -1,7 +1,7 @@
 """Keep operators in float that ONNX Runtime would compute in integers, whatever the options of its session.
 
 A default session quantizes the float weight of a layer between a dequantizer and a quantizer, and computes other
-operators there in integers. A Sum of one value changes nothing, and no optimizer looks through it.
+operators there in integers. A Sum with a single input changes nothing, and no optimizer looks through it.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ _WEIGHTED = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1}
 
 
 def guard_floats(graph: ir.Graph, floats: Collection[str]) -> None:
-    """Part the float operators from the dequantizers before them.
+    """Separate the float operators from the dequantizers before them.
 
     Args:
         floats: the names of operators that are planned in float.

@@ -64,7 +64,7 @@ class Writer:
     """Replaces the quantizer nodes of a graph.
 
     Args:
-        bits: the bits of the codes where fewer than 8, by the name of the dequantize node.
+        bits: the bits of the codes if fewer than 8, by the name of the dequantize node.
         titles: the layer that errors name, by the name of the quantizer node.
     """
 

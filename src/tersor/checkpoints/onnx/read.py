@@ -25,9 +25,9 @@ _BITS: dict[int, int] = {onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4}
 def read_weights(folder: Path) -> Weights:
     """(name, QTensor) of every weight that ``model.onnx`` stores as integers or FP8 codes.
 
-    Weights of linear layers are [out, in], whichever way the file has them. Codes without sign in MatMulNBits become
-    signed ones. A name is that of the tensor that holds the codes; equal tensors are stored once, and of weights that
-    differ in their scales only, all but the first are named by their operator.
+    Weights of linear layers are [out, in], regardless of the file's layout. Unsigned codes in MatMulNBits become signed
+    ones. A weight has the name of the tensor with its codes; equal tensors are stored once, and of weights that differ
+    only in their scales, all but the first are named after their operator.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -53,7 +53,7 @@ def _weights(graph: onnx.GraphProto) -> Weights:
 
 @dataclass(frozen=True)
 class _Graph:
-    """The stored tensors by name, and who makes and reads each value."""
+    """The stored tensors by name, and the producer and readers of each value."""
 
     stored: dict[str, onnx.TensorProto]
     maker: dict[str, onnx.NodeProto]
@@ -72,13 +72,13 @@ class _Graph:
         return to_array(self.stored[name])
 
     def follow(self, node: onnx.NodeProto, op: str) -> onnx.NodeProto:
-        """The one reader of that type."""
+        """The only reader of that type."""
         (reader,) = (n for n in self.readers[node.output[0]] if n.op_type == op)
         return reader
 
 
 def _dequantized(graph: _Graph, node: onnx.NodeProto) -> Weights:
-    """A DequantizeLinear of a stored matrix or more; vectors are biases, and other values activations."""
+    """A DequantizeLinear of a stored matrix or tensor; vectors are biases, and other values are activations."""
     source = node.input[0]
     if source not in graph.stored and source in graph.maker and graph.maker[source].op_type == "Cast":
         source = graph.maker[source].input[0]
@@ -97,7 +97,7 @@ def _dequantized(graph: _Graph, node: onnx.NodeProto) -> Weights:
 
 
 def _stored_across(graph: _Graph, node: onnx.NodeProto) -> bool:
-    """Whether the linear layer that reads a weight takes it as [in, out]."""
+    """Whether the linear layer that reads a weight expects it as [in, out]."""
     for reader in graph.readers.get(node.output[0], []):
         if reader.op_type in ("MatMul", "Gemm") and reader.input[1] == node.output[0]:
             return not _attributes(reader).get("transB", 0)
@@ -105,7 +105,7 @@ def _stored_across(graph: _Graph, node: onnx.NodeProto) -> bool:
 
 
 def _laid_out(t: np.ndarray, codes: Tensor, axis: int, block: int) -> Tensor:
-    """A scale or zero point in the shape of ``numerics``: ``constants.laid_out`` undone."""
+    """A scale or zero point in the shape of ``numerics``: the inverse of ``constants.laid_out``."""
     found = torch.from_numpy(t.astype(np.float32))
     if found.ndim < codes.ndim:
         return found.reshape([-1 if k == axis and found.ndim else 1 for k in range(codes.ndim)])
@@ -117,7 +117,7 @@ def _laid_out(t: np.ndarray, codes: Tensor, axis: int, block: int) -> Tensor:
 
 
 def _packed(graph: _Graph, node: onnx.NodeProto) -> Weights:
-    """A MatMulNBits."""
+    """The weight of a MatMulNBits."""
     options, name = _attributes(node), _named(node.input[1])
     bits, width, count = options["bits"], options["K"], options["N"]
     codes, scale = (torch.from_numpy(graph.array(n).copy()) for n in node.input[1:3])
@@ -133,7 +133,7 @@ def _packed(graph: _Graph, node: onnx.NodeProto) -> Weights:
 
 
 def _product(graph: _Graph, node: onnx.NodeProto) -> Weights:
-    """A MatMulInteger, whose result is multiplied by the scales of both sides."""
+    """The weight of a MatMulInteger, whose result is multiplied by the scales of both sides."""
     if node.input[1] not in graph.stored:
         return
     scales = graph.follow(graph.follow(node, "Cast"), "Mul").input[1]
@@ -144,7 +144,7 @@ def _product(graph: _Graph, node: onnx.NodeProto) -> Weights:
 
 
 def _lstm(graph: _Graph, node: onnx.NodeProto) -> Weights:
-    """A DynamicQuantizeLSTM: the weights of the input and of the state, gates in PyTorch's order."""
+    """The weights of a DynamicQuantizeLSTM, of the input and of the state, gates in PyTorch's order."""
     for codes, scale in ((1, 8), (2, 10)):
         rows, steps = graph.array(node.input[codes])[0].T, graph.array(node.input[scale])[0]
         both = [np.concatenate([np.split(t, 4)[k] for k in np.argsort(GATE_ORDER)]) for t in (rows, steps)]
@@ -171,7 +171,7 @@ def _named(tensor: str) -> str:
 
 
 def _codes(array: np.ndarray) -> Tensor:
-    """Codes in the dtype that ``numerics`` has for them; narrow integers are widened to 8 bits."""
+    """Codes in the dtype used by ``numerics``; narrow integers are widened to 8 bits."""
     kind = array.dtype.name
     if kind.startswith("float8"):
         return torch.from_numpy(array.view(np.uint8).copy()).view(getattr(torch, kind))

@@ -1,4 +1,4 @@
-"""Rewrites of an ONNX graph that let its runtime compute in integers, without changing an output code."""
+"""Rewrites of an ONNX graph that allow its runtime to compute in integers, without changing an output code."""
 
 from dataclasses import dataclass
 

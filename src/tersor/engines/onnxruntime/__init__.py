@@ -98,7 +98,7 @@ class OnnxRuntime:
         """Lower the network to ONNX and load it.
 
         Raises:
-            EngineError: ONNX Runtime is not installed, the precision is not f32, or the network is refused.
+            EngineError: ONNX Runtime is not installed, the precision is not f32, or the network is rejected.
         """
         self._check(threads, precision)
         from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner
@@ -116,7 +116,7 @@ class OnnxRuntime:
     def load(
         self, folder: Path, *, threads: int | None = None, precision: str = "f32"
     ) -> "tersor.engines.onnxruntime.runner.OnnxRuntimeRunner":
-        """A runner of what ``OnnxRuntimeRunner.save`` wrote."""
+        """A runner for the files written by ``OnnxRuntimeRunner.save``."""
         self._check(threads, precision)
         from tersor.engines.onnxruntime.runner import OnnxRuntimeRunner, read_model
 
@@ -140,7 +140,7 @@ def recurrent_kernel(
     """A recurrent layer of a module that stays in PyTorch, computed by ONNX Runtime.
 
     Raises:
-        EngineError: ONNX Runtime or onnx is not installed, or does not take the layer.
+        EngineError: ONNX Runtime or onnx is not installed, or does not support the layer.
     """
     require(OnnxRuntime())
     from tersor.engines.onnxruntime.recurrent import OnnxRuntimeLSTM

@@ -18,10 +18,10 @@ _DOMAINS = {"": 17, "com.microsoft": 1}
 
 
 class OnnxRuntimeLSTM:
-    """An LSTM without projections. One scale holds for all inputs of a layer, and one for the states of each step.
+    """An LSTM without projections, with one scale for all inputs of a layer, and one for the states of each step.
 
     Raises:
-        EngineError: another layer, or ONNX Runtime cannot load it.
+        EngineError: it is another layer, or ONNX Runtime cannot load it.
     """
 
     def __init__(self, layer: Recurrence, threads: int) -> None:

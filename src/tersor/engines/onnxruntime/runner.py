@@ -15,11 +15,11 @@ from tersor.errors import EngineError
 from tersor.files import temporary_folder
 
 FILES = ("model.onnx",)
-# No other option than anyone's session has: all that the file needs stands in it.
+# No options beyond those of a default session: the file contains everything it needs.
 _PROVIDERS = ["CPUExecutionProvider"]
 # Log errors only, since ONNX Runtime warns of every unused constant.
 _SILENT = 3
-# Its names of types that have another one in PyTorch.
+# Its names of types that PyTorch calls otherwise.
 _KINDS = {"float": "float32", "double": "float64"}
 
 
@@ -30,7 +30,7 @@ def start(
 
     Args:
         optimized: the file into which the optimized graph is written, if any.
-        waiting: whether its threads spin for the next call; False leaves the processors to others.
+        waiting: whether its threads spin for the next call; False leaves the CPUs to others.
 
     Raises:
         EngineError: ONNX Runtime cannot load the model.
@@ -54,7 +54,7 @@ def start(
 
 
 class OnnxRuntimeRunner:
-    """A network in ONNX Runtime, for any batch size that the network takes.
+    """A network in ONNX Runtime, for any batch size that the network accepts.
 
     Args:
         model: the ONNX model (onnx.ModelProto).
@@ -77,7 +77,7 @@ class OnnxRuntimeRunner:
         """Run the network on tensors or arrays; returns one tensor, or a tuple if there are several outputs.
 
         Raises:
-            EngineError: an input has a shape or dtype that the network does not take.
+            EngineError: an input has a shape or dtype that the network does not accept.
         """
         tensors = taken(inputs, self._inputs)
         arrays = {i.name: x.detach().contiguous().numpy() for i, x in zip(self._inputs, tensors, strict=True)}
@@ -108,14 +108,14 @@ class OnnxRuntimeRunner:
 
 
 def _input(given: Any) -> Input:
-    """What the session says of an input: ``tensor(float)`` is float32, other types are called as PyTorch calls them."""
+    """An input as described by the session: ``tensor(float)`` is float32, other types have the same name in PyTorch."""
     kind = given.type.removeprefix("tensor(").removesuffix(")")
     shape = tuple(size if isinstance(size, int) else None for size in given.shape)
     return Input(given.name, str(_KINDS.get(kind, kind)), shape)
 
 
 def read_model(folder: Path) -> Any:
-    """The onnx.ModelProto that ``OnnxRuntimeRunner.save`` wrote.
+    """The onnx.ModelProto written by ``OnnxRuntimeRunner.save``.
 
     Raises:
         EngineError: the file is missing or damaged.

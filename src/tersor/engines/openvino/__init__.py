@@ -1,4 +1,4 @@
-"""OpenVINO: the default engine. The graph is converted directly; our quantizers become FakeQuantize."""
+"""OpenVINO: the default engine. The graph is converted directly; Tersor's quantizers become FakeQuantize."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -130,7 +130,7 @@ class OpenVINO:
     def load(
         self, folder: Path, *, threads: int | None = None, precision: str = "f32"
     ) -> "tersor.engines.openvino.runner.OpenVINORunner":
-        """A runner of what ``OpenVINORunner.save`` wrote."""
+        """A runner for the files written by ``OpenVINORunner.save``."""
         require(self)
         check_options(self, threads, precision)
         from tersor.engines.openvino.runner import OpenVINORunner, read_model
@@ -150,7 +150,7 @@ class OpenVINO:
         """An ``OpenVinoDecoder`` of a causal model of ``transformers`` and its weights by name.
 
         Raises:
-            EngineError: OpenVINO is not installed or does not take the model or a weight.
+            EngineError: OpenVINO is not installed or does not support the model or a weight.
             CaptureError: torch.export cannot capture the model; the message gives the offending line.
         """
         require(self)

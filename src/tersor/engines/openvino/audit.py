@@ -22,7 +22,7 @@ _PRECISIONS = {
 def account(model: Any, compiled: Any, runtime: bool) -> list[Executed]:
     """Every operator of the runtime model with its precision; operators that depend on no input are omitted.
 
-    The note of an operator in float is the rule of OpenVINO that says so, if one is known.
+    The note of an operator in float is the OpenVINO rule responsible, if known.
 
     Args:
         model: the openvino.Model that was compiled, with our node names.

@@ -23,7 +23,7 @@ _LONGEST = ["tersor", "longest"]
 
 
 class OpenVinoDecoder:
-    """A language model that OpenVINO decodes; every thread that calls it has a cache of its own.
+    """A language model that OpenVINO decodes; every thread that calls it has its own cache.
 
     Args:
         model: the result of ``decoder_model``.
@@ -112,7 +112,7 @@ class OpenVinoDecoder:
 
         Args:
             eos_token_id: ends a row; rows that end earlier than others are padded with it.
-            temperature: 0 takes the likeliest token; above 0, tokens are sampled from softmax(logits / temperature).
+            temperature: 0 takes the most likely token; above 0, tokens are sampled from softmax(logits / temperature).
             seed: of the sampling.
         """
         found = self._checked(input_ids, max_new_tokens)

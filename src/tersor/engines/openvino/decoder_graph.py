@@ -106,6 +106,8 @@ def _stateful(model: Any, traced: Trace) -> Any:
     for name, node in inputs.items():
         node.set_friendly_name(name)
         node.output(0).get_tensor().set_names({name})
+    for node in (tokens, rows):
+        node.set_layout(ov.Layout("[N,...]"))
     tokens.set_partial_shape(ov.PartialShape([-1, -1]))
     found: Any = ov.Model([logits], sinks, list(inputs.values()))  # type: ignore[arg-type]
     logits.output(0).get_tensor().set_names({"logits"})

@@ -23,7 +23,10 @@ def lowered(network: Network) -> Any:
     shapes = {}
     for k, (port, example) in enumerate(zip(model.inputs, network.example, strict=True)):
         port.get_node().set_element_type(ov.Type(example.numpy().dtype))
-        shapes[port] = [-1 if dim in network.varying(k) else size for dim, size in enumerate(example.shape)]
+        varying = network.varying(k)
+        shapes[port] = [-1 if dim in varying else size for dim, size in enumerate(example.shape)]
+        if 0 in varying:  # the file's word for a batch, which ov::set_batch asks for
+            port.get_node().set_layout(ov.Layout("[N,...]"))
     try:
         model.reshape(shapes)
     except RuntimeError as error:
@@ -45,12 +48,12 @@ def lowered(network: Network) -> Any:
 
 
 def _converted(network: Network) -> Any:
-    """The network in OpenVINO's operators; decomposed where the frontend refuses an operator as captured."""
+    """The network in OpenVINO's operators; decomposed if the frontend rejects an operator as captured."""
     module = readable(network)
     try:
         try:
             return _read(module)
-        except Exception:  # another overload, or another form, of an operator that the frontend reads
+        except Exception:  # another overload or form of an operator that the frontend reads
             return _read(decomposed(network))
     except Exception as error:
         raise EngineError(f"OpenVINO cannot convert this network: {first_lines(error)}") from error
@@ -94,9 +97,9 @@ def _shorten_names(model: Any) -> None:
 
 
 def _mish(context: Any) -> Any:
-    """Mish; behind anything but a convolution in simpler operators.
+    """Mish; after anything but a convolution, in simpler operators.
 
-    OpenVINO generates code for a Mish that a quantizer follows outside a convolution, and has none for it.
+    OpenVINO tries to generate code for a Mish outside a convolution that a quantizer follows, but has no such code.
     """
     from openvino import opset13 as ops
 

@@ -22,10 +22,10 @@ from tersor.files import whole_files
 
 # The model's metadata key for the run-time group size: adjacent values of a token that share a scale.
 GROUP_KEY = ["tersor", "runtime_group"]
-# The same as an option of the engine's, which any program that compiles the file follows.
+# The same as a runtime option in the file, which any program that compiles the file follows.
 GROUP_OPTION = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
 FILES = ("model.xml", "model.bin")
-# Free bytes below which a file that could not be written is put down to a full disk.
+# Free bytes below which a failed write is attributed to a full disk.
 _SCARCE = 2**20
 
 
@@ -129,7 +129,7 @@ class OpenVINORunner:
         """Run the network on tensors or arrays; returns one tensor, or a tuple if there are several outputs.
 
         Raises:
-            EngineError: an input has a shape or dtype that the network does not take.
+            EngineError: an input has a shape or dtype that the network does not accept.
         """
         inputs = taken(inputs, self._inputs)
         single = self._dynamic and all(x.shape[0] == 1 for x in inputs if x.ndim)
@@ -164,7 +164,7 @@ def save_model(model: Any, folder: Path) -> tuple[str, ...]:
     with whole_files(folder) as part:
         try:
             ov.save_model(model, part / FILES[0], compress_to_fp16=False)
-        except RuntimeError as error:  # in the words of C++, without the system's number
+        except RuntimeError as error:  # a C++ message, without errno
             full = shutil.disk_usage(part).free < _SCARCE
             words = "No space left on device" if full else f"OpenVINO: {first_lines(error)}"
             raise OSError(errno.ENOSPC if full else errno.EIO, words) from error
@@ -175,7 +175,7 @@ def save_model(model: Any, folder: Path) -> tuple[str, ...]:
 
 
 def read_model(folder: Path) -> Any:
-    """The openvino.Model that ``save_model`` wrote; raises EngineError if it cannot be read."""
+    """The openvino.Model written by ``save_model``; raises EngineError if it cannot be read."""
     import openvino as ov
 
     try:
@@ -185,7 +185,7 @@ def read_model(folder: Path) -> Any:
 
 
 def plain_session(folder: Path) -> Callable[..., tuple[Tensor, ...]]:
-    """The saved model, compiled by OpenVINO alone with its defaults; raises EngineError if it cannot be."""
+    """The saved model, compiled by OpenVINO with its defaults; raises EngineError if that fails."""
     import openvino as ov
 
     try:

@@ -1,7 +1,7 @@
 """The TensorRT profile: explicit QDQ ONNX as TensorRT's documentation requires. TensorRT is not run.
 
 The file is checked by ``onnx.checker``, and ONNX Runtime computes it operator by operator, so that it can be
-compared with the simulation; latency and the precision of kernels are known on the target machine only.
+compared with the simulation; latency and the precision of kernels are known only on the target machine.
 """
 
 from collections.abc import Sequence
@@ -105,13 +105,13 @@ class TensorRT:
     def audit(
         self, network: "tersor.network.network.Network", runner: Runner, inputs: "Sequence[torch.Tensor]" = ()
     ) -> Account:
-        """Nothing: TensorRT is not here, and what ONNX Runtime computes of its file says nothing about it."""
+        """Nothing: TensorRT is not available here, and running its file in ONNX Runtime says nothing about it."""
         return Account(())
 
     def load(
         self, folder: Path, *, threads: int | None = None, precision: str = "f32"
     ) -> "tersor.engines.tensorrt.runner.TensorRTRunner":
-        """A runner of what ``TensorRTRunner.save`` wrote."""
+        """A runner for the files written by ``TensorRTRunner.save``."""
         require(self)
         check_options(self, threads, precision)
         from tersor.engines.onnxruntime.runner import read_model
@@ -120,5 +120,5 @@ class TensorRT:
         return TensorRTRunner(read_model(folder), threads)
 
     def plain(self, folder: Path) -> None:
-        """None: TensorRT is not here."""
+        """None: TensorRT is not available here."""
         return None

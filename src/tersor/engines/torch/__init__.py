@@ -101,7 +101,7 @@ class Torch:
     def load(
         self, folder: Path, *, threads: int | None = None, precision: str = "f32"
     ) -> "tersor.engines.torch.runner.TorchRunner":
-        """A runner of what ``TorchRunner.save`` wrote."""
+        """A runner for the files written by ``TorchRunner.save``."""
         from tersor.checkpoints import network as checkpoint
 
         return self.compile(checkpoint.read(folder), threads=threads, precision=precision)

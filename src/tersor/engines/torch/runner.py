@@ -27,16 +27,16 @@ class TorchRunner:
         self._inputs = of_network(network)
 
     def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
-        """One tensor, or a tuple if there are several outputs; PyTorch takes other sizes where the operators do.
+        """One tensor, or a tuple if there are several outputs; PyTorch accepts other sizes if the operators do.
 
         Raises:
-            EngineError: an input has a shape or dtype that the network does not take.
+            EngineError: an input has a shape or dtype that the network does not accept.
         """
         tensors = taken(inputs, self._inputs, sizes=False)
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
-            with torch.autocast("cpu", enabled=False):  # a caller's would compute in another precision than is stated
+            with torch.autocast("cpu", enabled=False):  # the caller's would compute in another precision than stated
                 return self.network(*tensors)
         except Exception:
             taken(inputs, self._inputs)

@@ -98,15 +98,15 @@ def calls(
 ) -> list:
     """The (positional, keyword) arguments that the model calls each block with; no block is computed.
 
-    Every block is recorded with the first block's hidden states and its own other arguments. Where what blocks return
-    is passed on, the first block is computed for it.
+    Every block is recorded with the first block's hidden states and its own other arguments. If the
+    blocks' other results are passed on, the first block is computed to obtain them.
 
     Args:
         returned: what blocks return besides their hidden state; by default nothing.
         count: record only the first ``count`` blocks; 0 means all.
 
     Raises:
-        CaptureError: the model does not call its blocks in order, each with the last one's hidden states.
+        CaptureError: the model does not call its blocks in order, each with the previous one's hidden states.
     """
     returned = returned or Returned()
     with _replace_blocks(blocks, returned, returned.passed_on) as stand_ins:
@@ -123,7 +123,7 @@ def calls(
 
 
 def _check_handed_on(blocks: Blocks, recorded: Sequence[tuple[tuple, dict] | None]) -> None:
-    """Each block must read the last one's hidden states as they are, and the stand-ins return their input."""
+    """Each block must read the previous one's hidden states unchanged; the stand-ins return their input."""
     for k, (before, after) in enumerate(pairwise(recorded)):
         if before is None or after is None:
             raise CaptureError(
@@ -194,10 +194,10 @@ def _equal(ours: list[Tensor], others: list[Tensor]) -> bool:
 
 @torch.no_grad()
 def check_second(blocks: Blocks, returned: Returned, recorded: list) -> None:
-    """Blocks pass on what the first one returned, as the second shows; its weights are loaded.
+    """Check on the second block that blocks pass on what the first one returned; its weights are loaded.
 
     Raises:
-        CaptureError: the second returns something else, which the third would read.
+        CaptureError: the second block returns something else, which the third would read.
     """
     args, kwargs = recorded[1]
     own = Returned.by(blocks.modules[1](*args, **kwargs))

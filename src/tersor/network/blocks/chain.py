@@ -39,7 +39,7 @@ class Blocks:
 
 
 def find_blocks(model: nn.Module) -> Blocks:
-    """Find the list of modules that ``input_ids`` reach: of several that of one class, and the longest.
+    """Find the list of modules that ``input_ids`` reach; among several, one with modules of one class, and the longest.
 
     Raises:
         CaptureError: there is no list, there are two of the same length, or an encoder and a decoder.
@@ -64,7 +64,7 @@ def find_blocks(model: nn.Module) -> Blocks:
         names = [name for name, _ in lists]
         called = reached_by_tokens(model, names) or _beside_embedding(model, names)
         lists = [pair for pair in lists if pair[0] in called]
-    # Of one class before those of several, such as layers of two kinds of attention.
+    # Lists of one class first, then those of several, such as layers with two kinds of attention.
     lists = [pair for pair in lists if len({type(m) for m in pair[1]}) == 1] or lists
     lists.sort(key=lambda pair: -len(pair[1]))
     if len(lists) > 1 and (encoder_decoder or len(lists[0][1]) == len(lists[1][1])):
@@ -78,9 +78,9 @@ def find_blocks(model: nn.Module) -> Blocks:
 
 
 def reached_by_tokens(model: nn.Module, lists: Sequence[str]) -> set[str]:
-    """The names of those module lists of which the model calls a module for ``input_ids`` alone.
+    """The names of the module lists from which the model calls a module when given only ``input_ids``.
 
-    The model runs on fake tensors: nothing is computed or allocated. A model that fails tells of what it called before.
+    The model runs on fake tensors: nothing is computed or allocated. If the model fails, its calls until then count.
     """
     model, called = copy.deepcopy(model), set[str]()
 
@@ -97,7 +97,7 @@ def reached_by_tokens(model: nn.Module, lists: Sequence[str]) -> set[str]:
 
 
 def _beside_embedding(model: nn.Module, lists: Sequence[str]) -> set[str]:
-    """The lists nearest to the embedding of tokens, which is the largest; all of them if there is none."""
+    """The lists nearest to the token embedding, which is the largest one; all lists if there is no embedding."""
     embeddings = [(m.num_embeddings, n) for n, m in model.named_modules() if isinstance(m, nn.Embedding)]
     path = max(embeddings, default=(0, ""))[1].split(".")
     shared = {
@@ -109,7 +109,7 @@ def _beside_embedding(model: nn.Module, lists: Sequence[str]) -> set[str]:
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Modules that this thread constructs inside have parameters on the meta device; their buffers are real.
+    """Modules that this thread constructs inside the block have parameters on the meta device, and real buffers.
 
     >>> with parameters_on_meta():
     ...     layer = nn.BatchNorm1d(10**6)

@@ -1,4 +1,4 @@
-"""The experts of a model, and the routers that choose between them, found by how many experts there are."""
+"""The experts of a model, and the routers that choose between them, found by the number of experts."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Experts:
-    """What is found.
+    """The experts and routers found.
 
     Args:
         stacks: the names of the modules that hold the experts of one layer.
-        routers: the names of the matrices beside them that score the experts, or one that all tokens pass.
+        routers: the names of the matrices beside them that score the experts, or the one that all tokens pass.
     """
 
     stacks: frozenset[str] = frozenset()
@@ -25,9 +25,9 @@ class Experts:
 
 
 def find_experts(model: nn.Module, config: Mapping[str, Any], inside: str = "") -> Experts:
-    """The experts of the modules whose names begin with ``inside``, and their routers, given the configuration.
+    """The experts of the modules whose names start with ``inside``, and their routers, given the configuration.
 
-    Experts are parameters of three dimensions or lists of modules, as many as the configuration says, or a module
+    Experts are parameters of three dimensions or lists of modules, as many as the configuration states, or a module
     called ``experts``. A router is a matrix beside them with an output for each expert, or with one output.
 
     >>> layer = nn.ModuleDict({"gate": nn.Linear(8, 4), "up": nn.Linear(8, 6)})
@@ -60,7 +60,7 @@ def _is_stack(name: str, module: nn.Module, counts: set[int]) -> bool:
 
 
 def _counts(config: Mapping[Any, Any]) -> Iterator[int]:
-    """The numbers of experts that a configuration names, of all of its parts."""
+    """The numbers of experts that a configuration states, in all of its parts."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _counts(value)

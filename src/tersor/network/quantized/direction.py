@@ -42,13 +42,13 @@ class Direction(nn.Module):
         self.activation = activation
 
     def pack(self) -> None:
-        """Make the layout of PyTorch's integer products now, not in the first call."""
+        """Create the layout for PyTorch's integer products now instead of in the first call."""
         for weight in (self.ih, self.hh, self.hr):
             if weight is not None and self.activation is not None:
                 weight.pack()
 
     def numbers(self) -> Numbers:
-        """The weights and biases, for an engine."""
+        """The weights and biases for an engine."""
         project = None if self.hr is None else self.hr.qtensor()
         return Numbers(self.ih.qtensor(), self.hh.qtensor(), project, self.bias_ih, self.bias_hh)
 

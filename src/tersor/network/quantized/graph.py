@@ -1,6 +1,6 @@
-"""The integer product in graphs: an operator of our own, kept by ``torch.export`` and ``torch.compile``.
+"""The integer product in graphs: a custom operator, preserved by ``torch.export`` and ``torch.compile``.
 
-Eager code calls the backend itself, since an operator of Python costs as much as a small product.
+Eager code calls the backend directly, since an operator in Python costs as much as a small product.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _PACKED = WeakTensorKeyDictionary()
 
 
 def making_graph() -> bool:
-    """Whether operators are being recorded, for export, compilation or a trace, instead of only computed."""
+    """Whether operators are being recorded, for export, compilation or a trace, instead of just computed."""
     return torch.compiler.is_compiling() or is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
@@ -28,7 +28,7 @@ def remember(weight: Tensor, packed: Packed) -> None:
 
 
 def integer_product(x: Tensor, weight: Tensor, scale: Tensor, activation: QuantSpec) -> Tensor:
-    """``x [rows, in] @ weightᵀ · scale``, without gradient, x quantized at run time, from operators that graphs take.
+    """``x [rows, in] @ weightᵀ · scale``, without gradient, x quantized at run time, from operators that graphs accept.
 
     Args:
         weight: int8 codes ``[out, in]``.
@@ -73,14 +73,14 @@ def _(codes, weight, scale, shift):
 
 
 def _in_float(codes: Tensor, weight: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
-    """For ``torch.onnx.export(dynamo=False)``, which takes PyTorch's own operators only."""
+    """For ``torch.onnx.export(dynamo=False)``, which accepts only PyTorch's own operators."""
     codes = codes.float() if shift is None else codes.float() + shift
     return torch.nn.functional.linear(codes, weight.float()) * scale.reshape(-1)
 
 
 @register_decomposition(torch.ops.tersor.int8_product)
 def _in_onnx(codes, weight, scale, shift):
-    """For ``torch.onnx.export``, which alone reads this table."""
+    """For ``torch.onnx.export``, the only reader of this table."""
     shape = (codes.shape[0], weight.shape[0])
     sums = torch.onnx.ops.symbolic("MatMulInteger", (codes, weight.t()), dtype=torch.int32, shape=shape, version=10)
     sums = sums.float()

@@ -25,8 +25,8 @@ _working: list[str] = []
 def backend() -> str:
     """The backend for int8 products on this CPU: ``onednn``, ``int_mm`` or ``float``.
 
-    Only a backend that works is remembered: a try that fails says nothing about the next one, since it may run where
-    nothing is computed, as while a graph is made.
+    Only a working backend is remembered: a failed attempt says nothing about the next one, since it may run where
+    nothing is computed, as during tracing.
     """
     if not _working:
         found = next((name for name, exact in _BACKENDS.items() if _succeeds(exact)), None)
@@ -76,11 +76,11 @@ class Packed:
         if self.backend == "onednn":
             self.weight = _pack_onednn(codes, self.scale)
         elif self.backend == "int_mm":
-            # A copy also of a single row: a view would keep the codes alive.
+            # A copy even for a single row: a view would keep the codes alive.
             self.weight = codes.t().clone(memory_format=torch.contiguous_format)
         else:
             self.weight = codes.float()
-        # Σ codes · scale of every output: what shifting all inputs by one code adds.
+        # Σ codes · scale of every output: the effect of shifting all inputs by one code.
         self.sums: Float[Tensor, " out"] = codes.sum(1, dtype=torch.int32) * self.scale
 
     def is_of(self, source: Tensor, scale: Tensor) -> bool:
@@ -92,7 +92,7 @@ class Packed:
         if self.backend == "onednn":
             return _onednn(codes, self.weight)
         if self.backend == "int_mm":
-            if codes.dtype == torch.uint8:  # int_mm takes int8 only
+            if codes.dtype == torch.uint8:  # int_mm accepts only int8
                 return self((codes.int() - 128).to(torch.int8)).add_(self.sums, alpha=128.0)
             return torch.ops.aten._int_mm(codes, self.weight) * self.scale
         kind = codes.device.type
@@ -102,7 +102,7 @@ class Packed:
 
 
 def version(tensor: Tensor) -> int:
-    """The number of writes to a tensor; inference tensors do not count theirs."""
+    """The number of writes to a tensor; inference tensors do not count them."""
     return -1 if tensor.is_inference() else tensor._version
 
 
@@ -122,7 +122,7 @@ def _onednn(codes: Tensor, weight: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 def row_codes(x: Float[Tensor, "rows in"], shared: bool = False) -> tuple[Int8[Tensor, "rows in"], Tensor]:
     """int8 codes in ±127 for each row (or with one scale for all rows, if ``shared``), and the scales ``[rows, 1]``.
 
-    A row of zeros has zero codes; a row with NaN or infinity has such a scale.
+    A row of zeros has zero codes; a row with NaN or infinity has a scale of NaN or infinity.
 
     >>> codes, scale = row_codes(torch.tensor([[127.0, -2.5], [0.0, 0.0]]))
     >>> codes.tolist(), scale.tolist()[0]
@@ -138,8 +138,8 @@ def shifted_codes(
 ) -> tuple[UInt8[Tensor, "rows in"], Tensor, Tensor]:
     """uint8 codes for the range of each row, with scales and shifts ``[rows, 1]``: ``x ≈ (codes + shift) · scale``.
 
-    The range is divided by 254, not 255, so that both ends can round outwards without clamping. Operators are few,
-    since each costs more than its arithmetic.
+    The range is divided by 254, not 255, so that both ends can round outwards without clamping. There are few
+    operators, since each costs more than its arithmetic.
 
     >>> codes, scale, shift = shifted_codes(torch.tensor([[0.0, 254.0, 127.0]]))
     >>> codes.tolist(), scale.item(), shift.item()

@@ -1,4 +1,4 @@
-"""What a recurrent layer is to an engine that computes all of it in one call."""
+"""A recurrent layer as seen by an engine that computes all of it in one call."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from tersor.numerics import QTensor, QuantSpec
 
 _is_wrapped: Callable[[Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor  # type: ignore[attr-defined]
 State = tuple[Tensor, ...]
-# A size is a symbol where a program is exported, and a tensor where it is traced.
+# A size is a symbol when a program is exported, and a tensor when it is traced.
 Size = int | torch.SymInt | Tensor
 
 
@@ -23,9 +23,9 @@ class Numbers:
     Args:
         by_input: the weight ``[gates · hidden, in]``.
         by_state: the weight ``[gates · hidden, hidden or projection]``.
-        project: the weight ``[projection, hidden]``, if there is one.
+        project: the weight ``[projection, hidden]``, or None.
         input_bias: ``[gates · hidden]``, or None.
-        state_bias: the same of the product with the state.
+        state_bias: the same for the product with the state.
     """
 
     by_input: QTensor
@@ -42,7 +42,7 @@ class Recurrence:
     Args:
         mode: ``LSTM``, ``GRU``, ``RNN_TANH`` or ``RNN_RELU``.
         activation: how inputs and states are quantized at run time.
-        layers: the directions of each layer, the forward one first.
+        layers: the directions of each layer, forward first.
     """
 
     mode: str
@@ -63,14 +63,14 @@ class Recurrence:
 # ``[layers · directions, batch, hidden]`` → packed outputs and the last state, all float32 on the CPU; None for a call
 # that PyTorch computes faster.
 Kernel = Callable[[Tensor, Sequence[int], State], tuple[Tensor, State] | None]
-# None where no engine takes the layer.
+# None if no engine supports the layer.
 Build = Callable[[Recurrence], Kernel | None]
 
 
 def padded(values: Tensor, sizes: Sequence[int], steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Steps or packed rows as ``[steps, batch, in]``, zeros behind the end, and which are rows ``[steps, batch]``.
+    """Steps or packed rows as ``[steps, batch, in]``, padded with zeros, and a mask of the rows ``[steps, batch]``.
 
-    In NumPy: where PyTorch's threads have worked they wait for more, and an engine's threads for a processor.
+    In NumPy, since PyTorch's threads, once used, keep waiting for work and block the engine's threads.
 
     >>> padded(torch.tensor([[1.0], [2.0], [3.0]]), [2, 1], 2)[0].squeeze(2).tolist()
     [[1.0, 2.0], [3.0, 0.0]]
@@ -94,7 +94,7 @@ def packed(output: np.ndarray, sizes: Sequence[int], active: np.ndarray) -> Tens
 
 
 def is_finite(values: Tensor) -> bool:
-    """Whether all values are finite and their sum is, too: a sum of NaN or infinity is none.
+    """Whether all values and their sum are finite; a sum over NaN or infinity is not.
 
     >>> is_finite(torch.ones(3)), is_finite(torch.tensor([1.0, torch.nan]))
     (True, False)
@@ -104,7 +104,7 @@ def is_finite(values: Tensor) -> bool:
 
 
 class Prepared:
-    """A kernel, or that there is none, for the buffers and parameters that a layer has now.
+    """A kernel, or None, for the current buffers and parameters of a layer.
 
     >>> layer = nn.Linear(2, 2).requires_grad_(False)
     >>> prepared = Prepared(layer, lambda rows, sizes, state: (rows, state))
@@ -136,8 +136,8 @@ class Prepared:
             return False
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*given, *(t for _, _, t, _ in self._found))):
             return False
-        # What functions of torch.func see has no memory of its own.
+        # Tensors inside torch.func transforms have no memory of their own.
         if any(_is_wrapped(t) for t in given):
             return False
-        # Integers made from NaN are numbers like any other.
+        # Integers computed from NaN look like any other number.
         return all(is_finite(t) for t in given)

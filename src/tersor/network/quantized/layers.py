@@ -115,7 +115,7 @@ class WeightOnly(Quantized):
         return layer.forward(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """What parents ask of a layer besides its weight: ``stride``, ``kernel_size``."""
+        """Attributes that parents read besides the weight: ``stride``, ``kernel_size``."""
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -1,4 +1,4 @@
-"""The float tensor that a quantized weight stands for, as code that reads ``layer.weight`` gets it."""
+"""The float tensor that a quantized weight represents, as seen by code that reads ``layer.weight``."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from tersor.errors import NumericsError
 
-# What is answered without computing the values.
+# Attributes that are available without computing the values.
 _NAMES = ("dtype", "device", "shape", "ndim", "layout", "requires_grad", "is_leaf")
 _KNOWN = frozenset(
     [getattr(Tensor, name).__get__ for name in _NAMES]
@@ -21,8 +21,8 @@ _KNOWN = frozenset(
 class DequantizedWeight(Tensor):
     """A weight in float, computed when an operator reads it. A write would be lost, so it raises a NumericsError.
 
-    Parents with a fused path of their own (``nn.TransformerEncoderLayer``) do not take it with such a tensor: they
-    call the layer.
+    Parents with a fused path (``nn.TransformerEncoderLayer``) do not take that path with such a tensor: they call
+    the layer.
     """
 
     _compute: Callable[[], Tensor]
@@ -72,7 +72,7 @@ def _on_values(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str
     if isinstance(result, np.ndarray):
         result.setflags(write=False)
     memory = {_memory(tensor) for tensor, _ in read}
-    # What shares the memory of a weight must not be written either.
+    # Tensors that share the memory of a weight must not be written either.
     return pytree.tree_map_only(Tensor, lambda t: _readonly(t) if _memory(t) in memory else t, result)
 
 
@@ -83,7 +83,7 @@ def _readonly(tensor: Tensor) -> DequantizedWeight:
 def _memory(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):  # sparse tensors have no storage of this kind, and share none
+    except (RuntimeError, NotImplementedError):  # sparse tensors have no such storage and share none
         return id(tensor)
 
 

@@ -22,15 +22,14 @@ _NAME = re.compile(r"(weight|bias)_(ih|hh|hr)_l(\d+)(_reverse)?")
 class QuantizedRecurrent(Quantized):
     """``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` of any number of layers, directions, and projections.
 
-    Takes and returns what the replaced module does: padded or packed sequences, with or without a batch dimension or an
-    initial state. Answers in the dtype of its input, and for the names of its weights (``weight_hh_l0``).
+    Inputs and outputs are those of the replaced module: padded or packed sequences, with or without a batch dimension
+    or an initial state. Returns the dtype of its input, and provides its weights by name (``weight_hh_l0``).
 
     Args:
-        build: makes a kernel of an engine, which computes calls without gradient on the CPU; the engine's numbers
-            are those of int8 at run time, with scales of its own. PyTorch computes where there is none: in graphs
-            (export, compilation, traces), with dropout, and where an engine fails, which is warned of. The kernel is
-            made with the module, and again when its codes or biases are loaded, moved or copied; it is not part of
-            the state.
+        build: creates an engine's kernel, which computes calls without gradient on the CPU; the engine quantizes to
+            int8 at run time, with its own scales. Without a kernel, PyTorch computes: in graphs (export, compilation,
+            traces), with dropout, and if an engine fails, which raises a warning. The kernel is created with the
+            module, and again when its codes or biases are loaded, moved or copied; it is not part of the state.
     """
 
     _build: Build | None = None
@@ -56,7 +55,7 @@ class QuantizedRecurrent(Quantized):
         self._prepare()
 
     def _prepare(self) -> Prepared:
-        """Make the engine's kernel, or else PyTorch's layout of the weights."""
+        """Create the engine's kernel, or else PyTorch's layout of the weights."""
         runs: Any = self.directions
         kernel = None
         if self.activation is not None and self._build is not None and not making_graph():
@@ -70,7 +69,7 @@ class QuantizedRecurrent(Quantized):
         return self._prepared
 
     def _in_engine(self, data: Tensor, sizes: Sequence[Size], state: State) -> tuple[Tensor, State] | None:
-        """What ``_layers`` returns, computed by the engine; None if there is none, or it does not take this call."""
+        """The results of ``_layers``, computed by the engine; None without one, or if it does not support this call."""
         if self._build is None or making_graph() or (self.training and self.dropout and self.num_layers > 1):
             return None
         prepared = self._prepared

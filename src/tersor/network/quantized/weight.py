@@ -21,7 +21,7 @@ class QuantizedWeight(nn.Module):
     """The codes, scales and zero points of one weight, as buffers in the ``state_dict``.
 
     Codes of less than a byte are packed. Casts of a network (``half()``) change none of these, only the dtype that the
-    weight reads as. An engine's own layout of the weight is not part of the state; it is made by ``pack``, and again
+    weight reads as. An engine's own layout of the weight is not part of the state; it is created by ``pack``, and again
     when the codes are loaded, moved or copied.
 
     Args:
@@ -56,7 +56,7 @@ class QuantizedWeight(nn.Module):
         return self.qtensor().dequantize()
 
     def read(self, transposed: bool = False) -> Tensor:
-        """The float weight for code that asks for it: computed when it is used, and not to be written."""
+        """The float weight for code that reads it: computed on use, and read-only."""
 
         def compute() -> Tensor:
             weight = self.dequantize().to(self.dtype)
@@ -118,7 +118,7 @@ class QuantizedWeight(nn.Module):
         return self.codes if self.codes.dtype == torch.int8 else self.qtensor().codes.to(torch.int8)
 
     def pack(self) -> Packed:
-        """The weight in the layout of the backend, made when the codes or scales are others than before."""
+        """The weight in the layout of the backend, created again if the codes or scales have changed."""
         codes, scale = self._buffers["codes"], self._buffers["scale"]
         assert codes is not None and scale is not None
         if self._packed is None or self._packed[0] is not codes or not self._packed[1].is_of(codes, scale):

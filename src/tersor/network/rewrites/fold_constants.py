@@ -11,7 +11,7 @@ from tersor.network.network import WEIGHTED, Network, add_tensor, finish
 
 @dataclass(frozen=True)
 class FoldConstants:
-    """Replace weights and biases that do not depend on inputs by their values: weight_norm, spectral_norm, ``w.abs()``.
+    """Replace weights and biases independent of the inputs with their values: weight_norm, spectral_norm, ``w.abs()``.
 
     Only weights and biases of layers are folded; other constants may be large and cheap to compute.
 

@@ -1,4 +1,4 @@
-"""One block of a large model: what its weights read, and each of them solved behind those before it."""
+"""One block of a large model: the inputs of its weights, and each weight solved after those before it."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from tersor.recipe import Quantize
 from tersor.solvers import Choice, LayerProblem, LayerRecord, ask, joint_choice, pruner_choice
 from tersor.words import said
 
-# The statistics of a layer's inputs that are gathered here.
+# The statistics of a layer's inputs that are collected here.
 COLLECTED = frozenset({"gram"})
 # The method of a weight that stays float.
 KEPT = "none"
@@ -31,9 +31,9 @@ class BatchRun:
     """One batch.
 
     Args:
-        compute: the block for it.
+        compute: runs the block on it.
         token_mask: bool [windows, length], True for real positions; None: all are real.
-        original: computes the block as it was for what it would have read in the original model; None: not known.
+        original: runs the original block on its inputs in the original model; None: not available.
     """
 
     compute: Callable[[], Tensor]
@@ -46,14 +46,14 @@ Run = Callable[[], Iterable[BatchRun]]
 
 @dataclass(frozen=True, eq=False)
 class SolvedWeight:
-    """A weight that was to be quantized.
+    """The result for a weight that was to be quantized.
 
     Args:
-        qtensor: [out, in]; None where it stays float after all.
-        seconds: of solving.
+        qtensor: [out, in]; None if it stays float after all.
+        seconds: the time spent on solving.
         record: how, and how well.
         note: why it stays float, or is rounded to nearest.
-        weight: [out, in], with zeros, where it is sparse and not quantized.
+        weight: [out, in], with zeros, if it is sparse and not quantized.
     """
 
     plan: WeightPlan
@@ -80,10 +80,10 @@ class SolvedWeight:
 
 @dataclass(frozen=True, eq=False)
 class BlockWeights:
-    """A block, or what else holds the weights to be solved.
+    """A block, or another module with weights to be solved.
 
     Args:
-        module: what is computed.
+        module: the module that is run.
         parameters: its own, by their names in the model.
     """
 
@@ -100,13 +100,13 @@ def solve_block(
     on_weight: Callable[[SolvedWeight], None],
     original: BlockWeights | None = None,
 ) -> list[SolvedWeight]:
-    """Quantize the weights of a block in place, those that are read first first: the later ones see the error.
+    """Quantize the weights of a block in place, in the order in which they are read: later ones see the error.
 
     Args:
-        plans: of the weights of the block that are to be quantized.
+        plans: of the block's weights that are to be quantized.
         step: the options; seed: of everything random.
-        on_weight: told of each solution, before its parameter changes.
-        original: the block as it was, where the run computes it too.
+        on_weight: called with each solution, before its parameter changes.
+        original: the original block, if the run computes it too.
 
     Raises:
         TersorError: naming the layer that cannot be solved, unless the step says ``fallback: float``.
@@ -129,7 +129,7 @@ def solve_block(
 
 
 def choice_of(plan: WeightPlan, seed: int = 0) -> Choice:
-    """The solver, the pruner, or both in one sweep, that a planned weight is solved by."""
+    """The solver, the pruner, or both in one sweep, that solves a planned weight."""
     assert plan.wanted is not None
     if plan.sparsity is None:
         return plan.wanted.choice(seed)
@@ -144,7 +144,7 @@ def needs_data(plan: WeightPlan) -> bool:
 
 
 def corrects_upstream_error(plan: WeightPlan) -> bool:
-    """Whether its solver compensates for the error of earlier layers, where that is known."""
+    """Whether its solver compensates for the error of earlier layers, if that is known."""
     return plan.touched and not plan.tail and "cross" in choice_of(plan).wants
 
 
@@ -180,15 +180,15 @@ def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, step: 
 
 
 def check_scales(name: str, weight: Tensor, qtensor: QTensor) -> None:
-    """Scales below the smallest normal number of their dtype are raised to it, which may not cost the weight.
+    """Check that raising scales below the smallest normal number of their dtype to it does not ruin the weight.
 
     Raises:
-        CalibrationError: where scales were raised, more of the weight's power is lost than rounding usually costs.
+        CalibrationError: if scales were raised, and more of the weight's power is lost than rounding usually costs.
     """
     least = torch.finfo(getattr(torch, qtensor.spec.scale_dtype)).smallest_normal
     raised = expand(qtensor.scale, weight.shape, qtensor.spec.block) <= least
     lost = ((weight - qtensor.dequantize()).square() * raised).sum()
-    # Of a normal distribution whose largest value, three standard deviations, is the largest code.
+    # For a normal distribution whose largest value, three standard deviations, is the largest code.
     usual = (3 / qtensor.spec.format.high) ** 2 / 12
     if lost > max(0.01, 2 * usual) * weight.square().sum():
         largest = weight.abs().max().item()
@@ -205,14 +205,14 @@ def oriented(plan: WeightPlan, weight: Tensor) -> Tensor:
 
 
 def put(solved: SolvedWeight, parameter: Tensor) -> None:
-    """The values of the codes into the model."""
+    """Write the values of the codes into the model."""
     value = solved.weight if solved.qtensor is None else solved.qtensor.dequantize()
     if value is not None:
         solved.plan.slice.part(parameter.data).copy_(oriented(solved.plan, value))
 
 
 def _groups(part: BlockWeights, needing: set[str], run: Run) -> tuple[list[list[str]], set[str]]:
-    """The parameters that need data, by the order in which one batch reads them; those whose product is added."""
+    """The parameters that need data, in the order in which one batch reads them, and those whose product is added."""
     if not needing:
         return [], set()
     seen = Hessians()
@@ -229,9 +229,9 @@ def _watch(
     stop: bool,
     original: BlockWeights | None = None,
 ) -> None:
-    """Gather Hessians over those batches; with ``stop`` none goes further than to the last weight."""
+    """Accumulate Hessians over those batches; with ``stop``, each batch ends at the last weight."""
     left: set[str] = set()
-    ends = set(hessians.added)  # which are done with when their product is added
+    ends = set(hessians.added)  # which are finished once their product is added
 
     def done(name: str) -> None:
         left.discard(name)

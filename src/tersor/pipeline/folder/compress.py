@@ -60,40 +60,40 @@ def compress_folder(
     """Quantize the weights of a language model block by block, and write a folder that other tools open.
 
     At any time one block, the embeddings or the head is in memory, besides a batch of activations; these are kept
-    on disk beside ``out``. A run that was killed goes on where it stopped when it is called again, and ends in the
-    same bytes.
+    on disk beside ``out``. An interrupted run resumes where it stopped when it is called again, and produces the same
+    bytes.
 
     Args:
         source: a folder with config.json, safetensors and a tokenizer.
         out: the folder to write.
         recipe: of weights only, such as ``int4-gptq`` (arXiv 2210.17323), ``int4-weight`` or ``int8-weight``.
-        data: what to calibrate on, needed by recipes whose solver asks for it: a text; the path of one, or of a .jsonl
+        data: the calibration data, needed by recipes whose solver requires it: a text; the path of one, or of a .jsonl
             file of records ``{"text": "..."}`` and ``{"messages": [{"role": ..., "content": ...}, ...]}``; a list of
             texts and of such lists of messages; or tokens int64 [windows, length].
-        evaluate: the like, to report perplexity and divergence on; never what is calibrated on.
+        evaluate: data of the same kind, for perplexity and divergence in the report; never used for calibration.
         layout: how the files store codes and scales, a name in ``LAYOUTS`` (``tersor compress --help`` prints them).
-        samples: windows of ``data``; length: tokens of each window, by default 512, or fewer as the model takes.
-        force: replace ``out`` if it holds only what Tersor wrote, or nothing, and throw away parts of another run.
-        build: makes the model where transformers does not know its architecture; its parameters are on ``meta`` then.
+        samples: windows of ``data``; length: tokens of each window, by default 512, or fewer if the model requires it.
+        force: replace ``out`` if it contains only what Tersor wrote, or nothing, and discard parts of another run.
+        build: creates the model if transformers does not know its architecture; its parameters are then on ``meta``.
         token_mask: for ``data`` given as tokens: bool [windows, length], True for real tokens, False for padding.
-            The former name ``counted`` is still taken.
+            The former name ``counted`` is still accepted.
 
     Returns:
-        A ``Compressed``, whose ``report`` is a LanguageReport and whose ``model`` is loaded when it is first asked for;
-        what the report has is an attribute of the result too.
+        A ``Compressed``, whose ``report`` is a LanguageReport and whose ``model`` is loaded on first use; attributes
+        of the report are attributes of the result too.
 
     Raises:
-        CheckpointError: a folder that is incomplete or holds an adapter, a weight that the layout cannot hold, or a
-            result that transformers would not open as it is meant; ``out`` is not written then.
-        RecipeError: a recipe that needs more than there is.
+        CheckpointError: a folder that is incomplete or contains an adapter, a weight that the layout cannot store, or a
+            result that transformers would not open as intended; ``out`` is then not written.
+        RecipeError: a recipe whose requirements are not met.
         CalibrationError: a layer that cannot be solved, by name.
-        SavedFolderError: ``out`` exists, holds what is not Tersor's, cannot be written, or another run is writing it.
+        SavedFolderError: ``out`` exists, holds anything not Tersor's, cannot be written, or another run is writing it.
         MetricError, TaskError: ``data`` or ``evaluate`` that cannot be read, by file and line, is shorter than a
-            window, or has windows longer than the model takes.
+            window, or has windows longer than the model supports.
     """
     source = path_of("source", source, CheckpointError)
     out = check_folder(out, force, (source,)).resolve()
-    with working_folder(out) as parts:  # before long work: a second run is refused at once
+    with working_folder(out) as parts:  # before long work, so that a second run is refused at once
         job = prepare_job(
             source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
         )
@@ -105,7 +105,7 @@ def compress_folder(
 
 
 def _compressed(job: Job, notes: Journal, out: Path, force: bool, progress: bool) -> Compressed:
-    """The job carried out, from where its last run stopped."""
+    """Run the job, from where its last run stopped."""
     with Stages(progress) as stages, quiet():
         subject = Subject(None, FolderHost(job, notes), seed=job.recipe.seed)
         try:
@@ -124,13 +124,13 @@ def _compressed(job: Job, notes: Journal, out: Path, force: bool, progress: bool
 
 @dataclass(frozen=True)
 class Streamed:
-    """What became of a folder's weights.
+    """The solved weights of a folder.
 
     Args:
         streaming: the model after its last block, with its embeddings and head.
         records: a line for every weight that was solved.
         outside: the tensors that the folder stores besides its blocks.
-        original, compressed: the text to evaluate on, at the last block of either model; None where none is.
+        original, compressed: the text to evaluate on, at the last block of either model; None without one.
     """
 
     streaming: Streaming
@@ -146,7 +146,7 @@ class FolderHost:
 
     Args:
         job: the folder, its plans and its data.
-        journal: what is done already.
+        journal: the finished blocks.
     """
 
     job: Job
@@ -164,7 +164,7 @@ class FolderHost:
         if texts:
             with stages.stage("record", _("embedding the text")):
                 streaming.begin(texts, done)
-                # Where the last run stopped is seen by its files, whose sizes the first block's input tells.
+                # The files show where the last run stopped; their sizes follow from the first block's input.
                 done = streaming.finished(texts)
         records = [record for k in range(done) for record in streaming.journal.record(k)]
         with stages.stage("solve", _block(done, count), sum(t.touched for t in job.plans)) as bar:
@@ -190,7 +190,7 @@ def _text(name: str, windows: Windows | None, token_mask: Tensor | None = None) 
 
 
 def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
-    """Measure on the held-out text, and put all figures together."""
+    """Measure on the held-out text, and assemble all figures."""
     streaming, scores = found.streaming, {}
     if job.evaluation is not None and found.original and found.compressed:
         with stages.stage("measure", _("perplexity"), len(job.evaluation)) as bar:
@@ -223,7 +223,7 @@ def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
 
 
 def _unreached(records: list[dict[str, Any]]) -> list[str]:
-    """The experts that were rounded for want of tokens, by name."""
+    """The experts that were rounded because no token reached them, by name."""
     names = [r["name"] for r in records if r["method"] != KEPT and r["note"]]
     if not names:
         return []

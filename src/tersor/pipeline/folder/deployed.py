@@ -1,4 +1,4 @@
-"""A language model in a folder, loaded into an engine when it is first asked for."""
+"""A language model in a folder, loaded into an engine on first use."""
 
 import json
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class InFolder(Deployed):
 
     Args:
         folder: in the Hugging Face layout.
-        wanted: an engine's name, or ``auto``, as of ``load_language``; None: PyTorch.
+        wanted: an engine's name, or ``auto``, as in ``load_language``; None: PyTorch.
         threads: of OpenVINO; by default as many as PyTorch uses.
-        precision: what float operators compute in.
+        precision: the precision of float operators.
     """
 
     folder: Path
@@ -45,26 +45,26 @@ class InFolder(Deployed):
 
     @property
     def runner(self) -> Any:
-        """The model of transformers, or OpenVINO's decoder."""
+        """The transformers model, or OpenVINO's decoder."""
         return self._found.model
 
     @property
     def skip_reason(self) -> str | None:
-        """Why ``auto`` passed over an engine; None: it runs in the first one."""
+        """Why ``auto`` skipped an engine; None if it runs in the first one."""
         return self._found.why_not
 
     @property
     def loaded(self) -> Any:
-        """The runner, or None if nobody has asked for it yet."""
+        """The runner, or None if it has not been needed yet."""
         return self.runner if "_found" in self.__dict__ else None
 
     @property
     def engine(self) -> str:
-        """The name of the engine; with ``auto`` the model is loaded to tell."""
+        """The name of the engine; with ``auto`` the model is loaded to determine it."""
         return self._found.engine if self.wanted == "auto" else candidates(self.wanted)[-1].name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model gives for its arguments; OpenVINO's decoder gives logits."""
+        """The model's output for its arguments; OpenVINO's decoder returns logits."""
         runner = self.runner
         return runner(*args, **kwargs) if callable(runner) else runner.logits(*args, **kwargs)
 
@@ -75,14 +75,14 @@ class InFolder(Deployed):
             TaskError: tokens that the model does not know, or more than it has positions for.
         """
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        # What comes second is a decoder's number of tokens, and a configuration of transformers.
+        # The second argument is a decoder's number of tokens, but a configuration in transformers.
         second = args[1] if len(args) > 1 and not ENGINES[self.engine].runs_modules else None
         more = kwargs.get("max_new_tokens", second)
         check_tokens(self.folder, ids, more)
         return self.runner.generate(*args, **kwargs)
 
     def write(self, folder: Path, result: Compressed) -> None:
-        """A copy of the weights and of all files that are known."""
+        """Write a copy of the weights and of all known files."""
         HfFolder(self.folder).copy_to(folder, ("recipe.yaml", "report.json", "report.html"))
         if (self.folder / MANIFEST).is_file():
             manifest = read_language_manifest(self.folder)
@@ -98,7 +98,7 @@ class InFolder(Deployed):
 
 
 def load_folder(folder: Path, engine: str | None = None, threads: int | None = None) -> Compressed:
-    """A language model, loaded, with its recipe and report where Tersor wrote them.
+    """A language model, loaded, with its recipe and report if Tersor wrote them.
 
     Raises:
         TersorError: as ``load_language``.

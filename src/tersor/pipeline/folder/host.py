@@ -1,10 +1,10 @@
-"""What the host of Hugging Face folders takes of a recipe."""
+"""The parts of a recipe that the host of Hugging Face folders supports."""
 
 from tersor.recipe import Capabilities
 
 _WEIGHTS = "is not done to folders in the Hugging Face layout, whose weights alone are compressed"
 
-# Of `activations` it takes that they stay float; its plan refuses the rest, layer by layer.
+# Of `activations` it supports only float; its plan rejects the rest, layer by layer.
 FOLDER = Capabilities(
     host="a folder in the Hugging Face layout",
     takes={

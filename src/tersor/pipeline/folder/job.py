@@ -1,4 +1,4 @@
-"""All that a run over a folder depends on, checked before a weight is read."""
+"""Everything that a run over a folder depends on, checked before a weight is read."""
 
 import hashlib
 from collections.abc import Callable
@@ -26,11 +26,11 @@ from tersor.recipe import Recipe, resolve
 
 @dataclass(frozen=True)
 class Job:
-    """All that a run depends on, checked and ready.
+    """Everything that a run depends on, checked and ready.
 
     Args:
-        calibration, evaluation: windows of tokens; None where none are needed.
-        preflight: what can be said before anything runs.
+        calibration, evaluation: windows of tokens; None if not needed.
+        preflight: predictions before anything runs.
         token_mask: bool [windows, length], True for real tokens of the calibration; None: all are real.
     """
 
@@ -57,7 +57,7 @@ def prepare_job(
     build: Callable[[], nn.Module] | None = None,
     needs: bool = True,
 ) -> Job:
-    """Everything that can be checked before a weight is read; with ``needs`` that there is data if it is needed."""
+    """Check everything that can be checked before a weight is read; with ``needs``, also that needed data is given."""
     if not isinstance(layout, str) or layout not in LAYOUTS:
         raise RecipeError(f"no layout {layout!r:.80}; one of {', '.join(LAYOUTS)}")
     samples = whole("--samples", samples, 1, None, "it is the number of windows of data", TaskError)
@@ -100,7 +100,7 @@ def prepare_job(
 
 
 def with_padding(job: Job, token_mask: Tensor) -> Job:
-    """The job with padded positions that count for nothing; the first rows of the mask are those of its windows.
+    """The job with padded positions that are ignored; the first rows of the mask are those of its windows.
 
     Raises:
         TaskError: it does not fit the windows.
@@ -120,7 +120,7 @@ def with_padding(job: Job, token_mask: Tensor) -> Job:
 
 
 def fingerprint(job: Job) -> dict[str, Any]:
-    """All that the written bytes depend on."""
+    """Everything that the written bytes depend on."""
     files = sorted({e.file for e in job.source.entries.values()})
     stats = [(f, (s := (job.source.path / f).stat()).st_size, s.st_mtime_ns) for f in files]
     ids = {

@@ -24,7 +24,7 @@ def is_language(folder: Path) -> bool:
     """Whether a folder is in the Hugging Face layout, written by Tersor or others."""
     if (folder / MANIFEST).is_file():
         return kind_of(folder) == LANGUAGE
-    return os.path.lexists(folder / "config.json")  # also where it is none that is read, which HfFolder says
+    return os.path.lexists(folder / "config.json")  # also if it is one that cannot be read, which HfFolder reports
 
 
 class LanguageModel(NamedTuple):
@@ -86,7 +86,7 @@ def candidates(engine: str | None) -> list[Engine]:
 
 
 def _in_engine(engine: Engine, folder: Path, threads: int | None, precision: str) -> Any:
-    """The folder's model in one engine, from a MetaModel of its own: one that was traced cannot be used again."""
+    """The folder's model in one engine, from its own MetaModel, since a traced one cannot be reused."""
     metamodel = MetaModel(open_folder(folder))
     if engine.decoder is None:
         return _in_torch(metamodel)

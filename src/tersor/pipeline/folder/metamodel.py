@@ -58,7 +58,7 @@ class MetaModel:
         blocks: its repeated blocks.
         slices: every tensor of the folder that the model uses, by its name in the folder.
         unused: the names of the other tensors.
-        untied: the parameters that the configuration ties to others, and the folder stores with values of their own.
+        untied: the parameters that the configuration ties to others, but the folder stores with their own values.
         experts: the experts of its blocks, and their routers.
     """
 
@@ -109,7 +109,7 @@ class MetaModel:
         return self._convert(name, dict(self.folder.tensors([n for n, _ in source.tensors])))
 
     def _untie(self) -> list[str]:
-        """Part tied parameters of which the folder stores different values, as transformers does."""
+        """Untie parameters for which the folder stores different values, as transformers does."""
         parted = []
         for first, *others in self._tied():
             stored = [name for name in others if name in self._sources and first in self._sources]
@@ -158,7 +158,7 @@ class MetaModel:
             return
         # Convert tiny numbered tensors; their position in the result is that of the weights.
         sizes = {key: len(self.folder.entries[key].shape) for key, _ in source.tensors}
-        if set(sizes.values()) != {2}:  # experts in one tensor, which the model may hold turned
+        if set(sizes.values()) != {2}:  # experts in one tensor, which the model may store transposed
             yield from (TensorSlice(key, name, whole=False) for key in sizes)
             return
         marks = {key: torch.arange(4).reshape(2, 2) + 4 * k for k, key in enumerate(sizes)}

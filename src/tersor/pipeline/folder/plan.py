@@ -1,4 +1,4 @@
-"""What is planned for every weight of a Hugging Face folder, before any of them is read."""
+"""The plan for every weight of a Hugging Face folder, before any of them is read."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -28,13 +28,13 @@ class WeightPlan:
     Args:
         slice: its tensor in the folder, and its place in the model.
         dtype: that of the tensor in the folder.
-        shape: as [out, in]; of a weight that is left and is no matrix, as it is stored.
+        shape: as [out, in]; for a skipped weight that is not a matrix, as it is stored.
         transposed: it is stored [in, out].
-        wanted, spec: how it is quantized; None where it stays float.
+        wanted, spec: how it is quantized; None if it stays float.
         reason: in words.
-        tail: it lies behind the blocks.
+        tail: it comes after the blocks.
         sparsity, pruner: which of its weights become zero.
-        expert: it belongs to one of several experts, which not every token passes.
+        expert: it belongs to one of several experts, which not every token reaches.
     """
 
     slice: TensorSlice
@@ -61,7 +61,7 @@ class WeightPlan:
 
     @property
     def read_as(self) -> tuple[str, int | None]:
-        """The parameter and expert by which a product's input is known."""
+        """The parameter and expert that identify a product's input."""
         return self.slice.parameter, self.slice.index
 
 
@@ -71,7 +71,7 @@ class WeightPlans(Shown, tuple[WeightPlan, ...]):
 
 @dataclass(frozen=True)
 class LayoutFit:
-    """What a layout can hold of a model in ``dtype``."""
+    """What a layout can store of a model in ``dtype``."""
 
     layout: Layout
     dtype: torch.dtype
@@ -90,10 +90,10 @@ class LayoutFit:
 def plan_weights(metamodel: MetaModel, recipe: Recipe, fits: LayoutFit) -> list[WeightPlan]:
     """Every weight of two or more dimensions that the folder stores, in the model's order.
 
-    Compressed are matrices inside the blocks, and the head; of all others the plan says why they are left.
+    Matrices inside the blocks and the head are compressed; for all others the plan says why they are not.
 
     Args:
-        fits: raises where the file's layout cannot hold a weight.
+        fits: raises if the file's layout cannot store a weight.
 
     Raises:
         RecipeError: a rule that matches nothing, activations that are not float, a key that is for graphs, a weight
@@ -118,7 +118,7 @@ def plan_weights(metamodel: MetaModel, recipe: Recipe, fits: LayoutFit) -> list[
 
 
 def _check_rules(step: Quantize, names: Sequence[tuple[str, str]], left: Sequence[WeightPlan]) -> None:
-    """A rule that changes only weights that cannot be compressed is refused, with the reason."""
+    """Reject a rule that changes only weights that cannot be compressed, with the reason."""
     for rule in step.rules:
         only = [t for t in left if rule.layer and rule.matches(t.name, "left")]
         if rule.keep is None and only and not any(rule.matches(*name) for name in names):
@@ -126,10 +126,10 @@ def _check_rules(step: Quantize, names: Sequence[tuple[str, str]], left: Sequenc
 
 
 def _check_experts(plans: Sequence[WeightPlan], fused_as_one: bool) -> None:
-    """The experts that transformers fuses into one tensor are quantized alike, or none of them is.
+    """Check that experts that transformers fuses into one tensor are all quantized with one spec, or not at all.
 
     Args:
-        fused_as_one: transformers opens the layout only if the experts of all layers are quantized alike.
+        fused_as_one: transformers opens the layout only if the experts of all layers are quantized with one spec.
     """
     firsts: dict[str, WeightPlan] = {}
     for plan in [p for p in plans if p.slice.index is not None]:

@@ -1,4 +1,4 @@
-"""What can be said of a run before anything runs: memory, disk, what stays float, what will run fast."""
+"""Predictions before a run: memory, disk, what stays float, what will run fast."""
 
 import shutil
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class Preflight:
 
     Args:
         original, compressed: of the weights in the files.
-        memory: the peak above that of the imports.
-        disk: beside the result while it runs.
-        quantized, pruned, skipped: how many weights have codes, have zeros, or stay as they are.
+        memory: the peak beyond that of the imports.
+        disk: space needed beside the result during the run.
+        quantized, pruned, skipped: the number of weights that have codes, have zeros, or stay unchanged.
         warnings: sentences.
     """
 
@@ -40,15 +40,15 @@ class Preflight:
     warnings: tuple[str, ...]
 
     def bytes_of(self, plan: WeightPlan) -> int:
-        """What a quantized weight takes in the file."""
+        """The size of a quantized weight in the file."""
         assert plan.spec is not None
         return plan.spec.nbytes(plan.shape)
 
     def check_disk(self, out: Path) -> None:
-        """Refuse to begin what cannot end.
+        """Refuse to start a run for which the disk is too small.
 
         Raises:
-            CheckpointError: how much is free, and how much is needed.
+            CheckpointError: with the free and the required space.
         """
         folder = next(p for p in (out.parent, *out.parent.parents) if p.exists())
         partial = parts_of(out)
@@ -69,7 +69,7 @@ def preflight(
     calibration: Windows | None,
     evaluation: Windows | None,
 ) -> Preflight:
-    """Count before reading."""
+    """Predict memory and disk before any weight is read."""
     folder = metamodel.folder
     size = folder.dtype.itemsize
     chosen = [t for t in plans if t.spec]

@@ -1,4 +1,4 @@
-"""What a language model is asked to continue, checked before it runs, alike for every engine."""
+"""Checks of a language model's prompt before it runs, the same for every engine."""
 
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ _INTEGERS = (torch.int64, torch.int32)
 
 
 def check_prompt(prompt: str) -> None:
-    """Refuse a prompt that no tokenizer accepts.
+    """Reject a prompt that no tokenizer accepts.
 
     Raises:
-        TaskError: it is empty, or holds half of a character.
+        TaskError: it is empty, or contains a lone surrogate.
     """
     if not prompt:
         raise TaskError("the prompt is empty: give the beginning of a text")
@@ -27,17 +27,17 @@ def check_prompt(prompt: str) -> None:
 
 
 def check_tokens(folder: Path, tokens: Any, more: Any) -> None:
-    """Refuse to continue ``tokens`` by ``more`` in the model of a folder; None of either is not checked.
+    """Refuse to continue ``tokens`` by ``more`` in the model of a folder; an argument of None is not checked.
 
     Raises:
-        TaskError: they are no tokens, not of the model's vocabulary, or more than the model has positions for.
+        TaskError: they are not tokens, not in the model's vocabulary, or more than the model has positions for.
     """
     if more is not None:
         more = whole("max_new_tokens", more, 1, None, "it is the largest number of new tokens", TaskError)
     if tokens is None or not (folder / "config.json").is_file():
         return
     config = HfFolder(folder).config
-    if config.get("is_encoder_decoder"):  # whose encoder may read sounds, and whose answer begins anew
+    if config.get("is_encoder_decoder"):  # whose encoder may read audio, and whose output starts afresh
         return
     if not isinstance(tokens, Tensor) or tokens.ndim != 2 or not tokens.numel() or tokens.dtype not in _INTEGERS:
         shape = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__

@@ -73,7 +73,7 @@ def join(records: Iterable[tuple[str, Any]], tokenizer: Any) -> str:
         tokenizer: a transformers tokenizer; unused if all records are texts.
 
     Raises:
-        TaskError: a record has another form, or the template refuses it.
+        TaskError: a record has another form, or the template rejects it.
         CheckpointError: there is a conversation, and the tokenizer has no chat template.
 
     >>> join([("line 1", "Once"), ("line 2", {"text": "upon"})], tokenizer=None)
@@ -161,7 +161,7 @@ def _render(messages: list[dict[str, Any]], tokenizer: Any, template: str, where
 
 
 def check_characters(text: str, where: str) -> None:
-    """Refuse half of a character; raises TaskError."""
+    """Reject lone surrogates; raises TaskError."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

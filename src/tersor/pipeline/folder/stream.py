@@ -47,7 +47,7 @@ class Streaming:
         self.untied: dict[str, Tensor] = {}
         self._float_head: dict[str, Tensor] = {}
         self.notes: list[str] = []
-        # The calibration data through the original model, for solvers that correct upstream error.
+        # The calibration data run through the original model, for solvers that correct upstream error.
         self.reference: TokenBatches | None = None
 
     def begin(self, streams: list[TokenBatches], calibrated: int) -> None:
@@ -75,7 +75,7 @@ class Streaming:
         empty(model)
 
     def _probe(self, first: Mapping[str, Tensor]) -> Tensor:
-        """The first block's hidden states for one window; what blocks return besides them is noted."""
+        """The first block's hidden states for one window; what else blocks return is recorded."""
         metamodel, blocks = self.metamodel, self.metamodel.blocks
         inputs = _plain(metamodel.model, _row(first))
         try:
@@ -285,7 +285,7 @@ class Streaming:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same values, NaN among them."""
+    """Whether two tensors have the same values, including NaN."""
     return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
@@ -294,7 +294,7 @@ def _row(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plain(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments for a call without a cache, which the configuration of a part may ask for."""
+    """The arguments for a call without a cache, which a nested configuration may request."""
     config = getattr(model, "config", None)
     parts = (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ())))
     return {**inputs, **({"use_cache": False} if any(hasattr(part, "use_cache") for part in parts) else {})}

@@ -21,15 +21,16 @@ from tersor.measure.language import LanguageReport
 from tersor.numerics import QTensor, QuantSpec
 from tersor.pipeline.folder.job import Job
 from tersor.pipeline.folder.journal import Journal, save
+from tersor.report.card import CARD, model_card, name_of, original_card
 from tersor.report.language import language_html
 from tersor.words import said
 
 
 def check_readable(job: Job) -> None:
-    """Let transformers open the result before there is one: of each tensor its planned shape and dtype.
+    """Let transformers open the result before it exists, from the planned shape and dtype of each tensor.
 
     Raises:
-        CheckpointError: it would not open it, or not as it is meant.
+        CheckpointError: it would not open it, or not as intended.
     """
     layout, dtype = LAYOUTS[job.layout], job.source.dtype
     specs = {t.slice.name: t for t in job.plans if t.spec}
@@ -64,10 +65,10 @@ def finish(
     """Assemble the folder ``out`` from the journal, and delete the journal.
 
     Returns:
-        The report with what its readers say.
+        The report with the findings of its readers.
 
     Raises:
-        CheckpointError: transformers does not open the folder, which is not put in place then.
+        CheckpointError: transformers does not open the folder, which is then not put in place.
         SavedFolderError: it cannot be written.
     """
     with writing(out):
@@ -98,6 +99,8 @@ def _finish(
     write_text(staging / "recipe.yaml", job.recipe.to_yaml())
     write_text(staging / "report.json", report.to_json())
     write_text(staging / "report.html", language_html(report))
+    original = original_card(staging)  # copied with the known files
+    write_text(staging / CARD, model_card(report, config, name_of(job.source.path), original))
     files = {
         p.name: {"sha256": sha256(p), "bytes": p.stat().st_size, "shipped": p.suffix not in (".html", ".yaml")}
         for p in sorted(staging.iterdir())
@@ -134,7 +137,7 @@ def _link_or_copy(source: Path, destination: Path) -> None:
 
 def folder_config(job: Job, solved: Collection[str]) -> dict[str, Any]:
     """The content of config.json, given the names of the weights that are solved."""
-    # Experts first: of formats that name layers, transformers reads fused experts by the first.
+    # Experts first: if formats name layers, transformers reads fused experts by the first one.
     plans = sorted(job.plans, key=lambda t: t.slice.index is None)
     stored = {t.name: t.spec for t in plans if t.spec and t.name in solved}
     parted = bool(job.metamodel.untied) and not job.metamodel.ties
@@ -152,13 +155,13 @@ def folder_config(job: Job, solved: Collection[str]) -> dict[str, Any]:
     if transposed := [t.name for t in job.plans if t.name in stored and t.transposed]:
         config["tersor_transposed"] = transposed
         if "quantization_status" in config:
-            # transformers would initialize weights of no nn.Linear at random; it refuses a status unknown to it.
+            # transformers would initialize weights of no nn.Linear at random; it rejects an unknown status.
             config["quantization_status"] = "tersor"
     return {**source, "quantization_config": config}
 
 
 def _untied(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a model whose head and embedding have weights of their own."""
+    """The configuration of a model whose head and embedding have separate weights."""
     parts = {
         key: _untied(value)
         for key, value in config.items()

@@ -13,7 +13,7 @@ from tersor.words import said
 class Audited:
     """One planned layer and its executed precision; ``executed`` is None if the engine does not report the layer.
 
-    ``note`` says where it went, ``rule`` by which of its rules the engine computes it so.
+    ``note`` says what became of it, ``rule`` names the engine's rule for it.
     """
 
     layer: PlannedLayer
@@ -27,7 +27,7 @@ class Audited:
         return is_fallback(self.layer.planned, self.executed)
 
     def explained(self, engine: str) -> str:
-        """What the report notes: the plan's reason if the layer ran as planned, otherwise the engine's.
+        """The note in the report: the plan's reason if the layer ran as planned, otherwise the engine's.
 
         >>> layer = PlannedLayer("up", "up", "conv1d", "int8", "weight of conv1d", "int8")
         >>> Audited(layer, "fp32").explained("openvino"), Audited(layer, "int8").explained("openvino")

@@ -47,7 +47,7 @@ def compress(
 
     Args:
         recipe: a Recipe, the name of a preset, or the path of a YAML file.
-        engine: the name of an engine in ``tersor.engines.ENGINES``, as ``tersor engines`` lists them; ``auto``
+        engine: the name of an engine in ``tersor.engines.ENGINES``, as listed by ``tersor engines``; ``auto``
             compiles for all installed engines that compile quickly, and keeps the fastest faithful one.
         target: the hardware to plan for, such as ``x86-vnni``: one of the engine's ``targets``; None: this machine.
             Figures are always measured on this machine.
@@ -87,7 +87,7 @@ def compress(
 
 
 def _few(solved: Solved, count: int = 4) -> tuple[Tensor, ...]:
-    """Some samples; as many as the network takes, if its batch is fixed."""
+    """Some samples; as many as the network requires, if its batch is fixed."""
     few = tuple(x for x in solved.samples if isinstance(x, Tensor))
     original = solved.prepared.original
     if original.dynamic_batch:

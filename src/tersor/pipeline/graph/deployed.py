@@ -39,7 +39,7 @@ class InEngine(Deployed):
         engine: the engine's name; ``runner`` runs the network.
         inputs: name, dtype and shape of each input; a dimension of None may have any size.
         signature: how the model is called and what it returns; None if an earlier version saved the folder without it.
-        samples: some inputs, on which the saved files alone are compared with the runner; none of a loaded folder.
+        samples: some inputs, on which the saved files alone are compared with the runner; none for a loaded folder.
         target: the hardware that the plan was made for; None if an earlier version saved the folder without it.
     """
 
@@ -58,11 +58,11 @@ class InEngine(Deployed):
         return self.runner
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the network: called like the model, with tensors or arrays, it returns what the model does.
+        """Run the network: called like the model, with tensors or arrays, it returns what the model returns.
 
         Raises:
             TaskError: too few, too many or misnamed arguments.
-            EngineError: a shape or dtype that the network does not take.
+            EngineError: a shape or dtype that the network does not accept.
         """
         if self.signature is None:
             return self.runner(*self._by_name(args, kwargs))
@@ -84,7 +84,7 @@ class InEngine(Deployed):
     def write(self, folder: Path, result: Compressed) -> None:
         """Write the engine's files, recipe, report and manifest into an existing folder.
 
-        The files alone, in the engine's own runtime with its defaults, are compared with the runner; where they compute
+        The files alone, in the engine's own runtime with its defaults, are compared with the runner; if they compute
         other numbers, a warning in the report says so.
         """
         shipped = self.runner.save(folder)
@@ -159,7 +159,7 @@ def inputs_of(network: Network) -> tuple[dict[str, Any], ...]:
 
 
 def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
-    """Load a network that ``Compressed.save`` wrote; checksums are verified, and no code from the folder is executed.
+    """Load a network written by ``Compressed.save``; checksums are verified, and no code from the folder is executed.
 
     Raises:
         SavedFolderError: a file is missing or altered.
@@ -167,7 +167,7 @@ def load_network(folder: str | Path, threads: int | None = None) -> Compressed:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    for path in folder.rglob("*"):  # no engine follows a link out of it
+    for path in folder.rglob("*"):  # so that no engine follows a link out of it
         inside(folder, path.relative_to(folder).as_posix(), SavedFolderError)
     verify(folder, manifest)
     recipe_file, report_file = folder / "recipe.yaml", folder / "report.json"

@@ -18,10 +18,10 @@ def run_files(network: Compressed, inputs: list[Path], output: Path, finite: boo
     """Read one .npy file per input, run the network, write the outputs, and return their paths.
 
     Args:
-        finite: refuse inputs that hold NaN or infinity.
+        finite: reject inputs that contain NaN or infinity.
 
     Raises:
-        EngineError: an input that the network does not take, or with ``finite`` one that is not finite.
+        EngineError: an input that the network does not accept, or with ``finite`` one that is not finite.
         TaskError: naming the input and its expected dtype or shape.
         SavedFolderError: an output cannot be written, by its path.
     """

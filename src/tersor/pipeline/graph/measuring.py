@@ -25,6 +25,7 @@ from tersor.measure import (
     ratio,
     same_inputs,
 )
+from tersor.measure.dependence import dependence_warnings
 from tersor.measure.energy import joules_per_call
 from tersor.measure.latency import Latency
 from tersor.network.network import Network
@@ -187,6 +188,8 @@ def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -
     if agreement.share is None:
         found.unknown["compressed.agreement"] = agreement.reason or said("the outputs are not class scores")
     found.simulation_agreement = prediction_agreement(recorders["simulation"], recorders["compressed"]).share
+    other, calls = predictor(subjects.original, subjects.original_runner), len(recorders["original"].fingerprints)
+    found.warnings += dependence_warnings(task.evaluate, other, calls, list(found.metric.values()))
 
 
 def predictor(network: Network, runner: Callable[..., Any]) -> Callable[..., Any]:

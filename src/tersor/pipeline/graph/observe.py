@@ -42,7 +42,7 @@ def observe(task: Task, network: Network, wanted: Observables, stages: Stages, s
         seed: of the data's random numbers, set again before each pass.
 
     Raises:
-        CalibrationError: naming the batch of a wrong form, or the layer where a value is NaN or infinite.
+        CalibrationError: naming the batch with the wrong structure, or the layer where a value is NaN or infinite.
     """
     first: list[Batch] = []
     with stages.stage("calibrate", _("calibrating")) as bar, seeded(seed):

@@ -31,7 +31,7 @@ from tersor.words import _
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Outliers(Shown):
-    """What ``tersor.outliers`` found; a notebook shows it as a table, and so does ``rich``.
+    """The result of ``tersor.outliers``, shown as a table in notebooks and by ``rich``.
 
     Attributes:
         task: the task's name. samples: the number of observed samples.

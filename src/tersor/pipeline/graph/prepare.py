@@ -48,7 +48,7 @@ def planned(original: Network, step: Quantize, policy: Policy) -> Prepared:
 
     Raises:
         RecipeError: the recipe does not fit the network.
-        TaskError: it holds no weights.
+        TaskError: it has no weights.
     """
     network = original
     for name in ("fold_constants", "fold_batchnorm", "fold_pad", "hoist_activations"):

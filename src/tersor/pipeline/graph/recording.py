@@ -43,8 +43,8 @@ class Recording(nn.Module):
     ``tersor.compress`` a Task, which streams.
 
     Raises:
-        CalibrationError: a batch whose form differs from the example's, or with NaN or infinity; it is not recorded.
-        TaskError: arguments in another form than the example's.
+        CalibrationError: a batch that differs in structure from the example, or holds NaN or infinity; not recorded.
+        TaskError: arguments with another structure than the example's.
     """
 
     def __init__(self, task: Task, goal: Goal) -> None:

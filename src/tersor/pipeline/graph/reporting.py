@@ -39,7 +39,7 @@ from tersor.words import said
 
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 _HAS_LOAD = hasattr(os, "getloadavg")  # not on Windows
-BOUNDLESS = 1e9  # codes, written for a NaN or an infinity of the engine: JSON has none
+BOUNDLESS = 1e9  # codes, written for NaN or infinity of the engine, which JSON lacks
 HISTOGRAMS = 400  # limit of sites drawn in a report, which bounds the size of the page
 
 
@@ -128,10 +128,6 @@ def _warnings(
 def _reasons_for_null(measured: Measured, layers: tuple[Layer, ...], peak: int | None) -> dict[str, str]:
     """The reason for every null figure of the report, by the figure's dotted path."""
     reasons = dict(measured.unknown)
-    if any(layer.sqnr_db is None or layer.accumulated_sqnr_db is None for layer in layers):
-        reasons["layers.sqnr_db"] = reasons["layers.accumulated_sqnr_db"] = (
-            said("a layer without error or signal has no such ratio")
-        )
     if any(layer.weight_bytes is None for layer in layers):
         reasons["layers.weight_bytes"] = said("the weight is computed at run time")
     if any(layer.executed is None for layer in layers):

@@ -27,7 +27,7 @@ from tersor.recipe import Quantize
 from tersor.solvers import Answer, ask
 from tersor.words import _
 
-# Samples by which operators are placed, and how often the plan that follows is looked at again.
+# Samples used to place operators, and the number of times that the resulting plan is checked again.
 PLACED, ROUNDS = 8, 4
 
 
@@ -79,7 +79,7 @@ def solve(step: Quantize, prepared: Prepared, observations: Observations, stages
 
 
 def _placed(step: Quantize, prepared: Prepared, observations: Observations) -> Prepared:
-    """The plan without the quantizers that would drown a part of what they round."""
+    """The plan without the quantizers that would drown a part of their values."""
     if not prepared.plan.activations() or not observations.first:
         return prepared
     samples = one_batch(prepared.network, observations.first, PLACED)

@@ -42,7 +42,7 @@ from tersor.words import _, said
 
 _WEIGHT = QuantSpec("int8", "channel")
 _ACTIVATION = QuantSpec("int8", "token", symmetric=False)
-# Elements of a weight that are quantized at once.
+# Elements of a weight quantized at once.
 _CHUNK = 2**18
 
 
@@ -71,7 +71,7 @@ class ModulePlan:
 
 
 class ModulePlans(Shown, list[ModulePlan]):
-    """The plan of a model's modules, in its own order; a notebook shows it as a table."""
+    """The plan of a model's modules, in the model's order, shown as a table in notebooks."""
 
 
 @in_turn
@@ -82,13 +82,13 @@ def quantize_dynamic(
 
     Weights are quantized now, activations at run time with one scale per row (token). The result has the model's own
     class: ``generate``, hooks on other modules, packed sequences and hidden states keep working, and ``state_dict``
-    holds the codes. The model itself is not changed. ``dynamic_plan`` lists what happens to each layer, and why some
+    contains the codes. The model itself is not changed. ``dynamic_plan`` lists what happens to each layer, and why some
     are not quantized.
 
-    LSTM, GRU and RNN are computed by an installed engine where it can, with run-time scales of its own
+    LSTM, GRU and RNN are computed by an installed engine if it supports them, with its own run-time scales
     (``QuantizedRecurrent``); PyTorch computes the rest.
 
-    The result follows casts (``half()``) and is taken by ``torch.export``, ``torch.compile``, ``torch.jit.trace`` and
+    The result follows casts (``half()``) and works with ``torch.export``, ``torch.compile``, ``torch.jit.trace`` and
     ``torch.onnx.export``. ``weight`` of its layers reads as a float tensor; writing to it raises a NumericsError, and
     ``save_pretrained`` a SavedFolderError.
 
@@ -102,8 +102,8 @@ def quantize_dynamic(
     Raises:
         RecipeError: a recipe that needs calibration, a rule that matches no layer, or no layer left to quantize.
         NumericsError: naming a weight with NaN or infinity.
-        CaptureError: a model that torch.jit made.
-        TaskError: naming what the model holds that cannot be copied.
+        CaptureError: a model created by torch.jit.
+        TaskError: naming the attribute of the model that cannot be copied.
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     >>> small, x = quantize_dynamic(model), torch.ones(3, 64)
@@ -123,7 +123,7 @@ def quantize_dynamic(
 
 @in_turn
 def dynamic_plan(model: nn.Module, recipe: Recipe | str | Path = "int8-dynamic") -> ModulePlans:
-    """The plan of ``quantize_dynamic`` for every module that holds weights, with reasons.
+    """The plan of ``quantize_dynamic`` for every module with weights, with reasons.
 
     >>> model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Linear(4, 2))
     >>> print(*dynamic_plan(model), sep="\\n")
@@ -141,7 +141,7 @@ class ModuleHost:
     """Models whose modules are replaced by quantized ones of the same interface.
 
     Args:
-        recipe: the recipe's name, as errors print it.
+        recipe: the recipe's name, for errors.
     """
 
     recipe: str

@@ -43,7 +43,7 @@ class Layer:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """The weight as the module holds it."""
+        """The weight as stored in the module."""
         return self.weighted.module.get_parameter("weight")
 
     @property
@@ -128,7 +128,7 @@ class LayerStatistics:
 
 
 def called(call: Call, model: nn.Module, batch: Any, number: int) -> Any:
-    """What ``call(model, batch)`` returns.
+    """The result of ``call(model, batch)``.
 
     Raises:
         CalibrationError: it raises, or the model does; naming the batch.

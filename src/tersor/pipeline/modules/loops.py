@@ -38,7 +38,7 @@ class PrunedRecord:
         weights: its number of weights.
         sparsity: the fraction of zero weights.
         error: power of the output error relative to the output, both with the inputs of the original model.
-        method: the method, as the report prints it.
+        method: the method, as shown in the report.
     """
 
     name: str
@@ -101,7 +101,7 @@ def prune_iteratively(
 
     Args:
         batches: a list, or a function that returns a fresh iterable, of tuples (or dicts) of the model's arguments;
-            with a loss, of the batches that the loss takes. The first dimension of all tensors is the batch.
+            with a loss, of batches for the loss. The first dimension of all tensors is the batch.
         loss: ``loss(model, batch)``, the mean over the samples of the batch.
         retrain: ``retrain(model)`` trains the copy in place after each step. Removed weights stay zero: their gradient
             is masked, and they are set to zero again afterwards.

@@ -1,4 +1,4 @@
-"""Why a quantized module is not saved by ``save_pretrained``."""
+"""Why ``save_pretrained`` does not save a quantized model."""
 
 from functools import partial
 from typing import Any, NoReturn
@@ -9,7 +9,7 @@ from tersor.errors import SavedFolderError
 
 
 def refuse_saving(model: nn.Module) -> nn.Module:
-    """The model, in which every ``save_pretrained`` raises: its ``from_pretrained`` would make the weights anew."""
+    """The model, in which every ``save_pretrained`` raises: its ``from_pretrained`` would initialize new weights."""
     for module in model.modules():
         if callable(getattr(module, "save_pretrained", None)):
             module.save_pretrained = partial(_refuse, type(module).__name__)  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""The steps that a recipe is made of, by name."""
+"""The steps of a recipe, by name."""
 
 from tersor.recipe.steps.base import Host, Phase, Step, Subject, check_order
 from tersor.recipe.steps.quantize import Quantize

@@ -1,4 +1,4 @@
-"""What a step of a recipe is, what it needs of its subject and host, and which orders of steps have a meaning."""
+"""The protocol of a recipe's steps, what a step needs from its subject and host, and the valid orders of steps."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from pydantic import BaseModel, ConfigDict
 
 from tersor.task import Task
 
-# ``float``: edits the float model, so it stands before the step that quantizes. ``quantize``: places quantizers, once
-# in a recipe. ``any``: before or behind it.
+# ``float``: edits the float model, so it comes before the quantization step. ``quantize``: places quantizers, once
+# per recipe. ``any``: before or after it.
 Phase = Literal["float", "quantize", "any"]
 
 
 @runtime_checkable
 class Subject(Protocol):
-    """What a step takes and returns: a model, and the host that works on it."""
+    """The input and output of a step: a model, and the host that works on it."""
 
     @property
     def host(self) -> "Host":
@@ -26,7 +26,7 @@ class Subject(Protocol):
 class Step(BaseModel):
     """A step: a frozen value whose fields are its options, in a file of this folder, with an entry in ``STEPS``.
 
-    ``name`` is its key there, by which recipes name it.
+    ``name`` is its key there, which recipes use.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,22 +36,22 @@ class Step(BaseModel):
 
     @abstractmethod
     def __call__(self, subject: Any, task: Task | None, stages: Any) -> Any:
-        """The subject as it is after the step; the one given is not changed.
+        """The subject after the step; the given one is not changed.
 
         Args:
-            subject: a ``tersor.pipeline.Subject``.
-            task: what a graph calibrates on; None where the host brings its own data, or calibrates nothing.
+            subject: a ``tersor.pipeline.subject.Subject``.
+            task: the calibration data of a graph; None if the host has its own data, or calibrates nothing.
             stages: the progress to report to.
         """
 
 
 @runtime_checkable
 class Host(Protocol):
-    """One way to address a network, which carries out the steps that its ``Capabilities`` declare."""
+    """One way to address a network, which runs the steps that its ``Capabilities`` declare."""
 
     @property
     def name(self) -> str:
-        """As errors print it."""
+        """Its name in errors."""
         ...
 
     def quantize(self, step: Any, subject: Any, task: Task | None, stages: Any) -> Any:
@@ -60,7 +60,7 @@ class Host(Protocol):
 
 
 def check_order(steps: Sequence[Step]) -> None:
-    """Refuse an order of steps that has no meaning.
+    """Reject an order of steps that makes no sense.
 
     Raises:
         ValueError: naming both steps.

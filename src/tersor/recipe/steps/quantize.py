@@ -1,4 +1,4 @@
-"""The step ``quantize``: numbers become integers, or zeros."""
+"""The step ``quantize``: numbers become integers or zeros."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from tersor.task import Task
 
 
 def _switch(given: Any) -> Any:
-    """YAML reads `on` and `off` without quotes as true and false."""
+    """YAML reads unquoted `on` and `off` as true and false."""
     return given if not isinstance(given, bool) else "on" if given else "off"
 
 
@@ -22,21 +22,21 @@ Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
 
 class Quantize(Step):
-    """How a network is quantized; each host declares which of these options it takes.
+    """How a network is quantized; each host declares which of these options it supports.
 
     Args:
         weights, activations: of every layer, unless a rule changes them.
-        equalize: ``auto`` equalizes where weights are quantized per tensor, for which it was invented.
+        equalize: ``auto`` equalizes where weights are quantized per tensor, the case it was designed for.
         smooth: ``auto`` smooths Transformers whose activations are calibrated.
-        smooth_alpha: how much of the outliers' range goes to the weights; ``auto``: for each value as much as a trial
-            on some of its rows finds best.
+        smooth_alpha: how much of the outliers' range moves to the weights; ``auto``: for each value, the best strength
+            found on some of its rows.
         bias_correction: correct biases layer by layer, on ``correction_samples`` samples.
-        fallback: ``float`` leaves a layer that cannot be solved or stored as asked in its float format, which the
-            report states; ``error`` stops.
+        fallback: ``float`` leaves a layer that cannot be solved or stored as requested in its float format, which
+            the report states; ``error`` stops.
         sparsity: ``50%``, ``50% per row`` or ``2:4`` of the weights become zero, chosen by ``pruner``; together with
             weights that are quantized, in one sweep (arXiv 2301.00774).
-        awq: scale input channels before weights are rounded (arXiv 2306.00978), folded into the weights in front.
-        rotate: turn the residual stream by a Hadamard matrix (arXiv 2404.00456), folded into the weights.
+        awq: scale input channels before weights are rounded (arXiv 2306.00978), folded into the preceding weights.
+        rotate: rotate the residual stream by a Hadamard matrix (arXiv 2404.00456), folded into the weights.
         rules: other options for some layers.
 
     Raises:

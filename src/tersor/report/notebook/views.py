@@ -12,10 +12,10 @@ from rich.text import Text
 from tersor.inert import one_line, plain
 from tersor.measure.formatting import size_text
 from tersor.measure.headline import diagnose
-from tersor.measure.outliers import ADVICE
 from tersor.measure.schema import Report
-from tersor.report import calibration, compare, language, outliers
-from tersor.report.plan import plan_table
+from tersor.report import compare, language, outliers
+from tersor.report.tables import calibration
+from tersor.report.tables.plan import plan_table
 from tersor.report.text import render
 from tersor.words import _, speaking
 
@@ -109,7 +109,7 @@ def _planned(columns: Sequence[str], rows: Sequence[tuple[str, str, str, bool]])
 
 
 def _line_of_outliers(found: Any) -> str:
-    advice = _counts([ADVICE[layer.advice] for layer in found.layers])
+    advice = _counts([layer.advice for layer in found.layers])
     return f"in {found.task}, {len(found.layers)} layers over {found.samples} samples: {advice}"
 
 
@@ -123,7 +123,7 @@ def _line_of_calibration(found: Any) -> str:
     return f"{len(found.estimates)} sites over {quality.samples} samples: {adequate}"
 
 
-# By the name of the class, for those of `pipeline` stand above this room.
+# By class name, since the classes of `pipeline` are above this package.
 VIEWS = {
     "Report": View(_line_of_report, render),
     "LanguageReport": View(_line_of_language, language.render),

@@ -1,0 +1,84 @@
+"""The site: it builds, fetches nothing, its home leads to every page, and its search knows both languages."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+# The home has one line for all of them.
+FOLDED = "decisions/"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_home_leads_to_every_page(language):
+    home = (DOCS / language / "index.md").read_text(encoding="utf8")
+    linked = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", home)}
+    pages = {page.relative_to(DOCS / "en").as_posix() for page in (DOCS / "en").rglob("*.md")} - {"index.md"}
+    assert {page for page in pages - linked if not page.startswith(FOLDED)} == set()
+    assert any(link.startswith(FOLDED) for link in linked)
+
+
+def test_navigation_has_every_page():
+    named = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf8")))
+    assert {page.relative_to(DOCS / "en").as_posix() for page in (DOCS / "en").rglob("*.md")} == named
+
+
+def test_navigation_is_translated():
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf8")
+    nav = re.search(r"^nav:(.*?)^plugins:", text, re.MULTILINE | re.DOTALL)[1]
+    translations = text.partition("nav_translations:")[2]
+    same = {"Tersor", "Python"}
+    titles = set(re.findall(r"^ *- ([^:\n]+):", nav, re.MULTILINE)) - same
+    assert {title for title in titles if f" {title}: " not in translations} == set()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_it_builds_and_fetches_nothing(site):
+    """Nothing that a browser loads comes from elsewhere."""
+    pages = list(site.rglob("*.html"))
+    assert len(pages) >= 9
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|img|iframe|source)[^>]*\ssrc=.?(?:https?:)?//[^ >]+", text)
+        loaded += [tag for tag in re.findall(r"<link[^>]*>", text) if re.search(r"href=.?(?:https?:)?//", tag)]
+        assert not [tag for tag in loaded if not re.search("canonical|alternate", tag)], page
+
+
+@pytest.mark.slow
+def test_header_has_languages_themes_and_repository(site):
+    for home, other in (("index.html", "zh"), ("zh/index.html", "en")):
+        text = (site / home).read_text(encoding="utf8")
+        assert f"hreflang={other}" in text.replace('"', "")
+        assert text.count("data-md-color-media") >= 3
+        assert "https://github.com/tersor/tersor" in text
+
+
+@pytest.mark.slow
+def test_search_knows_both_languages(site):
+    """Chinese has no spaces: words are parted by zero-width ones, at which the search splits, too."""
+    index = json.loads((site / "search/search_index.json").read_text(encoding="utf8"))
+    found = {entry["location"]: entry["title"] + entry["text"] for entry in index["docs"]}
+    assert "calibration" in found["tutorials/getting-started/"] + found["tutorials/getting-started/#write-a-task"]
+    chinese = "".join(text for location, text in found.items() if location.startswith("zh/"))
+    words = re.split(index["config"]["separator"], chinese)
+    assert {"量化", "校准", "精度"} <= set(words)

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from tersor.inert import plain
-from tersor.report.tables import Grid
+from tersor.report.tables.grid import Grid
 from tersor.terminal import Inert, Terminal
 
 ROWS = 24  # of a table; a longer one scrolls

@@ -60,15 +60,19 @@ def _line_of_language(report: Any) -> str:
 def _line_of_compressed(done: Any) -> str:
     if done.report is not None:
         return _view(done.report).line(done.report)
+    return f"{_name_of(done)}: not measured"
+
+
+def _name_of(done: Any) -> str:
     # Of a folder the engine is not asked for: the model would be loaded to tell.
     where = done.engine if done.folder is None else done.folder.name
-    return f"{done.recipe.name} · {where}: not measured"
+    return f"{done.recipe.name} · {where}"
 
 
 def _compressed(done: Any) -> RenderableType:
     if done.report is not None:
         return renderable(done.report)
-    words = Text(plain(_line_of_compressed(done)))
+    words = Text(plain(_("{name}: not measured", name=_name_of(done))))
     return words if done.plan is None else Group(words, renderable(done.plan))
 
 

@@ -29,6 +29,10 @@ class Terminal(rich.console.Console):
         """The segments of what is printed, without control characters in their text."""
         return _inert(super().render(renderable, options))
 
+    def print(self, *objects: Any, crop: bool = False, **options: Any) -> None:
+        """Print; a name that is longer than a line runs on instead of being cut."""
+        super().print(*objects, crop=crop, **options)
+
 
 @dataclass(frozen=True)
 class Inert:

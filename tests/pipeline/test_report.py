@@ -135,7 +135,7 @@ def test_outputs_of_a_dict_come_in_its_order():
     [
         ("int8", "int8", "int8", None, None, "weight of conv2d"),
         ("int8", "fp32", "int8", None, None, "engine: no reason known"),
-        ("int8", "fp32", "int8", "part of Subgraph s", None, "engine: no reason known (part of Subgraph s)"),
+        ("int8", "fp32", "int8", "part of Subgraph s", None, "engine: no reason known; part of Subgraph s"),
         ("int8", "fp32", "int8", None, "Engine: no kernel", "Engine: no kernel"),
         ("fp32", "int8", "int8", None, None, "engine: no reason known"),
         ("fp32", "int8", None, "part of Convolution c", None, "part of Convolution c"),

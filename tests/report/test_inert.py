@@ -45,8 +45,8 @@ from tersor.report.language import language_html, print_language_report
 from tersor.report.notebook.views import VIEWS
 from tersor.report.outliers import page as outliers_page
 from tersor.report.outliers import table as outliers_table
-from tersor.report.plan import folder_table
 from tersor.report.shell import rendered
+from tersor.report.tables.plan import folder_table
 from tersor.terminal import Inert, Terminal
 
 # Ends every context of a page; markup and links of rich; escapes, C1 codes, directions, nothing seen, a lone surrogate.

@@ -33,6 +33,10 @@ class Terminal(rich.console.Console):
         """Print; a name that is longer than a line runs on instead of being cut."""
         super().print(*objects, crop=crop, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Raise what is handled, a BrokenPipeError: rich would end the program."""
+        raise
+
 
 @dataclass(frozen=True)
 class Inert:

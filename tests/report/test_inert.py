@@ -45,8 +45,8 @@ from tersor.report.language import language_html, print_language_report
 from tersor.report.notebook.views import VIEWS
 from tersor.report.outliers import page as outliers_page
 from tersor.report.outliers import table as outliers_table
-from tersor.report.plan import folder_table
 from tersor.report.shell import rendered
+from tersor.report.tables.plan import folder_table
 from tersor.terminal import Inert, Terminal
 
 # Ends every context of a page; markup and links of rich; escapes, C1 codes, directions, nothing seen, a lone surrogate.
@@ -152,7 +152,7 @@ def elements(page):
             assert not [name for name in names if name.startswith("on")]
             assert not {"src", "style", "action"} & {*names}
             links = [value for name, value in attrs if name == "href"]
-            assert all(re.fullmatch(r"#(layer|site)-\d+", link) for link in links)
+            assert all(re.fullmatch(r"#(layer|site)-\d+|\.\.?/[-\w.%/]+/report\.html", link) for link in links)
             self.found += [tag] if tag != "wbr" else []  # where a dotted name may break
 
     parser = Parser()

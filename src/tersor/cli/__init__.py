@@ -48,7 +48,7 @@ def _version(
 
 def engines() -> dict[str, Any]:
     """List engines, installed versions, and what this CPU's instructions mean for int8."""
-    from tersor.report.engines import engines_data, engines_table
+    from tersor.report.tables.engines import engines_data, engines_table
 
     console.print(engines_table())
     return engines_data()

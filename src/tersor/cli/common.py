@@ -151,8 +151,8 @@ _TABULAR: dict[str, tuple[Any, Any]] = {
 def everywhere(command: Callable[..., Any], tabular: bool = False) -> Callable[..., None]:
     """The command with the common options; what it returns is what ``--json`` prints.
 
-    Code of the user's cannot end the program by ``sys.exit`` as if all were well, and what it prints does not get in
-    between the JSON. An interruption is one line, with the notes that were added to it.
+    Code of the user's cannot end the program by ``sys.exit`` as if all were well, and what it prints goes to standard
+    error beside JSON. An interruption is said in a line, with the notes that were added to it.
     """
     added = {**(_TABULAR if tabular else {}), **_COMMON}
     own = inspect.signature(command, eval_str=True)
@@ -164,7 +164,7 @@ def everywhere(command: Callable[..., Any], tabular: bool = False) -> Callable[.
         with contextlib.redirect_stdout(sys.stderr) if chosen().json else contextlib.nullcontext():
             try:
                 found = command(*args, **kwargs)
-            except KeyboardInterrupt as error:  # typer ends the program with 130, and says nothing
+            except KeyboardInterrupt as error:  # typer ends the program with 130, and prints nothing
                 errors.print("; ".join([_("interrupted"), *getattr(error, "__notes__", ())]), soft_wrap=True)
                 raise
             except SystemExit as error:
@@ -180,6 +180,6 @@ def everywhere(command: Callable[..., Any], tabular: bool = False) -> Callable[.
     ]
     run.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
     run.__annotations__ = {name: one.annotation for name, one in own.parameters.items()} | {
-        name: kind for name, (kind, _) in added.items()
+        name: kind for name, (kind, default) in added.items()
     }
     return run

@@ -45,7 +45,7 @@ def inspect(
     from tersor.engines import engine as find_engine
     from tersor.pipeline.graph.prepare import predicted_bytes, prepare
     from tersor.recipe import resolve
-    from tersor.report.plan import plan_data, plan_table
+    from tersor.report.tables.plan import plan_data, plan_table
 
     _check_source(context, task)
     if task.is_dir():
@@ -160,7 +160,7 @@ def _check_source(context: typer.Context, source: Path) -> None:
 def _inspect_folder(folder: Path, recipe: str, layout: str) -> dict[str, Any]:
     from tersor.pipeline.folder.job import prepare_job
     from tersor.pipeline.folder.write import check_readable
-    from tersor.report.plan import folder_data, folder_table
+    from tersor.report.tables.plan import folder_data, folder_table
 
     with working(_("reading headers")):
         job = prepare_job(folder, recipe, None, layout=layout, needs=False)
@@ -183,7 +183,7 @@ def calibrate(
 ) -> dict[str, Any]:
     """Only observe ranges: what each estimator would choose, its error, and the quality of the data."""
     from tersor.pipeline.graph.calibration import calibrated
-    from tersor.report.calibration import calibration_data, comparison, drawing, ranges, verdict
+    from tersor.report.tables.calibration import calibration_data, comparison, drawing, ranges, verdict
 
     found = calibrated(load_task(task), recipe, engine, target=target, progress=not chosen().quiet)
     console.print(comparison(found) if compare else ranges(found))

@@ -46,7 +46,7 @@ recipes.command(cls=Command)(everywhere(show))
 
 def gallery_table(found: "tuple[Shown, ...]") -> RenderableType:
     """The presets as a table, whose names are never broken."""
-    from tersor.report.tables import Column, Grid
+    from tersor.report.tables.grid import Column, Grid
 
     grid = Grid(
         Column(_("recipe")),

@@ -14,7 +14,7 @@ from tersor.measure.formatting import size_text
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.report import svg
 from tersor.report.shell import rendered
-from tersor.report.tables import Column, Grid
+from tersor.report.tables.grid import Column, Grid
 from tersor.terminal import Inert, Terminal
 from tersor.words import _, shown
 

@@ -10,7 +10,7 @@ from tersor.measure.formatting import db_text
 from tersor.measure.outliers import ADVICE, ENOUGH, LEAST, OUTLYING, LayerOutliers
 from tersor.report import svg
 from tersor.report.shell import rendered
-from tersor.report.tables import Column, Grid
+from tersor.report.tables.grid import Column, Grid
 from tersor.words import _, said, shown
 
 _STYLES = {"fine": "", "smooth": "cyan", "token": "cyan", "float": "yellow"}

@@ -21,7 +21,7 @@ from tersor.measure.nulls import explains_null
 from tersor.measure.onestep import deviating, finding_of, summary
 from tersor.measure.schema import Latency, Layer, Report
 from tersor.measure.speed import Speed, simulated, speed, speed_over_eager
-from tersor.report.tables import Column, Grid
+from tersor.report.tables.grid import Column, Grid
 from tersor.terminal import Inert, Terminal
 from tersor.words import _, shown
 

@@ -14,7 +14,7 @@ from tersor.errors import CalibrationError
 from tersor.measure.formatting import number_text
 from tersor.network.calibrate import Calibrated
 from tersor.observers import OBSERVERS, Estimate
-from tersor.report.tables import Column, Grid
+from tersor.report.tables.grid import Column, Grid
 from tersor.words import _, shown
 
 _WIDTH, _ROWS = 48, 24

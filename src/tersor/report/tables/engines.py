@@ -8,7 +8,7 @@ from rich.text import Text
 from tersor.engines import ENGINES
 from tersor.engines.targets import exact_int8, here
 from tersor.measure.environment import describe_environment
-from tersor.report.tables import Column, Grid
+from tersor.report.tables.grid import Column, Grid
 from tersor.words import _, said, shown
 
 

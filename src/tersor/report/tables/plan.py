@@ -10,7 +10,7 @@ from rich.text import Text
 from tersor.inert import plain
 from tersor.measure.formatting import size_text
 from tersor.network.sites import Plan
-from tersor.report.tables import Column, Grid
+from tersor.report.tables.grid import Column, Grid
 from tersor.words import _, shown
 
 

@@ -4,9 +4,11 @@ Every `_("…")`, `plural("…", "…", n)`, `said("…")` in Python, and every 
 commands and options of the command line say. New sentences come untranslated, and a test fails until they are not.
 """
 
+import ast
 import inspect
 import io
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
+from tersor.words import KEPT
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "tersor"
-KEYWORDS = {"_": None, "said": None, "plural": (1, 2)}
-METHODS = [("**.py", "python"), ("**.j2", "jinja2.ext:babel_extract")]
+# How many of the first arguments are sentences.
+KEYWORDS = {"_": 1, "said": 1, "plural": 2}
 LANGUAGES = ("zh",)
 HEADER = "# Words of Tersor. `make messages` keeps this file and compiles it."
 # The same sentences make the same bytes, whenever they are collected.
@@ -29,12 +33,32 @@ _DATE = datetime(2026, 1, 1, tzinfo=UTC)
 def collected() -> Catalog:
     """The sentences, each with the files that say it."""
     found = Catalog(project="Tersor", charset="utf-8", fuzzy=False)
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for message, context in said_in(file.read_text(encoding="utf-8")):
+            found.add(message, locations=[(str(file.relative_to(PACKAGE)), 0)], context=context)
     options = {"**.j2": {"trim_blocks": "true", "lstrip_blocks": "true", "silent": "false"}}
-    for name, _, message, *_rest in extract_from_dir(PACKAGE, METHODS, options, KEYWORDS):
+    methods, keywords = [("**.j2", "jinja2.ext:babel_extract")], {"_": None, "plural": (1, 2)}
+    for name, _, message, *_rest in extract_from_dir(PACKAGE, methods, options, keywords):
         found.add(message, locations=[(name, 0)])
     for message in help_texts():
         found.add(message, locations=[("cli", 0)])
     return found
+
+
+def said_in(source: str) -> Iterator[tuple[str | tuple[str, ...], str | None]]:
+    """The sentences of Python code, with their context: constants in calls; a name is that of a constant.
+
+    >>> list(said_in("_('{n} layers', n=f'{3}'), plural('{count} x', '{count} xs', 2), _(NAME), said('kept')"))
+    [('{n} layers', None), (('{count} x', '{count} xs'), None), ('kept', 'kept')]
+    """
+    for call in ast.walk(ast.parse(source)):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in KEYWORDS and call.args:
+            words = call.args[: KEYWORDS[call.func.id]]
+            if any(isinstance(word, ast.JoinedStr) for word in words):
+                raise ValueError(f"an f-string cannot be translated: {ast.unparse(call)}")
+            texts = tuple(w.value for w in words if isinstance(w, ast.Constant) and isinstance(w.value, str))
+            if texts:
+                yield texts if len(texts) > 1 else texts[0], KEPT if call.func.id == "said" else None
 
 
 def help_texts() -> list[str]:
@@ -79,8 +103,11 @@ def updated(language: str) -> Catalog:
     )  # fmt: skip
     for message in collected():
         if message.id:
-            known = before.get(message.id)
-            found.add(message.id, known.string if known else "", locations=message.locations, flags=message.flags)
+            known = before.get(message.id, message.context)
+            string = known.string if known else ""
+            found.add(
+                message.id, string, locations=message.locations, flags=message.flags, context=message.context
+            )  # fmt: skip
     return found
 
 

@@ -95,7 +95,7 @@ def test_calibrate_says_that_a_recipe_calibrates_nothing(task_file, recipe, why)
 
 def test_outliers_are_listed_drawn_and_written(task_file, tmp_path):
     said = _run("outliers", task_file, "--out", tmp_path / "page.html", "--samples", "4")
-    assert "2 of 2: nothing to do" in said.output
+    assert "no outliers in 2 of 2 layers" in said.output
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<svg ") == 2
     found = json.loads(_run("outliers", task_file, "--layer", "3", "--json").output)
     assert [layer["name"] for layer in found["layers"]] == ["3"]

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ __all__ = [
     "prune_iteratively",
     "quantize_dynamic",
 ]
+
+# Silent unless a program, or `--debug`, listens.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 # Name: the module that defines it, imported when the name is first used. PyTorch alone takes a second to import.
 _DEFINED_IN = {

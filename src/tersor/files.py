@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -12,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tersor.errors import SavedFolderError, TersorError
+
+_log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _REMEDIES = {
@@ -93,6 +96,7 @@ def whole_file(path: Path, kind: type[TersorError] = SavedFolderError) -> Iterat
             try:
                 yield part
                 os.replace(part, path)
+                _log.info("written: %s", path)
             finally:
                 part.unlink(missing_ok=True)
 

@@ -29,6 +29,14 @@ class Terminal(rich.console.Console):
         """The segments of what is printed, without control characters in their text."""
         return _inert(super().render(renderable, options))
 
+    def print(self, *objects: Any, crop: bool = False, **options: Any) -> None:
+        """Print; a name that is longer than a line runs on instead of being cut."""
+        super().print(*objects, crop=crop, **options)
+
+    def on_broken_pipe(self) -> None:
+        """Raise what is handled, a BrokenPipeError: rich would end the program."""
+        raise
+
 
 @dataclass(frozen=True)
 class Inert:

@@ -126,7 +126,7 @@ def test_layers_too_narrow_for_openvino_keep_their_inputs_in_float():
     done, x = compressed(subject, "int8-dynamic", "openvino"), growing(2, WIDTH - 1)[:, 0]
     narrow, wide = done.plan.layers
     assert (narrow.planned, narrow.weight_format) == ("fp32", "int8")
-    assert narrow.reason.endswith("arithmetic stays float: fewer than the 128 inputs that openvino quantizes together")
+    assert narrow.reason.endswith("arithmetic stays float; fewer than the 128 inputs that openvino quantizes together")
     assert (wide.planned, wide.weight_format) == ("int8", "int8")
     assert (done.runner(x) - done.network(x)).abs().max() < 1e-5
     assert [op_name(n) for n in done.network.operators()].count("quantize_rows") == 1

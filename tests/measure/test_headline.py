@@ -12,7 +12,7 @@ FALLEN = [
     for at, layer in enumerate(layers())
 ]
 UNTOLD = [
-    dict(layer, note="openvino: no reason known (part of Subgraph s)") if layer["executed"] == "fp32" else layer
+    dict(layer, note="openvino: no reason known; part of Subgraph s") if layer["executed"] == "fp32" else layer
     for layer in FALLEN
 ]
 FLOAT = [dict(layer, weight_format="fp32", weight_bytes=10**6) for layer in layers()]
@@ -59,7 +59,7 @@ def test_a_result_that_worked():
         ({**BEYOND, "compressed.metric_simulated": 0.916},
          "worse by 1.70 points", "the simulation keeps it and openvino does not", "another engine"),
         ({**BEYOND, "compressed.metric_simulated": 0.916, **OLD_CPU, "environment.target": "x86-vnni"},
-         "worse by 1.70 points", "planned for x86-vnni, it saturates on this CPU", "judging it on the target"),
+         "worse by 1.70 points", "planned for x86-vnni, it saturates on this CPU", "measuring on the target"),
         ({**BEYOND, "compressed.metric_simulated": 0.916, **OLD_CPU, "environment.target": "x86-avx2"},
          "worse by 1.70 points", "the simulation keeps it and openvino does not", "another engine"),
         ({**BEYOND, **FEW}, "worse", "inadequate (8 samples)", "more"),
@@ -75,7 +75,7 @@ def test_what_went_wrong_stands_in_the_first_line(changes, what, why, remedy):
     assert remedy in problem.remedy
     cause = f", because {problem.why}" if why else ""
     assert bool(problem.why) == bool(why)
-    assert report.headline.startswith(f"NOT AS HOPED: {problem.what}{cause}; try: {problem.remedy}")
+    assert report.headline.startswith(f"Below target: {problem.what}{cause}; try: {problem.remedy}")
     assert "\n" not in report.headline
 
 

@@ -13,7 +13,7 @@ import tersor
 from tersor import Quantization, Recipe, Rule
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.cli import app
-from tersor.cli.options import console
+from tersor.cli.common import console
 from tersor.errors import CalibrationError, CheckpointError, RecipeError
 from tersor.network.blocks.chain import find_blocks, parameters_on_meta
 from tersor.pipeline.folder.job import prepare_job

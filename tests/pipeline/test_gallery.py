@@ -71,7 +71,7 @@ def test_what_is_shown_reads_back(name, tmp_path):
 def test_the_table_has_every_preset_with_its_name_unbroken(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     lines = _run().output.splitlines()
-    assert [line.split()[0] for line in lines if line[:1].strip()][1:-2] == list(PRESETS)
+    assert [name for line in lines if (name := line.partition(" ")[0]) in PRESETS] == list(PRESETS)
     assert [one["name"] for one in json.loads(_run("--json").output)] == list(PRESETS)
     with speaking("zh"):
         assert "校准" in _run().output

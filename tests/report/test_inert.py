@@ -41,11 +41,12 @@ from tersor.report.compare import page as compare_page
 from tersor.report.compare import side_by_side
 from tersor.report.compare import table as compare_table
 from tersor.report.figures import figures
-from tersor.report.language import language_html, plan_of_folder, print_language_report
-from tersor.report.outliers import page as outliers_page
+from tersor.report.language import language_html, print_language_report
 from tersor.report.notebook.views import VIEWS
+from tersor.report.outliers import page as outliers_page
 from tersor.report.outliers import table as outliers_table
 from tersor.report.shell import rendered
+from tersor.report.tables.plan import folder_table
 from tersor.terminal import Inert, Terminal
 
 # Ends every context of a page; markup and links of rich; escapes, C1 codes, directions, nothing seen, a lone surrogate.
@@ -151,7 +152,7 @@ def elements(page):
             assert not [name for name in names if name.startswith("on")]
             assert not {"src", "style", "action"} & {*names}
             links = [value for name, value in attrs if name == "href"]
-            assert all(re.fullmatch(r"#(layer|site)-\d+", link) for link in links)
+            assert all(re.fullmatch(r"#(layer|site)-\d+|\.\.?/[-\w.%/]+/report\.html", link) for link in links)
             self.found += [tag] if tag != "wbr" else []  # where a dotted name may break
 
     parser = Parser()
@@ -291,7 +292,7 @@ def test_plain_strings_in_our_console_are_no_markup():
     for evil in HOSTILE:
         to = Terminal(file=io.StringIO(), width=300, force_terminal=True, color_system=None)
         to.print(evil, soft_wrap=True)
-        to.print(plan_of_folder([SimpleNamespace(name=evil, shape=(1,), reason=evil, touched=True)], preflight()))
+        to.print(folder_table([SimpleNamespace(name=evil, shape=(1,), reason=evil, touched=True)], preflight()))
         assert not ACTS.search(to.file.getvalue())
         assert ":smile:" not in evil or evil in to.file.getvalue()
 

@@ -44,8 +44,8 @@ def test_a_block_speaks_its_language_and_leaves_the_others():
 
 def test_what_is_kept_is_english_until_it_is_shown():
     with speaking("zh"):
-        kept = said("{count} of {all} layers fell back to float ({names})", count=1, all=2, names="{x}")
-        assert kept == "1 of 2 layers fell back to float ({x})"
+        kept = said("{fields}: unknown, because {reason}", fields="{x}", reason="no reason known")
+        assert kept == "{x}: unknown, because no reason known"
         assert re.search("[一-鿿]", shown(kept))
         assert "{x}" in shown(kept)
         assert shown(f"{kept}; of another library").endswith("; of another library")

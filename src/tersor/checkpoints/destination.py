@@ -1,5 +1,6 @@
 """Where output may be written: every output folder and file is checked here, before the run that creates it."""
 
+import logging
 import os
 import shutil
 import stat
@@ -13,6 +14,8 @@ from tersor.arguments import path_of
 from tersor.checkpoints.manifest import named_files, not_ours, replace_folder
 from tersor.errors import SavedFolderError
 from tersor.files import write_text, writing
+
+_log = logging.getLogger(__name__)
 
 # Bytes that must be free for a file.
 _OF_A_FILE = 2**16
@@ -103,6 +106,7 @@ def put_in_place(new: Path, out: Path, force: bool, sources: Sequence[Path] = ()
     """
     check_folder(out, force, sources)
     replace_folder(new, out)
+    _log.info("written: %s", out)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tersor.checkpoints.architecture import import_transformers, model_class, op
 from tersor.checkpoints.foreign.files import first_line
 from tersor.errors import CheckpointError
 from tersor.process import logging_at, quiet
+from tersor.words import said
 
 # Packages that transformers needs for each `quant_method`, and without one.
 _PACKAGES = {
@@ -49,14 +50,22 @@ def open_as_reader(config: Mapping[str, Any], tensors: Mapping[str, Tensor], kno
     method = quantization.get("quant_method")
     model = model_class(config)
     if model is None:
-        return ["transformers has no class for this architecture, so the folder was not opened by another reader"]
+        return [said(
+            "transformers has no class for this architecture, so the folder was not opened by another reader",
+        )]
     if method not in _PACKAGES:
-        return [f"no library here reads the layout {method!r}, so the folder was not opened by another reader"]
+        return [said(
+            "no library here reads the layout {layout}, so the folder was not opened by another reader",
+            layout=method,
+        )]
     lacking = [name for name in _PACKAGES[method] if importlib.util.find_spec(name) is None]
     if lacking:
-        return [f"the folder was not opened by its reader, transformers with {', '.join(lacking)}: not installed here"]
+        return [said(
+            "the folder was not opened by its reader, transformers with {packages}: not installed here",
+            packages=", ".join(lacking),
+        )]
     if reason := _unopened(quantization):
-        return [f"the folder was not opened by transformers: {reason}"]
+        return [said("the folder was not opened by transformers: {reason}", reason=reason)]
     found, limits = _opened(model, config, tensors)
     for key, text in _PROBLEMS.items():
         names = sorted(set(_names(found.get(key, ()))) - set(known))
@@ -81,11 +90,14 @@ def _opened(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
         except Exception as error:  # an error of another library, in any form
             failures.append(error)
             continue
-        opens = f"transformers opens this {model.__name__} with CompressedTensorsConfig(dequantize=True) alone"
+        opens = said(
+            "transformers opens this {kind} with CompressedTensorsConfig(dequantize=True) alone",
+            kind=model.__name__,
+        )
         return found, [opens] if failures else []
     if quantization.get("quant_method") in _COMPUTES:
         kind = type(failures[0]).__name__
-        return {}, [f"the folder was not opened by its reader, which needs values for it ({kind})"]
+        return {}, [said("the folder was not opened by its reader, which needs values for it ({kind})", kind=kind)]
     raise CheckpointError(
         f"transformers cannot open the result as {model.__name__} ({first_line(failures[0])}): quantize layers of one "
         "kind alike, or choose another layout"
@@ -95,10 +107,10 @@ def _opened(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 def _unopened(quantization: Mapping[str, Any]) -> str:
     """Why transformers does not open compressed-tensors of this kind, which the report states as its limit."""
     if quantization.get("tersor_transposed"):
-        return "its quantized weights belong to no nn.Linear; Tersor opens it"
+        return said("its quantized weights belong to no nn.Linear; Tersor opens it")
     groups = list((quantization.get("config_groups") or {}).values())
     if len(groups) > 1 and not all(group["weights"]["symmetric"] for group in groups):
-        return "its asymmetric weights have several formats; Tersor opens it"
+        return said("its asymmetric weights have several formats; Tersor opens it")
     return ""
 
 

@@ -1,53 +1,18 @@
 """What a command that fails prints: one line and an exit code, and the traceback with ``--debug``."""
 
-import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from rich.text import Text
 
-from tersor.cli.options import errors
-from tersor.errors import TaskError, TersorError
+from tersor.cli.common import DEBUG, errors
+from tersor.errors import TersorError
 from tersor.packages import of_every_installation
-from tersor.words import _
 
-DEBUG = "--debug"
 FAILED, INTERRUPTED = 1, 130
-
-
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, in which code of the user's cannot end the program by ``sys.exit`` as if all were well.
-
-    An interruption is said in a line, with the notes that were added to it.
-    """
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except KeyboardInterrupt as error:  # typer ends the program with 130, and says nothing
-            errors.print("; ".join([_("interrupted"), *getattr(error, "__notes__", ())]), soft_wrap=True)
-            raise
-        except SystemExit as error:
-            raise TaskError(
-                f"code of the task, its model or its data called sys.exit({error.code!r:.80}): take that out"
-            ) from error
-
-    return run
-
-
-def without_debug(words: Sequence[str]) -> tuple[list[str], bool]:
-    """The words of a command line without ``--debug``, wherever it stands before a ``--``, and whether it did.
-
-    >>> without_debug(["report", "--debug", "small", "--", "--debug"])
-    (['report', 'small', '--', '--debug'], True)
-    """
-    end = words.index("--") if "--" in words else len(words)
-    kept = [word for word in words[:end] if word != DEBUG]
-    return [*kept, *words[end:]], len(kept) < end
 
 
 def exit_code(run: Callable[[], Any], debug: bool) -> int:

@@ -1,52 +1,60 @@
 """The commands that take a task or a language model: inspect, compress, calibrate."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from tersor.cli.common import chosen, console, working
 from tersor.cli.options import (
+    CalibrationData,
     ChosenRecipe,
     EngineName,
+    EngineOfTask,
+    Evaluate,
+    HeldOutData,
     Layout,
+    Length,
+    Precision,
     RecipeName,
     Source,
     TargetName,
+    TargetOfTask,
     TaskFile,
     Threads,
-    console,
+    Windows,
     using_threads,
 )
 from tersor.cli.task_file import find_task, load_task
 from tersor.errors import TaskError
 from tersor.words import _, plural
 
-_OF_TASKS, _OF_FOLDERS = "int8-static", "int4-gptq"
+_FOR_TASKS, _FOR_FOLDERS = "int8-static", "int4-gptq"
 
 
 def inspect(
     context: typer.Context,
     task: Source,
     recipe: ChosenRecipe = None,
-    engine: EngineName = "openvino",
-    target: TargetName = None,
+    engine: EngineOfTask = "openvino",
+    target: TargetOfTask = None,
     layout: Layout = "compressed-tensors",
-) -> None:
+) -> dict[str, Any]:
     """Show what would be quantized, what not and why, and the predicted size; no data is run."""
     from tersor.engines import engine as find_engine
     from tersor.pipeline.graph.prepare import predicted_bytes, prepare
     from tersor.recipe import resolve
-    from tersor.report.plan import plan_table
+    from tersor.report.tables.plan import plan_data, plan_table
 
     _check_source(context, task)
     if task.is_dir():
-        _inspect_folder(task, recipe or _OF_FOLDERS, layout)
-        return
-    with console.status("capturing the network"):
-        prepared = prepare(load_task(task), resolve(recipe or _OF_TASKS), find_engine(engine).policy(target))
-    console.print(
-        plan_table(prepared.plan, *predicted_bytes(prepared.network, prepared.plan), prepared.original.notes)
-    )
+        return _inspect_folder(task, recipe or _FOR_FOLDERS, layout)
+    with working(_("capturing the network")):
+        prepared = prepare(load_task(task), resolve(recipe or _FOR_TASKS), find_engine(engine).policy(target))
+    found = (prepared.plan, *predicted_bytes(prepared.network, prepared.plan), prepared.original.notes)
+    console.print(plan_table(*found))
+    return plan_data(*found)
 
 
 def compress(
@@ -54,32 +62,18 @@ def compress(
     task: Source,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write; it must not exist yet.")],
     recipe: ChosenRecipe = None,
-    engine: EngineName = "openvino",
-    target: TargetName = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
-    evaluate: Annotated[
-        bool, typer.Option("--evaluate/--no-evaluate", help="Measure the metric of original and compressed.")
-    ] = True,
     threads: Threads = None,
-    precision: Annotated[str, typer.Option(help="Precision of float operators: f32 or bf16.")] = "f32",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Calibration data of a language model: a text file, or a .jsonl file of records with `text` or "
-            "`messages`.",
-            dir_okay=False,
-        ),
-    ] = None,
-    valid: Annotated[
-        Path | None,
-        typer.Option(help="Held-out data of a language model, as --data, to report perplexity on.", dir_okay=False),
-    ] = None,
-    samples: Annotated[int, typer.Option(help="Number of windows of --data.", min=1)] = 128,
-    length: Annotated[
-        int | None, typer.Option(help="Tokens per window; default: 512, or fewer if the model takes fewer.", min=2)
-    ] = None,
+    engine: EngineOfTask = "openvino",
+    target: TargetOfTask = None,
+    precision: Precision = "f32",
+    evaluate: Evaluate = True,
+    data: CalibrationData = None,
+    valid: HeldOutData = None,
+    samples: Windows = 128,
+    length: Length = None,
     layout: Layout = "compressed-tensors",
-) -> None:
+) -> dict[str, Any]:
     """Compress, measure, and write a folder with the network, report.json and report.html.
 
     A language model is a folder in the Hugging Face layout, read and written block by block; an interrupted run
@@ -88,27 +82,39 @@ def compress(
     `tersor compress llama/ -r int4-gptq --data train.txt --valid valid.txt -o small`
     """
     from tersor.checkpoints.destination import check_folder
-    from tersor.files import working_folder
-    from tersor.measure import read_report
-    from tersor.pipeline.compressed import save_in
-    from tersor.pipeline.graph.compress import compress as run
-    from tersor.report import print_report
 
     _check_source(context, task)
     check_folder(out, force, () if task.is_dir() else (find_task(task)[0],))
     if task.is_dir():
         options = {"evaluate": valid, "layout": layout, "samples": samples, "length": length, "force": force}
         with using_threads(threads):
-            _compress_folder(task, out, recipe or _OF_FOLDERS, data, **options)
+            _compress_folder(task, out, recipe or _FOR_FOLDERS, data, **options)
     else:
         options = {"target": target, "threads": threads, "precision": precision, "evaluate": evaluate}
-        with working_folder(out) as parts:  # from here on, so that a second run is refused at once
-            loaded = load_task(task)
-            check_folder(out, force, size=sum(p.nbytes for p in loaded.model.parameters()))
-            save_in(parts, run(loaded, recipe or _OF_TASKS, engine, **options), out, force)
-        # Saving adds what it found of the files.
-        print_report(read_report(out), console)
-    console.print(f"\nwritten to {out}; open {out / 'report.html'}", soft_wrap=True)
+        _compress_task(task, out, recipe or _FOR_TASKS, engine, force, **options)
+    return _written(out)
+
+
+def _written(out: Path) -> dict[str, Any]:
+    """Name the page to open; the folder and its report, for JSON."""
+    console.print("\n" + _("Open {page} in a browser.", page=out / "report.html"), soft_wrap=True)
+    return {"folder": str(out), "report": json.loads((out / "report.json").read_text(encoding="utf-8"))}
+
+
+def _compress_task(source: Path, out: Path, recipe: str, engine: str, force: bool, **options: Any) -> None:
+    from tersor.checkpoints.destination import check_folder
+    from tersor.files import working_folder
+    from tersor.measure import read_report
+    from tersor.pipeline.compressed import save_in
+    from tersor.pipeline.graph.compress import compress as run
+    from tersor.report import print_report
+
+    with working_folder(out) as parts:  # from here on, so that a second run is refused at once
+        task = load_task(source)
+        check_folder(out, force, size=sum(p.nbytes for p in task.model.parameters()))
+        save_in(parts, run(task, recipe, engine, progress=not chosen().quiet, **options), out, force)
+    # Saving adds what it found of the files.
+    print_report(read_report(out), console)
 
 
 def _compress_folder(source: Path, out: Path, *what: Any, **options: Any) -> None:
@@ -116,7 +122,7 @@ def _compress_folder(source: Path, out: Path, *what: Any, **options: Any) -> Non
         from tersor.pipeline.folder.compress import compress_folder
         from tersor.report.language import print_language_report
 
-        found = compress_folder(source, out, *what, **options)
+        found = compress_folder(source, out, *what, progress=not chosen().quiet, **options)
     except KeyboardInterrupt as error:
         error.add_note(_what_resumes(out))
         raise
@@ -151,15 +157,16 @@ def _check_source(context: typer.Context, source: Path) -> None:
             raise TaskError(f"--{name} is an option for {kinds[0]}, but {source} is a {kinds[1]}; leave it out")
 
 
-def _inspect_folder(folder: Path, recipe: str, layout: str) -> None:
+def _inspect_folder(folder: Path, recipe: str, layout: str) -> dict[str, Any]:
     from tersor.pipeline.folder.job import prepare_job
     from tersor.pipeline.folder.write import check_readable
-    from tersor.report.language import plan_of_folder
+    from tersor.report.tables.plan import folder_data, folder_table
 
-    with console.status("reading headers"):
+    with working(_("reading headers")):
         job = prepare_job(folder, recipe, None, layout=layout, needs=False)
         check_readable(job)
-    console.print(plan_of_folder(job.plans, job.preflight))
+    console.print(folder_table(job.plans, job.preflight))
+    return folder_data(job.plans, job.preflight)
 
 
 def calibrate(
@@ -173,16 +180,17 @@ def calibrate(
     recipe: RecipeName = "int8-static",
     engine: EngineName = "openvino",
     target: TargetName = None,
-) -> None:
+) -> dict[str, Any]:
     """Only observe ranges: what each estimator would choose, its error, and the quality of the data."""
     from tersor.pipeline.graph.calibration import calibrated
-    from tersor.report.calibration import comparison, drawing, ranges, verdict
+    from tersor.report.tables.calibration import calibration_data, comparison, drawing, ranges, verdict
 
-    found = calibrated(load_task(task), recipe, engine, target=target)
+    found = calibrated(load_task(task), recipe, engine, target=target, progress=not chosen().quiet)
     console.print(comparison(found) if compare else ranges(found))
     if site is not None:
         console.print(drawing(found, site))
     console.print(verdict(found))
+    return calibration_data(found)
 
 
 def outliers(
@@ -192,29 +200,26 @@ def outliers(
     ] = None,
     layer: Annotated[str, typer.Option(help="Only layers whose name matches (a glob).")] = "*",
     samples: Annotated[int, typer.Option(help="Number of calibration samples.", min=1)] = 64,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, with the range of every channel.")] = False,
-) -> None:
+) -> dict[str, Any]:
     """Find layers whose inputs have outliers, what these cost in int8, and what helps."""
     from tersor.pipeline.graph.outliers import outliers as find
     from tersor.pipeline.graph.outliers import page_file
 
     if out is not None:
         page_file(out)
-    found = find(load_task(task), samples, layer)
+    found = find(load_task(task), samples, layer, progress=not chosen().quiet)
     page = None if out is None else found.to_html(out)
-    if json:
-        typer.echo(found.to_json())
-        return
     console.print(found)
     if page is not None:
-        console.print(f"\nwritten to {page}", soft_wrap=True)
+        console.print("\n" + _("Open {page} in a browser.", page=page), soft_wrap=True)
+    return json.loads(found.to_json())
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")] = Path("build/demo"),
     engine: EngineName = "openvino",
     recipe: RecipeName = "int8-static",
-) -> None:
+) -> dict[str, Any]:
     """Compress the built-in example, a small residual network that classifies handwritten digits."""
     from tersor.checkpoints.destination import check_folder
     from tersor.demo import task
@@ -222,10 +227,8 @@ def demo(
     from tersor.report import print_report
 
     check_folder(out, force=True)
-    done = run(task(), recipe, engine)
+    done = run(task(), recipe, engine, progress=not chosen().quiet)
     done.save(out, force=True)
     assert done.report is not None
     print_report(done.report, console)
-    console.print(
-        f"\nwritten to {out}; open {out / 'report.html'} in a browser", soft_wrap=True
-    )
+    return _written(out)

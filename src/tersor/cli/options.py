@@ -1,4 +1,4 @@
-"""What the commands share: consoles, arguments and options."""
+"""What the commands share: arguments and options."""
 
 import ast
 import contextlib
@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tersor.engines import ENGINES, automatic, target_names
-from tersor.terminal import Terminal
+from tersor.engines import ENGINES, automatic, decoding, target_names
+from tersor.words import said
 
 
 def keys(module: str, table: str) -> str:
@@ -24,17 +24,20 @@ def keys(module: str, table: str) -> str:
     return ", ".join(ast.literal_eval(key) for key in found.keys if key is not None)
 
 
-PRESETS = keys("recipe/recipe.py", "PRESETS")
-LAYOUTS = keys("checkpoints/layouts.py", "LAYOUTS")
-
-console = Terminal()
-errors = Terminal(stderr=True)
+# What stands in the places of the help texts, which are templates, so that catalogues hold no lists of names.
+VALUES = {
+    "presets": keys("recipe/recipe.py", "PRESETS"),
+    "layouts": keys("checkpoints/layouts.py", "LAYOUTS"),
+    "engines": ", ".join(ENGINES),
+    "automatic": ", ".join(automatic()),
+    "decoding": ", ".join(decoding()),
+    "targets": ", ".join(target_names()),
+}
+OF_TASKS, OF_FOLDERS = said("Options for task files"), said("Options for folders of language models")
 
 TaskFile = Annotated[
     Path,
-    typer.Argument(
-        help="A Python file with a function `task() -> tersor.Task`; `file.py:name` names another."
-    ),
+    typer.Argument(help="A Python file with a function `task() -> tersor.Task`; `file.py:name` names another."),
 ]
 Source = Annotated[
     Path,
@@ -43,33 +46,64 @@ Source = Annotated[
         "language model in the Hugging Face layout."
     ),
 ]
-RecipeName = Annotated[str, typer.Option("--recipe", "-r", help=f"{PRESETS}, or a YAML file.")]
-EngineName = Annotated[
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="{presets}, or a YAML file.")]
+_ENGINE = "{engines} (`tersor engines` describes them)"
+_TARGET = "The hardware to plan for: {targets}; default: this machine. Figures are of this machine in any case."
+EngineName = Annotated[str, typer.Option("--engine", "-e", help=f"{_ENGINE}.")]
+TargetName = Annotated[str | None, typer.Option("--target", help=_TARGET)]
+EngineOfTask = Annotated[
     str,
     typer.Option(
         "--engine",
         "-e",
-        help=f"{', '.join(ENGINES)} (`tersor engines` describes them); `compress` also takes auto: the fastest of "
-        f"{', '.join(automatic())} that is installed.",
+        help=f"{_ENGINE}; `compress` also takes auto: the fastest of {{automatic}} that is installed.",
+        rich_help_panel=OF_TASKS,
     ),
 ]
-TargetName = Annotated[
-    str | None,
-    typer.Option(
-        "--target",
-        help=f"The hardware to plan for: {', '.join(target_names())}; by default this machine. Figures are of this "
-        "machine in any case.",
-    ),
-]
+TargetOfTask = Annotated[str | None, typer.Option("--target", help=_TARGET, rich_help_panel=OF_TASKS)]
 ChosenRecipe = Annotated[
     str | None,
     typer.Option(
-        "--recipe",
-        "-r",
-        help=f"{PRESETS}, or a YAML file; default: int8-static, for a language model int4-gptq.",
+        "--recipe", "-r", help="{presets}, or a YAML file; default: int8-static, for a language model int4-gptq."
     ),
 ]
-Layout = Annotated[str, typer.Option(help=f"File layout of a compressed language model: {LAYOUTS}.")]
+Layout = Annotated[
+    str,
+    typer.Option(help="File layout of a compressed language model: {layouts}.", rich_help_panel=OF_FOLDERS),
+]
+Precision = Annotated[str, typer.Option(help="Precision of float operators: f32 or bf16.", rich_help_panel=OF_TASKS)]
+Evaluate = Annotated[
+    bool,
+    typer.Option(
+        "--evaluate/--no-evaluate",
+        help="Measure the metric of original and compressed model.",
+        rich_help_panel=OF_TASKS,
+    ),
+]
+CalibrationData = Annotated[
+    Path | None,
+    typer.Option(
+        help="Calibration data of a language model: a text file, or a .jsonl file of records with `text` or "
+        "`messages`.",
+        dir_okay=False,
+        rich_help_panel=OF_FOLDERS,
+    ),
+]
+HeldOutData = Annotated[
+    Path | None,
+    typer.Option(
+        help="Held-out data of a language model, as --data, to report perplexity on.",
+        dir_okay=False,
+        rich_help_panel=OF_FOLDERS,
+    ),
+]
+Windows = Annotated[int, typer.Option(help="Number of windows of --data.", min=1, rich_help_panel=OF_FOLDERS)]
+Length = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens per window; default: 512, or fewer if the model takes fewer.", min=2, rich_help_panel=OF_FOLDERS
+    ),
+]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; default: all processors.", min=1)]
 
 

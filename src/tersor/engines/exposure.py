@@ -14,10 +14,11 @@ from tersor.network.explain import summary
 from tersor.network.network import Network, finish, op_name, walk
 from tersor.network.quantize import is_quantizer
 from tersor.network.roles import is_float_tensor
+from tersor.words import said
 
 # The maximum number of debug compiles.
 COMPILES = 20
-_FEW = f"{COMPILES} compiles were too few to find what changes the engine's network"
+_FEW = said("{count} compiles were too few to find what changes the engine's network", count=COMPILES)
 # Quantizers whose values exist in every engine; those at run time are inside the engine's products.
 STATIC = ("fake_quantize", "cast")
 
@@ -168,9 +169,9 @@ class _Search:
             debug = self.engine.compile(exposed, threads=self.runner.threads, precision=self.runner.precision)
             results, values = _settled(debug, part, cut, inputs, _simulated(network, cut, inputs))
         except Exception as error:  # an error of any library: the check must not abort what it checks
-            return _Trial(why=f"the engine does not compile it as an output ({summary(error)})")
+            return _Trial(why=said("the engine does not compile it as an output ({error})", error=summary(error)))
         same = all(_equal(a, b) for a, b in zip(results, self.found.deployed, strict=False))
-        return _Trial(results, values, "" if same else "as an output it changes the engine's network")
+        return _Trial(results, values, "" if same else said("as an output it changes the engine's network"))
 
 
 def _settled(

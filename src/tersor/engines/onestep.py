@@ -20,6 +20,7 @@ from tersor.network.network import Network, call, op_name, title
 from tersor.network.quantize import is_quantizer
 from tersor.network.roles import is_float_tensor
 from tersor.numerics.ranges import expand
+from tersor.words import said
 
 # Samples compared, and the memory limit of their values in bytes; fewer samples if they would exceed it.
 SAMPLES, MEMORY = 4, 2**29
@@ -48,7 +49,10 @@ def check_steps(engine: Engine, network: Network, runner: Runner, inputs: Sequen
     edges = edges_of(network, runner, engine.policy().transparent)
     inputs = _first(network, inputs, edges)
     if runner.precision != "f32":
-        note = f"float operators compute in {runner.precision}, as asked; the simulation computes in FP32"
+        note = said(
+            "float operators compute in {precision}, as asked; the simulation computes in FP32",
+            precision=runner.precision,
+        )
         return [Checked(n.name, title(n), (op_name(n),), "unchecked", note=note) for n in edges]
     exposed = expose(engine, network, runner, edges, inputs)
     known = {network.node(name): value for name, value in exposed.values.items()}
@@ -88,13 +92,16 @@ def _step(
     if largest <= tolerance + ROUNDING and rounded is not False:
         return replace(about, verdict="planned", largest=largest)
     if any(n.name in unchecked for n in covered):
-        note = "the values before it could not be had; differences of several operators add up in it"
+        note = said("the values before it are not available; differences of several operators add up in it")
         return replace(about, largest=largest, note=note)
     about = replace(about, largest=largest, beyond=float((found > tolerance + ROUNDING).double().mean()))
     inner = {n for n in covered if n is not node and op_name(n) in STATIC}
     if inner and float(codes(inner).max()) <= tolerance + ROUNDING:
         names = ", ".join(title(n) for n in inner)
-        note = f"the engine does not round {names} inside it; without that rounding its numbers are as planned"
+        note = said(
+            "the engine does not round {names} inside it; without that rounding its numbers are as planned",
+            names=names,
+        )
         return replace(about, verdict="other", note=note)
     # The engine may have rounded neither the inputs nor the output of the step.
     read = {n for c in covered for n in c.all_input_nodes if n in known and op_name(n) in STATIC}

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tersor.words import said
+
 LIMIT = 20_000_000  # stored predictions of 4 bytes each; the rest of a larger set is not compared
 
 
@@ -65,12 +67,13 @@ def choices(output: Any) -> tuple[Tensor | None, str | None]:
     """
     first = _first_tensor(output)
     if first is None:
-        return None, f"the model returned {type(output).__name__}, which contains no tensor"
+        return None, said("the model returned {kind}, which contains no tensor", kind=type(output).__name__)
     if not first.is_floating_point():
         return first.detach().cpu(), None
     axis = 1 if first.dim() in (2, 4, 5) else -1
     if first.dim() not in (2, 3, 4, 5) or first.shape[axis] < 2:
-        return None, f"the first output has shape {list(first.shape)}, which is not a row of class scores"
+        shape = list(first.shape)
+        return None, said("the first output has shape {shape}, which is not a row of class scores", shape=shape)
     return first.detach().argmax(dim=axis).cpu(), None
 
 
@@ -91,11 +94,14 @@ def prediction_agreement(original: AgreementRecorder, compressed: AgreementRecor
     reason = original.reason or compressed.reason
     a, b = original.predictions(), compressed.predictions()
     if reason is None and not same_inputs(original, compressed):
-        reason = "evaluate used other inputs, or the same in another order, the second time: fix its seed"
+        reason = said("evaluate used other inputs, or the same in another order, the second time: fix its seed")
     if reason is None and a.shape != b.shape:
-        reason = f"evaluate made {a.numel()} predictions for the original and {b.numel()} for the compressed model"
+        reason = said(
+            "evaluate made {original} predictions for the original and {compressed} for the compressed model",
+            original=a.numel(), compressed=b.numel(),
+        )  # fmt: skip
     if reason is None and not a.numel():
-        reason = "evaluate did not call predict on any sample"
+        reason = said("evaluate did not call predict on any sample")
     if reason is not None:
         return Agreement(None, 0, reason)
     return Agreement((a == b).double().mean().item(), a.numel())

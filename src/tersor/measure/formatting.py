@@ -61,10 +61,17 @@ def change_text(value: float | None, better: str, worse: str) -> str:
     if value is None or value <= 0:
         return _("unknown")
     if value == 1:
-        return {"smaller": "as large", "faster": "as fast"}.get(better, "the same")
+        return {"smaller": _("as large"), "faster": _("as fast")}.get(better, _("the same"))
     factor, word = (value, better) if value > 1 else (1 / value, worse)
     # 1.0x would hide which side of 1 it is on.
-    return f"{factor:.2f}x {word}" if factor < 1.05 else f"{ratio_text(factor)} {word}"
+    ratio = f"{factor:.2f}x" if factor < 1.05 else ratio_text(factor)
+    texts = {
+        "smaller": _("{ratio} smaller", ratio=ratio),
+        "larger": _("{ratio} larger", ratio=ratio),
+        "faster": _("{ratio} faster", ratio=ratio),
+        "slower": _("{ratio} slower", ratio=ratio),
+    }
+    return texts.get(word, f"{ratio} {word}")
 
 
 def is_fraction(name: str, *values: float | None) -> bool:
@@ -91,7 +98,8 @@ def metric_text(value: float | None, fraction: bool, *, signed: bool = False) ->
         return _("unknown")
     sign = "+" if signed else ""
     if fraction:
-        return f"{number_text(value * 100, f'{sign}.2f')} {'points' if signed else '%'}"
+        number = number_text(value * 100, f"{sign}.2f")
+        return _("{number} points", number=number) if signed else f"{number} %"
     return number_text(value, f"{sign}.4g")
 
 
@@ -111,8 +119,9 @@ def interval_text(low: float, high: float, fraction: bool) -> str:
     >>> interval_text(-0.0011, 0.0015, True)
     '-0.11 to +0.15 points'
     """
-    first, last = (metric_text(bound, fraction, signed=True) for bound in (low, high))
-    return f"{first.removesuffix(' points')} to {last}"
+    scale, form = (100, "+.2f") if fraction else (1, "+.4g")
+    first, last = (number_text(bound * scale, form) for bound in (low, high))
+    return _("{low} to {high} points", low=first, high=last) if fraction else _("{low} to {high}", low=first, high=last)
 
 
 def db_text(value: float | None) -> str:
@@ -121,7 +130,7 @@ def db_text(value: float | None) -> str:
     >>> db_text(31.26), db_text(150.0), db_text(None)
     ('31.3', 'exact', 'unknown')
     """
-    return _("unknown") if value is None else "exact" if value >= 150 else number_text(value, ".1f")
+    return _("unknown") if value is None else _("exact") if value >= 150 else number_text(value, ".1f")
 
 
 def _three_digits(value: float) -> str:

@@ -9,13 +9,14 @@ from tersor.measure.formatting import change_text, interval_text, is_fraction, m
 from tersor.measure.onestep import MANY, codes, deviating
 from tersor.measure.schema import Audit, Layer, Report
 from tersor.measure.speed import simulated, speed
-from tersor.words import _, speaking
+from tersor.words import _, said, shown, speaking
 
 WIDTH = {"int4": 4, "int8": 8, "fp8": 8, "int16": 16, "fp16": 16, "bf16": 16, "fp32": 32}
 TOLERATED = 0.01  # of the metric, if there is no interval
 TINY = 0.1  # ms of a call, below which a larger batch is worth a try
 # The note of a layer that ran in another precision than planned, if the engine gives no rule.
-UNEXPLAINED = "no reason known"
+UNEXPLAINED = said("no reason known")
+_ON_TARGET = said("measuring on the target, or a plan for this CPU (without --target)")
 # Operators of engines that only convert between number formats, and in OpenVINO also between layouts.
 CONVERSIONS = frozenset(("Convert", "Reorder", "FakeQuantize", "Cast", "QuantizeLinear", "DequantizeLinear"))
 
@@ -29,7 +30,9 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.what}{self.why and f', because {self.why}'}; try: {self.remedy}"
+        if not self.why:
+            return _("{what}; try: {remedy}", what=self.what, remedy=self.remedy)
+        return _("{what}, because {why}; try: {remedy}", what=self.what, why=self.why, remedy=self.remedy)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Diagnosis:
         """The first line of every form of the report."""
         if self.worked:
             return self.gain
-        return " | ".join(["NOT AS HOPED: " + str(self.problems[0]), *map(str, self.problems[1:]), self.gain])
+        first = _("Below target: {problem}", problem=self.problems[0])
+        return " | ".join([first, *map(str, self.problems[1:]), self.gain])
 
 
 def diagnose(report: Report) -> Diagnosis:
@@ -107,14 +111,14 @@ def _gain(report: Report) -> str:
     if report.ratios.compression is not None:
         parts.append(change_text(report.ratios.compression, "smaller", "larger"))
     if (found := speed(report)) is not None:
-        parts.append(found.text if found.faster or found.slower else f"speed: {found.text}")
+        parts.append(found.text if found.faster or found.slower else _("speed: {text}", text=found.text))
     if before is not None and after is not None:
         fraction = is_fraction(report.metric.name, before, after)
         parts.append(
             f"{plain(report.metric.name)} {metric_text(before, fraction)} -> {metric_text(after, fraction)}"
         )
     else:
-        parts.append(f"{plain(report.metric.name)} not measured")
+        parts.append(_("{metric} not measured", metric=plain(report.metric.name)))
     return ", ".join(parts)
 
 
@@ -123,7 +127,8 @@ def _slower(report: Report) -> Problem | None:
     if found is None or not found.slower:
         return None
     fact, remedy = _about_speed(report)
-    what = f"{found.text} than FP32 in the same engine ({found.interval} over the rounds)"
+    what = _("{text} than FP32 in the same engine ({interval} over the rounds)", text=found.text,
+             interval=found.interval)  # fmt: skip
     return Problem(f"{what}, {fact}" if fact else what, "", remedy)
 
 
@@ -132,16 +137,20 @@ def _about_speed(report: Report) -> tuple[str, str]:
     latency, operators = report.original.latency_ms, len(report.audit)
     converting = sum(row.op in CONVERSIONS for row in report.audit)
     if wide := fallbacks(report):
-        return f"with {len(wide)} of {len(report.layers)} layers in float", "the remedies for the layers in float"
+        fact = _("with {count} of {all} layers in float", count=len(wide), all=len(report.layers))
+        return fact, _("the remedies for the layers in float")
     if report.environment.isa and not exact_int8(report.environment.isa):
-        fact = "on a CPU that has no 8-bit integer products (no VNNI)"
-        return fact, "a newer CPU; on this one only the size improves"
+        fact = _("on a CPU that has no 8-bit integer products (no VNNI)")
+        return fact, _("a newer CPU; on this one only the size improves")
     if latency is not None and latency.median < TINY:
-        return f"with calls of {time_text(latency.median)}", "a larger batch"
+        return _("with calls of {time}", time=time_text(latency.median)), _("a larger batch")
     if converting:
-        fact = f"with {converting} of {operators} operators that only convert between number formats or layouts"
-        return fact, "another engine, or larger layers only"
-    return "", "another engine (`--engine auto` times those that are installed)"
+        fact = _(
+            "with {count} of {all} operators that only convert between number formats or layouts",
+            count=converting, all=operators,
+        )  # fmt: skip
+        return fact, _("another engine, or larger layers only")
+    return "", _("another engine (`--engine auto` times those that are installed)")
 
 
 def _fell_back(report: Report) -> Problem | None:
@@ -164,12 +173,20 @@ def _below_plan(report: Report) -> Problem | None:
     narrow = below_plan(report)
     if not narrow:
         return None
-    names = _names([f"{layer.name}: {layer.executed} where {layer.planned} is planned" for layer in narrow])
+    names = _names(
+        [
+            _("{name}: {executed} where {planned} is planned", name=x.name, executed=x.executed, planned=x.planned)
+            for x in narrow
+        ]
+    )
     return _deviating(
         report,
         narrow,
-        f"{len(narrow)} of {len(report.layers)} layers ran in fewer bits than planned ({names})",
-        "another engine for this network; please report the layer and this CPU",
+        _(
+            "{count} of {all} layers ran in fewer bits than planned ({names})",
+            count=len(narrow), all=len(report.layers), names=names,
+        ),
+        _("another engine for this network; please report the layer and this CPU"),
     )
 
 
@@ -178,24 +195,27 @@ def _other_numbers(report: Report) -> Problem | None:
     if simulated(report) or not steps or report.one_step is None:
         return None
     worst = steps[0]
-    what = (
-        f"{len(steps)} of {len(report.one_step.steps)} values are computed in other numbers than planned "
-        f"({plain(worst.name)}: {100 * worst.beyond:.2g} % of them, by up to {codes(worst.largest)})"
-    )
+    what = _(
+        "{count} of {all} values are computed in other numbers than planned ({name}: {share} % of them, by up to "
+        "{codes})",
+        count=len(steps), all=len(report.one_step.steps), name=plain(worst.name), share=f"{100 * worst.beyond:.2g}",
+        codes=shown(codes(worst.largest)),
+    )  # fmt: skip
     target, isa = report.environment.target, report.environment.isa
     if target is not None and saturates(target, isa):
-        why = f"planned for {plain(target)}, {plain(report.engine)} saturates on this CPU, which has no VNNI"
-        return Problem(what, why, "judging it on the target, or a plan for this CPU (without --target)")
-    remedy = "another engine, or a rule that keeps these operators in float; please report the operator and this CPU"
-    return Problem(what, plain(worst.note or ""), remedy)
+        why = _("planned for {target}, {engine} saturates on this CPU, which has no VNNI", target=plain(target),
+                engine=plain(report.engine))  # fmt: skip
+        return Problem(what, why, _(_ON_TARGET))
+    remedy = _("another engine, or a rule that keeps these operators in float; please report the operator and this CPU")
+    return Problem(what, shown(plain(worst.note or "")), remedy)
 
 
 def _deviating(report: Report, layers: Sequence[Layer], what: str, remedy: str) -> Problem:
     """The problem of layers that did not run as planned, with the rules of the engine that their notes give."""
     rules = dict.fromkeys(plain(x.note) for x in layers if x.note and UNEXPLAINED not in x.note)
     if not rules:
-        return Problem(f"{what}, {UNEXPLAINED}", "", remedy)
-    return Problem(what, "; ".join(list(rules)[:2]), remedy)
+        return Problem(f"{what}, {_(UNEXPLAINED)}", "", remedy)
+    return Problem(what, "; ".join(map(shown, list(rules)[:2])), remedy)
 
 
 def _not_shrunk(report: Report) -> Problem | None:
@@ -203,13 +223,13 @@ def _not_shrunk(report: Report) -> Problem | None:
         return None
     before, after = report.original.bytes, report.compressed.bytes
     weights = sum(layer.weight_bytes or 0 for layer in report.layers)
-    what = f"the file did not shrink ({size_text(before)} -> {size_text(after)})"
+    what = _("the file did not shrink ({before} -> {after})", before=size_text(before), after=size_text(after))
     if after is not None and weights < after / 2:
-        why = f"only {size_text(weights)} of it are weights, the rest is the graph"
-        return Problem(what, why, "nothing: a network this small does not benefit in size")
+        why = _("only {size} of it are weights, the rest is the graph", size=size_text(weights))
+        return Problem(what, why, _("nothing: a network this small does not benefit in size"))
     narrow = any(WIDTH["fp32"] != WIDTH.get(layer.weight_format or "fp32") for layer in report.layers)
-    why = "" if narrow else "no weight is stored in fewer bits"
-    return Problem(what, why, "`tersor inspect` to see which layers are int8")
+    why = "" if narrow else _("no weight is stored in fewer bits")
+    return Problem(what, why, _("`tersor inspect` to see which layers are int8"))
 
 
 def _worse(report: Report) -> Problem | None:
@@ -222,41 +242,51 @@ def _worse(report: Report) -> Problem | None:
         return None
     fraction = is_fraction(report.metric.name, before, report.compressed.metric)
     amount = metric_text(drop, fraction, signed=True).lstrip("+")
+    words = {"metric": plain(report.metric.name), "amount": amount}
     if interval is None:
         if drop <= TOLERATED * abs(before):
             return None
-        what = f"{plain(report.metric.name)} is worse by {amount}"
+        what = _("{metric} is worse by {amount}", **words)
     elif interval[0] <= 0:
         return None
     else:
         span = interval_text(*interval, fraction)
-        what = f"{plain(report.metric.name)} is worse by {amount}, beyond chance (95 %: {span})"
+        what = _("{metric} is worse by {amount}, beyond chance (95 %: {span})", span=span, **words)
     return Problem(what, *_why_worse(report, drop))
 
 
 def _why_worse(report: Report, drop: float) -> tuple[str, str]:
     simulated, before = report.compressed.metric_simulated, report.original.metric
     if simulated is not None and before is not None and abs(simulated - before) < drop / 2:
-        why = f"the simulation keeps it and {plain(report.engine)} does not"
         target, isa = report.environment.target, report.environment.isa
+        names = {"engine": plain(report.engine), "target": plain(target or "")}
         if target is not None and saturates(target, isa):
-            why += f": planned for {plain(target)}, it saturates on this CPU, which has no VNNI"
-            return why, "judging it on the target, or a plan for this CPU (without --target)"
-        return why, "another engine"
+            why = _(
+                "the simulation keeps it and {engine} does not: planned for {target}, it saturates on this CPU, which "
+                "has no VNNI",
+                **names,
+            )
+            return why, _(_ON_TARGET)
+        return _("the simulation keeps it and {engine} does not", **names), _("another engine")
     if report.calibration is not None and not report.calibration.adequate:
-        notes = plain("; ".join(report.calibration.notes[:1])) or "ranges still changed in its second half"
-        return f"the calibration data is inadequate ({notes})", "more, and more varied, calibration samples"
+        notes = shown(plain("; ".join(report.calibration.notes[:1])))
+        why = notes or _("ranges still changed in its second half")
+        return _("the calibration data is inadequate ({notes})", notes=why), _(
+            "more, and more varied, calibration samples"
+        )
     known = sorted(
         (layer for layer in report.layers if layer.sqnr_db is not None), key=lambda x: x.sqnr_db or 0.0
     )
     if not known:
-        return "", "`tersor calibrate --compare`, or a rule that keeps layers in fp16"
+        return "", _("`tersor calibrate --compare`, or a rule that keeps layers in fp16")
     worst = ", ".join(f"{plain(layer.name)} {layer.sqnr_db:.1f} dB" for layer in known[:3])
-    return f"these layers have the largest errors: {worst}", (
+    return _("these layers have the largest errors: {layers}", layers=worst), _(
         "`tersor outliers` to analyse their inputs, a recipe rule that keeps them in fp16, or per-channel weights"
     )
 
 
 def _names(names: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(plain(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+    listed = ", ".join(plain(name) for name in names[:most])
+    if len(names) <= most:
+        return listed
+    return _("{names} and {count} more", names=listed, count=len(names) - most)

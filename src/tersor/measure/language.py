@@ -11,6 +11,7 @@ from tersor.measure.formatting import number_text
 from tersor.measure.perplexity import Divergence, TextScore
 from tersor.measure.schema import Bytes, Environment, ReportPart, Seconds
 from tersor.terminal import Shown
+from tersor.words import _
 
 Error = Annotated[float, Field(ge=0)]
 
@@ -78,11 +79,17 @@ class LanguageReport(Shown, ReportPart):
     def headline(self) -> str:
         """One line with size and perplexity."""
         before, after = self.original_bytes / 1e6, self.compressed_bytes / 1e6
-        size = f"{self.compression:.2f}x smaller ({before:.3g} → {after:.3g} MB)"
+        size = _(
+            "{ratio} smaller ({before} → {after} MB)",
+            ratio=f"{self.compression:.2f}x", before=f"{before:.3g}", after=f"{after:.3g}",
+        )  # fmt: skip
         if self.original is None or self.compressed is None:
-            return f"{size}; perplexity not measured (pass --valid TEXT, or evaluate= in Python)"
+            return f"{size}; " + _("perplexity not measured (pass --valid TEXT, or evaluate= in Python)")
         before, after = self.original.perplexity, self.compressed.perplexity
-        return f"{size}; perplexity {before:.4g} → {after:.4g} ({number_text((after / before - 1) * 100, '+.2f')} %)"
+        change = number_text((after / before - 1) * 100, "+.2f")
+        return f"{size}; " + _(
+            "perplexity {before} → {after} ({change} %)", before=f"{before:.4g}", after=f"{after:.4g}", change=change
+        )
 
     def to_json(self) -> str:
         """The text of report.json."""

@@ -128,8 +128,11 @@ def direction_warnings(name: str, higher_is_better: bool) -> list[str]:
         return []
     better = "higher" if known.higher_is_better else "lower"
     return [
-        f"metric: {name} is better when {better}, but the task says higher_is_better={higher_is_better}, by which it "
-        f"was judged; set higher_is_better={known.higher_is_better}, or rename a metric that runs the other way"
+        said(
+            "metric: {name} is better when {better}, but the task says higher_is_better={given}, by which it was "
+            "judged; set higher_is_better={wanted}, or rename a metric with the opposite direction",
+            name=name, better=better, given=higher_is_better, wanted=known.higher_is_better,
+        )
     ]
 
 

@@ -3,6 +3,8 @@
 import re
 from typing import Any, NamedTuple
 
+from tersor.words import said
+
 # Null means "absent" for these, not "unknown", and needs no warning.
 _MAY_BE_ABSENT = re.compile(
     r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline|^one_step)$"
@@ -18,7 +20,7 @@ def unknown(paths: str | tuple[str, ...], reason: str) -> str:
     'compressed.agreement: unknown, because the output is not a row of scores'
     """
     names = (paths,) if isinstance(paths, str) else paths
-    return f"{', '.join(names)}: unknown, because {reason}"
+    return said("{fields}: unknown, because {reason}", fields=", ".join(names), reason=reason)
 
 
 def explains_null(warning: str) -> bool:

@@ -3,6 +3,7 @@
 from tersor.inert import plain
 from tersor.measure.formatting import number_text
 from tersor.measure.schema import CheckedValue, OneStep, Report
+from tersor.words import _, said, shown
 
 # The share of an operator's values that differ, above which the headline says so.
 MANY = 0.01
@@ -21,11 +22,11 @@ def unchecked(report: Report) -> tuple[CheckedValue, ...]:
 
 def summary(report: Report) -> str | None:
     """One sentence, or None if nothing was checked."""
-    return None if report.one_step is None else sentence(report.one_step)
+    return None if report.one_step is None else shown(sentence(report.one_step))
 
 
 def sentence(check: OneStep) -> str:
-    """The sentence for a check.
+    """The sentence for a check, in English.
 
     >>> value = CheckedValue(name="a", ops=("conv2d",), verdict="planned", largest=1, beyond=0)
     >>> sentence(OneStep(tolerance=1.0, steps=(value,)))
@@ -34,32 +35,40 @@ def sentence(check: OneStep) -> str:
     steps = check.steps
     planned = sum(s.verdict == "planned" for s in steps)
     missing = sum(s.verdict == "unchecked" for s in steps)
-    text = (
-        f"one-step check: {planned} of {len(steps)} values within {codes(check.tolerance)} of the simulation, from the "
-        "engine's own inputs"
-    )
+    parts = [
+        said(
+            "one-step check: {count} of {all} values within {tolerance} of the simulation, from the engine's own "
+            "inputs",
+            count=planned, all=len(steps), tolerance=codes(check.tolerance),
+        )
+    ]  # fmt: skip
     worst = max((s for s in steps if s.verdict in ("float", "other")), key=lambda s: s.largest, default=None)
     if worst is not None:
-        text += f"; {plain(worst.name)} differs by up to {codes(worst.largest)}"
-    return f"{text}; {missing} unchecked" if missing else text
+        parts.append(said("{name} differs by up to {codes}", name=plain(worst.name), codes=codes(worst.largest)))
+    if missing:
+        parts.append(said("{count} not checked", count=missing))
+    return "; ".join(parts)
 
 
 def codes(count: float) -> str:
-    """A number of codes.
+    """A number of codes, in English.
 
     >>> codes(1.0), codes(2.5), codes(0.0)
     ('1 code', '2.5 codes', '0 codes')
     """
     text = number_text(round(count, 1))
-    return f"{text} code" if text == "1" else f"{text} codes"
+    return said("{count} code", count=text) if text == "1" else said("{count} codes", count=text)
 
 
 def finding_of(step: CheckedValue) -> str:
     """The finding for a step, in a few words."""
     if step.verdict == "unchecked":
-        return step.note or "unchecked"
+        return shown(step.note or "") or _("not checked")
     if step.verdict == "planned":
-        return "as planned"
-    share = f"{100 * step.beyond:.2g} % of its values"
-    how = "executed in float" if step.verdict == "float" else "other numbers"
-    return f"{how}: {share}, up to {codes(step.largest)}" + (f"; {step.note}" if step.note else "")
+        return _("as planned")
+    found = {"share": f"{100 * step.beyond:.2g} %", "codes": shown(codes(step.largest))}
+    if step.verdict == "float":
+        text = _("executed in float: {share} of its values differ, by up to {codes}", **found)
+    else:
+        text = _("other numbers: {share} of its values differ, by up to {codes}", **found)
+    return f"{text}; {shown(step.note)}" if step.note else text

@@ -10,6 +10,7 @@ from tersor.measure.fidelity import CEILING
 from tersor.network.network import LINEARS, TRANSPOSED, Network, groups_of, op_name, title, weight_node
 from tersor.numerics import QuantSpec, fake_quantize, qparams, quantize_tensor, reduce_range
 from tersor.observers import Statistics
+from tersor.words import said
 
 ENOUGH = 30.0  # dB: an error of 3 %; a Gaussian has about 40 dB in int8
 LEAST = 20.0  # dB: an error of 10 %, below which 8 bits are not advised
@@ -20,10 +21,10 @@ _WEIGHTS = 2**22  # sampled per layer
 
 Advice = Literal["fine", "smooth", "token", "float"]
 ADVICE: dict[Advice, str] = {
-    "fine": "nothing to do",
-    "smooth": "smooth",
-    "token": "quantize per token",
-    "float": "keep in float or int16",
+    "fine": said("no outliers"),
+    "smooth": said("smooth"),
+    "token": said("quantize per token"),
+    "float": said("keep in float or int16"),
 }
 
 
@@ -107,14 +108,19 @@ class LayerOutliers:
         """The figures that the advice is based on, as text."""
         parts = []
         if self.channel_ratio >= OUTLYING:
-            parts.append(f"channel {self.worst} reaches {self.channel_ratio:.3g} times the median channel")
+            ratio = f"{self.channel_ratio:.3g}"
+            parts.append(said("channel {channel} reaches {ratio} times the median channel",
+                              channel=self.worst, ratio=ratio))  # fmt: skip
         if self.row_ratio >= OUTLYING:
-            parts.append(f"the largest row {self.row_ratio:.3g} times the median row")
-        figures = f"int8 has {self.tensor_db:.1f} dB"
+            parts.append(said("the largest row reaches {ratio} times the median row", ratio=f"{self.row_ratio:.3g}"))
+        parts.append(said("int8 has {db} dB", db=f"{self.tensor_db:.1f}"))
         if self.advice != "fine":
-            ways = (("smoothed", self.smoothed_db), ("per token", self.token_db), ("int16", self.int16_db))
-            figures += "".join(f", {way} {db:.1f}" for way, db in ways if db is not None)
-        return "; ".join([*parts, figures])
+            if self.smoothed_db is not None:
+                parts.append(said("smoothed {db} dB", db=f"{self.smoothed_db:.1f}"))
+            if self.token_db is not None:
+                parts.append(said("per token {db} dB", db=f"{self.token_db:.1f}"))
+            parts.append(f"int16 {self.int16_db:.1f} dB")
+        return "; ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""

@@ -6,6 +6,7 @@ from tersor.engines import ENGINES
 from tersor.measure.formatting import change_text, ratio_text
 from tersor.measure.latency import Ratio, ratio
 from tersor.measure.schema import Latency, Report
+from tersor.words import _
 
 # The ratio of an interval's ends above which the machine counts as busy.
 BUSY = 1.5
@@ -41,15 +42,15 @@ class Speed:
     @property
     def interval(self) -> str:
         """The interval as text."""
-        return f"{_two_decimals(self.low)} to {_two_decimals(self.high)}"
+        return _("{low} to {high}", low=_two_decimals(self.low), high=_two_decimals(self.high))
 
     @property
     def text(self) -> str:
         """What may be said, as text without a comma."""
         if self.faster or self.slower:
             return change_text(self.value, "faster", "slower")
-        noise = f"{self.interval}: a busy machine" if self.busy else self.interval
-        return f"no difference beyond the noise ({noise})"
+        noise = _("{interval}: a busy machine", interval=self.interval) if self.busy else self.interval
+        return _("no difference beyond the noise ({noise})", noise=noise)
 
 
 def simulated(report: Report) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tersor.errors import MetricError
 from tersor.measure.schema import ReportPart
+from tersor.words import said
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,17 @@ class TextProtocol(ReportPart):
     data: str
 
     def __str__(self) -> str:
-        with_bos = " with BOS" if self.bos else ""
-        return (
-            f"{self.windows} windows of {self.length} tokens{with_bos}, stride {self.stride}, {self.tokens} predicted; "
-            f"tokenizer {self.tokenizer[:12]}, text {self.data[:12]}"
+        figures = self.model_dump() | {"tokenizer": self.tokenizer[:12], "text": self.data[:12]}
+        if self.bos:
+            return said(
+                "{windows} windows of {length} tokens with BOS, stride {stride}, {tokens} predicted; tokenizer "
+                "{tokenizer}, text {text}",
+                **figures,
+            )
+        return said(
+            "{windows} windows of {length} tokens, stride {stride}, {tokens} predicted; tokenizer {tokenizer}, text "
+            "{text}",
+            **figures,
         )
 
 

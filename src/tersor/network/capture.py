@@ -21,6 +21,7 @@ from tersor.network.signature import Signature
 from tersor.network.verify import verify
 from tersor.process import quiet
 from tersor.task import Arguments
+from tersor.words import said
 
 _PASSING = {"detach", "alias", "lift_fresh_copy"}
 _VIEWS = set("view reshape slice select transpose permute unsqueeze squeeze expand flatten split chunk".split())
@@ -83,7 +84,10 @@ def _with_dynamic_batch(model: nn.Module, values: tuple[Any, ...], names: tuple[
         network = None if free else _free_fixed_batch(model, values, names)
         if network is not None:
             return network
-        note = f"the batch size is fixed to the example's, since the model's own code fixes it: {summary(first)}"
+        note = said(
+            "the batch size is fixed to the example's, since the model's own code fixes it: {reason}",
+            reason=summary(first),
+        )
         return _trace(model, values, names, False, free, (note,))
     except CaptureError:
         raise
@@ -105,7 +109,7 @@ def _trace(
             program = program.run_decompositions({})
     added = without_cache(model, values, names)
     if added:
-        notes = (*notes, "captured with use_cache=False: it returns no key-value cache")
+        notes = (*notes, said("captured with use_cache=False: it returns no key-value cache"))
     network = _network(program, (*values, *added.values()), names, notes, signature)
     return _add_titles(replace(network, dynamic_batch=dynamic, free=freed(network, values, signature, free)))
 

@@ -17,6 +17,7 @@ from tersor.network.roles import is_float_tensor
 from tersor.network.sites import Plan
 from tersor.numerics.qtensor import qparams
 from tersor.policy import ACTIVATIONS, JOINS, LAYERS, TRANSPARENT
+from tersor.words import said
 
 # A part whose signal is less than this many dB above the rounding noise is lost.
 LEAST = 12.0
@@ -47,7 +48,10 @@ def drowned(network: Network, plan: Plan, ranges: Mapping[str, Range], samples: 
         if node in layers:
             lost = _lost_channels(value, noise[node.name])
             if lost:
-                text = f"{lost} of its {value.shape[1]} channels would be lost in the rounding of the others"
+                text = said(
+                    "{count} of its {all} channels would be lost in the rounding of the others",
+                    count=lost, all=value.shape[1],
+                )
                 channels[node.name] = text
 
     if wanted or layers:
@@ -62,8 +66,10 @@ def drowned(network: Network, plan: Plan, ranges: Mapping[str, Range], samples: 
         if lost and len(lost) < len(inputs):
             least = min(lost, key=lambda i: power[i.name])
             reasons[node.name] = (
-                f"{title(least)} would be lost in the rounding of what it is {_VERBS[op_name(node)]} "
-                f"({_db(power[least.name], grid):.0f} dB)"
+                said(
+                    "{value} would be lost in the rounding of what it is {verb} ({db} dB)",
+                    value=title(least), verb=_VERBS[op_name(node)], db=f"{_db(power[least.name], grid):.0f}",
+                )
             )
     # Joined values share their grid with others: a channel is judged only if it is rounded on its own.
     return reasons or channels
@@ -75,7 +81,12 @@ def _lost_channels(value: Tensor, noise: float) -> int:
     return int(((power > 1e-12 * power.max()) & (power < noise * 10 ** (LEAST / 10))).sum()) if noise else 0
 
 
-_VERBS = {"add": "added to", "cat": "joined with", "concat": "joined with", "stack": "stacked with"}
+_VERBS = {
+    "add": said("added to"),
+    "cat": said("joined with"),
+    "concat": said("joined with"),
+    "stack": said("stacked with"),
+}
 
 
 def _db(power: float, noise: float) -> float:

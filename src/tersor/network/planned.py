@@ -13,6 +13,7 @@ from tersor.numerics.spec import QuantSpec
 from tersor.policy import Policy
 from tersor.recipe import Decision, Quantization
 from tersor.tables import name_of
+from tersor.words import said
 
 # What a site quantizes: an operator's value, a layer's weight, or a layer's input at run time.
 KINDS = ("activation", "weight", "runtime")
@@ -100,25 +101,26 @@ def planned_layers(
             site = weights[node.name]
             planned, reason = _precision(site.spec), site.reason
             if role == "stored":
-                planned, reason = "fp32", f"{site.reason}, stored in {site.spec.format.name}; arithmetic stays float"
-                if decision.activations.when == "dynamic" and node.target not in EMBEDDINGS:
-                    reason += f": fewer than the {policy.runtime.group} inputs that {policy.engine} quantizes together"
+                planned, reason = "fp32", _stored(node, site, decision, policy)
             weight_format = str(site.spec.format.name)
             if role == "layer" and float_output(node, role, decisions, policy):
                 planned = "fp32"
-                why = decision.float_output or "nothing reads it in integers"
-                reason = f"its output stays float ({why}), and {policy.engine} computes integer {name} to codes only"
+                why = decision.float_output or said("nothing reads it in integers")
+                reason = said(
+                    "its output stays float ({why}), and {engine} computes integer {op} to codes only",
+                    why=why, engine=policy.engine, op=name,
+                )
         elif role in ("arithmetic", "average"):
-            planned, reason = "int8", f"{name} of quantized values"
+            planned, reason = "int8", said("{op} of quantized values", op=name)
         elif role == "fused":
-            planned, reason = "fused", "part of the layer before it"
+            planned, reason = "fused", said("part of the layer before it")
         elif role == "transparent":
             if not name.startswith("max_pool"):
                 continue
             if _moves_integers(node, roles, values):
-                planned, reason = "int8", "keeps its input's parameters"
+                planned, reason = "int8", said("keeps its input's parameters")
             else:
-                planned, reason = "fp32", "its input is float"
+                planned, reason = "fp32", said("its input is float")
         elif decision.keep in ("fp16", "bf16"):
             if not _gives_floats(node):
                 continue
@@ -128,19 +130,29 @@ def planned_layers(
         elif decision.keep is not None:
             planned, reason = decision.keep, decision.reason
         else:
-            planned, reason = "fp32", f"{policy.engine}: no integer {name} here"
+            planned, reason = "fp32", said("{engine}: no integer {op} here", engine=policy.engine, op=name)
             if any(float_output(node, each, decisions, policy) for each in ("arithmetic", "average")):
-                reason = "its output stays float: nothing reads it in integers"
+                reason = said("its output stays float: nothing reads it in integers")
             if name in policy.layers and decision.activations.when == "dynamic":
-                reason = "the activations of a convolution are quantized by a static recipe"
+                reason = said("the activations of a convolution are quantized by a static recipe")
             if name in RECURRENT and (hindrance := why_not(node)):
-                reason = f"not unrolled: {hindrance}"
+                reason = said("not unrolled: {reason}", reason=hindrance)
         if role in ("layer", "arithmetic", "average", "transparent") and planned != "fp32":
             planned, reason = _widened(node, planned, reason, roles, values, policy)
         if weight_format is None and weight_node(node) is not None:
             weight_format = "fp32" if name in policy.layers else None
         layers.append(PlannedLayer(title(node), node.name, name, planned, reason, weight_format))
     return layers
+
+
+def _stored(node: fx.Node, site: Site, decision: Decision, policy: Policy) -> str:
+    """Why a layer with a quantized weight computes in float."""
+    reasons = [said("{reason}, stored in {format}", reason=site.reason, format=site.spec.format.name)]
+    reasons.append(said("arithmetic stays float"))
+    if decision.activations.when == "dynamic" and node.target not in EMBEDDINGS:
+        group = {"count": policy.runtime.group, "engine": policy.engine}
+        reasons.append(said("fewer than the {count} inputs that {engine} quantizes together", **group))
+    return "; ".join(reasons)
 
 
 def _gives_floats(node: fx.Node) -> bool:
@@ -159,7 +171,7 @@ def _half(node: fx.Node, decision: Decision, policy: Policy) -> tuple[str, str, 
     held = format if weight_node(node) is not None else None
     asked = "keep" in decision.named and node.target not in EMBEDDINGS
     if held and not (asked and format in policy.half_arithmetic):
-        return "fp32", f"{reason}: stored in {format}, computed in float", held
+        return "fp32", said("{reason}: stored in {format}, computed in float", reason=reason, format=format), held
     if not is_float_tensor(node):
         name = op_name(node)
         raise RecipeError(f"{title(node)}: {name} returns several values, so it cannot be kept in {format}; keep fp32")
@@ -177,7 +189,10 @@ def _widened(
         sites += [values[n.name] for n in (node, *node.users) if n.name in values and n is not node.args[0]]
     for site in sites:
         if site.spec.format.name in policy.rounded:
-            return "fp32", f"{site.name} has {site.spec.format} codes, with which {policy.engine} computes in float"
+            return "fp32", said(
+                "{name} has {spec} codes, with which {engine} computes in float",
+                name=site.name, spec=site.spec.format, engine=policy.engine,
+            )
     wide = any(s.spec.format.bits == 16 and s.spec.format.kind == "int" for s in sites)
     return ("int16", reason) if wide else (planned, reason)
 

@@ -14,6 +14,7 @@ from tersor.numerics.spec import Granularity, QuantSpec
 from tersor.policy import Fixed, Own, Policy, Shared
 from tersor.recipe import Decision, Quantization, Quantize, decide, with_names
 from tersor.terminal import Shown
+from tersor.words import said
 
 
 @dataclass(frozen=True, repr=False)
@@ -101,7 +102,7 @@ def _decision(node: fx.Node, step: Quantize, policy: Policy) -> Decision:
     found = decide(title(node), op_name(node), step, policy.weight if weighted else None)
     format = found.weights.format
     if weighted and found.keep is None and found.activations.when == "never" and format in ("fp16", "bf16"):
-        return replace(found, keep=format, spec=None, reason=f"the recipe asks for {format}")
+        return replace(found, keep=format, spec=None, reason=said("the recipe asks for {format}", format=format))
     return found
 
 
@@ -184,7 +185,7 @@ def _activation_sites(
         source = not isinstance(_output(node, roles, policy), Shared)
         fixed = policy.fixed_range(op_name(node), spec) if source and node.op == "call_function" else None
         readers = ", ".join(sorted({op_name(u) for u in node.users if u.op == "call_function"})) or "the output"
-        reason, group = f"read by {readers}", groups[node]
+        reason, group = said("read by {readers}", readers=readers), groups[node]
         sites.append(Site(name, node.name, "activation", spec, choice, group, source, reason, fixed=fixed))
     return sites
 
@@ -249,15 +250,15 @@ def _layer_sites(
         policy.check_weight(title(node), roles[node], op_name(node), spec)
         weight = weight_node(node)
         assert weight is not None
-        reason = f"weight of {op_name(node)}"
+        reason = said("weight of {op}", op=op_name(node))
         solver = wanted.choice()
         if solver.needs and node.target not in (*CONVOLUTIONS, *LINEARS):
-            reason += f", rounded to nearest: no matrix product that {solver.name} could solve"
+            reason += "; " + said("rounded to nearest: no matrix product that {solver} could solve", solver=solver.name)
             wanted = wanted.without_data()
         sites.append(Site(title(node), node.name, "weight", spec, wanted, str(weight.target), True, reason))
         if roles[node] == "runtime":
             wanted = decisions[node].activations
             spec = wanted.spec(policy.runtime.default)
-            reason = f"input of {op_name(node)}, quantized when it runs"
+            reason = said("input of {op}, quantized at run time", op=op_name(node))
             sites.append(Site(title(node), node.name, "runtime", spec, wanted, node.name, True, reason))
     return sites

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from tersor.errors import TaskError
 from tersor.network.quantized import Quantized, QuantizedWeight
+from tersor.words import said
 
 _PLAIN: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
@@ -75,18 +76,20 @@ def weighted_modules(model: nn.Module) -> list[WeightedModule]:
         if id(module) in nested:
             continue
         if isinstance(module, QuantizedWeight):
-            modules.append(WeightedModule(name, module, "quantized", (), "it is already quantized"))
+            modules.append(WeightedModule(name, module, "quantized", (), said("it is already quantized")))
             continue
         if parametrize.is_parametrized(module):
             nested.update(id(m) for m in module.modules())
-            modules.append(WeightedModule(name, module, _op(module), (), "its weight is computed by a parametrization"))
+            modules.append(WeightedModule(name, module, _op(module), (), said(
+                "its weight is computed by a parametrization",
+            )))
             continue
         weights = tuple(n for n, p in module.named_parameters(recurse=False) if is_lazy(p) or p.ndim >= 2)
         if weights:
             modules.append(_weighted(name, module, weights))
         if isinstance(module, nn.MultiheadAttention):
             nested.add(id(module.out_proj))
-            reason = "nn.MultiheadAttention reads this weight itself, without calling the layer"
+            reason = said("nn.MultiheadAttention reads this weight itself, without calling the layer")
             inner = f"{name}.out_proj".lstrip(".")
             modules.append(WeightedModule(inner, module.out_proj, "linear", ("weight",), reason))
     return modules
@@ -101,24 +104,34 @@ def _weighted(name: str, module: nn.Module, weights: tuple[str, ...]) -> Weighte
     if kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."):
         return WeightedModule(name, module, "linear", weights, _hooked(module), transposed=True)
     if op not in _PLAIN:
-        return WeightedModule(name, module, op, weights, f"Tersor does not know layers of class {kind.__name__}")
+        return WeightedModule(name, module, op, weights, said(
+            "Tersor does not know layers of class {kind}",
+            kind=kind.__name__,
+        ))
     if kind.forward is not _PLAIN[op][0].forward:
-        return WeightedModule(name, module, op, weights, f"its class {kind.__name__} has its own forward")
+        return WeightedModule(name, module, op, weights, said(
+            "its class {kind} has its own forward",
+            kind=kind.__name__,
+        ))
     if op == "embedding" and (module.max_norm is not None or module.sparse):
         return WeightedModule(
-            name, module, op, weights, "an embedding with max_norm or sparse gradients changes its weight"
+            name, module, op, weights, said("an embedding with max_norm or sparse gradients changes its weight")
         )
     if any(is_lazy(module.get_parameter(n)) for n in weights):
-        return WeightedModule(name, module, op, (), "it has no weight before its first call: call the model once")
+        return WeightedModule(name, module, op, (), said(
+            "it has no weight before its first call: call the model once",
+        ))
     if not op.endswith("_cell") and op not in RECURRENT and "weight" not in weights:
-        reason = "its weight is computed by a hook (weight_norm, pruning): remove that first, as by remove_weight_norm"
+        reason = said(
+            "its weight is computed by a hook (weight_norm, pruning): remove that first, as by remove_weight_norm",
+        )
         return WeightedModule(name, module, op, weights, reason)
     return WeightedModule(name, module, op, weights, _hooked(module))
 
 
 def _hooked(module: nn.Module) -> str | None:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    return "it has hooks, which would be lost: remove them first" if any(hooks) else None
+    return said("it has hooks, which would be lost: remove them first") if any(hooks) else None
 
 
 def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:

@@ -6,6 +6,7 @@ from statistics import mode
 
 from tersor.errors import CalibrationError
 from tersor.observers.statistics import Statistics
+from tersor.words import said
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,26 @@ def assess(
     repeated = min(s.fingerprints.repeated for s in sites.values())
     warnings = []
     if samples < few:
-        warnings.append(f"only {samples} calibration samples: {few} to 1,000 are usual, give more")
+        warnings.append(said(
+            "only {count} calibration samples: {few} to 1,000 are usual, give more",
+            count=samples, few=few,
+        ))
     if repeated > often:
         warnings.append(
-            f"{repeated * 100:.0f} % of the calibration samples repeat earlier ones: they add nothing, "
-            "give different ones"
+            said(
+                "{share} % of the calibration samples repeat earlier ones: they add nothing, give different ones",
+                share=f"{repeated * 100:.0f}",
+            )
         )
     widest = sorted(((share, name) for name, share in moved.items() if share and share > far), reverse=True)
     if len(widest) > most * len(sites):
         worst = ", ".join(f"{name} by {share * 100:.0f} %" for share, name in widest[:3])
         warnings.append(
-            f"the second half of the calibration data still widened {len(widest)} of {len(sites)} ranges by "
-            f"more than {far * 100:.0f} % (most: {worst}): give more data, or shuffle it"
+            said(
+                "the second half of the calibration data still widened {count} of {all} ranges by more than "
+                "{share} % (most: {worst}): give more data, or shuffle it",
+                count=len(widest), all=len(sites), share=f"{far * 100:.0f}", worst=worst,
+            )
         )
     return CalibrationQuality(samples, moved, repeated, tuple(warnings))
 

@@ -12,6 +12,7 @@ from tersor.pipeline.folder.deployed import load_folder
 from tersor.pipeline.folder.load import is_language
 from tersor.pipeline.graph.deployed import load_network
 from tersor.turns import in_turn
+from tersor.words import said
 
 
 @in_turn
@@ -41,7 +42,10 @@ def load(folder: str | Path, threads: int | None = None, engine: str | None = No
     if is_language(folder):
         found = load_folder(folder, engine, threads)
         if (reason := found.deployed.skip_reason) is not None:
-            warnings.warn(plain(f"{folder} runs in {found.engine}, as {reason}"), stacklevel=3)  # beyond `in_turn`
+            warnings.warn(plain(said(
+                "{folder} runs in {engine}, as {reason}",
+                folder=folder, engine=found.engine, reason=reason,
+            )), stacklevel=3)  # beyond `in_turn`
         return found
     found = load_network(folder, threads)
     if engine not in (None, "auto", found.engine):

@@ -1,5 +1,6 @@
 """A progress bar on standard error or in a notebook for long operations; silent if nobody is watching."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from rich.progress import (
 
 from tersor.inert import plain
 from tersor.terminal import Terminal
+
+_log = logging.getLogger(__name__)
 
 
 class NotebookBars(Progress):
@@ -101,7 +104,9 @@ class Stages:
             yield Stage(self._bars, task)
         finally:
             self._bars.remove_task(task)
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            _log.info("%s: %s, %.2f s", name, text, seconds)
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def __enter__(self) -> "Stages":
         self._bars.start()

@@ -13,6 +13,7 @@ from tersor.recipe.rules import Rule
 from tersor.recipe.steps.quantize import Quantize
 from tersor.solvers import Sparsity, joint_choice
 from tersor.tables import Named, described
+from tersor.words import said
 
 Fits = Callable[[QuantSpec | None, Sparsity | None], QuantSpec | None]
 
@@ -76,7 +77,7 @@ def decide(
         by = " and ".join(f"the rule ({rule})" for rule in rules)
         raise RecipeError(f"{name}: {error}{f', by {by} and what it inherits' if rules else ''}") from error
     if keep is not None:
-        return decided(None, None, f"kept by the rule ({rules[-1]})")
+        return decided(None, None, said("kept by the rule ({rule})", rule=rules[-1]))
     asked = named if opt_in else {"weights", "sparsity"}
     text = options["sparsity"] if "sparsity" in asked else None
     sparsity = None if text is None else Sparsity.parse(text)
@@ -95,10 +96,27 @@ def decide(
             raise RecipeError(f"{error}; or let such layers stay float: `fallback: float` in the recipe") from error
         # Remedies matter only to those who chose an error; without the name, similar layers share one reason.
         why = str(error).removeprefix("layer ").removeprefix(name).removeprefix(".weight").removeprefix(":")
-        return decided(None, None, f"stays float by `fallback: float`: {why.split(': ')[0].split('; ')[0].strip()}")
-    how = [] if sparsity is None else [f"{sparsity} zeros, {described(options['pruner'])}"]
-    how += [f"{spec}, {described(weights.solver)}"] if spec else ["the rest float"] if sparsity else []
-    return decided(spec, sparsity, ", ".join(how) or "stays float: the recipe asks for it")
+        return decided(None, None, said(
+            "stays float by `fallback: float`: {why}",
+            why=why.split(": ")[0].split("; ")[0].strip(),
+        ))
+    return decided(spec, sparsity, _how(spec, sparsity, weights.solver, options["pruner"]))
+
+
+# How a spec and its solver read, as `_how` puts them.
+SPECS = (
+    said("{format} per {granularity} symmetric, {solver}"),
+    said("{format} per {granularity} asymmetric, {solver}"),
+)
+
+
+def _how(spec: QuantSpec | None, sparsity: Sparsity | None, solver: Named, pruner: Named) -> str:
+    weights = "" if spec is None else f"{spec}, {described(solver)}"
+    if sparsity is None:
+        return weights or said("stays float: the recipe asks for it")
+    if spec is None:
+        return said("{sparsity} zeros, {pruner}, the rest float", sparsity=sparsity, pruner=described(pruner))
+    return said("{sparsity} zeros, {pruner}, {weights}", sparsity=sparsity, pruner=described(pruner), weights=weights)
 
 
 def with_names(step: Quantize, layers: Sequence[tuple[str, str]], weighted: Sequence[str]) -> Quantize:

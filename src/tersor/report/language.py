@@ -3,7 +3,6 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import rich.console
 from rich.console import Group, RenderableType
@@ -15,7 +14,9 @@ from tersor.measure.formatting import size_text
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.report import svg
 from tersor.report.shell import rendered
+from tersor.report.tables.grid import Column, Grid
 from tersor.terminal import Inert, Terminal
+from tersor.words import _, shown
 
 # The start of the logarithmic axis of errors.
 _LEAST = 1e-6
@@ -25,7 +26,7 @@ def print_language_report(
     report: LanguageReport, console: rich.console.Console | None = None, *, top: int = 10
 ) -> None:
     """Print the headline, the figures, the weights with the largest errors, and every warning."""
-    (console or Terminal()).print(Inert(render(report, top=top)))
+    (console or Terminal()).print(Inert(render(report, top=top)), crop=False)
 
 
 def render(report: LanguageReport, *, top: int = 10) -> Group:
@@ -50,22 +51,6 @@ def language_html(report: LanguageReport) -> str:
     )
 
 
-def plan_of_folder(plans: Sequence[Any], preflight: Any) -> RenderableType:
-    """A table of what is planned for every weight, and what the run needs."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("weight", "shape", "becomes"):
-        table.add_column(name, overflow="fold")
-    for t in plans:
-        shape = " × ".join(map(str, t.shape))
-        table.add_row(plain(t.name), shape, Text(plain(t.reason)), style="" if t.touched else "yellow")
-    sizes = f"{size_text(preflight.original)} → {size_text(preflight.compressed)}"
-    needs = f"about {size_text(preflight.memory)} of memory and {size_text(preflight.disk)} of disk for activations"
-    pruned = f", {preflight.pruned} pruned" if preflight.pruned else ""
-    counts = f"{preflight.quantized} weights quantized{pruned}, {preflight.skipped} skipped"
-    total = Text(f"\n{counts}; {sizes}; the run takes {needs}")
-    return Group(table, total, *(Text(plain(w), style="yellow") for w in preflight.warnings))
-
-
 def _body(report: LanguageReport, top: int) -> list[RenderableType]:
     lines: list[RenderableType] = [
         Text(plain(report.headline()), style="bold green"),
@@ -80,25 +65,32 @@ def _body(report: LanguageReport, top: int) -> list[RenderableType]:
     in_float = [w for w in report.weights if w.format is None]
     for note in dict.fromkeys(w.note or "" for w in in_float):
         names = [w.name for w in in_float if (w.note or "") == note]
-        more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-        lines.append(Text(plain(f"{', '.join(names[:2])}{more}: {note}"), style="yellow"))
-    lines += [Text(plain(warning), style="yellow") for warning in report.warnings]
+        listed = ", ".join(names[:2])
+        if len(names) > 2:
+            listed = _("{names} and {count} more", names=listed, count=len(names) - 2)
+        lines.append(Text(plain(f"{listed}: {shown(note)}"), style="yellow"))
+    lines += [Text(plain(shown(warning)), style="yellow") for warning in report.warnings]
     return lines
 
 
 def _layers(weights: Sequence[WeightRecord], top: int) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("weight", "stored as", "error", "RTN's", "tokens", "method"):
-        justify = "left" if name in ("weight", "stored as", "method") else "right"
-        table.add_column(name, overflow="fold", justify=justify, no_wrap=name == "weight")
+    grid = Grid(
+        Column(_("weight")),
+        Column(_("stored as")),
+        Column(_("error"), right=True),
+        Column(_("RTN’s"), right=True, drop=2),
+        Column(_("tokens"), right=True, drop=3),
+        Column(_("method"), drop=4, sentences=True),
+    )
     worst = sorted((w for w in weights if w.format), key=lambda w: -(w.error or 0))
     methods = _methods(worst)
     for w in worst[:top]:
         tokens = f"{w.tokens:,}" if w.tokens else "–"
-        table.add_row(plain(w.name), w.format, _share(w.error), _share(w.rtn_error), tokens, methods[w.method])
-    rest = Text(f"and {len(worst) - top} weights with less error", style="dim") if len(worst) > top else ""
+        grid.add(w.name, w.format or "", _share(w.error), _share(w.rtn_error), tokens, methods[w.method])
+    more = len(worst) - top
+    rest = Text(_("and {count} weights with less error", count=more), style="dim") if more > 0 else ""
     details = [Text(plain(f"{name}: {value}"), style="dim") for name, value in _method_details(methods)]
-    return Group(table, rest, *details)
+    return Group(grid, rest, *details)
 
 
 def _methods(weights: Sequence[WeightRecord]) -> dict[str, str]:
@@ -115,31 +107,35 @@ def _method_details(methods: dict[str, str]) -> list[tuple[str, str]]:
 
 def _tiles(report: LanguageReport) -> list[tuple[str, str, str]]:
     """Name, value and remark of the main figures."""
-    bits = "" if report.bits_per_weight is None else f"; {report.bits_per_weight:.2f} bits per quantized weight"
     sizes = f"{size_text(report.original_bytes)} → {size_text(report.compressed_bytes)}"
-    tiles = [("Size", f"{report.compression:.2f}x", f"{sizes}{bits}")]
+    if report.bits_per_weight is not None:
+        sizes += "; " + _("{bits} bits per quantized weight", bits=f"{report.bits_per_weight:.2f}")
+    tiles = [(_("Size"), f"{report.compression:.2f}x", sizes)]
     if report.original is not None and report.compressed is not None:
         a, b = report.original, report.compressed
         error = "" if b.standard_error is None else f" ± {b.standard_error:.4f}"
-        remark = f"{a.nats:.4f} → {b.nats:.4f}{error} nats per token"
-        tiles.append(("Perplexity", f"{a.perplexity:.4g} → {b.perplexity:.4g}", remark))
+        remark = _("{before} → {after} nats per token", before=f"{a.nats:.4f}", after=f"{b.nats:.4f}{error}")
+        tiles.append((_("Perplexity"), f"{a.perplexity:.4g} → {b.perplexity:.4g}", remark))
     if report.divergence is not None:
-        remark = f"nats per token; same top prediction in {report.divergence.agreement * 100:.1f} %"
-        tiles.append(("Divergence", f"{report.divergence.nats:.4f}", remark))
+        share = f"{report.divergence.agreement * 100:.1f} %"
+        remark = _("nats per token; same top prediction in {share}", share=share)
+        tiles.append((_("Divergence"), f"{report.divergence.nats:.4f}", remark))
     for d in report.decoding:
-        over = f"; FP {d.original_tokens_per_second:.1f}" if d.original_tokens_per_second else ""
-        tiles.append(("Decoding", f"{d.tokens_per_second:.1f} tokens/s", f"{d.engine}, batch 1{over}"))
+        remark = _("{engine}, batch 1", engine=d.engine)
+        if d.original_tokens_per_second:
+            remark += "; " + _("FP {rate}", rate=f"{d.original_tokens_per_second:.1f}")
+        tiles.append((_("Decoding"), _("{rate} tokens/s", rate=f"{d.tokens_per_second:.1f}"), remark))
     shares = [w.error / w.rtn_error for w in report.weights if w.error is not None and w.rtn_error]
     if shares:
         middle = sorted(shares)[len(shares) // 2]
-        tiles.append(("Error of layers", f"{middle:.2f}", "relative to round to nearest, median layer"))
+        tiles.append((_("Error of layers"), f"{middle:.2f}", _("relative to round to nearest, median layer")))
     return tiles
 
 
 def _texts(report: LanguageReport) -> list[tuple[str, str]]:
     """The texts used for calibration and evaluation."""
-    rows = [("Calibrated on", report.calibration or "no data: the recipe needs none")]
-    return rows if report.compressed is None else [*rows, ("Evaluated on", str(report.compressed.protocol))]
+    rows = [(_("Calibrated on"), shown(report.calibration or "") or _("no data: the recipe needs none"))]
+    return rows if report.compressed is None else [*rows, (_("Evaluated on"), shown(str(report.compressed.protocol)))]
 
 
 def _share(error: float | None) -> str:
@@ -147,7 +143,8 @@ def _share(error: float | None) -> str:
 
 
 def _drawing(weight: WeightRecord) -> object:
-    label = f"{weight.name}: error {_share(weight.error)}, round to nearest {_share(weight.rtn_error)}"
+    figures = {"name": weight.name, "error": _share(weight.error), "rtn": _share(weight.rtn_error)}
+    label = _("{name}: error {error}, round to nearest {rtn}", **figures)
     return svg.twin_bar(_decades(weight.rtn_error), _decades(weight.error), 6.0, label)
 
 
@@ -160,7 +157,7 @@ def _row(w: WeightRecord, methods: dict[str, str]) -> dict[str, object]:
         "name": w.name,
         "shape": " × ".join(map(str, w.shape)),
         "format": w.format or "float",
-        "method": "; ".join(filter(None, (methods[w.method] if w.format else None, w.note))),
+        "method": "; ".join(filter(None, (methods[w.method] if w.format else None, shown(w.note or "")))),
         "bytes": size_text(w.bytes),
         "error": _share(w.error),
         "rtn": _share(w.rtn_error),
@@ -172,13 +169,13 @@ def _row(w: WeightRecord, methods: dict[str, str]) -> dict[str, object]:
 def _facts(report: LanguageReport) -> list[tuple[str, str]]:
     env = report.environment
     return [
-        ("Architecture", report.architecture),
-        ("Recipe", report.recipe),
-        ("Layout of the files", report.layout),
+        (_("Architecture"), report.architecture),
+        (_("Recipe"), report.recipe),
+        (_("Layout of the files"), report.layout),
         *_texts(report),
-        ("Processor", f"{env.cpu or 'unknown'}, {env.threads} threads, {env.precision}"),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in env.versions.items())),
-        ("Seed", str(report.seed)),
-        ("Seconds", ", ".join(f"{k} {v:.1f}" for k, v in report.timings_s.items())),
-        ("Peak memory of the process", size_text(report.peak_bytes)),
+        (_("Processor"), ", ".join((env.cpu or _("unknown"), _("{count} threads", count=env.threads), env.precision))),
+        (_("Versions"), ", ".join(f"{k} {v}" for k, v in env.versions.items())),
+        (_("Seed"), str(report.seed)),
+        (_("Seconds"), ", ".join(f"{k} {v:.1f}" for k, v in report.timings_s.items())),
+        (_("Peak memory of the process"), size_text(report.peak_bytes)),
     ]

@@ -3,9 +3,7 @@
 import io
 
 import rich.console
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from tersor.inert import plain
@@ -23,7 +21,9 @@ from tersor.measure.nulls import explains_null
 from tersor.measure.onestep import deviating, finding_of, summary
 from tersor.measure.schema import Latency, Layer, Report
 from tersor.measure.speed import Speed, simulated, speed, speed_over_eager
+from tersor.report.tables.grid import Column, Grid
 from tersor.terminal import Inert, Terminal
+from tersor.words import _, shown
 
 
 def render(report: Report, *, top: int = 10) -> Group:
@@ -38,14 +38,15 @@ def text(report: Report, *, width: int = 100, top: int = 10) -> str:
     """
     console = Terminal(file=io.StringIO(), width=width, color_system=None, legacy_windows=False)
     for part in _body(report, top):
-        console.print(part)
+        console.print(part, crop=False)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     return "\n".join([plain(diagnose(report).first_line), *(line.rstrip() for line in lines)]) + "\n"
 
 
 def print_report(report: Report, console: rich.console.Console | None = None, *, top: int = 10) -> None:
     """Print the report."""
-    (console or Terminal()).print(Inert(render(report, top=top)))
+    # Names that are longer than a line run on.
+    (console or Terminal()).print(Inert(render(report, top=top)), crop=False)
 
 
 def _styled(words: str, style: str = "") -> Text:
@@ -72,39 +73,33 @@ def _body(report: Report, top: int) -> list[RenderableType]:
     ]
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, header_style="dim")
-    for k, name in enumerate(columns):
-        table.add_column(name, justify="left" if k == 0 else "right", overflow="fold")
-    return table
-
-
-def _figures(report: Report) -> Table:
+def _figures(report: Report) -> Grid:
     before, after, ratios = report.original, report.compressed, report.ratios
     fraction = is_fraction(report.metric.name, before.metric, after.metric)
     drop = None if ratios.metric_drop is None else metric_text(-_metric_decrease(report), fraction, signed=True)
-    table = _table("", "FP32", plain(report.recipe), "")
+    names = ("FP32", plain(report.recipe), "")
+    grid = Grid(Column(""), *(Column(name, right=True) for name in names), ruled=True)
     rows = [
-        ("on disk", size_text(before.bytes), size_text(after.bytes),
+        (_("on disk"), size_text(before.bytes), size_text(after.bytes),
          change_text(ratios.compression, "smaller", "larger")),
-        ("latency", time_text(_median(before.latency_ms)), time_text(_median(after.latency_ms)),
-         _said(speed(report), report)),
-        ("  p10 to p90", _spread(before.latency_ms), _spread(after.latency_ms), ""),
-        ("  eager PyTorch", time_text(_median(report.original_eager.latency_ms)), "",
-         _said(speed_over_eager(report), report)),
-        ("memory", size_text(before.memory_bytes), size_text(after.memory_bytes), ""),
-        (plain(report.metric.name), metric_text(before.metric, fraction), metric_text(after.metric, fraction),
-         drop or "unknown"),
+        (_("latency"), time_text(_median(before.latency_ms)), time_text(_median(after.latency_ms)),
+         _speed_text(speed(report), report)),
+        (f"  {_('p10 to p90')}", _spread(before.latency_ms), _spread(after.latency_ms), ""),
+        (f"  {_('eager PyTorch')}", time_text(_median(report.original_eager.latency_ms)), "",
+         _speed_text(speed_over_eager(report), report)),
+        (_("memory"), size_text(before.memory_bytes), size_text(after.memory_bytes), ""),
+        (report.metric.name, metric_text(before.metric, fraction), metric_text(after.metric, fraction),
+         drop or _("unknown")),
     ]  # fmt: skip
     if before.energy_joules is not None and after.energy_joules is not None:
-        rows.append(("energy per call", f"{before.energy_joules:.3g} J", f"{after.energy_joules:.3g} J", ""))
+        rows.append((_("energy per call"), f"{before.energy_joules:.3g} J", f"{after.energy_joules:.3g} J", ""))
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+        grid.add(*row)
+    return grid
 
 
-def _said(found: Speed | None, report: Report) -> str:
-    return found.text if found is not None else "simulated" if simulated(report) else "unknown"
+def _speed_text(found: Speed | None, report: Report) -> str:
+    return found.text if found is not None else _("simulated") if simulated(report) else _("unknown")
 
 
 def _metric_decrease(report: Report) -> float:
@@ -117,29 +112,39 @@ def _ratios(report: Report) -> Text:
     after, fraction = report.compressed, is_fraction(report.metric.name, report.compressed.metric)
     parts = []
     if after.metric_interval is not None:
-        parts.append(f"drop, paired 95 %: {interval_text(*after.metric_interval, fraction)}")
+        span = interval_text(*after.metric_interval, fraction)
+        parts.append(_("drop, paired 95 %: {interval}", interval=span))
     if after.agreement is not None:
-        parts.append(f"{after.agreement:.1%} of predictions agree with FP32")
+        parts.append(_("{share} of predictions agree with FP32", share=f"{after.agreement:.1%}"))
     if after.metric_simulated is not None:
-        parts.append(f"simulated {metric_text(after.metric_simulated, fraction)}")
+        parts.append(_("simulated: {metric}", metric=metric_text(after.metric_simulated, fraction)))
     if (found := speed(report)) is not None:
-        parts.append(f"speed-up {found.interval} over the rounds")
+        parts.append(_("speed-up {interval} over the rounds", interval=found.interval))
     return _styled("; ".join(parts), "dim")
 
 
 def _layers(report: Report, top: int) -> list[RenderableType]:
     if not report.layers:
-        return [_styled("no layers")]
+        return [_styled(_("no layers"))]
     fallen = set(fallbacks(report))
     worst = sorted(report.layers, key=lambda layer: _worst_first(layer, layer in fallen))
-    table = _table("layer, worst first", "op", "ran in", "SQNR dB", "accumulated")
+    grid = Grid(
+        Column(_("layer, worst first")),
+        Column(_("op"), right=True, drop=2),
+        Column(_("ran in"), right=True),
+        Column("SQNR dB", right=True),
+        Column(_("accumulated"), right=True, drop=1),
+        ruled=True,
+    )
     for layer in worst[:top]:
         fell = layer in fallen
-        ran = f"{layer.executed}, not {layer.planned}" if fell else layer.executed or "unknown"
+        ran = layer.executed or _("unknown")
+        if fell:
+            ran = _("{executed}, not {planned}", executed=layer.executed, planned=layer.planned)
         cells = (layer.name, layer.op, ran, db_text(layer.sqnr_db), db_text(layer.accumulated_sqnr_db))
-        table.add_row(*(_styled(cell, "bold yellow" if fell else "") for cell in cells))
+        grid.add(*cells, style="bold yellow" if fell else "")
     rest = worst[top:]
-    return [table, _styled(_rest(rest), "dim")] if rest else [table]
+    return [grid, _styled(_rest(rest), "dim")] if rest else [grid]
 
 
 def _one_step(report: Report, most: int = 3) -> list[Text]:
@@ -158,33 +163,40 @@ def _worst_first(layer: Layer, fell: bool) -> tuple[bool, float]:
 def _rest(layers: list[Layer]) -> str:
     counts: dict[str, int] = {}
     for layer in layers:
-        executed = layer.executed or "unknown"
+        executed = layer.executed or _("unknown")
         counts[executed] = counts.get(executed, 0) + 1
     ran = ", ".join(f"{count} {name}" for name, count in counts.items())
     known = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None]
-    span = f"; SQNR from {db_text(min(known))} dB up" if known else ""
-    return f"and {len(layers)} more: {ran}{span}"
+    text = _("and {count} more: {precisions}", count=len(layers), precisions=ran)
+    return f"{text}; " + _("SQNR from {db} dB up", db=db_text(min(known))) if known else text
 
 
 def _environment(report: Report) -> Text:
     environment, steps = report.environment, report.timings_s.model_dump()
     versions = " ".join(f"{name} {number}" for name, number in environment.versions.items())
     took = ", ".join(f"{name} {value:.1f} s" for name, value in steps.items() if value is not None)
-    calibrated, evaluated = report.samples.calibration or "no", report.samples.evaluation or "no"
-    samples = f"calibrated on {calibrated} samples, evaluated on {evaluated}"
-    target = f", planned for {environment.target}" if environment.target else ""
+    machine = [
+        f"{environment.cpu or _('unknown CPU')} ({' '.join(environment.isa)})",
+        _("{count} threads", count=environment.threads),
+        environment.precision,
+    ]
+    if environment.target:
+        machine.append(_("planned for {target}", target=environment.target))
+    samples = _(
+        "calibrated on {calibration} samples, evaluated on {evaluation}",
+        calibration=report.samples.calibration or 0, evaluation=report.samples.evaluation or 0,
+    )  # fmt: skip
     lines = (
-        f"{environment.cpu or 'unknown CPU'} ({' '.join(environment.isa)}), {environment.threads} threads, "
-        f"{environment.precision}{target}",
-        f"{versions}; seed {report.seed}; {samples}",
-        f"{took}; peak memory {size_text(report.peak_memory_bytes)}",
+        ", ".join(machine),
+        "; ".join((versions, _("seed {seed}", seed=report.seed), samples)),
+        f"{took}; " + _("peak memory {size}", size=size_text(report.peak_memory_bytes)),
     )
     return Text("\n").join(_styled(line, "dim") for line in lines)
 
 
 def _warnings(report: Report) -> list[Text]:
-    marks = {True: Text("note: ", style="dim"), False: Text("warning: ", style="yellow")}
-    return [marks[explains_null(words)] + _styled(words) for words in report.warnings]
+    marks = {True: Text(_("note:"), style="dim"), False: Text(_("warning:"), style="yellow")}
+    return [marks[explains_null(words)] + _styled(f" {shown(words)}") for words in report.warnings]
 
 
 def _median(latency: Latency | None) -> float | None:
@@ -196,4 +208,4 @@ def _spread(latency: Latency | None) -> str:
         return ""
     low, high = time_text(latency.p10), time_text(latency.p90)
     # Omit the first unit if both are the same.
-    return f"{low.removesuffix(high[high.index(' ') :])} to {high}"
+    return _("{low} to {high}", low=low.removesuffix(high[high.index(" ") :]), high=high)

@@ -16,6 +16,8 @@ from pathlib import Path
 from tersor.words.matching import Template
 
 LANGUAGES = {"en": "English", "zh": "中文"}
+# The context of sentences that `said` marks: any text is searched for these, and for no others.
+KEPT = "kept"
 _FOLDER = Path(__file__).parent
 _chosen: ContextVar[str | None] = ContextVar("language", default=None)
 # In the order of the GNU C library, after our own.
@@ -53,7 +55,7 @@ def _(message: str, **values: object) -> str:
     >>> _("{count} of {all} layers", count=1, all=3)
     '1 of 3 layers'
     """
-    text = _catalogue(language()).gettext(message) if message else ""
+    text = _translated(message, kept=False) if message else ""
     return text.format(**values) if values else text
 
 
@@ -76,24 +78,23 @@ def said(message: str, **values: object) -> str:
 
 
 def shown(text: str) -> str:
-    """Translate kept English: a whole sentence of the catalogue, with values in it or not; else the text as it is.
+    """Translate kept English: a whole sentence that `said` marks, with values in it or not; else the text as it is.
 
     >>> with speaking("zh"):
-    ...     shown("unknown"), shown("of another library")
-    ('未知', 'of another library')
+    ...     shown("no reason known"), shown("of another library")
+    ('原因未知', 'of another library')
     >>> with speaking("zh"):
-    ...     shown("1 of 3 layers fell back to float (fc)")
-    '3 层中有 1 层回退为浮点 (fc)'
+    ...     shown("original.metric: unknown, because no reason known")
+    'original.metric：未知，原因：原因未知'
     """
     if language() == "en" or not text:
         return text
-    catalogue = _catalogue(language())
-    if (found := catalogue.gettext(text)) != text:
+    if (found := _translated(text, kept=True)) != text:
         return found
     for template in _templates(language()):
         values = template.values(text)
         if values is not None:
-            return catalogue.gettext(template.text).format(**{k: shown(v) for k, v in values.items()})
+            return _translated(template.text, kept=True).format(**{k: shown(v) for k, v in values.items()})
     parts = text.split("; ")
     return text if len(parts) == 1 else "; ".join(map(shown, parts))
 
@@ -113,8 +114,18 @@ def _catalogue(name: str) -> NullTranslations:
         return GNUTranslations(stream)
 
 
+def _translated(message: str, kept: bool) -> str:
+    """A sentence as `said` marks it or as `_` does, or else the other way."""
+    catalogue = _catalogue(language())
+    ways = (lambda: catalogue.pgettext(KEPT, message), lambda: catalogue.gettext(message))
+    found = (way() for way in (ways if kept else ways[::-1]))
+    return next((text for text in found if text != message), message)
+
+
 @cache
 def _templates(name: str) -> tuple[Template, ...]:
-    """The sentences of a catalogue with places for values, those with the most words of their own first."""
-    messages = [m for m in vars(_catalogue(name)).get("_catalog", {}) if isinstance(m, str) and "{" in m]
-    return tuple(sorted((Template(m) for m in messages), key=lambda template: -template.own))
+    """The kept sentences of a catalogue with places for values, those with the most words of their own first."""
+    start = f"{KEPT}\x04"
+    messages = [m for m in vars(_catalogue(name)).get("_catalog", {}) if isinstance(m, str) and m.startswith(start)]
+    found = [Template(m.removeprefix(start)) for m in messages if "{" in m]
+    return tuple(sorted((one for one in found if one.usable), key=lambda template: -template.own))

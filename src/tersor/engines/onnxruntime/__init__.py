@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.engines.base import Account, Runner, require
 from tersor.engines.options import check_options
 from tersor.engines.targets import CPUS, Target, planned_for, target_of
+from tersor.words import said
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +31,7 @@ class OnnxRuntime:
 
     int8_products: bool = False
     name: str = "onnxruntime"
-    summary: str = "int8 on x86 and ARM CPUs; a portable QDQ ONNX file"
+    summary: str = said("int8 on x86 and ARM CPUs; a portable QDQ ONNX file")
     install: str = 'pip install "tersor[onnx]"'
     libraries: tuple[str, ...] = ("tersor.engines.onnxruntime.runner", "onnxruntime")
     cheap: bool = True
@@ -39,7 +40,7 @@ class OnnxRuntime:
     decoder: None = None
     notes: tuple[str, ...] = ()
     targets: tuple[Target, ...] = CPUS
-    unaudited: str = "the engine reports no operators"
+    unaudited: str = said("the engine reports no operators")
     tolerance: float = 1.0
     plain_note: str = ""
     precisions: tuple[str, ...] = ("f32",)

@@ -8,6 +8,7 @@ from onnx import TensorProto
 
 from tersor.checkpoints.onnx.rewrites import ABSORBED
 from tersor.engines.base import Executed
+from tersor.words import said
 
 _INTEGER = re.compile(
     r"QLinear\w+|QGemm|ConvInteger|MatMulInteger\w*|DynamicQuantizeMatMul|DynamicQuantizeLSTM|(Deq|Q)uantizeLinear"
@@ -85,22 +86,26 @@ class _Written:
         node = self.nodes.get(name)
         if node is None or node.op_type not in (*_LAYERS, *_NEEDS_OUTPUT):
             return None
-        kind, rule = node.op_type, "ONNX Runtime: {} in FP32, "
+        kind = node.op_type
+
+        def because(rule: str) -> str:
+            return said("ONNX Runtime: {op} in FP32, {rule}", op=kind, rule=rule)
+
         inputs = 1 if kind in ("Conv", "GlobalAveragePool", "AveragePool") else 2
         if any(not self._quantized(i) for i in node.input[:inputs]):
-            return rule.format(kind) + "since one of its inputs is not quantized"
+            return because(said("since one of its inputs is not quantized"))
         if kind in _LAYERS and not self._quantized(node.input[1]):
-            return rule.format(kind) + "since its weight is not quantized"
+            return because(said("since its weight is not quantized"))
         if kind == "ConvTranspose":
-            return rule.format(kind) + "since it has no integer kernel"
+            return because(said("since it has no integer kernel"))
         behind = self.readers.get(node.output[0], [])
         quantizers = [r for r in behind if r.op_type == "QuantizeLinear"]
         if kind in _NEEDS_OUTPUT and not quantizers:
             others = ", ".join(sorted({r.op_type for r in behind})) or "the output"
-            return rule.format(kind) + f"since its value goes to {others}, not directly to a quantizer"
+            return because(said("since its value goes to {readers}, not directly to a quantizer", readers=others))
         if len(behind) > 1:
-            return rule.format(kind) + "since its value has consumers other than one quantizer"
-        return rule.format(kind) + "no reason known"
+            return because(said("since its value has consumers other than one quantizer"))
+        return because(said("no reason known"))
 
     def _quantized(self, value: str) -> bool:
         maker = self.maker.get(value)

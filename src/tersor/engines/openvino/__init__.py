@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.engines.base import Account, Runner, require
 from tersor.engines.options import check_options
 from tersor.engines.targets import CPUS, Target, planned_for, target_of
+from tersor.words import said
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,7 @@ class OpenVINO:
     """OpenVINO's CPU plugin."""
 
     name: str = "openvino"
-    summary: str = "int8 on x86 and ARM CPUs; the default"
+    summary: str = said("int8 on x86 and ARM CPUs; the default")
     install: str = "pip install openvino"
     libraries: tuple[str, ...] = ("tersor.engines.openvino.runner", "openvino")
     cheap: bool = True
@@ -32,11 +33,13 @@ class OpenVINO:
     runs_modules: bool = False
     notes: tuple[str, ...] = ()
     targets: tuple[Target, ...] = CPUS
-    unaudited: str = "the engine reports no operators"
+    unaudited: str = said("the engine reports no operators")
     tolerance: float = 1.0
     plain_note: str = (
-        "on CPUs with BF16 products OpenVINO computes float operators in BF16 unless the model is compiled with "
-        "INFERENCE_PRECISION_HINT f32, which no file can hold: set it"
+        said(
+            "on CPUs with BF16 products OpenVINO computes float operators in BF16 unless the model is compiled "
+            "with INFERENCE_PRECISION_HINT f32, which no file can hold: set it",
+        )
     )
 
     def version(self) -> str | None:
@@ -112,7 +115,7 @@ class OpenVINO:
         from tersor.engines.openvino.runner import OpenVINORunner
 
         halves = [n.name for n in network.operators() if n.meta.get("half") == "bf16"]
-        note = "this CPU has no BF16 products, so OpenVINO computes operators planned in BF16 in FP32"
+        note = said("this CPU has no BF16 products, so OpenVINO computes operators planned in BF16 in FP32")
         notes = dict.fromkeys(halves, note) if halves and not self._computes_bf16() else {}
         return OpenVINORunner(self.lower(network), threads, precision, notes)
 

@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 from tersor.engines.targets import cpuinfo, isa_flags
+from tersor.words import said
 
 _GROUPED = "GroupConvolutionBackpropData"
 _TRANSPOSED = ("ConvolutionBackpropData", _GROUPED)
@@ -44,13 +45,15 @@ def _ragged(op: Any) -> bool:
 
 # In Deconvolution::canBeExecutedInInt8 of OpenVINO's CPU plugin.
 RULES = (
-    Rule(_TRANSPOSED[:1], lambda op: _strides(op)[-1] > 3, "since the stride of its last dimension is above 3"),
+    Rule(_TRANSPOSED[:1], lambda op: _strides(op)[-1] > 3, said("since the stride of its last dimension is above 3")),
     Rule(
         _TRANSPOSED,
         lambda op: any(k < s for k, s in zip(_kernel(op), _strides(op), strict=True)),
-        "since its kernel is smaller than its stride",
+        said("since its kernel is smaller than its stride"),
     ),
-    Rule((_GROUPED,), _ragged, "since it is grouped and its channels are no multiple of 16 (of 8 without AVX-512)"),
+    Rule((_GROUPED,), _ragged, said(
+        "since it is grouped and its channels are no multiple of 16 (of 8 without AVX-512)",
+    )),
 )
 
 
@@ -60,5 +63,5 @@ def reason(operators: Iterable[Any]) -> str | None:
         kind = op.get_type_name()
         for rule in RULES:
             if kind in rule.kinds and rule.applies(op):
-                return f"OpenVINO: {kind} in FP32, {rule.text}"
+                return said("OpenVINO: {op} in FP32, {rule}", op=kind, rule=rule.text)
     return None

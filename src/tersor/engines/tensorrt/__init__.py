@@ -13,6 +13,7 @@ from tersor.engines.base import Account, Runner, require
 from tersor.engines.onnxruntime import OnnxRuntime
 from tersor.engines.options import check_options
 from tersor.engines.targets import Target, target_of
+from tersor.words import said
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ class TensorRT:
     """Files for NVIDIA's TensorRT."""
 
     name: str = "tensorrt"
-    summary: str = "explicit QDQ ONNX for NVIDIA's TensorRT; checked here, built there"
+    summary: str = said("explicit QDQ ONNX for NVIDIA TensorRT; checked here, built on the target machine")
     install: str = 'pip install "tersor[onnx]"'
     libraries: tuple[str, ...] = ("tersor.engines.tensorrt.runner", "onnxruntime")
     cheap: bool = False
@@ -36,7 +37,9 @@ class TensorRT:
     decoder: None = None
     notes: tuple[str, ...] = ()
     targets: tuple[Target, ...] = ()
-    unaudited: str = "TensorRT chooses its kernels on the target machine: `trtexec --dumpLayerInfo` lists them there"
+    unaudited: str = said(
+        "TensorRT chooses its kernels on the target machine: `trtexec --dumpLayerInfo` lists them there",
+    )
     tolerance: float = 1.0
     plain_note: str = ""
     precisions: tuple[str, ...] = ("f32",)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tersor.engines.base import Account, Runner
 from tersor.engines.options import check_options
 from tersor.engines.targets import CPUS, Target, planned_for, target_of
+from tersor.words import said
 
 if TYPE_CHECKING:
     import torch
@@ -22,16 +23,18 @@ class Torch:
     """The network as planned, in float arithmetic, with every rounding that an integer engine would make."""
 
     name: str = "torch"
-    summary: str = "simulation: every format, no speed-up"
+    summary: str = said("simulation: every format, no speed-up")
     install: str = "pip install torch"
     libraries: tuple[str, ...] = ("tersor.engines.torch.runner",)
     cheap: bool = False
     simulates: bool = True
     runs_modules: bool = True
     decoder: None = None
-    notes: tuple[str, ...] = ("the engine `torch` simulates: it shows the accuracy of integers, not their speed",)
+    notes: tuple[str, ...] = (said(
+        "the engine `torch` simulates: it shows the accuracy of integers, not their speed",
+    ),)
     targets: tuple[Target, ...] = CPUS
-    unaudited: str = "the engine reports no operators"
+    unaudited: str = said("the engine reports no operators")
     tolerance: float = 0.0
     plain_note: str = ""
 

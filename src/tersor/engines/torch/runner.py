@@ -12,6 +12,7 @@ from tersor.engines.inputs import of_network, taken
 from tersor.engines.options import threads_of
 from tersor.network.network import Network, op_name
 from tersor.network.quantize import is_quantizer
+from tersor.words import said
 
 FILES = checkpoint.FILES
 
@@ -45,7 +46,7 @@ class TorchRunner:
 
     def executed(self) -> list[Executed]:
         """Every operator; the simulation computes everything in FP32 that is not kept in half precision."""
-        note = "a simulation: integers are rounded to, the arithmetic is float"
+        note = said("a simulation: integers are rounded to, the arithmetic is float")
         operators = [n for n in self.network.operators() if not is_quantizer(n)]
         return [Executed(n.name, op_name(n), n.meta.get("half", "fp32"), (n.name,), note) for n in operators]
 

@@ -12,6 +12,7 @@ from tersor.network.blocks.operators import View, tensors, watch
 from tersor.network.blocks.stream import Reader, Stream
 from tersor.network.blocks.unchanged import Call, unchanged
 from tersor.numerics.hadamard import Rotation
+from tersor.words import said
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +125,7 @@ def rotate_ends(embedding: nn.Module, head: nn.Module, norm: nn.Module, rotation
     with torch.no_grad():
         if last is table:
             head.weight = nn.Parameter(table.detach().clone(), requires_grad=table.requires_grad)
-            notes = ("head and embedding shared their weight; each has its own now",)
+            notes = (said("head and embedding shared their weight; each has its own now"),)
         _rotate_reader(head.get_parameter("weight"), reader, ends, rotation)
         table.copy_(rotation(table.double()))
         if reader.norm is not None:

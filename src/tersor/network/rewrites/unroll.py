@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from tersor.network.network import Network, aten, finish, op_name
+from tersor.words import said
 
 STEPS = 512  # a longer graph takes too long to compile
 RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -45,22 +46,25 @@ class Mark:
 def why_not(node: fx.Node) -> str | None:
     """Why a recurrent operator cannot be unrolled, or None if it can."""
     if node.target not in _INPUT:
-        return "packed sequences are not unrolled: pass padded ones of a fixed length"
+        return said("packed sequences are not unrolled: pass padded ones of a fixed length")
     x, _, parameters, biases, layers, _, training, bidirectional, batch_first = node.args
     if training:
-        return "it is in training mode"
+        return said("it is in training mode")
     shape = x.meta["val"].shape  # type: ignore[union-attr]
     if len(shape) != 3:
-        return "its input has no batch"
+        return said("its input has no batch")
     time = 1 if batch_first else 0
     length = shape[time]
     if not isinstance(length, int) or time in x.meta.get("free", ()):  # type: ignore[union-attr]
-        return "its length is not fixed"
+        return said("its length is not fixed")
     if length > STEPS:
-        return f"its {length} steps are too many to unroll; at most {STEPS} are supported"
+        return said(
+            "its {count} steps are too many to unroll; at most {most} are supported",
+            count=length, most=STEPS,
+        )
     weights = 4 if biases else 2
     if len(parameters) != weights * layers * (2 if bidirectional else 1):  # type: ignore[arg-type, operator]
-        return "its state is projected"
+        return said("its state is projected")
     return None
 
 

@@ -18,6 +18,7 @@ from tersor.pipeline.folder.hessians import Hessians
 from tersor.pipeline.folder.plan import WeightPlan
 from tersor.recipe import Quantize
 from tersor.solvers import Choice, LayerProblem, LayerRecord, ask, joint_choice, pruner_choice
+from tersor.words import said
 
 # The statistics of a layer's inputs that are collected here.
 COLLECTED = frozenset({"gram"})
@@ -157,9 +158,9 @@ def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, step: 
         if choice.needs and plan.expert and not joint and not hessians.reached(plan):
             assert plan.wanted is not None
             if plan.spec is None:
-                return SolvedWeight(plan, None, note="stays float: no token of the calibration text reached it")
+                return SolvedWeight(plan, None, note=said("stays float: no token of the calibration text reached it"))
             choice = plan.wanted.without_data().choice(seed)
-            note = "rounded to nearest: no token of the calibration text reached it"
+            note = said("rounded to nearest: no token of the calibration text reached it")
         elif choice.needs:
             gram = hessians.of(plan)
             cross = hessians.cross(plan, weight)
@@ -171,7 +172,7 @@ def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, step: 
         if step.fallback == "error":
             text = str(error) if plan.name in str(error) else f"layer {plan.name}: {error}"
             raise CalibrationError(f"{text}; or let it stay float: `fallback: float` in the recipe") from error
-        return SolvedWeight(plan, None, note=f"stays float by `fallback: float`: {error}")
+        return SolvedWeight(plan, None, note=said("stays float by `fallback: float`: {why}", why=error))
     line = answer.record
     if plan.spec is None:
         line = replace(line, method=f"{line.method} {plan.sparsity}")

@@ -37,6 +37,7 @@ from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
 from tersor.turns import in_turn
+from tersor.words import _, said
 
 
 @takes_former_name("counted", "token_mask")
@@ -161,12 +162,12 @@ class FolderHost:
         texts = [t for t in (calibration, original, compressed) if t is not None]
         count, done = len(job.metamodel.blocks), streaming.finished([])
         if texts:
-            with stages.stage("record", "embedding the text"):
+            with stages.stage("record", _("embedding the text")):
                 streaming.begin(texts, done)
                 # The files show where the last run stopped; their sizes follow from the first block's input.
                 done = streaming.finished(texts)
         records = [record for k in range(done) for record in streaming.journal.record(k)]
-        with stages.stage("solve", f"block {done + 1} of {count}", sum(t.touched for t in job.plans)) as bar:
+        with stages.stage("solve", _block(done, count), sum(t.touched for t in job.plans)) as bar:
             bar.at(len(records))
             number = done
 
@@ -192,7 +193,7 @@ def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
     """Measure on the held-out text, and assemble all figures."""
     streaming, scores = found.streaming, {}
     if job.evaluation is not None and found.original and found.compressed:
-        with stages.stage("measure", "perplexity", len(job.evaluation)) as bar:
+        with stages.stage("measure", _("perplexity"), len(job.evaluation)) as bar:
             after, before = streaming.tail(found.compressed), streaming.tail(found.original)
             scored = comparison(after, before, job.evaluation, batch=1, progress=bar.at)
         scores = {"original": scored.reference, "compressed": scored.model, "divergence": scored.divergence}
@@ -226,11 +227,16 @@ def _unreached(records: list[dict[str, Any]]) -> list[str]:
     names = [r["name"] for r in records if r["method"] != KEPT and r["note"]]
     if not names:
         return []
-    more = f" and {len(names) - 3} more, which their lines name" if len(names) > 3 else ""
+    listed = ", ".join(names[:3])
+    if len(names) > 3:
+        listed = said("{names} and {count} more", names=listed, count=len(names) - 3)
     return [
-        f"{len(names)} weights of experts that no token of the calibration text reached are rounded to nearest: "
-        f"{', '.join(names[:3])}{more}; more text (--samples) may reach them"
-    ]
+        said(
+            "{count} weights of experts that no token of the calibration text reached are rounded to nearest: {names}; "
+            "more text (--samples) may reach them",
+            count=len(names), names=listed,
+        )
+    ]  # fmt: skip
 
 
 def _record(plan: WeightPlan, solved: dict[str, Any] | None, job: Job) -> WeightRecord:
@@ -250,5 +256,9 @@ def _record(plan: WeightPlan, solved: dict[str, Any] | None, job: Job) -> Weight
 
 def _line(weight: SolvedWeight, number: int, count: int) -> str:
     error = weight.record.output_error if weight.record else None
-    share = "" if error is None else f", error {error:.2e}"
-    return f"block {number + 1} of {count}: {weight.plan.name.rsplit('.', 2)[-1]}{share}"
+    line = f"{_block(number, count)}: {weight.plan.name.rsplit('.', 2)[-1]}"
+    return line if error is None else f"{line}, " + _("error {error}", error=f"{error:.2e}")
+
+
+def _block(number: int, count: int) -> str:
+    return _("block {number} of {count}", number=number + 1, count=count)

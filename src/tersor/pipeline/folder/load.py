@@ -17,6 +17,7 @@ from tersor.network.quantized import QuantizedLinear, QuantizedWeight
 from tersor.network.swap import weighted_modules
 from tersor.numerics import QTensor
 from tersor.pipeline.folder.metamodel import MetaModel, quiet
+from tersor.words import said
 
 
 def is_language(folder: Path) -> bool:
@@ -64,7 +65,10 @@ def load_language(
             try:
                 return LanguageModel(_in_engine(candidate, folder, threads, precision), candidate.name, why_not)
             except (EngineError, CaptureError) as error:
-                why_not = f"{candidate.name} does not support this model: {str(error.args[0]).splitlines()[0]}"
+                why_not = said(
+                    "{engine} does not support this model: {reason}",
+                    engine=candidate.name, reason=str(error.args[0]).splitlines()[0],
+                )
         last = tried[-1]
         return LanguageModel(_in_engine(last, folder, threads, precision), last.name, why_not)
 

@@ -15,6 +15,7 @@ from tersor.recipe import Decision, Quantization, Quantize, Recipe, decide, with
 from tersor.solvers import Sparsity
 from tersor.tables import Named
 from tersor.terminal import Shown
+from tersor.words import said
 
 _DEFAULT = QuantSpec("int8", "channel")
 _FORMATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -167,7 +168,7 @@ def _candidates(metamodel: MetaModel) -> Iterator[WeightPlan]:
             for tensor_slice in by_parameter.get(name, []):
                 reason = _skip_reason(metamodel, weighted, tensor_slice)
                 if head and id(weighted.module.get_parameter(key)) in seen:
-                    reason = "it is tied to the embedding"
+                    reason = said("it is tied to the embedding")
                 entry = metamodel.folder.entries[tensor_slice.name]
                 shape = entry.shape
                 if len(shape) == 2:
@@ -179,12 +180,15 @@ def _candidates(metamodel: MetaModel) -> Iterator[WeightPlan]:
 
 def _skip_reason(metamodel: MetaModel, weighted: WeightedModule, tensor_slice: TensorSlice) -> str:
     if not tensor_slice.whole:
-        return "transformers turns or mixes it on loading"
+        return said("transformers turns or mixes it on loading")
     if tensor_slice.parameter in metamodel.experts.routers:
-        return "it is a router, which chooses between experts"
+        return said("it is a router, which chooses between experts")
     if tensor_slice.index is not None:
         return ""
-    return "" if weighted.op == "linear" else f"no product with it is known ({type(weighted.module).__name__})"
+    return "" if weighted.op == "linear" else said(
+        "no product with it is known ({kind})",
+        kind=type(weighted.module).__name__,
+    )
 
 
 def _left(metamodel: MetaModel, planned: Set[str]) -> Iterator[WeightPlan]:
@@ -194,23 +198,24 @@ def _left(metamodel: MetaModel, planned: Set[str]) -> Iterator[WeightPlan]:
         if len(entry.shape) < 2 or name in planned or not entry.dtype.is_floating_point:
             continue
         tensor_slice = metamodel.slices.get(name) or TensorSlice(name, "")
-        reason = f"stays float: {_left_reason(metamodel, tensor_slice, entry.shape, ops)}"
+        reason = said("stays float: {reason}", reason=_left_reason(metamodel, tensor_slice, entry.shape, ops))
         yield WeightPlan(tensor_slice, entry.dtype, entry.shape, False, None, None, reason)
 
 
 def _left_reason(metamodel: MetaModel, place: TensorSlice, shape: tuple[int, ...], ops: Mapping[str, str]) -> str:
     op = ops.get(place.parameter, "")
     if not place.parameter:
-        return f"{type(metamodel.model).__name__} has no place for it"
+        return said("{kind} has no place for it", kind=type(metamodel.model).__name__)
     if op == "embedding":
-        return "rows of an embedding are looked up, not multiplied"
+        return said("rows of an embedding are looked up, not multiplied")
     if not place.parameter.startswith(metamodel.blocks.path + "."):
-        return f"it lies outside the blocks that are compressed ({metamodel.blocks.path})"
+        return said("it lies outside the blocks that are compressed ({path})", path=metamodel.blocks.path)
     if len(shape) > 2:
         dimensions = " x ".join(map(str, shape))
-        kind = "the experts are one tensor" if metamodel.experts.hold(place.parameter) else "it is one tensor"
-        return f"{kind} of {dimensions}, and layouts of folders hold matrices"
-    return "no product with it is known"
+        if metamodel.experts.hold(place.parameter):
+            return said("the experts are one tensor of {shape}, and layouts of folders hold matrices", shape=dimensions)
+        return said("it is one tensor of {shape}, and layouts of folders hold matrices", shape=dimensions)
+    return said("no product with it is known")
 
 
 def _decided(plan: WeightPlan, step: Quantize, fits: LayoutFit) -> WeightPlan:
@@ -227,7 +232,7 @@ def _decided(plan: WeightPlan, step: Quantize, fits: LayoutFit) -> WeightPlan:
     if found.keep is not None:
         return skipped(_kept(plan, found))
     if plan.reason:
-        return skipped(f"stays float: {plan.reason}")
+        return skipped(said("stays float: {reason}", reason=plan.reason))
     if found.activations.when != "never":
         rules = " and ".join(f"the rule ({rule})" for rule in found.rules)
         raise RecipeError(
@@ -235,7 +240,9 @@ def _decided(plan: WeightPlan, step: Quantize, fits: LayoutFit) -> WeightPlan:
             "alone are compressed; leave it out"
         )
     if plan.tail and not found.named & {"weights", "sparsity"}:
-        return skipped("stays float: it decides between the tokens; a rule with `weights` of its own quantizes it")
+        return skipped(said(
+            "stays float: it decides between the tokens; a rule with `weights` of its own quantizes it",
+        ))
     if found.spec is None and found.sparsity is None:
         return skipped(found.reason)
     return replace(
@@ -256,4 +263,4 @@ def _kept(plan: WeightPlan, found: Decision) -> str:
             f"{plan.name}: the folder stores it in {stored} and float weights are copied as they are, so it cannot be "
             f"stored in {found.keep} ({found.reason}); `keep: fp32` leaves it as it is"
         )
-    return f"stays {stored}: {found.reason}"
+    return said("stays {format}: {reason}", format=stored, reason=found.reason)

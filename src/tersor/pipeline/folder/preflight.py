@@ -15,6 +15,7 @@ from tersor.pipeline.folder.activations import TOKENS
 from tersor.pipeline.folder.blockwise import corrects_upstream_error
 from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.pipeline.folder.plan import WeightPlan
+from tersor.words import said
 
 
 @dataclass(frozen=True)
@@ -108,45 +109,67 @@ def _warnings(metamodel: MetaModel, plans: list[WeightPlan], layout: str, calibr
     ]
     if ragged:
         t = ragged[0]
+        assert t.spec is not None
         found.append(
-            f"{len(ragged)} layers do not divide by the group ({t.name}: {t.shape[1]} inputs by "
-            f"{t.spec.granularity.size}); their last group is shorter"  # type: ignore[union-attr]
-        )
+            said(
+                "{count} layers do not divide by the group ({name}: {inputs} inputs by {size}); their last group is "
+                "shorter",
+                count=len(ragged), name=t.name, inputs=t.shape[1], size=t.spec.granularity.size,
+            )
+        )  # fmt: skip
     unfit = [t for t in plans if "fallback: float" in t.reason]
     if unfit:
-        rest = f" and {len(unfit) - 1} more" if len(unfit) > 1 else ""
-        found.append(f"{len(unfit)} layers stay float by `fallback: float`: {unfit[0].name}{rest}")
+        found.append(
+            said("{count} layers stay float by `fallback: float`: {names}", count=len(unfit), names=_first(unfit))
+        )
     turned = [t for t in plans if t.spec and t.transposed]
     if turned:
         found.append(
-            f"{len(turned)} weights belong to no nn.Linear ({turned[0].name}); Tersor reads them back, other tools may "
-            "not"
+            said(
+                "{count} weights belong to no nn.Linear ({name}); Tersor reads them back, other tools may not",
+                count=len(turned), name=turned[0].name,
+            )
         )
     uneven = [t for t in plans if t.spec and t.slice.index is not None and not t.spec.symmetric]
     if uneven and LAYOUTS[layout].fused_experts_alike:
-        found.append(f"transformers does not open asymmetric experts ({uneven[0].name}); Tersor does")
+        found.append(said("transformers does not open asymmetric experts ({name}); Tersor does", name=uneven[0].name))
     if any(t.sparsity and t.spec is None for t in plans):
-        found.append("zeros among float weights make neither the file smaller nor an engine here faster")
+        found.append(said("zeros among float weights make neither the file smaller nor an engine here faster"))
     found += LAYOUTS[layout].reader_limits([t.spec for t in plans if t.spec])
     bits = {t.spec.format.bits for t in plans if t.spec}
     if bits & {2, 3}:
-        found.append("2 and 3 bits save memory here, not time: no engine on this machine computes with them")
+        found.append(said("2 and 3 bits save memory here, not time: no engine on this machine computes with them"))
     if metamodel.unused:
-        found.append(f"{len(metamodel.unused)} tensors of the folder have no place in the model; they are copied")
+        count = len(metamodel.unused)
+        found.append(said("{count} tensors of the folder have no place in the model; they are copied", count=count))
     widest = max((t.shape[1] for t in plans if t.touched), default=0)
     if metamodel.untied:
         found.append(
-            f"config.json ties {', '.join(metamodel.untied)} to other weights, but the folder stores values of its "
-            "own: they are kept, as transformers does"
+            said(
+                "config.json ties {names} to other weights, but the folder stores values of its own: they are "
+                "kept, as transformers does",
+                names=", ".join(metamodel.untied),
+            )
         )
     if calibration is not None and calibration.ids.numel() < 16 * widest:
         found.append(
-            f"{calibration.ids.numel()} tokens calibrate layers of {widest} inputs; 16 for each input would be better"
+            said(
+                "{tokens} tokens calibrate layers of {inputs} inputs; 16 for each input would be better",
+                tokens=calibration.ids.numel(), inputs=widest,
+            )
         )
     return found
+
+
+def _first(plans: list[WeightPlan]) -> str:
+    if len(plans) == 1:
+        return plans[0].name
+    return said("{names} and {count} more", names=plans[0].name, count=len(plans) - 1)
 
 
 def _same(calibration: Windows | None, evaluation: Windows | None) -> list[str]:
     if calibration is None or evaluation is None or calibration.protocol.data != evaluation.protocol.data:
         return []
-    return ["the text to judge on (--valid) is the one to calibrate on (--data): the loss is larger on any other"]
+    return [
+        said("the evaluation text (--valid) is also the calibration text (--data): the loss on other text is larger")
+    ]

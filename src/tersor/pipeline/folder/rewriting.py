@@ -13,7 +13,9 @@ from tersor.network.blocks.chain import Blocks
 from tersor.network.blocks.scale_transfers import apply, scale_transfers
 from tersor.numerics import QuantSpec
 from tersor.numerics.hadamard import Rotation
+from tersor.words import said
 
+UNTIED = said("head and embedding shared their weight; after the rotation each has its own")
 Calls = Callable[[], Iterator[tuple[tuple, dict]]]
 """The arguments of a block, in batches."""
 

@@ -20,7 +20,7 @@ from tersor.pipeline.folder.blockwise import BatchRun, BlockWeights, SolvedWeigh
 from tersor.pipeline.folder.journal import Journal
 from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.pipeline.folder.plan import WeightPlan
-from tersor.pipeline.folder.rewriting import block_calls, ends, rotate_block, rotate_ends, scale_block
+from tersor.pipeline.folder.rewriting import UNTIED, block_calls, ends, rotate_block, rotate_ends, scale_block
 from tersor.recipe import Quantize
 
 
@@ -255,7 +255,7 @@ class Streaming:
         if self.rotation is not None:
             self.untied = rotate_ends(self.metamodel.model, self.metamodel.blocks, self.rotation)
             if self.untied:
-                self.notes = ["head and embedding shared their weight; after the rotation each has its own"]
+                self.notes = [UNTIED]
 
     def outside(self, solved: list[SolvedWeight]) -> dict[str, Tensor]:
         """The tensors that the folder stores besides the blocks."""

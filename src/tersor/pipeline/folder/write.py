@@ -23,6 +23,7 @@ from tersor.pipeline.folder.job import Job
 from tersor.pipeline.folder.journal import Journal, save
 from tersor.report.card import CARD, model_card, name_of, original_card
 from tersor.report.language import language_html
+from tersor.words import said
 
 
 def check_readable(job: Job) -> None:
@@ -90,7 +91,10 @@ def _finish(
     stored = {name: torch.empty(e.shape, dtype=e.dtype, device="meta") for name, e in found}
     unchecked = open_as_reader(config, stored, job.metamodel.unused)
     if left:
-        unchecked.append(f"not copied from the source, as they are no known side files: {', '.join(left)}")
+        unchecked.append(said(
+            "not copied from the source, as they are no known side files: {names}",
+            names=", ".join(left),
+        ))
     report = report.model_copy(update={"warnings": (*report.warnings, *unchecked)})
     write_text(staging / "recipe.yaml", job.recipe.to_yaml())
     write_text(staging / "report.json", report.to_json())

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tersor.engines.base import Executed
-from tersor.measure.headline import UNEXPLAINED, is_fallback
+from tersor.measure.headline import is_fallback
 from tersor.network.sites import Plan, PlannedLayer
+from tersor.words import said
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Audited:
         narrowed = self.layer.weight_format is not None and is_fallback(self.executed, self.layer.planned)
         if not (self.fell_back or narrowed):
             return self.note or self.rule or self.layer.reason
-        why = self.rule or f"{engine}: {UNEXPLAINED}"
-        return f"{why} ({self.note})" if self.note else why
+        why = self.rule or said("{engine}: no reason known", engine=engine)
+        return f"{why}; {self.note}" if self.note else why
 
 
 def audit(
-    plan: Plan, rows: Sequence[Executed], unaudited: str = "the engine reports no operators"
+    plan: Plan, rows: Sequence[Executed], unaudited: str = said("the engine reports no operators")
 ) -> list[Audited]:
     """One row for every planned layer.
 
@@ -75,9 +76,13 @@ def _same_kind(layer: PlannedLayer, row: Executed) -> bool:
 def _audited(layer: PlannedLayer, found: tuple[Executed, bool] | None) -> Audited:
     if found is None:
         # A layer without an operator in the compiled model has been merged into a neighbour.
-        return Audited(layer, "fused", "merged into its neighbours by the engine's own optimizer")
+        return Audited(layer, "fused", said("merged into its neighbours by the engine's own optimizer"))
     row, main = found
     if layer.planned == "fused" and not main:
-        return Audited(layer, "fused", f"part of {row.op} {row.name}")
-    part = None if main else f"part of {row.op} {row.name}"
+        return Audited(layer, "fused", _part_of(row))
+    part = None if main else _part_of(row)
     return Audited(layer, row.precision, part, row.note, row.name if main else None)
+
+
+def _part_of(row: Executed) -> str:
+    return said("part of {operator}", operator=f"{row.op} {row.name}")

@@ -3,6 +3,7 @@
 The fastest engine is the best; among engines whose latencies differ only by noise, the one with the smallest file.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -29,7 +30,9 @@ from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
 from tersor.task.unchanged import unchanged
+from tersor.words import _, said
 
+_log = logging.getLogger(__name__)
 # Relative differences up to which latencies, and sizes, count as equal.
 AS_FAST, AS_LARGE = 0.1, 0.01
 # Seconds of calls in each timed round: enough to resolve a difference of 10 %.
@@ -63,7 +66,7 @@ class Candidates:
         found: dict[str, Subject | TersorError] = {}
         for name, host in self.hosts.items():
             try:
-                with stages.stage("capture", f"{name}: planning"):
+                with stages.stage("capture", _("{name}: planning", name=name)):
                     original = captured(task) if subject.network is None else subject.network
                     prepared = planned(original, step, host.policy)
                 ready[name] = rewrite_by_probe(task, step, prepared, stages, subject.seed)
@@ -126,21 +129,23 @@ def choose_engine(
         try:
             if isinstance(found, TersorError):
                 raise found
-            with stages.stage("compile", f"{name}: compiling"):
+            with stages.stage("compile", _("{name}: compiling", name=name)):
                 runner = engine.compile(found.network, threads=threads, precision=precision)
             errors[name] = _faithful(runner, found.details)
         except (EngineError, RecipeError) as error:
-            notes.append(f"engine auto: {name} is excluded: {error}")
+            notes.append(said("engine auto: {name} is excluded: {error}", name=name, error=error))
             continue
         subjects[name], runners[name] = found, runner
     if not runners:
         raise RecipeError(f"no engine takes this recipe: {'; '.join(notes)}")
-    with stages.stage("measure", "timing the engines"):
+    with stages.stage("measure", _("timing the engines")):
         times = interleave({name: (lambda r=r: r(*inputs)) for name, r in runners.items()}, min_time=ROUND)
     sizes = {name: _bytes(runner) for name, runner in runners.items()}
     best, why = preferred(times, sizes, errors)
     told = ", ".join(f"{name} {times[name].median:.2f} ms, {size_text(sizes[name])}" for name in times)
-    note = f"engine auto: {best} chosen, {why} ({told})"
+    note = said("engine auto: {engine} chosen, {why} ({figures})", engine=best, why=why, figures=told)
+    for line in (note, *notes):
+        _log.info(line)
     return Choice(best, subjects[best], runners[best], (note, *notes))
 
 
@@ -151,7 +156,7 @@ def _installed(names: tuple[str, ...]) -> tuple[dict[str, Engine], list[str]]:
         try:
             engines[name] = find_engine(name)
         except EngineError as error:
-            notes.append(f"engine auto: {name} is excluded: {error}")
+            notes.append(said("engine auto: {name} is excluded: {error}", name=name, error=error))
     return engines, notes
 
 
@@ -196,9 +201,11 @@ def preferred(
     small = [name for name in near if sizes[name] <= (1 + AS_LARGE) * smallest]
     best = min(small, key=lambda name: (errors[name], latencies[name].median))
     if len(near) == 1:
-        return best, "the fastest"
+        return best, said("the fastest")
     others = ", ".join(name for name in near if name != best)
-    return best, f"as fast as {others} and {'smaller' if len(small) == 1 else 'nearer to the float network'}"
+    if len(small) == 1:
+        return best, said("as fast as {others} and smaller", others=others)
+    return best, said("as fast as {others} and nearer to the float network", others=others)
 
 
 def _bytes(runner: Any) -> int:

@@ -12,11 +12,12 @@ from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
 from tersor.task import Task
 from tersor.turns import in_turn
+from tersor.words import _, said
 
 _WHY = {
-    "dynamic": "they are quantized at run time",
-    "never": "they stay in float",
-    "static": "the engine {} computes no operator of this network in integers",
+    "dynamic": said("they are quantized at run time"),
+    "never": said("they stay in float"),
+    "static": said("the engine {engine} computes no operator of this network in integers"),
 }
 
 
@@ -27,6 +28,7 @@ def calibrated(
     engine: str = "openvino",
     *,
     target: str | None = None,
+    progress: bool = True,
 ) -> Calibrated:
     """Run the calibration data through the float network and evaluate every estimator.
 
@@ -34,15 +36,16 @@ def calibrated(
 
     Args:
         target: the hardware to plan for, one of the engine's ``targets``; None: this machine.
+        progress: show progress bars on a terminal.
     """
     recipe = resolve(recipe)
-    with Stages() as stages:
-        with stages.stage("capture", "capturing and planning"):
+    with Stages(progress) as stages:
+        with stages.stage("capture", _("capturing and planning")):
             prepared = prepare(task, recipe, find_engine(engine).policy(target))
         sites = [s for s in prepared.plan.activations() if s.source]
         if not sites:
             return Calibrated(prepared.plan, Calibration({}, {}, 0, 0), {}, {}, _nothing(recipe, engine))
-        with stages.stage("calibrate", "calibrating") as bar:
+        with stages.stage("calibrate", _("calibrating")) as bar:
             values = [*prepared.plan.sources(), *observed_inputs(prepared.network)]
             found = calibrate(prepared.network, values, passing(task, prepared.network), on_batch=bar.at)
     estimates = {s.name: compare(found.statistics[s.node], s.spec, OBSERVERS) for s in sites}
@@ -52,9 +55,12 @@ def calibrated(
 
 
 def _nothing(recipe: Recipe, engine: str) -> CalibrationQuality:
-    why = _WHY[recipe.quantize.activations.when].format(engine)
+    why = _WHY[recipe.quantize.activations.when].format(engine=engine)
     warning = (
-        f"the recipe {recipe.name} calibrates no activations, since {why}: there is no range to choose; a static "
-        "recipe such as int8-static has some"
+        said(
+            "the recipe {recipe} calibrates no activations, since {why}: there is no range to choose; a static "
+            "recipe such as int8-static has some",
+            recipe=recipe.name, why=why,
+        )
     )
     return CalibrationQuality(0, {}, 0.0, (warning,))

@@ -1,5 +1,6 @@
 """The whole pipeline in one readable function."""
 
+import logging
 from pathlib import Path
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from tersor.engines.options import check_options
 from tersor.errors import TaskError
 from tersor.measure import Report
 from tersor.measure.environment import usable_processors
+from tersor.measure.headline import fallbacks
 from tersor.measure.layers import layer_noise
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.auto import Choice, choose_engine, with_notes
@@ -22,8 +24,10 @@ from tersor.recipe import Recipe, resolve
 from tersor.task import Task
 from tersor.task.unchanged import unchanged
 from tersor.turns import in_turn
+from tersor.words import _
 
 NOISE_SAMPLES = 8
+_log = logging.getLogger(__name__)
 
 
 @in_turn
@@ -102,12 +106,13 @@ def in_engine(
 ) -> Choice:
     """The network compressed for one engine, and compiled."""
     module = find_engine(engine)
+    _log.info("engine %s %s, recipe %s, %d threads, %s", engine, module.version(), recipe.name, threads, precision)
     subject = start(task, recipe, GraphHost(module.policy(target)), stages)
     with unchanged(task.model, "calibration"):
         for step in recipe.steps:
             subject = step(subject, task, stages)
     solved: Solved = subject.details
-    with stages.stage("compile", "compiling"):
+    with stages.stage("compile", _("compiling")):
         return Choice(engine, subject, module.compile(solved.network, threads=threads, precision=precision))
 
 
@@ -115,15 +120,17 @@ def _report(task: Task, recipe: Recipe, made: Choice, threads: int, stages: Stag
     """The report: original and compressed network measured in the same engine."""
     solved: Solved = made.subject.details
     prepared = solved.prepared
-    with stages.stage("compile", "compiling the original"):
+    with stages.stage("compile", _("compiling the original")):
         module = find_engine(made.engine)
         original = module.compile(prepared.original, threads=threads, precision=made.runner.precision)
     subjects = Subjects(task, made.engine, prepared.original, solved.network, original, made.runner, threads)
     measured = measure(subjects, solved.samples, stages, evaluate)
-    with stages.stage("measure", "error of every layer"):
+    with stages.stage("measure", _("error of every layer")):
         few = tuple(x[:NOISE_SAMPLES] if isinstance(x, Tensor) and x.ndim else x for x in solved.samples)
         noise = layer_noise(prepared.network, solved.network, few, {layer.node for layer in prepared.plan.layers})
-    with stages.stage("measure", "checking the numbers of every operator"):
+    with stages.stage("measure", _("checking the numbers of every operator")):
         account = module.audit(solved.network, made.runner, tuple(x for x in solved.samples if isinstance(x, Tensor)))
     found = make_report(subjects, recipe, solved, measured, account, noise, stages.seconds)
+    for layer in fallbacks(found):
+        _log.info("fell back to %s: %s (%s)", layer.executed, layer.name, layer.note)
     return with_notes(found, made.notes)

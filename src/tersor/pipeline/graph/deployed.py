@@ -28,6 +28,7 @@ from tersor.policy import Policy
 from tersor.recipe import Recipe
 from tersor.recipe.yaml_text import recipe_text
 from tersor.report import html
+from tersor.words import said
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +91,12 @@ class InEngine(Deployed):
         checked = alone(find_engine(self.engine), folder, self.runner, self.samples) if self.samples else None
         report = result.report
         if report is not None and checked is not None and not checked.same:
-            said = f"the files alone, in {self.engine} with its defaults, differ by {checked.difference:.2g}, relative"
-            said += checked.note and f": {checked.note}"
-            report = report.model_copy(update={"warnings": (*report.warnings, said)})
+            differs = said(
+                "the files alone, in {engine} with its defaults, differ by {difference}, relative",
+                engine=self.engine, difference=f"{checked.difference:.2g}",
+            )
+            differs += checked.note and f"; {checked.note}"
+            report = report.model_copy(update={"warnings": (*report.warnings, differs)})
         write_text(folder / "recipe.yaml", result.recipe.to_yaml())
         if report is not None:
             write_text(folder / "report.json", report.to_json())

@@ -33,6 +33,7 @@ from tersor.pipeline.graph.batches import cut
 from tersor.pipeline.progress import Stages
 from tersor.task import Task
 from tersor.task.unchanged import unchanged
+from tersor.words import _, said
 
 ROUNDS = 15
 
@@ -74,15 +75,15 @@ class Subjects:
 def measure(subjects: Subjects, samples: tuple[Any, ...], stages: Stages, evaluate: bool = True) -> Measured:
     """Size, latency, memory and energy of both networks; the metric in the engine and in simulation."""
     found = Measured()
-    with stages.stage("measure", "measuring size and memory", 4) as bar:
+    with stages.stage("measure", _("measuring size and memory"), 4) as bar:
         _sizes_and_memory(subjects, found, bar.advance)
-    with stages.stage("measure", "timing, interleaved", ROUNDS) as bar:
+    with stages.stage("measure", _("timing, interleaved"), ROUNDS) as bar:
         _latencies(subjects, found, bar.at)
     if subjects.task.evaluate is not None and evaluate:
-        with stages.stage("measure", "evaluating original, compressed and simulation", 3) as bar:
+        with stages.stage("measure", _("evaluating original, compressed and simulation"), 3) as bar:
             _metrics(subjects, found, bar.advance)
     else:
-        reason = "evaluation was switched off" if subjects.task.evaluate else "the task has no evaluate"
+        reason = said("evaluation was switched off") if subjects.task.evaluate else said("the task has no evaluate")
         for path in _METRIC_PATHS:
             found.unknown[path] = reason
     _numbers(subjects, samples, found)
@@ -124,7 +125,7 @@ def _sizes_and_memory(subjects: Subjects, found: Measured, on_step: Callable[[],
                 )
                 found.memory[name] = memory.model_bytes
             except TersorError as error:
-                found.unknown[f"{name}.memory_bytes"] = f"it could not be measured ({error})"
+                found.unknown[f"{name}.memory_bytes"] = said("it could not be measured ({error})", error=error)
             on_step()
 
 
@@ -181,17 +182,17 @@ def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -
     if before is not None and after is not None and paired:
         found.interval = paired_interval(before, after, higher_is_better=task.higher_is_better)
     elif before is not None and after is not None:
-        reason = "evaluate used other samples, or another order, the second time; make it deterministic"
+        reason = said("evaluate used other samples, or another order, the second time; make it deterministic")
         found.unknown["compressed.metric_interval"] = reason
     else:
         found.unknown["compressed.metric_interval"] = (
-            "evaluate returns one number; return the scores of all samples"
+            said("evaluate returns one number; return the scores of all samples")
         )
-        found.unknown["samples.evaluation"] = "evaluate returns one number, not the scores of all samples"
+        found.unknown["samples.evaluation"] = said("evaluate returns one number, not the scores of all samples")
     agreement = prediction_agreement(recorders["original"], recorders["compressed"])
     found.agreement = agreement.share
     if agreement.share is None:
-        found.unknown["compressed.agreement"] = agreement.reason or "the outputs are not class scores"
+        found.unknown["compressed.agreement"] = agreement.reason or said("the outputs are not class scores")
     found.simulation_agreement = prediction_agreement(recorders["simulation"], recorders["compressed"]).share
     other, calls = predictor(subjects.original, subjects.original_runner), len(recorders["original"].fingerprints)
     found.warnings += dependence_warnings(task.evaluate, other, calls, list(found.metric.values()))
@@ -232,6 +233,9 @@ def _numbers(subjects: Subjects, samples: tuple[Any, ...], found: Measured) -> N
     numbers = check_numbers(subjects.compressed_runner, subjects.compressed, subjects.original, tensors)
     if not numbers.integer:
         found.warnings.append(
-            f"the engine's output is closer to the float network ({numbers.to_float:.3g}) than to the simulation "
-            f"({numbers.to_simulation:.3g}, relative): the engine computed part of the planned integers in float"
+            said(
+                "the engine's output is closer to the float network ({float}) than to the simulation "
+                "({simulation}, relative): the engine computed part of the planned integers in float",
+                float=f"{numbers.to_float:.3g}", simulation=f"{numbers.to_simulation:.3g}",
+            )
         )

@@ -14,6 +14,7 @@ from tersor.pipeline.graph.prepare import Prepared
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantize
 from tersor.task import Task, batch_size
+from tersor.words import _
 
 # Samples that are checked for repetitions only, if nothing else is observed.
 PROBED = 64
@@ -44,14 +45,14 @@ def observe(task: Task, network: Network, wanted: Observables, stages: Stages, s
         CalibrationError: naming the batch with the wrong structure, or the layer where a value is NaN or infinite.
     """
     first: list[Batch] = []
-    with stages.stage("calibrate", "calibrating") as bar, seeded(seed):
+    with stages.stage("calibrate", _("calibrating")) as bar, seeded(seed):
         batches = passing(task, network)
         needed = batches if wanted.samples is None else some(batches, wanted.samples)
         kept = keeping(needed, first, wanted.kept)
         found = calibrate(network, wanted.values, kept, wanted.layers, wanted.mean_samples, on_batch=bar.at)
     gathered = {}
     if wanted.grams:
-        with stages.stage("calibrate", "collecting Hessians") as bar, seeded(seed):
+        with stages.stage("calibrate", _("collecting Hessians")) as bar, seeded(seed):
             layers = [n for n in network.operators() if n.name in wanted.grams]
             gathered = grams(task, network, {n.name: layer_problem(network, n) for n in layers}, bar.at)
     inputs = _inputs(network, wanted.inputs, first)

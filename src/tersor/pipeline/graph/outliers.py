@@ -26,6 +26,7 @@ from tersor.report.outliers import page
 from tersor.task import Task
 from tersor.terminal import Shown
 from tersor.turns import in_turn
+from tersor.words import _
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,12 +100,12 @@ def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool 
         raise TaskError(f"layer is {layer!r:.80}: give a glob of names, such as *.head")
     samples = whole("samples", samples, 1, None, "64 show what there is to see", CalibrationError)
     with Stages(progress) as stages:
-        with stages.stage("capture", "capturing the network"):
+        with stages.stage("capture", _("capturing the network")):
             network = FoldBatchNorm()(FoldConstants()(capture(task.model, task.example, task.dynamic)))
         layers = _chosen(network, layer)
-        with stages.stage("calibrate", "observing the layers' inputs", samples) as bar:
+        with stages.stage("calibrate", _("observing the layers' inputs"), samples) as bar:
             seen, count = _observed(task, network, layers, samples, bar.at)
-        with stages.stage("measure", "estimating their errors", len(layers)) as bar:
+        with stages.stage("measure", _("estimating their errors"), len(layers)) as bar:
             records = []
             scales = _smoothing(network, seen)
             for node in layers:

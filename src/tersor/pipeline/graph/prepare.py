@@ -15,6 +15,7 @@ from tersor.policy import Policy
 from tersor.policy.policy import SIMULATION
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
+from tersor.words import said
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def planned(original: Network, step: Quantize, policy: Policy) -> Prepared:
     if not original.weight_bytes():
         raise TaskError("the model holds no weights: there is nothing to compress")
     if policy.engine == SIMULATION and (reason := unsaveable(network)):
-        note = f"the result cannot be saved: {reason}"
+        note = said("the result cannot be saved: {reason}", reason=reason)
         return replace(found, original=replace(original, notes=(*original.notes, note)))
     return found
 

@@ -13,6 +13,7 @@ from tersor.pipeline.subject import Subject
 from tersor.policy import Policy
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
+from tersor.words import _
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class GraphHost:
         The order is: plan, probe and rewrite as the plan requires, plan the rewritten network, observe it, solve and
         correct. Only the probe measures before the final plan.
         """
-        with stages.stage("capture", "planning"):
+        with stages.stage("capture", _("planning")):
             original = captured(task) if subject.network is None else subject.network
             prepared = planned(original, step, self.policy)
         prepared = rewrite_by_probe(task, step, prepared, stages, subject.seed)
@@ -53,5 +54,5 @@ def start(task: Task, recipe: Recipe, host: Any, stages: Stages) -> Subject:
         RecipeError: the recipe asks for options that graphs do not support.
     """
     GRAPH.check(recipe)
-    with stages.stage("capture", "capturing"):
+    with stages.stage("capture", _("capturing")):
         return Subject(task.model, host, captured(task), seed=recipe.seed)

@@ -11,6 +11,7 @@ from tersor.pipeline.graph.prepare import Prepared
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantize
 from tersor.task import Task
+from tersor.words import _
 
 # Rows of a value on which smoothing strengths are compared.
 TRIED = 256
@@ -45,7 +46,7 @@ def wants_smoothing(step: Quantize, prepared: Prepared) -> bool:
 
 def _equalized(task: Task, step: Quantize, prepared: Prepared, stages: Stages, seed: int) -> Prepared:
     for name in ("absorb_bias", "equalize"):  # absorb first: a channel's constant part would count as part of its range
-        with stages.stage("calibrate", "equalizing layers") as bar, seeded(seed):
+        with stages.stage("calibrate", _("equalizing layers")) as bar, seeded(seed):
             values = {*prepared.plan.sources(), *(s.node for s in prepared.plan.weights())}
             batches = some(passing(task, prepared.network), step.correction_samples)
             probed = calibrate(prepared.network, values, batches, on_batch=bar.at)
@@ -54,7 +55,7 @@ def _equalized(task: Task, step: Quantize, prepared: Prepared, stages: Stages, s
 
 
 def _smoothed(task: Task, step: Quantize, prepared: Prepared, stages: Stages, seed: int) -> Prepared:
-    with stages.stage("calibrate", "smoothing layers") as bar, seeded(seed):
+    with stages.stage("calibrate", _("smoothing layers")) as bar, seeded(seed):
         planned = {s.node for s in prepared.plan.weights()}
         found = smoothable(prepared.network)
         names = [name for name, layers in found.items() if all(n.name in planned for n in layers)]

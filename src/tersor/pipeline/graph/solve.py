@@ -25,6 +25,7 @@ from tersor.pipeline.graph.prepare import Prepared
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantize
 from tersor.solvers import Answer, ask
+from tersor.words import _
 
 # Samples used to place operators, and the number of times that the resulting plan is checked again.
 PLACED, ROUNDS = 8, 4
@@ -61,7 +62,7 @@ def solve(step: Quantize, prepared: Prepared, observations: Observations, stages
     prepared = _placed(step, prepared, observations)
     observations = observations.only(observables(step, prepared))
     calibration, first = observations.calibration, observations.first
-    with stages.stage("solve", "choosing ranges and weights", len(prepared.plan.sites)) as bar:
+    with stages.stage("solve", _("choosing ranges and weights"), len(prepared.plan.sites)) as bar:
         ranges = activation_ranges(prepared.plan, calibration, bar.advance)
         ranges = fitted_input_ranges(prepared.network, prepared.plan, ranges, one_batch(prepared.network, first, 16))
         solutions = _solve_weights(prepared, ranges, observations, seed, bar.advance)
@@ -69,7 +70,7 @@ def solve(step: Quantize, prepared: Prepared, observations: Observations, stages
         weights = {name: a.qtensor for name, a in solutions.items() if a.qtensor is not None}
         network = rewritten(prepared.network, quantize_network, prepared.plan, ranges, weights)
     if step.bias_correction and calibration.means:
-        with stages.stage("solve", "correcting biases", len(calibration.means)) as bar:
+        with stages.stage("solve", _("correcting biases"), len(calibration.means)) as bar:
             samples = one_batch(network, first, calibration.mean_samples)
             network = rewritten(network, CorrectBias(calibration.means), samples, bar.advance)
     if prepared.policy.integer_biases:
@@ -83,7 +84,7 @@ def _placed(step: Quantize, prepared: Prepared, observations: Observations) -> P
         return prepared
     samples = one_batch(prepared.network, observations.first, PLACED)
     floats: dict[str, str] = {}
-    for _ in range(ROUNDS):
+    for _round in range(ROUNDS):
         ranges = activation_ranges(prepared.plan, observations.calibration)
         found = drowned(prepared.network, prepared.plan, ranges, samples)
         if not found.keys() - floats.keys():

@@ -38,6 +38,7 @@ from tersor.solvers import LayerProblem, ask
 from tersor.task import Task
 from tersor.terminal import Shown
 from tersor.turns import in_turn
+from tersor.words import _, said
 
 _WEIGHT = QuantSpec("int8", "channel")
 _ACTIVATION = QuantSpec("int8", "token", symmetric=False)
@@ -157,7 +158,7 @@ class ModuleHost:
             raise RecipeError(f"nothing in this {type(model).__name__} can be quantized by {self.recipe}: {why}")
         check_copy(model)
         memory: dict[tuple[int, str, bool], QuantizedWeight] = {}
-        with stages.stage("solve", "quantizing", len(chosen)) as bar:
+        with stages.stage("solve", _("quantizing"), len(chosen)) as bar:
             replacements = {}
             for module_plan in chosen:
                 module = _replacement(module_plan, subject.seed, memory).train(model.training)
@@ -184,21 +185,22 @@ def _with_ties(module_plan: ModulePlan, unquantized: dict[int, ModulePlan]) -> M
     tied = next((unquantized[id(t)] for t in module_plan.weighted.tensors() if id(t) in unquantized), None)
     if module_plan.weights is None or tied is None:
         return module_plan
-    return ModulePlan(module_plan.weighted, None, None, f"stays float: tied to {tied.name}, which stays float")
+    reason = said("stays float: tied to {name}, which stays float", name=tied.name)
+    return ModulePlan(module_plan.weighted, None, None, reason)
 
 
 def _planned(weighted: WeightedModule, step: Quantize) -> ModulePlan:
     if weighted.skip_reason:
-        return ModulePlan(weighted, None, None, f"not quantized: {weighted.skip_reason}")
+        return ModulePlan(weighted, None, None, said("not quantized: {reason}", reason=weighted.skip_reason))
     found = decide(weighted.name, weighted.op, step, _WEIGHT)
     if found.keep == "fp32":
-        return ModulePlan(weighted, None, None, f"stays float: {found.reason}")
+        return ModulePlan(weighted, None, None, said("stays float: {reason}", reason=found.reason))
     weights, activations = found.weights, found.activations
     if found.keep is not None:
         weights, activations = Quantization(format=found.keep, granularity="tensor"), Quantization(format="fp32")
     activation = _activation(weighted, activations)
     if activation is not None and weighted.op in CONVOLUTIONS:
-        reason = "stays float: the activations of a convolution are quantized by a static recipe"
+        reason = said("stays float: the activations of a convolution are quantized by a static recipe")
         return ModulePlan(weighted, None, None, reason)
     if weighted.op == "embedding":
         activation = None

@@ -13,8 +13,9 @@ from tersor.inert import one_line, plain
 from tersor.measure.formatting import size_text
 from tersor.measure.headline import diagnose
 from tersor.measure.schema import Report
-from tersor.report import calibration, compare, language, outliers
-from tersor.report.plan import plan_table
+from tersor.report import compare, language, outliers
+from tersor.report.tables import calibration
+from tersor.report.tables.plan import plan_table
 from tersor.report.text import render
 from tersor.words import _, speaking
 

@@ -35,6 +35,7 @@ from tersor.pipeline.graph.measuring import Measured, Subjects
 from tersor.pipeline.graph.reporting.layers import connections, site_histograms, weight_histograms
 from tersor.pipeline.graph.solve import Solved
 from tersor.recipe import Recipe
+from tersor.words import said
 
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 _HAS_LOAD = hasattr(os, "getloadavg")  # not on Windows
@@ -127,11 +128,11 @@ def _reasons_for_null(measured: Measured, layers: tuple[Layer, ...], peak: int |
     """The reason for every null figure of the report, by the figure's dotted path."""
     reasons = dict(measured.unknown)
     if any(layer.weight_bytes is None for layer in layers):
-        reasons["layers.weight_bytes"] = "the weight is computed at run time"
+        reasons["layers.weight_bytes"] = said("the weight is computed at run time")
     if any(layer.executed is None for layer in layers):
-        reasons["layers.executed"] = "the engine gives no account of it here"
+        reasons["layers.executed"] = said("the engine does not report it")
     if peak is None:
-        reasons["peak_memory_bytes"] = "the system does not report it"
+        reasons["peak_memory_bytes"] = said("the system does not report it")
     return reasons
 
 
@@ -245,13 +246,19 @@ def _network_notes(subjects: Subjects, solved: Solved) -> list[str]:
     notes, policy = list(subjects.original.notes), solved.prepared.policy
     if policy.reduced_weights:
         notes.append(
-            f"planned for {policy.target}, which has no VNNI: its u8·s8 kernels add pairs of products in 16 bits, "
-            "which saturate silently; weights are limited to 7 bits (codes within ±63), which is exact"
+            said(
+                "planned for {target}, which has no VNNI: its u8·s8 kernels add pairs of products in 16 bits, "
+                "which saturate silently; weights are limited to 7 bits (codes within ±63), which is exact",
+                target=policy.target,
+            )
         )
     if not policy.reduced_weights and saturates(policy.target, isa_flags(cpuinfo())):
         notes.append(
-            f"planned for {policy.target}, measured on {here().name}, which has no VNNI: products of 8-bit weights "
-            "saturate here, so metric and latency in the engine are not those of the target"
+            said(
+                "planned for {target}, measured on {machine}, which has no VNNI: products of 8-bit weights "
+                "saturate here, so metric and latency in the engine are not those of the target",
+                target=policy.target, machine=here().name,
+            )
         )
     return [*notes, *ENGINES[subjects.engine].notes]
 
@@ -260,23 +267,26 @@ def _simulation_warnings(measured: Measured, check: OneStep | None) -> list[str]
     share = measured.simulation_agreement
     if share is None or share >= 0.98:
         return []
-    said = "nothing was checked operator by operator" if check is None else sentence(check)
-    return [f"engine and simulation make the same prediction for only {share:.1%}; {said}"]
+    text = said("nothing was checked operator by operator") if check is None else sentence(check)
+    return [said("engine and simulation make the same prediction for only {share}", share=f"{share:.1%}") + f"; {text}"]
 
 
 def _timing_warnings(subjects: Subjects, measured: Measured) -> list[str]:
     found = Speed(measured.speedup.value, measured.speedup.low, measured.speedup.high)
     if ENGINES[subjects.engine].simulates or not found.busy:
         return []
-    load = f" (load average {os.getloadavg()[0]:.1f} on {usable_processors()} processors)" if _HAS_LOAD else ""
-    return [
-        f"the speed-up varied from {found.interval} over the rounds, as on a busy machine{load}: measure again on an "
-        "idle one"
-    ]
+    low, high = (f"{bound:.2f}x" for bound in (found.low, found.high))
+    varied = said("the speed-up varied from {low} to {high} over the rounds, as on a busy machine: measure again on an "
+                  "idle one", low=low, high=high)  # fmt: skip
+    if not _HAS_LOAD:
+        return [varied]
+    load, count = f"{os.getloadavg()[0]:.1f}", usable_processors()
+    return [f"{varied}; " + said("load average {load} on {count} processors", load=load, count=count)]
 
 
 def _half_warnings(audited: list[Audited]) -> list[str]:
     kept = [a.layer.name for a in audited if a.layer.planned in ("fp16", "bf16") and a.executed == "fp32"]
     if not kept:
         return []
-    return [f"stored in half precision, computed in FP32 by this engine on this CPU: {', '.join(kept)}"]
+    names = ", ".join(kept)
+    return [said("stored in half precision, computed in FP32 by this engine on this CPU: {names}", names=names)]

@@ -10,7 +10,7 @@ PY   = $(VENV)/bin/python
 PIP  = $(PY) -m pip --disable-pip-version-check install --quiet
 TEST = $(PY) -m pytest -n $(JOBS) -q
 
-.PHONY: setup demo test slow lint check bench docs pictures wheel fuzz stress audit messages clean
+.PHONY: setup demo test slow lint check bench docs pictures wheel fuzz stress audit messages notebooks clean
 
 setup: $(VENV)/.ready
 
@@ -60,6 +60,10 @@ wheel: setup
 # Every sentence into src/tersor/words, where a test wants its translation.
 messages: setup
 	$(PY) scripts/messages.py
+
+# The stored outputs of the documentation's notebooks, anew: about six minutes on two idle cores.
+notebooks: setup
+	$(PY) scripts/run_notebooks.py
 
 # Tests last: their summary is the last line.
 check: lint docs slow

@@ -25,6 +25,42 @@ def resnet20(**changes: Any) -> Report:
     return with_headline(Report.model_validate(data))
 
 
+def big() -> Report:
+    """500 layers with long names and as many histograms."""
+    found = layers(500)
+    names = {x["name"]: f"model.encoder.blocks.{at}.attention.{x['name']}" for at, x in enumerate(found)}
+    renamed = [
+        dict(x, name=names[x["name"]], inputs=[names.get(y, y) for y in x["inputs"]], weights=None) for x in found
+    ]
+    return resnet20(layers=renamed, histograms=[histogram(f"site {at}", at % 7, 2048) for at in range(500)])
+
+
+def resnet50() -> Report:
+    """As large as that of ResNet-50, with names as long as those of `transformers`."""
+    found = layers(121)
+    names = {
+        x["name"]: f"network.resnet.encoder.stages.{at // 40}.{x['name']}.convolution" for at, x in enumerate(found)
+    }
+    sites = list(names.values())[:71]
+    renamed = []
+    for at, x in enumerate(found):
+        fused = at % 9 > 3
+        parts = {"executed": "fused", "planned": "fused", "weight_format": None, "weights": None, "milliseconds": None}
+        renamed.append({
+            **x, "name": names[x["name"]], "inputs": [names.get(y, y) for y in x["inputs"]],
+            "reads": [] if fused else [sites[at % 71]], **(parts if fused else {}),
+        })  # fmt: skip
+    audit = [
+        {"name": x["name"], "op": "Convolution", "planned": "int8", "executed": "int8", "milliseconds": 0.01}
+        for x in renamed[:113]
+    ]
+    # Behind a ReLU no value is below zero.
+    drawn = [weights(name, k) for k, name in enumerate(sites)]
+    for site in drawn:
+        site["channels"]["low"] = [0.0] * 32
+    return resnet20(task="resnet50", layers=renamed, audit=audit, histograms=drawn)
+
+
 def latency(median: float, seed: int) -> dict[str, Any]:
     """Fifteen rounds around a median in ms."""
     chance = random.Random(seed)
@@ -48,8 +84,22 @@ def layers(count: int = 22) -> list[dict[str, Any]]:
             "weight_format": None if bare else "int8 per channel symmetric",
             "weight_bytes": 0 if bare else width * width * 9 + 4 * width,
             "sqnr_db": round(local, 2), "accumulated_sqnr_db": round(local - 3 - 0.55 * place, 2),
+            "inputs": (names[place - 1] if place else "input", *((names[max(0, place - 3)],) if op == "add" else ())),
+            "reads": SITES[place : place + 1], "milliseconds": None if op == "add" else 0.01 + 0.001 * place,
+            "weights": None if bare else weights(name, place),
         })  # fmt: skip
     return found
+
+
+def weights(name: str, seed: int) -> dict[str, Any]:
+    """A two-sided histogram, what every estimator would choose, and the range of every channel."""
+    chance = random.Random(seed)
+    ends = [round(0.3 + 0.5 * chance.random(), 4) for _ in range(32)]
+    found = histogram("input", seed, 96)
+    found["counts"] = [int(9_000 * math.exp(-((k - 48) ** 2) / 400)) for k in range(96)]
+    named = {**found["thresholds"], "ema": found["thresholds"]["minmax"], "admm": found["thresholds"]["mse"]}
+    channels = {"count": 256, "low": [-end for end in ends], "high": ends}
+    return {**found, "site": name, "thresholds": named, "channels": channels}
 
 
 def histogram(site: str, seed: int, bins: int = 512) -> dict[str, Any]:
@@ -90,7 +140,7 @@ def _data() -> dict[str, Any]:
         },
         "layers": layers(),
         "audit": [
-            {"name": layer["name"], "op": "Convolution", "planned": "int8", "executed": "u8"}
+            {"name": layer["name"], "op": "Convolution", "planned": "int8", "executed": "u8", "milliseconds": 0.01}
             for layer in layers()[:19]
         ],
         "histograms": [histogram(site, seed) for seed, site in enumerate(SITES)],

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from tersor.measure.agreement import AgreementRecorder
-from tersor.measure.dependence import dependence_warnings
-from tersor.measure.metric import evaluate_metric
+from tersor.measure.metric import dependence_warnings, evaluate_metric
 from tersor.metrics import hits
 
 NET = nn.Linear(4, 3)
+nn.init.normal_(NET.weight, generator=torch.Generator().manual_seed(1))
 X = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
 LABELS = NET(X).argmax(1)
 

@@ -26,6 +26,14 @@ from tersor.errors import RecipeError, TersorError
 from tersor.inert import plain
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.measure.schema import Environment
+from tersor.network.calibrate import Calibrated, Calibration
+from tersor.network.planned import PlannedLayer
+from tersor.network.sites import Plan
+from tersor.observers.compare import Estimate
+from tersor.observers.quality import CalibrationQuality
+from tersor.pipeline.folder.plan import WeightPlans
+from tersor.pipeline.graph.outliers import Outliers
+from tersor.pipeline.modules.dynamic import ModulePlans
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe
 from tersor.report import html, print_report
@@ -33,10 +41,11 @@ from tersor.report.compare import page as compare_page
 from tersor.report.compare import side_by_side
 from tersor.report.compare import table as compare_table
 from tersor.report.figures import figures
-from tersor.report.html import rendered
 from tersor.report.language import language_html, print_language_report
+from tersor.report.notebook.views import VIEWS
 from tersor.report.outliers import page as outliers_page
 from tersor.report.outliers import table as outliers_table
+from tersor.report.shell import rendered
 from tersor.report.tables.plan import folder_table
 from tersor.terminal import Inert, Terminal
 
@@ -141,7 +150,9 @@ def elements(page):
         def handle_starttag(self, tag, attrs):
             names = [name for name, _ in attrs]
             assert not [name for name in names if name.startswith("on")]
-            assert not {"src", "href", "style", "action"} & {*names}
+            assert not {"src", "style", "action"} & {*names}
+            links = [value for name, value in attrs if name == "href"]
+            assert all(re.fullmatch(r"#(layer|site)-\d+", link) for link in links)
             self.found += [tag] if tag != "wbr" else []  # where a dotted name may break
 
     parser = Parser()
@@ -162,15 +173,15 @@ def test_a_page_has_a_policy_of_hashes_before_anything_else(kind):
         (content,) = re.findall(rf"(?s)<{tag}>(.*?)</{tag}>", text)
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert f"{tag}-src 'sha256-{digest}'" in policy.group(1)
-    assert not re.search(r"\sstyle=|\ssrc=|\shref=|https?:", text)  # the policy would refuse them
+    assert not re.search(r"\sstyle=|\ssrc=|\shref=(?!\"#)|https?:", text)  # the policy would refuse them
 
 
 def test_no_template_writes_a_head_or_script_of_its_own():
-    found = [f for f in files("tersor.report").iterdir() if f.name.endswith(".j2")]
-    assert len(found) == len(PAGES)
+    found = [f for f in files("tersor.report").joinpath("page").iterdir() if f.name.endswith(".j2")]
+    assert len(found) == len(PAGES) + 1
     for file in found:
         text = file.read_text(encoding="utf-8")
-        assert text.count("{{ head }}") == text.count("{{ foot }}") == 1
+        assert text.count("{{ head }}") == text.count("{{ foot }}") == (file.name != "parts.html.j2")
         assert not re.search(r"<script|<style|<meta|\|\s*safe|autoescape", text)
 
 
@@ -204,7 +215,77 @@ def test_a_notebook_shows_names(monkeypatch):
         print_report(network_report(evil), rich.console.Console(force_jupyter=True, width=200))
     assert shown
     assert not any(ACTS.search(segment.text) for segment in shown)
-    assert not hasattr(tersor.Compressed, "_repr_html_")  # or it must escape as pages do
+
+
+def compressed(evil, report=None):
+    done = object.__new__(tersor.Compressed)
+    parts = {"recipe": Recipe(name=evil), "report": report, "subject": SimpleNamespace(plan=plan_of(evil)),
+             "deployed": SimpleNamespace(engine=evil, folder=None)}  # fmt: skip
+    done.__dict__.update(parts)
+    return done
+
+
+def plan_of(evil):
+    return Plan((), tuple(PlannedLayer(evil, f"{k}", evil, evil, evil, evil) for k in range(2)))
+
+
+def calibrated(evil):
+    nothing, estimates = Calibration({}, {}, 0, 0), {evil: [Estimate(evil, 0.0, 1.0, 0.1, 30.0, 0.0), Estimate(evil)]}
+    return Calibrated(plan_of(evil), nothing, estimates, {evil: evil}, CalibrationQuality(3, {}, 0.0, (evil,)))
+
+
+VALUES = {
+    "Report": network_report,
+    "LanguageReport": language_report,
+    "Compressed": lambda evil: compressed(evil, network_report(evil)),
+    "Compressed, not measured": compressed,
+    "Plan": plan_of,
+    "WeightPlans": lambda evil: WeightPlans([SimpleNamespace(name=evil, shape=(1,), reason=evil, touched=True)]),
+    "ModulePlans": lambda evil: ModulePlans(
+        [SimpleNamespace(name=evil, reason=evil, weights=None, weighted=SimpleNamespace(op=evil))]
+    ),
+    "Comparison": comparison_of,
+    "Outliers": lambda evil: Outliers(evil, 3, tuple(some_outliers(evil))),
+    "Calibrated": calibrated,
+}
+
+
+def test_every_value_that_shows_itself_is_tried():
+    assert {kind.partition(",")[0] for kind in VALUES} == VIEWS.keys()
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_a_value_shows_names_in_one_line_in_a_terminal_and_in_a_notebook(kind):
+    elements_of_names = fragment(VALUES[kind]("name")._repr_html_())
+    for evil in HOSTILE:
+        value = VALUES[kind](evil)
+        assert repr(value) == str(value)
+        assert repr(value).startswith(f"<{kind.partition(',')[0]} ")
+        assert not ACTS.search(repr(value))
+        assert "\n" not in repr(value)
+        text = value._repr_html_()
+        assert not ACTS.search(text)
+        assert fragment(text) <= elements_of_names | {"br", "span"}  # a report of other names has other problems
+        to = rich.console.Console(file=io.StringIO(), width=300, force_terminal=True, color_system=None)
+        to.print(value)
+        assert not ACTS.search(to.file.getvalue())
+
+
+def fragment(text):
+    """The names of elements in a fragment for notebooks, whose styles are ours and which does nothing."""
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            found.add(tag)
+            assert dict(attrs).keys() <= {"style", "class", "scope", "tabindex"}
+            styles.update(declaration.partition(":")[0] for declaration in dict(attrs).get("style", "").split(";"))
+
+    found, styles = set(), set()
+    Parser().feed(text)
+    assert found <= set("div p span br table thead tbody tr th td pre".split())
+    assert not {style for style in styles if style and not re.fullmatch(r"[a-z-]+", style)}
+    assert not {"position", "z-index", "background-image"} & styles
+    return found
 
 
 def test_plain_strings_in_our_console_are_no_markup():

@@ -3,7 +3,6 @@
 import re
 from xml.etree import ElementTree
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,8 +17,8 @@ def _widths(drawing):
 
 def test_bars_are_to_scale():
     assert _widths(svg.bar(25, 100, "x")) == [25]
-    assert _widths(svg.twin_bar(40.0, 10.0, 50.0, "x")) == [80, 20]
-    assert _widths(svg.twin_bar(-3.0, None, 50.0, "x")) == [0]
+    assert _widths(svg.twin_bar(40.0, 10.0, 50.0)) == [80, 20]
+    assert _widths(svg.twin_bar(-3.0, None, 50.0)) == [0]
     assert _widths(svg.bar(1, 0, "x")) == [0]
 
 
@@ -27,19 +26,9 @@ def test_whiskers_reach_from_p10_to_p90():
     assert "M40 6H60" in svg.bar(50, 100, "x", spread=(40, 60))
 
 
-def test_a_histogram_keeps_its_peak_and_its_ends():
-    drawing = svg.histogram(range(11), [0] * 5 + [9] + [0] * 4, 0, 20, "x")
-    path = ElementTree.fromstring(drawing).find("path").get("d")
-    # Ten bins over half of the axis: the sixth from 25 to 30 at full height.
-    assert path.startswith("M0 100")
-    assert "H25V0H30V100" in path
-    assert path.endswith("H50V100Z")
-
-
-def test_many_bins_are_merged_without_loss_of_the_last():
-    path = svg.histogram(range(2050), [0] * 2048 + [5], 0, 2049, "x")
-    assert len(re.findall("H", path)) <= svg.COLUMNS
-    assert "V0H100V100Z" in path
+def test_a_whisker_beyond_the_axis_has_no_end_mark():
+    assert "M100 3V9" not in svg.bar(50, 100, "x", spread=(40, 300))
+    assert "M100 3V9" in svg.bar(50, 100, "x", spread=(40, 100))
 
 
 def test_a_gap_in_what_is_known_is_a_gap_in_the_line():
@@ -72,14 +61,7 @@ def test_nothing_leaves_the_box(local, accumulated):
         assert all(0 <= float(number) <= 100 for number in re.findall(r"[-\d.]+", path.get("d")))
 
 
-@pytest.mark.parametrize("ends", [(-1.7e308, 1.7e308), (0.0, 5e-324)])
-def test_extreme_axes_do_not_break_the_drawing(ends):
-    drawing = svg.histogram(ends, [3], *ends, "x") + svg.bracket(*ends, *ends, "x")
-    assert "nan" not in drawing
-    assert "inf" not in drawing
-
-
 def test_labels_are_escaped():
     drawing = svg.bar(1, 1, '"><script>alert(1)</script>')
-    assert ElementTree.fromstring(drawing).find("title").text == '"><script>alert(1)</script>'
+    assert ElementTree.fromstring(drawing).get("aria-label") == '"><script>alert(1)</script>'
     assert "<script" not in drawing

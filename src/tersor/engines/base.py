@@ -97,6 +97,18 @@ class Runner(Protocol):
 
 
 @runtime_checkable
+class Timed(Protocol):
+    """A Runner whose engine has a profile of its operators."""
+
+    def times(self, *inputs: "torch.Tensor") -> dict[str, float]:
+        """The median milliseconds of each operator in one call, by its name in ``Executed``.
+
+        The network is compiled once more for it, since a profile costs time.
+        """
+        ...
+
+
+@runtime_checkable
 class Engine(Protocol):
     """Where a network runs: a frozen dataclass, and one entry of ``tersor.engines.ENGINES``.
 

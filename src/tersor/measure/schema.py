@@ -108,12 +108,46 @@ class Ratios(ReportPart):
     speedup_spread: Annotated[Interval | None, Field(description="p10 and p90 over the rounds")] = None
 
 
+class Channels(ReportPart):
+    """The range of every channel; where there are many, of runs of neighbouring channels, all but the last equal."""
+
+    count: Annotated[int, Field(ge=1)]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+class Histogram(ReportPart):
+    """The values of one site: `bins` are the edges, one more than `counts`; `thresholds` by estimator."""
+
+    site: str
+    bins: tuple[float, ...]
+    counts: tuple[Annotated[int, Field(ge=0)], ...]
+    thresholds: dict[str, Interval] = {}
+    channels: Channels | None = None
+
+    @model_validator(mode="after")
+    def _edges(self) -> "Histogram":
+        rising = all(a < b for a, b in zip(self.bins, self.bins[1:], strict=False))
+        if len(self.bins) != len(self.counts) + 1 or not self.counts or not rising:
+            raise ValueError(
+                f"histogram of {self.site!r}: {len(self.bins)} edges for {len(self.counts)} counts: "
+                "edges must rise and be one more than counts"
+            )
+        return self
+
+    def __hash__(self) -> int:  # a dict has none
+        return hash((self.site, self.bins, self.counts))
+
+
 class Layer(ReportPart):
     """One layer: its planned and executed precision, and the SQNR of its output in dB.
 
     `sqnr_db` is local (only this layer quantized, exact inputs), `accumulated_sqnr_db` that of the whole network up to
     this layer; both are None for a layer without error or signal, which has no such ratio. `weight_format` and
-    `weight_bytes` are None without a weight. `note` names the rule of a fallback.
+    `weight_bytes` are None without a weight. `note` names the rule of a fallback. `inputs` are the layers, or inputs of
+    the network, whose values it reads; `reads` the sites of `histograms` that it reads; `weights` the float weights,
+    with the range that each estimator would choose for all of them together; `milliseconds` its time in one call by the
+    engine's own profile, None if unknown or part of another operator.
     """
 
     name: str
@@ -125,16 +159,21 @@ class Layer(ReportPart):
     accumulated_sqnr_db: float | None
     weight_bytes: Bytes | None
     note: str | None = None
+    inputs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    weights: Histogram | None = None
+    milliseconds: Milliseconds | None = None
 
 
 class Audit(ReportPart):
-    """One operator of the compiled model, as the engine reports it."""
+    """One operator of the compiled model, as the engine reports it, with its time in one call if it is known."""
 
     name: str
     op: str
     planned: str | None
     executed: str
     note: str | None = None
+    milliseconds: Milliseconds | None = None
 
 
 class CheckedValue(ReportPart):
@@ -160,25 +199,6 @@ class OneStep(ReportPart):
 
     tolerance: Annotated[float, Field(ge=0)]
     steps: tuple[CheckedValue, ...]
-
-
-class Histogram(ReportPart):
-    """The values of one site: `bins` are the edges, one more than `counts`; `thresholds` by estimator."""
-
-    site: str
-    bins: tuple[float, ...]
-    counts: tuple[Annotated[int, Field(ge=0)], ...]
-    thresholds: dict[str, Interval] = {}
-
-    @model_validator(mode="after")
-    def _edges(self) -> "Histogram":
-        rising = all(a < b for a, b in zip(self.bins, self.bins[1:], strict=False))
-        if len(self.bins) != len(self.counts) + 1 or not self.counts or not rising:
-            raise ValueError(
-                f"histogram of {self.site!r}: {len(self.bins)} edges for {len(self.counts)} counts: "
-                "edges must rise and be one more than counts"
-            )
-        return self
 
 
 class CalibrationSummary(ReportPart):

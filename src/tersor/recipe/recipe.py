@@ -4,14 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-import yaml
 from pydantic import Field, PlainValidator, SerializationInfo, ValidationError, model_serializer, model_validator
 
 from tersor.errors import RecipeError
 from tersor.recipe.forms import as_steps, explained, read_step
 from tersor.recipe.quantization import Quantization, Strict
 from tersor.recipe.steps import Quantize, Step, check_order
-from tersor.recipe.yaml_text import load_yaml, recipe_text
+from tersor.recipe.yaml_text import load_yaml, recipe_text, written
 from tersor.tables import found, nearest
 from tersor.words import said
 
@@ -121,7 +120,7 @@ class Recipe(Strict):
 
     def to_yaml(self) -> str:
         """The recipe as YAML, which reads back as the same recipe; flat if ``quantize`` is its only step."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=116)
+        return written(self.model_dump(mode="json"))
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "recipe") -> "Recipe":

@@ -37,6 +37,22 @@ def recipe_text(path: Path) -> str:
         raise RecipeError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): give another path") from error
 
 
+def written(data: Any) -> str:
+    r"""Data as YAML, in which letters of every language are readable, and those that act on a terminal escaped.
+
+    >>> print(written({"name": "配方", "by": "a"}))
+    name: 配方
+    by: a
+    <BLANKLINE>
+    >>> written({"name": "a\u202eb"})
+    'name: "a\\u202Eb"\n'
+    """
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=116)
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    return yaml.safe_dump(data, sort_keys=False, width=116)
+
+
 def load_yaml(text: str, source: str) -> Any:
     """The value of a YAML text.
 

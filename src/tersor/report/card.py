@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -117,7 +117,7 @@ def _front_matter(report: LanguageReport, front: Mapping[str, Any], name: str) -
     return f"---\n{yaml.safe_dump(data, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _is_words(value: Any) -> bool:
+def _is_words(value: Any) -> TypeGuard[str | list[str]]:
     """Whether a value is a short text, or a list of at most a hundred of them."""
     if isinstance(value, list):
         return len(value) <= 100 and all(isinstance(item, str) and _is_words(item) for item in value)
@@ -197,5 +197,5 @@ def _limits(report: LanguageReport) -> str:
 def _licence(front: Mapping[str, Any]) -> str:
     found = front.get("license")
     if _is_words(found):
-        return f"## Licence\n\n{escaped(', '.join(found) if isinstance(found, list) else found)}, as the original's.\n"
+        return f"## Licence\n\n{escaped(', '.join([found] if isinstance(found, str) else found))}, as the original's.\n"
     return "## Licence\n\nThe card of the original states none; whatever holds for the original holds for this model.\n"

@@ -13,7 +13,7 @@ from tersor.inert import plain
 from tersor.measure.language import is_language_report, read_language_report
 from tersor.measure.schema import read_report
 from tersor.report.figures import Figure, figures, language_figures
-from tersor.report.html import rendered
+from tersor.report.shell import rendered
 from tersor.terminal import Shown
 
 

@@ -13,7 +13,7 @@ from tersor.inert import plain
 from tersor.measure.formatting import size_text
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.report import svg
-from tersor.report.html import rendered
+from tersor.report.shell import rendered
 from tersor.report.tables.grid import Column, Grid
 from tersor.terminal import Inert, Terminal
 from tersor.words import _, shown

@@ -9,7 +9,7 @@ from rich.text import Text
 from tersor.measure.formatting import db_text
 from tersor.measure.outliers import ADVICE, ENOUGH, LEAST, OUTLYING, LayerOutliers
 from tersor.report import svg
-from tersor.report.html import rendered
+from tersor.report.shell import rendered
 from tersor.report.tables.grid import Column, Grid
 from tersor.words import _, said, shown
 

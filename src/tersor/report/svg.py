@@ -10,33 +10,37 @@ from markupsafe import Markup, escape
 
 from tersor.inert import plain
 
-COLUMNS = 96  # of a histogram; more would not be visible
+COLUMNS = 96  # of channels; more would not be visible
 
 
 def bar(
     value: float, top: float, label: str, *, kind: str = "", spread: tuple[float, float] | None = None
 ) -> Markup:
-    """One horizontal bar, with `top` as the full width and whiskers from `spread`.
+    """One horizontal bar, with `top` as the full width and whiskers from `spread`; one beyond `top` has no end mark.
 
     >>> print(bar(50, 100, "half"))
-    <svg ...><title>half</title><rect class="bar " x="0" y="0" width="50" height="12"/></svg>
+    <svg ...><rect class="bar" x="0" y="0" width="50" height="12"/></svg>
     """
-    shapes = [f'<rect class="bar {kind}" x="0" y="0" width="{_along(value, 0, top)}" height="12"/>']
+    shapes = [f'<rect class="{f"bar {kind}".strip()}" x="0" y="0" width="{_along(value, 0, top)}" height="12"/>']
     if spread is not None:
         low, high = (_along(bound, 0, top) for bound in spread)
-        shapes.append(f'<path class="whisker" d="M{low} 6H{high}M{low} 3V9M{high} 3V9"/>')
+        end = f"M{high} 3V9" if spread[1] <= top else ""
+        shapes.append(f'<path class="whisker" d="M{low} 6H{high}M{low} 3V9{end}"/>')
     return _svg(label, 12, shapes)
 
 
 def twin_bar(
-    local: float | None, accumulated: float | None, top: float, label: str, *, kind: str = ""
+    local: float | None, accumulated: float | None, top: float, label: str = "", *, kind: str = ""
 ) -> Markup:
-    """A layer's two SQNRs: local as a wide pale bar, accumulated as a narrow dark one inside it."""
-    shapes = []
+    """A layer's two SQNRs: local as a wide pale bar, accumulated as a narrow dark one inside it.
+
+    Without a label it is no image of its own to a screen reader: its numbers stand beside it.
+    """
+    shapes, kind = [], f" {kind}" if kind else ""
     if local is not None:
-        shapes.append(f'<rect class="bar pale {kind}" width="{_along(local, 0, top)}" height="12"/>')
+        shapes.append(f'<rect class="bar pale{kind}" width="{_along(local, 0, top)}" height="12"/>')
     if accumulated is not None:
-        shapes.append(f'<rect class="bar {kind}" y="4" width="{_along(accumulated, 0, top)}" height="4"/>')
+        shapes.append(f'<rect class="bar{kind}" y="4" width="{_along(accumulated, 0, top)}" height="4"/>')
     return _svg(label, 12, shapes)
 
 
@@ -46,28 +50,20 @@ def profile(
     marked: Sequence[int],
     top: float,
     label: str,
+    *,
+    places: Sequence[int] = (),
 ) -> Markup:
-    """Both SQNRs over the depth of the network, with a grid line every 10 dB and a mark for each fallback."""
+    """Both SQNRs over the depth of the network, with a grid line every 10 dB and a mark for each fallback.
+
+    `places` are for the script: which layer stands in which column.
+    """
     shapes = [f'<path class="grid" d="M0 {_down(level, top)}H100"/>' for level in range(0, int(top) + 1, 10)]
     shapes += [f'<path class="mark" d="M{_centre(at, len(local))} 0V100"/>' for at in marked]
     shapes += [
         f'<path class="line pale" d="{_line(local, top)}"/>',
         f'<path class="line" d="{_line(accumulated, top)}"/>',
     ]
-    return _svg(label, 100, shapes)
-
-
-def histogram(bins: Sequence[float], counts: Sequence[int], low: float, high: float, label: str) -> Markup:
-    """Counts over an axis from `low` to `high`, with logarithmic height, as one filled outline."""
-    step = math.ceil(len(counts) / COLUMNS)
-    merged = [sum(counts[at : at + step]) for at in range(0, len(counts), step)]
-    edges = [bins[min(at * step, len(counts))] for at in range(len(merged) + 1)]
-    top = math.log1p(max(merged))
-    outline = "".join(
-        f"V{_down(math.log1p(count), top)}H{_along(right, low, high)}"
-        for count, right in zip(merged, edges[1:], strict=True)
-    )
-    return _svg(label, 100, [f'<path class="area" d="M{_along(edges[0], low, high)} 100{outline}V100Z"/>'])
+    return _svg(label, 100, shapes, f' data-places="{" ".join(map(str, places))}"' if places else "")
 
 
 def channels(magnitudes: Sequence[float], median: float, marked: Sequence[int], label: str) -> Markup:
@@ -108,19 +104,36 @@ def decades(magnitudes: Sequence[float]) -> tuple[int, int]:
     return max(math.floor(math.log10(min(positive))), high - 6), high
 
 
-def bracket(first: float, last: float, low: float, high: float, label: str, *, kind: str = "") -> Markup:
-    """A range on the same axis: a line with two end marks."""
-    left, right = _along(first, low, high), _along(last, low, high)
-    return _svg(label, 12, [f'<path class="bracket {kind}" d="M{left} 2V10M{left} 6H{right}M{right} 2V10"/>'])
-
-
-def _svg(label: str, height: int, shapes: Sequence[str]) -> Markup:
+def picture(shapes: Sequence[Markup], width: float, height: float, label: str) -> Markup:
+    """A drawing of its own size, in which shapes may hold text and links; each of them is escaped by who made it."""
     title = escape(plain(label))
-    # Shapes consist of numbers and fixed class names; only the label is foreign text.
-    return Markup(  # noqa: S704
-        f'<svg role="img" aria-label="{title}" viewBox="0 0 100 {height}" preserveAspectRatio="none">'
-        f"<title>{title}</title>{''.join(shapes)}</svg>"
+    return _ours(
+        f'<svg class="picture" role="group" aria-label="{title}" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}">{"".join(shapes)}</svg>'
     )
+
+
+def shape(form: str, **values: object) -> Markup:
+    """A part of a picture from a form of ours; values are escaped and made plain.
+
+    >>> print(shape('<text x="{x}">{name}</text>', x=1.5, name="<b>"))
+    <text x="1.5">&lt;b&gt;</text>
+    """
+    texts = {k: f"{v:.4g}" if isinstance(v, float) else plain(str(v)) for k, v in values.items()}
+    return _ours(form).format(**texts)
+
+
+def _svg(label: str, height: int, shapes: Sequence[str], data: str = "") -> Markup:
+    about = f'role="img" aria-label="{escape(plain(label))}"' if label else 'aria-hidden="true"'
+    return _ours(
+        f'<svg {about} viewBox="0 0 100 {height}" preserveAspectRatio="none"{data}>'
+        f"{''.join(shapes)}</svg>"
+    )
+
+
+def _ours(text: str) -> Markup:
+    # Numbers and fixed names; what is foreign in it has been escaped, or is by Markup.format.
+    return Markup(text)  # noqa: S704
 
 
 def _along(value: float, low: float, high: float) -> str:

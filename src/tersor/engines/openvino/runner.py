@@ -3,6 +3,7 @@
 import errno
 import re
 import shutil
+import statistics
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -27,6 +28,8 @@ GROUP_OPTION = ["runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE"]
 FILES = ("model.xml", "model.bin")
 # Free bytes below which a failed write is attributed to a full disk.
 _SCARCE = 2**20
+# Calls that are profiled, after one that is not.
+_PROFILED = 15
 
 
 def compile_model(model: Any, threads: int, precision: str, options: dict[str, Any]) -> Any:
@@ -50,10 +53,10 @@ def compile_model(model: Any, threads: int, precision: str, options: dict[str, A
         raise EngineError(f"OpenVINO cannot compile this network: {first_lines(error)}") from error
 
 
-def _compile(model: Any, threads: int, precision: str) -> Any:
+def _compile(model: Any, threads: int, precision: str, **options: Any) -> Any:
     group = int(model.get_rt_info(GROUP_KEY).astype(str)) if model.has_rt_info(GROUP_KEY) else 0
     # Affects products with compressed weights; OpenVINO's default is 32.
-    return compile_model(model, threads, precision, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group})
+    return compile_model(model, threads, precision, {"DYNAMIC_QUANTIZATION_GROUP_SIZE": group, **options})
 
 
 def first_lines(error: Exception) -> str:
@@ -117,13 +120,16 @@ class OpenVINORunner:
     def _for(self, single: bool) -> Requests:
         with self._compiling:
             if single not in self._compiled:
-                model = self.model
-                if single:
-                    model = model.clone()
-                    shaped = [p for p in model.inputs if p.partial_shape.rank.get_length()]
-                    model.reshape({p: [1, *list(p.partial_shape)[1:]] for p in shaped})
-                self._compiled[single] = Requests(_compile(model, self.threads, self.precision))
+                self._compiled[single] = Requests(_compile(self._shaped(single), self.threads, self.precision))
             return self._compiled[single]
+
+    def _shaped(self, single: bool) -> Any:
+        if not single:
+            return self.model
+        model = self.model.clone()
+        shaped = [p for p in model.inputs if p.partial_shape.rank.get_length()]
+        model.reshape({p: [1, *list(p.partial_shape)[1:]] for p in shaped})
+        return model
 
     def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
         """Run the network on tensors or arrays; returns one tensor, or a tuple if there are several outputs.
@@ -151,6 +157,19 @@ class OpenVINORunner:
         rows = account(self.model, self._for(self._dynamic).compiled.get_runtime_model(), self._runtime)
         notes = ([self.notes[n] for n in row.nodes if n in self.notes] for row in rows)
         return [replace(row, note=own[0]) if own else row for row, own in zip(rows, notes, strict=True)]
+
+    def times(self, *inputs: Tensor) -> dict[str, float]:
+        """The median milliseconds of every operator that runs in a call, as OpenVINO's counters report them."""
+        model = self._shaped(self._dynamic)
+        request = _compile(model, self.threads, self.precision, PERF_COUNT="YES").create_infer_request()
+        arrays = [x.detach().contiguous().numpy() for x in taken(inputs, self._inputs)]
+        found: dict[str, list[float]] = {}
+        for call in range(_PROFILED + 1):
+            request.infer(arrays)
+            for row in request.get_profiling_info() if call else ():
+                if row.status.name == "EXECUTED":
+                    found.setdefault(row.node_name, []).append(row.real_time.total_seconds() * 1000)
+        return {name: statistics.median(each) for name, each in found.items()}
 
     def save(self, folder: Path) -> tuple[str, ...]:
         """Write the model's files into ``folder`` and return their names."""

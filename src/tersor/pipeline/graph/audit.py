@@ -13,13 +13,15 @@ from tersor.words import said
 class Audited:
     """One planned layer and its executed precision; ``executed`` is None if the engine does not report the layer.
 
-    ``note`` says what became of it, ``rule`` names the engine's rule for it.
+    ``note`` says what became of it, ``rule`` names the engine's rule for it, and ``operator`` the engine's operator
+    that computes this layer above all.
     """
 
     layer: PlannedLayer
     executed: str | None
     note: str | None = None
     rule: str | None = None
+    operator: str | None = None
 
     @property
     def fell_back(self) -> bool:
@@ -78,7 +80,7 @@ def _audited(layer: PlannedLayer, found: tuple[Executed, bool] | None) -> Audite
     row, main = found
     if layer.planned == "fused" and not main:
         return Audited(layer, "fused", _part_of(row))
-    return Audited(layer, row.precision, None if main else _part_of(row), row.note)
+    return Audited(layer, row.precision, None if main else _part_of(row), row.note, row.name if main else None)
 
 
 def _part_of(row: Executed) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tersor.engines import ENGINES
-from tersor.engines.base import Runner
+from tersor.engines.base import Runner, Timed
 from tersor.engines.numbers import check_numbers
 from tersor.errors import TersorError
 from tersor.files import temporary_folder
@@ -25,9 +25,9 @@ from tersor.measure import (
     ratio,
     same_inputs,
 )
-from tersor.measure.dependence import dependence_warnings
 from tersor.measure.energy import joules_per_call
 from tersor.measure.latency import Latency
+from tersor.measure.metric import dependence_warnings
 from tersor.network.network import Network
 from tersor.pipeline.graph.batches import cut
 from tersor.pipeline.progress import Stages
@@ -40,13 +40,17 @@ ROUNDS = 15
 
 @dataclass
 class Measured:
-    """The measured figures; ``unknown[path]`` gives the reason for a figure that is None."""
+    """The measured figures; ``unknown[path]`` gives the reason for a figure that is None.
+
+    ``times`` are the milliseconds of operators in one call, by the engine's names; empty without a profile.
+    """
 
     bytes: dict[str, int] = field(default_factory=dict)
     metric: dict[str, MetricResult] = field(default_factory=dict)
     latency: dict[str, Latency] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
     energy: dict[str, float] = field(default_factory=dict)
+    times: dict[str, float] = field(default_factory=dict)
     interval: tuple[float, float] | None = None
     agreement: float | None = None
     simulation_agreement: float | None = None
@@ -155,6 +159,8 @@ def _latencies(subjects: Subjects, found: Measured, on_round: Callable[[int, int
     finally:
         torch.set_num_threads(before)
     found.speedup = ratio(found.latency["original"], found.latency["compressed"])
+    if isinstance(subjects.compressed_runner, Timed):
+        found.times = subjects.compressed_runner.times(*inputs)
 
 
 def _metrics(subjects: Subjects, found: Measured, on_step: Callable[[], None]) -> None:

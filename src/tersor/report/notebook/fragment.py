@@ -17,11 +17,12 @@ from tersor.inert import plain
 from tersor.terminal import Inert, Terminal
 
 ROWS = 24  # of a table; a longer one scrolls
-_BOX = "max-width:64rem;margin:.25rem 0;overflow-x:auto;font-size:.875rem;line-height:1.5;color:inherit"
+_BOX = "max-width:64rem;margin:.25rem 0;overflow-x:auto;font-size:.9em;line-height:1.5;color:inherit"
 _LONG = "max-height:34rem;overflow:auto"
 _TABLE = "border-collapse:collapse;border:0;margin:.5rem 0;font-size:inherit;font-variant-numeric:tabular-nums"
 _CELL = "border:0;padding:.1rem 1.1rem .1rem 0;vertical-align:top;background:none;max-width:32rem"
 _HEAD = f"{_CELL};font-weight:600;border-bottom:1px solid rgba(128,128,128,.5)"
+_ALIGNED = {"right": "text-align:right;white-space:nowrap", "center": "text-align:center"}
 _LINE = "margin:.25rem 0;overflow-wrap:anywhere"
 _COLOURS = {"green": "#16a34a", "yellow": "#d97706", "red": "#dc2626", "cyan": "#0891b2"}
 
@@ -55,7 +56,7 @@ def _block(shown: RenderableType) -> Markup:
 
 
 def _table(table: Table) -> Markup:
-    aligned = [f"text-align:{column.justify}" for column in table.columns]
+    aligned = [_ALIGNED.get(column.justify, "text-align:left") for column in table.columns]
     head = Markup("")
     if table.show_header:
         cells = (

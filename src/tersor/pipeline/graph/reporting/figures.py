@@ -1,8 +1,7 @@
 """Build the Report from the measurements."""
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from tersor.engines import ENGINES
 from tersor.engines.base import Account, Executed
@@ -30,9 +29,10 @@ from tersor.measure.schema import (
 )
 from tersor.measure.speed import Speed
 from tersor.network.network import Network, weight_node
-from tersor.observers import OBSERVERS, CalibrationQuality, assess, compare
+from tersor.observers import CalibrationQuality, assess
 from tersor.pipeline.graph.audit import Audited, audit
 from tersor.pipeline.graph.measuring import Measured, Subjects
+from tersor.pipeline.graph.reporting.layers import connections, site_histograms, weight_histograms
 from tersor.pipeline.graph.solve import Solved
 from tersor.recipe import Recipe
 from tersor.words import said
@@ -40,7 +40,6 @@ from tersor.words import said
 _PRECISIONS = {"f32": "fp32", "bf16": "bf16", "f16": "fp16"}
 _HAS_LOAD = hasattr(os, "getloadavg")  # not on Windows
 BOUNDLESS = 1e9  # codes, written for NaN or infinity of the engine, which JSON lacks
-HISTOGRAMS = 400  # limit of sites drawn in a report, which bounds the size of the page
 
 
 def make_report(
@@ -55,10 +54,10 @@ def make_report(
     """The Report of one compression."""
     audited = audit(solved.prepared.plan, account.executed, ENGINES[subjects.engine].unaudited)
     quality = assess(solved.calibration.statistics) if solved.calibration.statistics else None
-    layers = tuple(_layer(row, solved, noise) for row in audited)
+    histograms = site_histograms(solved)
+    layers = _layers(audited, solved, noise, measured.times, histograms)
     original, compressed, simulated = (measured.metric.get(k) for k in ("original", "compressed", "simulation"))
-    peak = peak_bytes()
-    check = _one_step(account, ENGINES[subjects.engine].tolerance)
+    peak, check = peak_bytes(), _one_step(account, ENGINES[subjects.engine].tolerance)
     unknowns = [unknown(path, reason) for path, reason in _reasons_for_null(measured, layers, peak).items()]
     warnings = [*unknowns, *_warnings(subjects, solved, measured, audited, quality, check)]
     report = Report(
@@ -95,9 +94,9 @@ def make_report(
         ),
         ratios=_ratios(subjects, measured),
         layers=layers,
-        audit=_audit_rows(account.executed, audited),
+        audit=_audit_rows(account.executed, audited, measured.times),
         one_step=check,
-        histograms=tuple(_histograms(solved)),
+        histograms=tuple(histograms.values()),
         calibration=_verdict(quality),
         timings_s=Timings(**{k: round(seconds.get(k, 0.0), 3) for k in Timings.model_fields}),
         peak_memory_bytes=peak,
@@ -152,19 +151,35 @@ def _ratios(subjects: Subjects, measured: Measured) -> Ratios:
     )
 
 
-def _layer(row: Audited, solved: Solved, noise: dict[str, LayerNoise]) -> Layer:
-    layer, found = row.layer, noise.get(row.layer.node)
-    return Layer(
-        name=layer.name,
-        op=layer.op,
-        planned=layer.planned,  # type: ignore[arg-type]
-        executed=row.executed,  # type: ignore[arg-type]
-        weight_format=layer.weight_format,
-        sqnr_db=found.local.db if found else None,
-        accumulated_sqnr_db=found.accumulated.db if found else None,
-        weight_bytes=_weight_bytes(layer.node, layer.weight_format, solved),
-        note=row.explained(solved.prepared.policy.engine),
-    )
+def _layers(
+    audited: list[Audited],
+    solved: Solved,
+    noise: dict[str, LayerNoise],
+    times: Mapping[str, float],
+    histograms: Mapping[str, Histogram],
+) -> tuple[Layer, ...]:
+    weights, connected, layers = weight_histograms(solved), connections(solved, histograms), []
+    for row in audited:
+        layer, found = row.layer, noise.get(row.layer.node)
+        inputs, reads = connected[layer.node]
+        layers.append(
+            Layer(
+                name=layer.name,
+                op=layer.op,
+                planned=layer.planned,  # type: ignore[arg-type]
+                executed=row.executed,  # type: ignore[arg-type]
+                weight_format=layer.weight_format,
+                sqnr_db=found.local.db if found else None,
+                accumulated_sqnr_db=found.accumulated.db if found else None,
+                weight_bytes=_weight_bytes(layer.node, layer.weight_format, solved),
+                note=row.explained(solved.prepared.policy.engine),
+                inputs=inputs,
+                reads=reads,
+                weights=weights.get(layer.node),
+                milliseconds=times.get(row.operator) if row.operator else None,
+            )
+        )
+    return tuple(layers)
 
 
 def _weight_bytes(node: str, weight_format: str | None, solved: Solved) -> int | None:
@@ -198,7 +213,9 @@ def _one_step(account: Account, tolerance: float) -> OneStep | None:
     return OneStep(tolerance=tolerance, steps=tuple(steps))
 
 
-def _audit_rows(executed: Sequence[Executed], audited: list[Audited]) -> tuple[Audit, ...]:
+def _audit_rows(
+    executed: Sequence[Executed], audited: list[Audited], times: Mapping[str, float]
+) -> tuple[Audit, ...]:
     planned = {row.layer.node: row.layer for row in audited}
     rows = []
     for item in executed:
@@ -211,31 +228,10 @@ def _audit_rows(executed: Sequence[Executed], audited: list[Audited]) -> tuple[A
                 planned=layer.planned if layer else None,
                 executed=item.precision,
                 note=item.note,
+                milliseconds=times.get(item.name),
             )
         )
     return tuple(rows)
-
-
-def _histograms(solved: Solved) -> list[Histogram]:
-    drawn: list[Histogram] = []
-    plan = solved.prepared.plan
-    groups = {s.group: s for s in reversed(plan.activations()) if s.source}
-    for group, site in list(reversed(groups.items()))[:HISTOGRAMS]:
-        statistics = solved.calibration.of_group(plan, group)
-        data: dict[str, Any] = statistics.to_dict(96)["histogram"]
-        edges = [data["low"] + k * data["width"] for k in range(len(data["counts"]) + 1)]
-        low, high = solved.ranges[group]
-        thresholds = {"chosen": (float(low), float(high))}
-        for estimate in compare(statistics, site.spec, OBSERVERS):
-            if estimate.low is not None and estimate.high is not None:
-                thresholds[estimate.observer] = (float(estimate.low), float(estimate.high))
-        if len(set(edges)) == len(edges) and data["counts"]:
-            drawn.append(
-                Histogram(
-                    site=site.name, bins=tuple(edges), counts=tuple(data["counts"]), thresholds=thresholds
-                )
-            )
-    return drawn
 
 
 def _verdict(verdict: CalibrationQuality | None) -> CalibrationSummary | None:

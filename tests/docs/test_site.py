@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 
 import pytest
-from browser import browser
+from browser import CHECK, DESK, PHONE, browser
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -108,13 +110,31 @@ SEARCH = """(async () => {
 })()"""
 
 
-@pytest.mark.slow
-def test_a_browser_finds_pages(site):
+@pytest.fixture(scope="module")
+def address(site) -> Iterator[str]:
+    """The site, served."""
     quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(site))) as server, browser() as tab:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(site))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_browser_finds_pages(address):
+    with browser() as tab:
         for home, query, page in (("", "troubleshooting", ""), ("zh/", "故障排查", "zh/"), ("zh/", "故障", "zh/")):
-            tab.open(f"http://127.0.0.1:{server.server_port}/{home}")
+            tab.open(address + home)
             found = tab.run(SEARCH.replace("QUERY", query))
             assert any(f"{page}how-to/troubleshooting/" in link for link in found), (query, found)
-        server.shutdown()
+
+
+@pytest.mark.slow
+def test_nothing_overlaps_or_overflows(address):
+    with browser() as tab:
+        for page in ("", "zh/", "concepts/which-tool/"):
+            for width, dark in product((DESK, PHONE), (False, True)):
+                tab.open(address + page, width, dark)
+                # On a phone the navigation is a drawer outside of the window.
+                tab.run("document.querySelector('.md-sidebar--primary').remove()")
+                assert tab.run(CHECK) == [], (page, width, dark)

@@ -1,6 +1,7 @@
 """What the page says of one layer: a rule that changes it and no other, its numbers, its place in the picture."""
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_nodes_of_a_column_do_not_touch_and_lines_lead_to_the_right():
     assert len(set(found.nodes)) == 61
     for column in range(found.columns):
         heights = sorted(y for x, y in found.nodes if x == column)
-        assert all(b - a >= 0.999 for a, b in zip(heights, heights[1:], strict=False))
+        assert all(b - a >= 0.999 for a, b in pairwise(heights))
     for line in found.lines:
         assert [x for x, _ in line] == list(range(line[0][0], line[-1][0] + 1))
 
@@ -85,8 +86,9 @@ def test_a_report_knows_connections_values_and_times(name):
         pytest.skip(f"{name} is not installed")
     torch.manual_seed(0)
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3), torch.nn.Flatten(), torch.nn.Linear(256, 4)
-    ).eval()
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3), torch.nn.Flatten(),
+        torch.nn.Linear(256, 4),
+    ).eval()  # fmt: skip
     data = [(torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(k)),) for k in range(2)]
     done = tersor.compress(
         tersor.Task("tiny", net, data[0], lambda: data), engine=name, threads=1, evaluate=False, progress=False

@@ -37,7 +37,8 @@ def collected() -> Catalog:
         for message, context in said_in(file.read_text(encoding="utf-8")):
             found.add(message, locations=[(str(file.relative_to(PACKAGE)), 0)], context=context)
     options = {"**.j2": {"trim_blocks": "true", "lstrip_blocks": "true", "silent": "false"}}
-    for name, _, message, *_rest in extract_from_dir(PACKAGE, [("**.j2", "jinja2.ext:babel_extract")], options):
+    methods, keywords = [("**.j2", "jinja2.ext:babel_extract")], {"_": None, "plural": (1, 2)}
+    for name, _, message, *_rest in extract_from_dir(PACKAGE, methods, options, keywords):
         found.add(message, locations=[(name, 0)])
     for message in help_texts():
         found.add(message, locations=[("cli", 0)])

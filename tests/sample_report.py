@@ -81,7 +81,7 @@ def layers(count: int = 22) -> list[dict[str, Any]]:
         bare = op in ("add", "avg_pool")
         found.append({
             "name": name, "op": op, "planned": "int8", "executed": "fused" if op == "add" else "int8",
-            "weight_format": None if bare else "int8 per channel symmetric",
+            "weight_format": None if bare else "int8",
             "weight_bytes": 0 if bare else width * width * 9 + 4 * width,
             "sqnr_db": round(local, 2), "accumulated_sqnr_db": round(local - 3 - 0.55 * place, 2),
             "inputs": (names[place - 1] if place else "input", *((names[max(0, place - 3)],) if op == "add" else ())),

@@ -5,9 +5,15 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 
 import pytest
+from browser import CHECK, DESK, PHONE, browser
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -15,18 +21,23 @@ DOCS = ROOT / "docs"
 FOLDED = "decisions/"
 
 
+def pages() -> set[str]:
+    """Every page in English; a notebook becomes one when the site is built."""
+    found = [*(DOCS / "en").rglob("*.md"), *(DOCS / "en").rglob("*.ipynb")]
+    return {page.relative_to(DOCS / "en").with_suffix(".md").as_posix() for page in found}
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_home_leads_to_every_page(language):
     home = (DOCS / language / "index.md").read_text(encoding="utf8")
     linked = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", home)}
-    pages = {page.relative_to(DOCS / "en").as_posix() for page in (DOCS / "en").rglob("*.md")} - {"index.md"}
-    assert {page for page in pages - linked if not page.startswith(FOLDED)} == set()
+    assert {page for page in pages() - linked - {"index.md"} if not page.startswith(FOLDED)} == set()
     assert any(link.startswith(FOLDED) for link in linked)
 
 
 def test_navigation_has_every_page():
     named = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf8")))
-    assert {page.relative_to(DOCS / "en").as_posix() for page in (DOCS / "en").rglob("*.md")} == named
+    assert pages() == named
 
 
 def test_navigation_is_translated():
@@ -55,9 +66,9 @@ def site(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_it_builds_and_fetches_nothing(site):
     """Nothing that a browser loads comes from elsewhere."""
-    pages = list(site.rglob("*.html"))
-    assert len(pages) >= 9
-    for page in pages:
+    found = list(site.rglob("*.html"))
+    assert len(found) >= 2 * len(pages())
+    for page in found:
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r"<(?:script|img|iframe|source)[^>]*\ssrc=.?(?:https?:)?//[^ >]+", text)
         loaded += [tag for tag in re.findall(r"<link[^>]*>", text) if re.search(r"href=.?(?:https?:)?//", tag)]
@@ -82,3 +93,48 @@ def test_search_knows_both_languages(site):
     chinese = "".join(text for location, text in found.items() if location.startswith("zh/"))
     words = re.split(index["config"]["separator"], chinese)
     assert {"量化", "校准", "精度"} <= set(words)
+
+
+# Types into the search, and gives the links that it finds, when it has found some.
+SEARCH = """(async () => {
+  const input = document.querySelector(".md-search__input")
+  for (let tried = 0; tried < 150; tried++) {
+    input.focus()
+    input.value = "QUERY"
+    for (const kind of ["input", "keyup"]) input.dispatchEvent(new Event(kind, {bubbles: true}))
+    await new Promise(done => setTimeout(done, 200))
+    const found = [...document.querySelectorAll(".md-search-result__link")].map(link => link.getAttribute("href"))
+    if (found.length) return found
+  }
+  return []
+})()"""
+
+
+@pytest.fixture(scope="module")
+def address(site) -> Iterator[str]:
+    """The site, served."""
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_browser_finds_pages(address):
+    with browser() as tab:
+        for home, query, page in (("", "troubleshooting", ""), ("zh/", "故障排查", "zh/"), ("zh/", "故障", "zh/")):
+            tab.open(address + home)
+            found = tab.run(SEARCH.replace("QUERY", query))
+            assert any(f"{page}how-to/troubleshooting/" in link for link in found), (query, found)
+
+
+@pytest.mark.slow
+def test_nothing_overlaps_or_overflows(address):
+    with browser() as tab:
+        for page in ("", "zh/", "concepts/which-tool/"):
+            for width, dark in product((DESK, PHONE), (False, True)):
+                tab.open(address + page, width, dark)
+                # On a phone the navigation is a drawer outside of the window.
+                tab.run("document.querySelector('.md-sidebar--primary').remove()")
+                assert tab.run(CHECK) == [], (page, width, dark)

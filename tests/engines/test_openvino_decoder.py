@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 
+import openvino as ov
 import pytest
 import torch
 from torch import Tensor
@@ -140,6 +141,9 @@ def test_what_is_saved_decodes_alike(pair, tmp_path):
     torch.testing.assert_close(again.logits(tokens), decoder.logits(tokens), rtol=1e-5, atol=1e-5)
     assert torch.equal(again.generate(tokens, 8), decoder.generate(tokens, 8))
     assert again.longest == 48
+    model = ov.Core().read_model(tmp_path / "model.xml")
+    for name in ("input_ids", "beam_idx"):
+        assert ov.layout_helpers.batch_idx(model.input(name).node.layout) == 0
     stored = sum(w.codes.numel() * w.spec.format.bits // 8 for w in weights.values() if isinstance(w, QTensor))
     floats = 4 * sum(w.codes.numel() for w in weights.values() if isinstance(w, QTensor))
     assert stored < (tmp_path / "model.bin").stat().st_size < stored + floats / 4

@@ -1,5 +1,6 @@
 """What goes wrong on the way is an error that leads on, or a warning in the report."""
 
+import numpy as np
 import pytest
 import torch
 from parts import Named, conv, head, task_of
@@ -145,3 +146,20 @@ def test_outputs_of_a_dict_come_in_its_order():
 def test_a_layer_that_did_not_run_as_planned_never_gives_the_plans_reason(planned, executed, weight, note, rule, said):
     layer = PlannedLayer("c", "c", "conv2d", planned, "weight of conv2d", weight)
     assert Audited(layer, executed, note, rule).explained("engine") == said
+
+
+@pytest.mark.slow
+def test_arrays_calibrate_and_an_evaluation_of_something_else_is_said(quick_report):
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    data = np.random.default_rng(0).normal(size=(64, 8))
+    x = torch.from_numpy(data).float()
+
+    def scores(predict):
+        predict(x)
+        return model(x).detach()[:, 0]
+
+    task = tersor.Task("ignoring", model, (x[:1],), lambda: [data[:32], (data[32:],)], evaluate=scores)
+    found = tersor.compress(task, engine="torch", progress=False).report
+    assert found.samples.calibration == 64
+    assert any("gave random outputs of `predict` the very scores" in warning for warning in found.warnings)
+    assert not any("no such ratio" in warning for warning in found.warnings)

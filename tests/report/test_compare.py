@@ -1,6 +1,7 @@
 """Runs side by side: the best is marked, what cannot be compared is said, and what is no report is refused."""
 
 import io
+import re
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from tersor.errors import TersorError
 from tersor.report import write_report
 from tersor.report.compare import Comparison, Row, compared, page, side_by_side, table
 from tersor.report.figures import Figure, figures
+from tersor.report.scatter import plot
 
 EVIL = '<script>alert(1)</script>\x1b[31m"'
 
@@ -122,6 +124,38 @@ def test_another_task_metric_or_machine_is_said(saved):
     assert rows["loss"].figures[0].text == "–"
     assert rows["loss"].best() == frozenset()
     assert shown(found).count("warning: ") == 3
+
+
+def test_size_and_latency_stand_against_the_metric(saved, tmp_path):
+    small = saved("small", **{"compressed.bytes": 100_000, **metric(0.9, (0.013, 0.021))})
+    worse = saved("worse", **{"compressed.bytes": 400_000, **metric(0.85, (0.06, 0.07))})
+    found = compared([saved("good"), small, worse])
+    size, time = found.trade_offs()
+    assert [size.names[k] for k in size.front()] == ["small", "good"]
+    assert size.sentence() == "Best trade-offs of size on disk and top-1 accuracy (Pareto front): small, good"
+    assert [time.names[k] for k in time.front()] == ["good"]
+    text = page(found, tmp_path).partition("<script>")[0]
+    assert text.count('<svg class="scatter"') == 2
+    assert text.count('class="point best"') == 2 + 1
+    assert text.count('class="front"') == 2
+    assert text.count('class="spread"') == 3 + 2 * 3
+    assert set(re.findall(r'href="([^"]*)"', text)) == {f"./{name}/report.html" for name in ("good", "small", "worse")}
+    assert "[2]" in plot(size)
+    assert " 3" in plot(size)
+    assert "href" not in page(found).partition("<script>")[0]
+
+
+def test_nothing_is_drawn_where_runs_cannot_be_compared(saved):
+    found = compared([saved("one", task="t"), saved("two")])
+    assert found.trade_offs() == []
+    assert "<svg" not in page(found).partition("<script>")[0]
+
+
+def test_a_link_is_relative_and_names_no_scheme(saved, tmp_path):
+    one, two = saved("javascript:alert(1)"), saved("x/a b")
+    text = page(compared([one, two]), tmp_path / "x")
+    links = re.findall(r'href="([^"]*)"', text)
+    assert set(links) == {"../javascript%3Aalert%281%29/report.html", "./a%20b/report.html"}
 
 
 def test_what_one_run_does_not_know_is_a_dash(saved):

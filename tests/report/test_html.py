@@ -10,6 +10,7 @@ from tersor.measure import read_report
 from tersor.measure.schema import Histogram
 from tersor.report import html, write_report
 from tersor.report.layers import columns, values
+from tersor.words import speaking
 
 EVIL = (
     '</title></style></script><script>document.title="owned"</script><img src=x onerror=alert(1)>" onload="x'
@@ -155,3 +156,22 @@ def test_both_files_are_written(tmp_path):
     data, page = write_report(report, tmp_path)
     assert read_report(data).headline == report.headline
     assert page.read_text(encoding="utf-8") == html(report)
+
+
+ENGLISH = r"[A-Za-z][A-Za-z'’]+(?: [A-Za-z][A-Za-z'’]+)+"
+
+
+@pytest.mark.parametrize("speed", [2.1, 0.8])
+def test_in_chinese_only_names_are_english(speed):
+    spread = (speed - 0.1, speed + 0.1)
+    changed = [dict(x, executed="fp32", note=None) if at == 4 else x for at, x in enumerate(layers())]
+    report = resnet20(**{
+        "environment.system": "Linux", "warnings": [], "calibration.notes": [], "ratios.speedup": speed,
+        "ratios.speedup_spread": spread, "layers": changed if speed < 1 else layers(),
+    })  # fmt: skip
+    with speaking("zh"):
+        page = re.sub(r"(?s)<(style|script)>.*?</\1>", "", html(report))
+    assert '<html lang="zh">' in page
+    named = re.findall(r'(?:aria-label|placeholder|data-label|data-copy|data-copied)="([^"]*)"', page)
+    assert re.findall(ENGLISH, "\n".join([re.sub(r"<[^>]+>", "\n", page), *named])) == []
+    assert "所有层" in page

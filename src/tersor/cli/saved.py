@@ -106,14 +106,15 @@ def compare(
 ) -> dict[str, Any]:
     """Compare the reports of saved folders side by side, with the best in each row marked."""
     from tersor.checkpoints.destination import check_file, write_page
-    from tersor.report.compare import compared, page, table
+    from tersor.report.compare import compared, page, plots, table
 
     if html is not None:
         check_file(html, ".html")
     found = compared(folders)
     console.print(table(found))
+    console.print(plots(found))
     if html is not None:
-        write_page(html, page(found))
+        write_page(html, page(found, html.parent))
         console.print("\n" + _("Open {page} in a browser.", page=html), soft_wrap=True)
     return {"runs": [_data(folder) for folder in folders]}
 

@@ -197,5 +197,6 @@ def _limits(report: LanguageReport) -> str:
 def _licence(front: Mapping[str, Any]) -> str:
     found = front.get("license")
     if _is_words(found):
-        return f"## Licence\n\n{escaped(', '.join([found] if isinstance(found, str) else found))}, as the original's.\n"
+        stated = ", ".join(found) if isinstance(found, list) else str(found)
+        return f"## Licence\n\n{escaped(stated)}, as the original's.\n"
     return "## Licence\n\nThe card of the original states none; whatever holds for the original holds for this model.\n"

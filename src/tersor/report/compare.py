@@ -1,8 +1,10 @@
 """Compare the reports of saved folders side by side; the best of a row is marked if that is beyond the noise."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import quote
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -13,8 +15,10 @@ from tersor.inert import plain
 from tersor.measure.language import is_language_report, read_language_report
 from tersor.measure.schema import read_report
 from tersor.report.figures import Figure, figures, language_figures
+from tersor.report.scatter import TradeOff, drawing, plot, trade_offs
 from tersor.report.shell import rendered
 from tersor.terminal import Shown
+from tersor.words import _, said, shown
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,17 @@ class Comparison(Shown):
     runs: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
+    folders: tuple[Path, ...] = ()
+
+    def trade_offs(self) -> list[TradeOff]:
+        """Size and latency against the metric; none between runs that cannot be compared."""
+        if any(row.differs for row in self.rows):
+            return []
+        roles = {figure.role: row.figures for row in self.rows for figure in row.figures if figure.role}
+        return trade_offs(self.runs, roles)
 
 
-def side_by_side(runs: Mapping[str, Sequence[Figure]]) -> Comparison:
+def side_by_side(runs: Mapping[str, Sequence[Figure]], folders: Sequence[Path] = ()) -> Comparison:
     """Arrange the figures of several runs, by run name, in rows; rows without any value are omitted.
 
     >>> a, b = (Figure("task", value, must_match=True) for value in "xy")
@@ -80,7 +92,7 @@ def side_by_side(runs: Mapping[str, Sequence[Figure]]) -> Comparison:
     known = [row for row in rows if any(f.value is not None for f in row.figures)]
     if any(row.differs for row in known):  # the best of what cannot be compared is no best
         known = [replace(row, figures=tuple(replace(f, good=False) for f in row.figures)) for row in known]
-    return Comparison(tuple(runs), tuple(known), tuple(notes))
+    return Comparison(tuple(runs), tuple(known), tuple(notes), tuple(folders))
 
 
 def _note(runs: Sequence[str], row: Row) -> str:
@@ -90,9 +102,11 @@ def _note(runs: Sequence[str], row: Row) -> str:
         by_text.setdefault(figure.text, []).append(run)
     absent = ", ".join(run for run, figure in zip(runs, row.figures, strict=True) if figure.value is None)
     if absent and len(by_text) == 2:
-        return f"{row.name}: unknown for {absent}, whose report has no such figure"
+        return said("{name}: unknown for {runs}, whose report has no such figure", name=row.name, runs=absent)
     values = "; ".join(f"{', '.join(names)}: {text}" for text, names in by_text.items())
-    return f"the runs differ in {row.name} ({values}): their figures are not comparable"
+    return said(
+        "the runs differ in {name} ({values}): their figures are not comparable", name=row.name, values=values
+    )
 
 
 def _merge_names(runs: Iterable[Sequence[Figure]]) -> list[str]:
@@ -118,7 +132,7 @@ def compared(folders: Sequence[Path]) -> Comparison:
         raise TersorError(f"nothing to compare: {given}; pass two or more different folders that `compress` wrote")
     short = [folder.resolve().name for folder in folders]
     names = short if len(set(short)) == len(short) else [str(folder) for folder in folders]
-    return side_by_side({n: _figures_of(f) for n, f in zip(names, folders, strict=True)})
+    return side_by_side({n: _figures_of(f) for n, f in zip(names, folders, strict=True)}, folders)
 
 
 def _figures_of(folder: Path) -> tuple[Figure, ...]:
@@ -140,10 +154,21 @@ def table(comparison: Comparison) -> RenderableType:
             Text(f"{f.text} *", "bold green") if k in best else Text(f"{f.text}  " if best else f.text)
             for k, f in enumerate(row.figures)
         ]
-        grid.add_row(Text(plain(row.name)), *cells)
-    notes = [Text("warning: ", style="yellow") + Text(plain(note)) for note in comparison.notes]
-    legend = [Text("\n* best in row, beyond the noise", style="dim")] if starred(comparison) else []
-    return Group(grid, *legend, *notes)
+        grid.add_row(Text(plain(shown(row.name))), *cells)
+    notes = [Text(_("warning: {text}", text=plain(shown(note))), style="yellow") for note in comparison.notes]
+    legend = [Text("\n" + _("* best in row, beyond the noise"), style="dim")] if starred(comparison) else []
+    fronts = [Text(plain(found.sentence()), style="dim") for found in comparison.trade_offs()]
+    return Group(grid, *legend, *fronts, *notes)
+
+
+def plots(comparison: Comparison) -> RenderableType:
+    """The trade-offs as plots in letters, with the runs' numbers."""
+    found = comparison.trade_offs()
+    if not found:
+        return Group()
+    names = ", ".join(f"{k} {plain(name)}" for k, name in enumerate(comparison.runs, 1))
+    legend = _("{names}; those of the Pareto front in brackets", names=names)
+    return Group(*(Text("\n" + plot(one)) for one in found), Text(legend, style="dim"))
 
 
 def starred(comparison: Comparison) -> bool:
@@ -151,8 +176,29 @@ def starred(comparison: Comparison) -> bool:
     return any(row.best() for row in comparison.rows)
 
 
-def page(comparison: Comparison) -> str:
-    """The comparison as one self-contained HTML page."""
+def page(comparison: Comparison, beside: Path | None = None) -> str:
+    """The comparison as one self-contained HTML page.
+
+    Args:
+        beside: the folder in which the page will stand, from which it links to each report that has a page.
+    """
+    links = [_link(folder, beside) for folder in comparison.folders] or [""] * len(comparison.runs)
+    runs = list(zip(comparison.runs, links, strict=True))
     rows = [(row.name, row.best(), row.figures) for row in comparison.rows]
-    marked = starred(comparison)
-    return rendered("compare.html.j2", runs=comparison.runs, rows=rows, notes=comparison.notes, starred=marked)
+    scatters = [drawing(found, links) for found in comparison.trade_offs()]
+    return rendered(
+        "compare.html.j2", runs=runs, rows=rows, notes=comparison.notes, starred=starred(comparison), scatters=scatters
+    )
+
+
+def _link(folder: Path, beside: Path | None) -> str:
+    """The relative address of a folder's report.html; empty if there is none, or no way to it (another drive)."""
+    file = folder.resolve() / "report.html"
+    if beside is None or not file.is_file():
+        return ""
+    try:
+        way = Path(os.path.relpath(file, beside.resolve())).as_posix()
+    except ValueError:
+        return ""
+    # A dot in front: no name of a folder is read as a scheme.
+    return quote(way if way.startswith("../") else f"./{way}", errors="surrogateescape")

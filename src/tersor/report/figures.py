@@ -10,6 +10,7 @@ from tersor.measure.language import LanguageReport
 from tersor.measure.perplexity import TextScore
 from tersor.measure.schema import Report
 from tersor.measure.speed import simulated, speed
+from tersor.words import said
 
 Value = float | str | None
 # Relative noise assumed of a figure that was measured once.
@@ -29,6 +30,7 @@ class Figure:
         higher_is_better: None if no value is better.
         must_match: whether runs that differ in it are not comparable, which a note then says.
         interval: what chance makes of a value if it is measured again; None: always the same.
+        role: ``size``, ``latency`` or ``metric`` for the figures of a trade-off.
         good: False if the value is worse than that of the original model, and so not a merit even if it is the best.
     """
 
@@ -39,6 +41,7 @@ class Figure:
     must_match: bool = False
     interval: tuple[float, float] | None = None
     good: bool = True
+    role: str = ""
 
     @property
     def text(self) -> str:
@@ -59,8 +62,8 @@ class Figure:
     def beats(self, other: "Figure") -> bool:
         """Whether it is better than another figure of its row, and the intervals do not overlap.
 
-        >>> one, other = (Figure("latency", v, "ms", False, interval=(v - 0.2, v + 0.2)) for v in (1.0, 1.3))
-        >>> one.beats(other), one.beats(Figure("latency", 1.3, "ms", False))
+        >>> one, other = (Figure(said("latency"), v, "ms", False, interval=(v - 0.2, v + 0.2)) for v in (1.0, 1.3))
+        >>> one.beats(other), one.beats(Figure(said("latency"), 1.3, "ms", False))
         (False, True)
         """
         (low, high), (other_low, other_high) = self._bounds(), other._bounds()
@@ -83,26 +86,28 @@ def figures(report: Report) -> tuple[Figure, ...]:
     computed = f"{environment.cpu or 'unknown CPU'}, {environment.threads} threads, {environment.precision}"
     faster = None if found is None else (found.low, found.high)
     return (
-        Figure("task", report.task, must_match=True),
-        Figure("recipe", report.recipe),
-        Figure("engine", report.engine),
-        Figure("computed on", computed, must_match=True),
-        Figure("on disk", after.bytes, "bytes", False, good=smaller),
-        Figure("smaller than FP32", ratios.compression, "x", True, good=smaller),
-        Figure("latency", None if latency is None else latency.median, "ms", False, False, spread, not_slower),
-        Figure("p10", None if latency is None else latency.p10, "ms"),
-        Figure("p90", None if latency is None else latency.p90, "ms"),
-        Figure("faster than FP32", None if found is None else found.value, "x", True, False, faster,
+        Figure(said("task"), report.task, must_match=True),
+        Figure(said("recipe"), report.recipe),
+        Figure(said("engine"), report.engine),
+        Figure(said("computed on"), computed, must_match=True),
+        Figure(said("on disk"), after.bytes, "bytes", False, good=smaller, role="size"),
+        Figure(said("smaller than FP32"), ratios.compression, "x", True, good=smaller),
+        Figure(said("latency"), None if latency is None else latency.median, "ms", False, False, spread, not_slower,
+               "latency"),
+        Figure(said("p10"), None if latency is None else latency.p10, "ms"),
+        Figure(said("p90"), None if latency is None else latency.p90, "ms"),
+        Figure(said("faster than FP32"), None if found is None else found.value, "x", True, False, faster,
                found is not None and found.faster),
-        _measured_once("memory", after.memory_bytes, before.memory_bytes, "bytes"),
-        _measured_once("energy per call", after.energy_joules, before.energy_joules, "J"),
-        Figure("metric", metric, must_match=True),
-        Figure("samples evaluated", report.samples.evaluation, must_match=True),
+        _measured_once(said("memory"), after.memory_bytes, before.memory_bytes, "bytes"),
+        _measured_once(said("energy per call"), after.energy_joules, before.energy_joules, "J"),
+        Figure(said("metric"), metric, must_match=True),
+        Figure(said("samples evaluated"), report.samples.evaluation, must_match=True),
         _metric(report),
-        Figure(f"{metric}, FP32", before.metric, "%" if is_fraction(metric, before.metric, after.metric) else ""),
-        Figure("agrees with FP32", after.agreement, "%", True, False,
+        Figure(said("{metric}, FP32", metric=metric), before.metric,
+               "%" if is_fraction(metric, before.metric, after.metric) else ""),
+        Figure(said("agrees with FP32"), after.agreement, "%", True, False,
                _of_samples(after.agreement, report.samples.evaluation), kept),
-        Figure("float fallbacks", None if unaudited else len(fallbacks(report)), "", False,
+        Figure(said("float fallbacks"), None if unaudited else len(fallbacks(report)), "", False,
                good=not fallbacks(report)),
     )  # fmt: skip
 
@@ -125,7 +130,7 @@ def _metric(report: Report) -> Figure:
         noise = (before.metric - high, before.metric - low) if better else (before.metric + low, before.metric + high)
     elif after.metric is not None:
         noise = (after.metric - TOLERATED * abs(after.metric), after.metric + TOLERATED * abs(after.metric))
-    return Figure(name, after.metric, unit, better, False, noise, _kept(report))
+    return Figure(name, after.metric, unit, better, False, noise, _kept(report), "metric")
 
 
 def _measured_once(name: str, value: float | None, original: float | None, unit: str) -> Figure:
@@ -154,22 +159,22 @@ def language_figures(report: LanguageReport) -> tuple[Figure, ...]:
     kept = score is None or before is None or _perplexities(score)[0] <= _perplexities(before)[1]
     nats = None if kl is None else _around(kl.nats, kl.standard_error)
     return (
-        Figure("model", report.model, must_match=True),
-        Figure("recipe", report.recipe),
-        Figure("layout", report.layout),
-        Figure("on disk", report.compressed_bytes, "bytes", False, good=smaller),
-        Figure("smaller", report.compression, "x", True, good=smaller),
-        Figure("bits per quantized weight", report.bits_per_weight, "", False, good=smaller),
-        Figure("evaluated on", None if score is None else str(score.protocol), must_match=True),
-        Figure("perplexity", None if score is None else score.perplexity, "", False, False,
-               None if score is None else _perplexities(score), kept),
-        Figure("standard error", None if score is None else score.standard_error, "nats"),
-        Figure("perplexity, original", None if before is None else before.perplexity),
-        Figure("divergence", None if kl is None else kl.nats, "nats", False, False, nats, kept),
-        Figure("same top prediction", None if kl is None else kl.agreement, "%", True, False,
+        Figure(said("model"), report.model, must_match=True),
+        Figure(said("recipe"), report.recipe),
+        Figure(said("layout"), report.layout),
+        Figure(said("on disk"), report.compressed_bytes, "bytes", False, good=smaller, role="size"),
+        Figure(said("smaller"), report.compression, "x", True, good=smaller),
+        Figure(said("bits per quantized weight"), report.bits_per_weight, "", False, good=smaller),
+        Figure(said("evaluated on"), None if score is None else str(score.protocol), must_match=True),
+        Figure(said("perplexity"), None if score is None else score.perplexity, "", False, False,
+               None if score is None else _perplexities(score), kept, "metric"),
+        Figure(said("standard error"), None if score is None else score.standard_error, "nats"),
+        Figure(said("perplexity, original"), None if before is None else before.perplexity),
+        Figure(said("divergence"), None if kl is None else kl.nats, "nats", False, False, nats, kept),
+        Figure(said("same top prediction"), None if kl is None else kl.agreement, "%", True, False,
                None if kl is None else _of_samples(kl.agreement, kl.protocol.tokens), kept),
-        Figure("error relative to RTN, median layer", share, "", False, good=share is not None and share < 1),
-        Figure("weights kept in float", floats, "", False, good=not floats),
+        Figure(said("error relative to RTN, median layer"), share, "", False, good=share is not None and share < 1),
+        Figure(said("weights kept in float"), floats, "", False, good=not floats),
     )  # fmt: skip
 
 

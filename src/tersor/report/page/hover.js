@@ -23,7 +23,7 @@ const told = (drawing, event) => {
   return drawing.getAttribute("aria-label");
 };
 document.addEventListener("pointermove", event => {
-  const drawing = event.target.closest?.("a.node, a.point, svg[role=img]"), text = drawing ? told(drawing, event) : "";
+  const drawing = event.target.closest?.("a.node, .point, svg[role=img]"), text = drawing ? told(drawing, event) : "";
   tip.hidden = !text;
   if (!text) return;
   tip.textContent = text;

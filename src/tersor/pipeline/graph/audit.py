@@ -80,7 +80,8 @@ def _audited(layer: PlannedLayer, found: tuple[Executed, bool] | None) -> Audite
     row, main = found
     if layer.planned == "fused" and not main:
         return Audited(layer, "fused", _part_of(row))
-    return Audited(layer, row.precision, None if main else _part_of(row), row.note, row.name if main else None)
+    part = None if main else _part_of(row)
+    return Audited(layer, row.precision, part, row.note, row.name if main else None)
 
 
 def _part_of(row: Executed) -> str:

@@ -1,5 +1,6 @@
 """A hook of mkdocs: every notebook becomes a page, with the outputs that are stored in it; nothing is run."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,13 @@ def on_page_read_source(page: Page, config: Any) -> str | None:
     notebook = Path(config.docs_dir, page.file.src_uri).with_suffix(SUFFIX)
     if not notebook.is_file():
         return None
-    text, _ = MarkdownExporter().from_filename(str(notebook))
-    language = Path(page.file.src_uri).parts[0]
-    return f"{text}\n\n[{DOWNLOAD[language]}]({notebook.name})\n"
+    return MarkdownExporter().from_filename(str(notebook))[0]
+
+
+def on_page_markdown(markdown: str, page: Page, config: Any, files: Files) -> str:
+    """Links to notebooks, which GitHub shows, lead to their pages; a page of a notebook ends with its file."""
+    text = re.sub(r"(\]\([\w./-]+)\.ipynb\)", r"\1.md)", markdown)
+    uri = Path(page.file.src_uri)
+    if not Path(config.docs_dir, uri).with_suffix(SUFFIX).is_file():
+        return text
+    return f"{text}\n\n[{DOWNLOAD[uri.parts[0]]}]({uri.stem}{SUFFIX})\n"

@@ -132,7 +132,8 @@ def browser() -> Iterator[Tab]:
 CHECK = r"""(() => {
   const room = document.documentElement.clientWidth, wrong = [];
   const about = e => (e.outerHTML ?? e.textContent).slice(0, 90);
-  const inside = e => e.closest(".canvas, pre, .md-typeset__scrollwrap, .highlight, [data-md-component=search]");
+  const inside = e => e.closest(".canvas, pre, .md-typeset__scrollwrap, .highlight, [data-md-component=search], "
+    + "[data-md-component=sidebar]");
   const drawn = e => e.checkVisibility({visibilityProperty: true, opacityProperty: true, contentVisibilityAuto: true})
     && !e.closest("thead:not(:has(th:not([hidden]))), [aria-hidden=true]");
   const clipped = e => [...function* () { for (let p = e; p; p = p.parentElement) yield p; }()]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import tersor
-from tersor.errors import CalibrationError, EngineError, SavedFolderError, TaskError
+from tersor.errors import CalibrationError, CheckpointError, EngineError, SavedFolderError, TaskError
 
 
 def _batches(count=4, size=16):
@@ -183,3 +183,7 @@ def test_integer_arithmetic_by_hand(model):
 def test_what_is_no_task_is_sent_to_where_it_belongs():
     with pytest.raises(TaskError, match=r"'llama/' is not a tersor.Task; for a language model's folder, use"):
         tersor.compress("llama/")
+    with pytest.raises(TaskError, match=r"compress got a Linear, the model alone: give tersor.Task\(name, model"):
+        tersor.compress(nn.Linear(1, 1))
+    with pytest.raises(CheckpointError, match="what `hf download org/tiny-llama` prints"):
+        tersor.compress_folder("org/tiny-llama", "out")

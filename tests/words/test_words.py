@@ -75,6 +75,9 @@ class TestCatalogue:
         """`make messages` collects them."""
         assert {m.id for m in messages.catalogue(name)} == {m.id for m in messages.updated(name)}
 
+    def test_lacks_no_translation(self, name):
+        assert messages.untranslated(messages.catalogue(name)) == []
+
     def test_is_compiled(self, name):
         assert messages.file(name, "mo").read_bytes() == messages.compiled(messages.catalogue(name))
 

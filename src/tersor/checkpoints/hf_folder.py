@@ -70,7 +70,9 @@ class HfFolder:
         """
         self.path = Path(path)
         if not self.path.is_dir():
-            raise CheckpointError(f"{self.path} is not a folder: pass one with config.json and *.safetensors")
+            hub = len(self.path.parts) == 2 and not self.path.parent.exists()
+            remedy = f"; of a model on the Hugging Face Hub it is what `hf download {self.path}` prints" if hub else ""
+            raise CheckpointError(f"{self.path} is not a folder: pass one with config.json and *.safetensors{remedy}")
         if adapter := next((name for name in _ADAPTERS if (self.path / name).is_file()), None):
             raise CheckpointError(
                 f"{self.path} holds an adapter ({adapter}), which is not part of its base's weights: merge it into the "

@@ -35,15 +35,21 @@ def main() -> None:
         sys.exit(exit_code(lambda: app(sys.argv[1:]), Chosen.of(sys.argv[1:]).debug))
 
 
-def _version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if not version:
+def _print_version(asked: bool) -> None:
+    if not asked:
         return
     console.print(f"tersor {__version__}")
     if chosen().json:
         typer.echo(json.dumps({"version": __version__}))
     raise typer.Exit
+
+
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before a command."""
 
 
 def engines() -> dict[str, Any]:
@@ -54,7 +60,7 @@ def engines() -> dict[str, Any]:
     return engines_data()
 
 
-app.callback(invoke_without_command=True)(everywhere(_version))
+app.callback(invoke_without_command=True)(everywhere(_program))
 # In the order of `tersor --help`: each command, and whether it prints a table, which may be wide.
 _COMMANDS = {
     inspect: True, compress: True, generate: False, export: False, report: True, compare: True, run: False,

@@ -269,6 +269,8 @@ def resolve(recipe: "Recipe | str | Path") -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return recipe
+    if isinstance(recipe, Mapping):
+        raise RecipeError("the recipe is a dict: give tersor.Recipe(**options), the name of a preset, or a YAML file")
     name = str(recipe)
     if name in PRESETS:
         return PRESETS[name]()

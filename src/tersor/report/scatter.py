@@ -164,7 +164,7 @@ def _point(
 ) -> Markup:
     near = sum(all(abs(a - b) < n for a, b, n in zip(place, other, _NEAR, strict=True)) for other in before)
     dx, dy = _SIDES[near % len(_SIDES)]
-    words = f"{found.names[k]}: {found.x[k].text}, {found.y[k].text}"
+    words = f"{found.numbers[k]} {found.names[k]}: {found.x[k].text}, {found.y[k].text}"
     form = _POINT.replace("{tag}", "a" if link else "g").replace("{link}", ' href="{href}"' if link else ' role="img"')
     return svg.shape(form, kind=" best" if best else "", words=words, x=place[0], y=place[1], dx=dx, dy=dy,
                      number=found.numbers[k], href=link)  # fmt: skip

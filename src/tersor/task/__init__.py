@@ -13,7 +13,7 @@ from tersor.former_names import takes_former_name
 from tersor.task.calibration import Passes, batch_size, check_batch, check_count, read, with_tensors
 from tersor.task.fields import check_fields
 
-__all__ = ["Arguments", "Predict", "Task", "batch_size"]
+__all__ = ["Arguments", "Predict", "Task", "batch_size", "check_task"]
 
 Arguments = tuple[Any, ...] | Mapping[str, Any]
 Predict = Callable[..., Any]
@@ -143,3 +143,21 @@ class Task:
     def samples(self) -> int:
         """The number of samples of one calibration pass (the first dimension of the first tensor)."""
         return sum(batch_size(inputs) for inputs in self.calibration_batches())
+
+
+def check_task(task: Any, who: str) -> None:
+    """Refuse what is no Task.
+
+    Args:
+        who: the function that was given it.
+
+    Raises:
+        TaskError: with what to give instead.
+    """
+    if isinstance(task, nn.Module):
+        raise TaskError(
+            f"{who} got a {type(task).__name__}, the model alone: give tersor.Task(name, model, (example,), "
+            "lambda: batches), which has the data to calibrate on"
+        )
+    if not isinstance(task, Task):
+        raise TaskError(f"{task!r:.80} is not a tersor.Task; for a language model's folder, use tersor.compress_folder")

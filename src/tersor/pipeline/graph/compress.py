@@ -7,7 +7,6 @@ from torch import Tensor
 
 from tersor.engines import engine as find_engine
 from tersor.engines.options import check_options
-from tersor.errors import TaskError
 from tersor.measure import Report
 from tersor.measure.environment import usable_processors
 from tersor.measure.headline import fallbacks
@@ -21,7 +20,7 @@ from tersor.pipeline.graph.reporting import make_report
 from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve
-from tersor.task import Task
+from tersor.task import Task, check_task
 from tersor.task.unchanged import unchanged
 from tersor.turns import in_turn
 from tersor.words import _
@@ -69,8 +68,7 @@ def compress(
     >>> done(data[0][0]).shape
     torch.Size([8, 8, 6, 6])
     """
-    if not isinstance(task, Task):
-        raise TaskError(f"{task!r:.80} is not a tersor.Task; for a language model's folder, use tersor.compress_folder")
+    check_task(task, "compress")
     recipe = resolve(recipe)
     check_options(None if engine == "auto" else find_engine(engine), threads, precision)
     threads = threads or usable_processors()

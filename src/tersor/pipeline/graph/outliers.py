@@ -23,7 +23,7 @@ from tersor.observers import Statistics
 from tersor.pipeline.graph.batches import exactly, passing
 from tersor.pipeline.progress import Stages
 from tersor.report.outliers import page
-from tersor.task import Task
+from tersor.task import Task, check_task
 from tersor.terminal import Shown
 from tersor.turns import in_turn
 from tersor.words import _
@@ -94,8 +94,7 @@ def outliers(task: Task, samples: int = 64, layer: str = "*", *, progress: bool 
     >>> found.layers[0].outlying, found.layers[0].advice
     ([3], 'smooth')
     """
-    if not isinstance(task, Task):
-        raise TaskError(f"{task!r:.80} is not a tersor.Task")
+    check_task(task, "outliers")
     if not isinstance(layer, str):
         raise TaskError(f"layer is {layer!r:.80}: give a glob of names, such as *.head")
     samples = whole("samples", samples, 1, None, "64 show what there is to see", CalibrationError)

@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from markupsafe import Markup
 from rich.console import Group, RenderableType
 from rich.style import Style
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from tersor.inert import plain
+from tersor.report.tables.grid import Grid
 from tersor.terminal import Inert, Terminal
 
 ROWS = 24  # of a table; a longer one scrolls
@@ -22,7 +23,6 @@ _LONG = "max-height:34rem;overflow:auto"
 _TABLE = "border-collapse:collapse;border:0;margin:.5rem 0;font-size:inherit;font-variant-numeric:tabular-nums"
 _CELL = "border:0;padding:.1rem 1.1rem .1rem 0;vertical-align:top;background:none;max-width:32rem"
 _HEAD = f"{_CELL};font-weight:600;border-bottom:1px solid rgba(128,128,128,.5)"
-_ALIGNED = {"right": "text-align:right;white-space:nowrap", "center": "text-align:center"}
 _LINE = "margin:.25rem 0;overflow-wrap:anywhere"
 _COLOURS = {"green": "#16a34a", "yellow": "#d97706", "red": "#dc2626", "cyan": "#0891b2"}
 
@@ -48,6 +48,8 @@ def _parts(shown: RenderableType) -> Iterable[RenderableType]:
 
 
 def _block(shown: RenderableType) -> Markup:
+    if isinstance(shown, Grid):
+        shown = shown.table()
     if isinstance(shown, Table):
         return _table(shown)
     if isinstance(shown, str | Text):
@@ -56,7 +58,7 @@ def _block(shown: RenderableType) -> Markup:
 
 
 def _table(table: Table) -> Markup:
-    aligned = [_ALIGNED.get(column.justify, "text-align:left") for column in table.columns]
+    aligned = [_column_css(column) for column in table.columns]
     head = Markup("")
     if table.show_header:
         cells = (
@@ -76,6 +78,11 @@ def _table(table: Table) -> Markup:
     whole = Markup('<table class="tersor" style="{}">{}<tbody>{}</tbody></table>')
     whole = whole.format(_TABLE, head, Markup().join(rows))
     return Markup('<div style="{}" tabindex="0">{}</div>').format(_LONG, whole) if len(rows) > ROWS else whole
+
+
+def _column_css(column: Column) -> str:
+    align = column.justify if column.justify in ("right", "center") else "left"
+    return f"text-align:{align}" + (";white-space:nowrap" if column.no_wrap or align == "right" else "")
 
 
 def _inline(shown: RenderableType) -> Markup:

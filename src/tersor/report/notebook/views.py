@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from tersor.inert import one_line, plain
@@ -15,9 +14,10 @@ from tersor.measure.headline import diagnose
 from tersor.measure.schema import Report
 from tersor.report import compare, language, outliers
 from tersor.report.tables import calibration
+from tersor.report.tables.grid import Column, Grid
 from tersor.report.tables.plan import plan_table
 from tersor.report.text import render
-from tersor.words import _, speaking
+from tersor.words import _, shown, speaking
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,19 @@ def _line_of_language(report: Any) -> str:
 def _line_of_compressed(done: Any) -> str:
     if done.report is not None:
         return _view(done.report).line(done.report)
+    return f"{_name_of(done)}: not measured"
+
+
+def _name_of(done: Any) -> str:
     # Of a folder the engine is not asked for: the model would be loaded to tell.
     where = done.engine if done.folder is None else done.folder.name
-    return f"{done.recipe.name} · {where}: not measured"
+    return f"{done.recipe.name} · {where}"
 
 
 def _compressed(done: Any) -> RenderableType:
     if done.report is not None:
         return renderable(done.report)
-    words = Text(plain(_line_of_compressed(done)))
+    words = Text(plain(_("{name}: not measured", name=_name_of(done))))
     return words if done.plan is None else Group(words, renderable(done.plan))
 
 
@@ -85,8 +89,10 @@ def _line_of_weights(plans: Sequence[Any]) -> str:
 
 
 def _weights(plans: Sequence[Any]) -> RenderableType:
-    rows = [(p.name, " × ".join(map(str, p.shape)), p.reason, p.touched) for p in plans]
-    return _planned((_("weight"), _("shape"), _("becomes")), rows)
+    grid = Grid(Column(_("weight")), Column(_("shape"), drop=1), Column(_("becomes"), drop=2, sentences=True))
+    for p in plans:
+        grid.add(p.name, " × ".join(map(str, p.shape)), shown(p.reason), style="" if p.touched else "yellow")
+    return grid
 
 
 def _line_of_modules(plans: Sequence[Any]) -> str:
@@ -94,18 +100,10 @@ def _line_of_modules(plans: Sequence[Any]) -> str:
 
 
 def _modules(plans: Sequence[Any]) -> RenderableType:
-    rows = [(p.name, p.weighted.op, p.reason, p.weights is not None) for p in plans]
-    return _planned((_("module"), _("kind"), _("becomes")), rows)
-
-
-def _planned(columns: Sequence[str], rows: Sequence[tuple[str, str, str, bool]]) -> Table:
-    """Rows of name, kind and reason; those that stay as they are, are marked."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for *cells, changed in rows:
-        table.add_row(*(Text(plain(cell)) for cell in cells), style="" if changed else "yellow")
-    return table
+    grid = Grid(Column(_("module")), Column(_("op"), drop=1), Column(_("becomes"), drop=2, sentences=True))
+    for p in plans:
+        grid.add(p.name, p.weighted.op, shown(p.reason), style="yellow" if p.weights is None else "")
+    return grid
 
 
 def _line_of_outliers(found: Any) -> str:

@@ -50,6 +50,10 @@ class Grid:
         made = tuple(cell if isinstance(cell, Text) else Text(plain(cell)) for cell in cells)
         self.rows.append((made, style))
 
+    def table(self) -> Table:
+        """All of it, however wide; sentences may wrap."""
+        return self._table(list(range(len(self.columns))), wrapped=10_000)
+
     def __rich_console__(self, console: rich.console.Console, options: ConsoleOptions) -> Iterable[RenderableType]:
         kept = list(range(len(self.columns)))
         table = self._table(kept)

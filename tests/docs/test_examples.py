@@ -27,6 +27,7 @@ NOT_RUN = {
     "pip install ": "test_wheel.py builds and installs the package",
     "make ": "its target is looked up in the Makefile",
     "xdg-open ": "needs a desktop",
+    "docker ": "needs a daemon and the network",
     "tersor compress task.py --out build/small ": "README has it again, as build/mine",
     "# before": "the library that is left behind",
 }

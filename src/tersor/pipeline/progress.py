@@ -105,7 +105,7 @@ class Stages:
         finally:
             self._bars.remove_task(task)
             seconds = time.perf_counter() - start
-            _log.info("%s: %s, %.2f s", name, text, seconds)
+            _log.info("%s: %.2f s", name, seconds)
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def __enter__(self) -> "Stages":

@@ -98,11 +98,16 @@ class Axis:
     def of(cls, figures: Sequence[Figure]) -> "Axis":
         """Around the values, with a quarter of their span on either side; intervals may end beyond it.
 
+        Equal values have the span of their intervals. No share is below 0 or above 1.
+
         >>> Axis.of([Figure("", v) for v in (0.912, 0.918)])
         Axis(low=0.91, high=0.92)
+        >>> Axis.of([Figure("", 0.99, "%", interval=(0.98, 1.0))] * 2)
+        Axis(low=0.98, high=1.0)
         """
         values = [number(f) for f in figures]
-        span = (max(values) - min(values)) or abs(values[0]) or 1.0
+        ends = [end for f in figures for end in f.interval or () if math.isfinite(end)]
+        span = (max(values) - min(values)) or 2 * (max(ends) - min(ends) if ends else 0.0) or abs(values[0]) / 10 or 1.0
         low, high = min(values) - span / 4, max(values) + span / 4
         least = (high - low) / 10
         step = 10.0 ** math.floor(math.log10(least))
@@ -110,6 +115,8 @@ class Axis:
         low, high = math.floor(low / step) * step, math.ceil(high / step) * step
         if min(values) >= 0:
             low = max(low, 0.0)
+        if figures[0].unit == "%" and max(values) <= 1:
+            high = min(high, 1.0)
         return cls(float(f"{low:.12g}"), float(f"{high:.12g}"))
 
     def at(self, value: float) -> float:

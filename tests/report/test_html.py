@@ -174,4 +174,4 @@ def test_in_chinese_only_names_are_english(speed):
     assert '<html lang="zh">' in page
     named = re.findall(r'(?:aria-label|placeholder|data-label|data-copy|data-copied)="([^"]*)"', page)
     assert re.findall(ENGLISH, "\n".join([re.sub(r"<[^>]+>", "\n", page), *named])) == []
-    assert "所有层" in page
+    assert not re.findall(r"<h[23]>[^<\u4e00-\u9fff]+<", page)

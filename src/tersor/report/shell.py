@@ -33,7 +33,7 @@ def rendered(template: str, **view: object) -> str:
         loader=FunctionLoader(_text), autoescape=True, undefined=StrictUndefined, finalize=_inert,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.globals.update(_=_, plural=plural, shown=shown, lang=language())
+    environment.globals.update(_=_, plural=plural, shown=shown, lang=language(), stop=_("."))
     style, script = _joined(_STYLES), _joined(_SCRIPTS)
     policy = f"style-src {_digest(style)}; script-src {_digest(script)}; base-uri 'none'; form-action 'none'"
     head = _HEAD.replace("POLICY", f"default-src 'none'; {policy}").replace("STYLE", style)

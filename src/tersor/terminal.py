@@ -1,15 +1,65 @@
 """Printed text is shown, never interpreted: in Tersor's console, and in any other that prints Tersor's tables."""
 
+import contextlib
 import importlib
-from collections.abc import Iterable
+import itertools
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import rich._wrap
 import rich.console
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.text import Text
 
 from tersor.inert import plain
+
+# A line may end beside a Chinese character, but not before what closes, nor after what opens.
+_CHINESE, _OPENS, _CLOSES = "\u2e80-\u9fff\uff00-\uffef", "（「『“‘《([{", "，。：；、！？）」』”’》…—,.:;!?)]}%"
+_BETWEEN = re.compile(
+    rf"(?<![\s{re.escape(_OPENS)}])(?:(?<=[{_CHINESE}])|(?=[{_CHINESE}]))(?![\s{re.escape(_CLOSES)}])"
+)
+_rich_words = rich._wrap.words
+
+
+def words(text: str) -> Iterator[tuple[int, int, str]]:
+    """Start, end and text of what is kept on a line: words as rich has them, and of Chinese, single characters.
+
+    >>> [word for _, _, word in words("Use q4_0, 或（q8_0）。 再试 ")]
+    ['Use ', 'q4_0, ', '或', '（q8_0）。 ', '再', '试 ']
+    """
+    for start, _end, word in _rich_words(text):
+        ends = [0, *(found.start() for found in _BETWEEN.finditer(word) if found.start()), len(word)]
+        yield from ((start + a, start + b, word[a:b]) for a, b in itertools.pairwise(ends))
+
+
+def strip_end(line: Text, width: int) -> None:
+    """Take spaces from the end of a line that is too wide, where rich counts its characters and not its columns.
+
+    >>> line = Text("中文 ")
+    >>> strip_end(line, 4)
+    >>> line.plain
+    '中文'
+    """
+    spaces = len(line.plain) - len(line.plain.rstrip())
+    if (surplus := min(spaces, line.cell_len - width)) > 0:
+        line.right_crop(surplus)
+
+
+@contextlib.contextmanager
+def wrapping() -> Iterator[None]:
+    """Inside, rich breaks lines between Chinese characters, which it takes for one long word."""
+    ours = ((rich._wrap, "words", words), (Text, "rstrip_end", strip_end))
+    before = [(place, name, getattr(place, name)) for place, name, _ in ours]
+    try:
+        for place, name, function in ours:
+            setattr(place, name, function)
+        yield
+    finally:
+        for place, name, function in before:
+            setattr(place, name, function)
 
 
 class Terminal(rich.console.Console):
@@ -31,7 +81,8 @@ class Terminal(rich.console.Console):
 
     def print(self, *objects: Any, crop: bool = False, **options: Any) -> None:
         """Print; a name that is longer than a line runs on instead of being cut."""
-        super().print(*objects, crop=crop, **options)
+        with wrapping():
+            super().print(*objects, crop=crop, **options)
 
     def on_broken_pipe(self) -> None:
         """Raise what is handled, a BrokenPipeError: rich would end the program."""
@@ -46,7 +97,8 @@ class Inert:
 
     def __rich_console__(self, console: rich.console.Console, options: ConsoleOptions) -> Iterable[Segment]:
         """The segments, as in Tersor's console."""
-        return _inert(console.render(self.shown, options.update(markup=False, highlight=False)))
+        with wrapping():
+            return list(_inert(console.render(self.shown, options.update(markup=False, highlight=False))))
 
 
 class Shown:

@@ -20,7 +20,7 @@ def test_the_first_line_is_the_headline_whatever_the_width():
 @pytest.mark.parametrize(
     "words",
     ["1.10 MB", "338 kB", "3.3x smaller", "492 µs", "236 µs", "2.31 ms", "9.8x faster", "12.4 MB", "91.70 %",
-     "91.68 %", "-0.02 points", "-0.11 to +0.15 points", "99.3%", "2 threads", "avx512_vnni",
+     "91.68 %", "-0.02 points", "-0.11 to +0.15 points", "99.3 %", "2 threads", "avx512_vnni",
      "openvino 2026.4.1", "seed 0", "calibrated on 512 samples", "evaluated on 10000", "measure 21.4 s", "812 MB",
      "warning: the last calibration batch"],
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """What is printed in Chinese holds no English sentence: names, formats and commands stay as they are."""
 
 import re
+from collections import Counter
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -8,13 +10,15 @@ from sample_report import latency, layers, resnet20
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from tersor.cli import app
+from tersor.cli import app, load_task
+from tersor.cli.failures import exit_code
 from tersor.cli.options import VALUES
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.measure.perplexity import TextScore
 from tersor.measure.schema import Environment
 from tersor.measure.windows import TextProtocol
 from tersor.network.sites import Plan, PlannedLayer
+from tersor.report.html import html
 from tersor.report.language import print_language_report
 from tersor.report.tables.plan import plan_table
 from tersor.report.text import text
@@ -38,6 +42,11 @@ def english(shown: str) -> list[str]:
     return [" ".join(words) for words in left if len(words) > 1]
 
 
+def misplaced(shown: str) -> list[str]:
+    """English punctuation beside Chinese words, and spaces after Chinese punctuation."""
+    return re.findall(r"\S*(?:[一-鿿）][,;:] |[,;:] (?=[一-鿿])|[，：；。] (?![ \[]))\S+", shown)
+
+
 def printed(draw) -> str:
     """What is drawn on a wide console while Chinese is spoken."""
     console = Console(width=300, color_system=None)
@@ -48,7 +57,8 @@ def printed(draw) -> str:
 
 def test_english_is_found():
     assert english("3 层 fell back to float") == ["fell back to float"]
-    assert english("在 Hugging Face 目录中运行 `tersor compress here`") == []
+    assert english("在 Hugging Face 文件夹中运行 `tersor compress here`") == []
+    assert misplaced("用法： a 2 线程, b a; 线程 a，b; c") == ["用法： a", "线程, b", "a; 线程"]
 
 
 FALLEN = [dict(x, executed="fp32", note="OpenVINO: Deconvolution in FP32, since its kernel is smaller than its stride; "
@@ -85,8 +95,22 @@ def test_the_report(changes):
     report = resnet20(**{"warnings": [], **changes})
     with speaking("zh"):
         said = text(report, width=300)
-    assert english(said) == []
+    assert english(said) == misplaced(said) == []
     assert re.search("[一-鿿]", said.splitlines()[0])
+
+
+@pytest.mark.parametrize(("language", "first"), [("en", "3.3x smaller,"), ("zh", "体积缩小 3.3x，")])
+def test_the_headline_of_the_page_breaks_between_clauses(language, first):
+    with speaking(language):
+        title = re.search("<h1>(.*?)</h1>", html(resnet20()))[1]
+    parts = re.findall('<span class="part">(.*?)</span>', title)
+    assert (len(parts), parts[0]) == (3, first)
+
+
+def test_an_error(capsys):
+    with speaking("zh"):
+        exit_code(lambda: load_task(Path("nowhere.py")), debug=False)
+    assert capsys.readouterr().err.startswith("错误：TaskError: ")
 
 
 def test_the_plan():
@@ -100,7 +124,8 @@ def test_the_plan():
         "not unrolled: its 900 steps are too many to unroll; at most 64 are supported",
     )
     rows = tuple(PlannedLayer(f"l{k}", f"l{k}", "linear", "fp32", reason) for k, reason in enumerate(reasons))
-    assert english(printed(lambda to: to.print(plan_table(Plan((), rows), 10, 5, notes)))) == []
+    said = printed(lambda to: to.print(plan_table(Plan((), rows), 10, 5, notes)))
+    assert english(said) == misplaced(said) == []
 
 
 def test_the_report_of_a_language_model():
@@ -116,7 +141,8 @@ def test_the_report_of_a_language_model():
         weights=tuple(WeightRecord(**row) for row in (row, row | {"name": "head"} | left)),
         warnings=("2 layers do not divide by the group (a: 7 inputs by 4); their last group is shorter",),
     )  # fmt: skip
-    assert english(printed(lambda to: print_language_report(found, to))) == []
+    said = printed(lambda to: print_language_report(found, to))
+    assert english(said) == misplaced(said) == []
 
 
 COMMANDS = [[], *([name] for name in get_command(app).commands), ["recipes", "show"]]
@@ -127,5 +153,16 @@ def test_the_help_of_every_command(words, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     said = CliRunner().invoke(app, [*words, "--help", "--lang", "zh"])
     assert said.exit_code == 0
-    assert english(said.output) == []
-    assert "用法" in said.output
+    assert english(said.output) == misplaced(said.output) == []
+    assert "用法：" in said.output
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_help_in_a_narrow_terminal(words, monkeypatch):
+    def names(width):
+        monkeypatch.setenv("COLUMNS", width)
+        said = CliRunner().invoke(app, [*words, "--help", "--lang", "zh"]).output
+        assert "…" not in said
+        return Counter(re.findall(r"\b(?:q4_k|gptq|awq|arm-dotprod|outliers\.html)\b", said))
+
+    assert names("80") == names("300")

@@ -48,7 +48,8 @@ def test_what_is_kept_is_english_until_it_is_shown():
         assert kept == "{x}: unknown, because no reason known"
         assert re.search("[一-鿿]", shown(kept))
         assert "{x}" in shown(kept)
-        assert shown(f"{kept}; of another library").endswith("; of another library")
+        assert shown(f"{kept}; of another library").endswith("；of another library")
+        assert shown("one; another") == "one; another"
     assert shown(kept) == kept
 
 

@@ -15,6 +15,7 @@ from tersor.cli.recipes import recipes
 from tersor.cli.saved import compare, export, generate, report, run
 from tersor.cli.signals import ending
 from tersor.cli.task_file import load_task
+from tersor.words import speaking
 
 __all__ = ["app", "load_task", "main"]
 
@@ -31,8 +32,9 @@ app = typer.Typer(
 
 def main() -> None:
     """The entry point: exit code 0, 1 for an error, which is one message, 2 for wrong usage, 130 if interrupted."""
-    with ending():
-        sys.exit(exit_code(lambda: app(sys.argv[1:]), Chosen.of(sys.argv[1:]).debug))
+    options = Chosen.of(sys.argv[1:])
+    with ending(), speaking(options.language):
+        sys.exit(exit_code(lambda: app(sys.argv[1:]), options.debug))
 
 
 def _print_version(asked: bool) -> None:

@@ -165,7 +165,7 @@ def everywhere(command: Callable[..., Any], tabular: bool = False) -> Callable[.
             try:
                 found = command(*args, **kwargs)
             except KeyboardInterrupt as error:  # typer ends the program with 130, and prints nothing
-                errors.print("; ".join([_("interrupted"), *getattr(error, "__notes__", ())]), soft_wrap=True)
+                errors.print(_("; ").join([_("interrupted"), *getattr(error, "__notes__", ())]), soft_wrap=True)
                 raise
             except SystemExit as error:
                 raise TaskError(

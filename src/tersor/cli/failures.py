@@ -11,6 +11,7 @@ from rich.text import Text
 from tersor.cli.common import DEBUG, errors
 from tersor.errors import TersorError
 from tersor.packages import of_every_installation
+from tersor.words import _
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -22,7 +23,7 @@ def exit_code(run: Callable[[], Any], debug: bool) -> int:
     except SystemExit as error:  # how typer ends: 0, or 2 for usage
         return error.code if isinstance(error.code, int) else FAILED * (error.code is not None)
     except KeyboardInterrupt:
-        errors.print("interrupted")
+        errors.print(_("interrupted"))
         return INTERRUPTED
     except BrokenPipeError:
         # Nobody reads what is printed; Python would say so again when it ends.
@@ -39,7 +40,8 @@ def exit_code(run: Callable[[], Any], debug: bool) -> int:
 def _print(error: BaseException, debug: bool) -> None:
     if isinstance(error, ModuleNotFoundError):
         error = of_every_installation(error) or error
-    errors.print(Text("error:", "bold red"), f"{type(error).__name__}: {_said(error, debug)}", soft_wrap=True)
+    line = f"{type(error).__name__}: {_said(error, debug)}"
+    errors.print(Text.assemble((_("error: "), "bold red"), line), soft_wrap=True)
 
 
 def _said(error: BaseException, debug: bool) -> str:

@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from tersor.cli.common import Chosen, using
 from tersor.cli.options import VALUES
+from tersor.terminal import wrapping
 from tersor.words import _, said
 
 # What typer says itself, by the name of its constant.
@@ -59,7 +60,7 @@ class Group(TyperGroup):
     def main(self, args: Any = None, *more: Any, **options: Any) -> Any:
         """Run the program."""
         words = list(sys.argv[1:] if args is None else args)
-        with using(Chosen.of(words)), _typer_speaks():
+        with using(Chosen.of(words)), _typer_speaks(), wrapping():
             translate(self)
             self.epilog = environment()
             return super().main(words, *more, **options)
@@ -77,7 +78,8 @@ def translate(command: Any) -> None:
 
 def environment() -> str:
     """The paragraphs on environment variables for the end of the program's help."""
-    return "\n\n".join([_("Environment variables:"), *(f"{name}: {_(text)}" for name, text in ENVIRONMENT.items())])
+    told = (_("{name}: {text}", name=name, text=_(text)) for name, text in ENVIRONMENT.items())
+    return "\n\n".join([_("Environment variables:"), *told])
 
 
 def _filled(text: str | None) -> str | None:
@@ -91,7 +93,7 @@ def _helping(option: Any) -> Any:
 
 
 def _usage(line: str) -> str:
-    return line.replace("Usage:", _("Usage:"), 1)
+    return line.replace("Usage: ", _("Usage: "), 1)
 
 
 @contextlib.contextmanager

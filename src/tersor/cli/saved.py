@@ -72,7 +72,7 @@ def export(
 
     found = export_gguf(folder, out, kind, ragged="f16" if ragged else "raise", force=force)  # type: ignore[arg-type]
     counts = Counter(found.values())
-    kinds = ", ".join(f"{count} {name}" for name, count in counts.most_common())
+    kinds = _(", ").join(f"{count} {name}" for name, count in counts.most_common())
     console.print(_("written to {file}: {tensors}", file=out, tensors=kinds), soft_wrap=True)
     return {"file": str(out), "tensors": dict(counts)}
 

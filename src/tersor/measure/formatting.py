@@ -1,10 +1,12 @@
 """Format numbers for people."""
 
 import re
+from collections.abc import Mapping
 
 from tersor.metrics import known_metric
 from tersor.words import _
 
+EXACT = 150.0  # dB, of an exact copy
 _FRACTION = re.compile(r"accura|top-?\d|\bf1\b|recall|precision|agree|\biou\b|\bmap\b", re.IGNORECASE)
 
 
@@ -125,12 +127,34 @@ def interval_text(low: float, high: float, fraction: bool) -> str:
 
 
 def db_text(value: float | None) -> str:
-    """Format decibels; 150 means an exact copy.
+    """Format decibels; `EXACT` means an exact copy.
 
     >>> db_text(31.26), db_text(150.0), db_text(None)
     ('31.3', 'exact', 'unknown')
     """
-    return _("unknown") if value is None else _("exact") if value >= 150 else number_text(value, ".1f")
+    return _("unknown") if value is None else _("exact") if value >= EXACT else number_text(value, ".1f")
+
+
+def precision_text(name: str | None) -> str:
+    """What an operator ran in; only formats are written alike in every language.
+
+    >>> precision_text("int8"), precision_text("fused"), precision_text(None)
+    ('int8', 'fused', 'unknown')
+    """
+    return {None: _("unknown"), "fused": _("fused")}.get(name, name or "")
+
+
+def named_steps(seconds: Mapping[str, float | None]) -> list[tuple[str, float]]:
+    """The steps of a run that have a time, by the names that people read.
+
+    >>> named_steps({"capture": 0.5, "solve": None})
+    [('capture', 0.5)]
+    """
+    names = {
+        "capture": _("capture"), "calibrate": _("calibrate"), "solve": _("solve"), "compile": _("compile"),
+        "measure": _("measure"),
+    }  # fmt: skip
+    return [(names.get(key, key), value) for key, value in seconds.items() if value is not None]
 
 
 def _three_digits(value: float) -> str:

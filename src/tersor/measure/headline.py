@@ -119,7 +119,7 @@ def _gain(report: Report) -> str:
         )
     else:
         parts.append(_("{metric} not measured", metric=plain(report.metric.name)))
-    return ", ".join(parts)
+    return _(", ").join(parts)
 
 
 def _slower(report: Report) -> Problem | None:
@@ -129,7 +129,7 @@ def _slower(report: Report) -> Problem | None:
     fact, remedy = _about_speed(report)
     what = _("{text} than FP32 in the same engine ({interval} over the rounds)", text=found.text,
              interval=found.interval)  # fmt: skip
-    return Problem(f"{what}, {fact}" if fact else what, "", remedy)
+    return Problem(_(", ").join(filter(None, (what, fact))), "", remedy)
 
 
 def _about_speed(report: Report) -> tuple[str, str]:
@@ -214,8 +214,8 @@ def _deviating(report: Report, layers: Sequence[Layer], what: str, remedy: str) 
     """The problem of layers that did not run as planned, with the rules of the engine that their notes give."""
     rules = dict.fromkeys(plain(x.note) for x in layers if x.note and UNEXPLAINED not in x.note)
     if not rules:
-        return Problem(f"{what}, {_(UNEXPLAINED)}", "", remedy)
-    return Problem(what, "; ".join(map(shown, list(rules)[:2])), remedy)
+        return Problem(_(", ").join((what, _(UNEXPLAINED))), "", remedy)
+    return Problem(what, _("; ").join(map(shown, list(rules)[:2])), remedy)
 
 
 def _not_shrunk(report: Report) -> Problem | None:
@@ -279,7 +279,7 @@ def _why_worse(report: Report, drop: float) -> tuple[str, str]:
     )
     if not known:
         return "", _("`tersor calibrate --compare`, or a rule that keeps layers in fp16")
-    worst = ", ".join(f"{plain(layer.name)} {layer.sqnr_db:.1f} dB" for layer in known[:3])
+    worst = _(", ").join(f"{plain(layer.name)} {layer.sqnr_db:.1f} dB" for layer in known[:3])
     return _("these layers have the largest errors: {layers}", layers=worst), _(
         "`tersor outliers` to analyse their inputs, a recipe rule that keeps them in fp16, or per-channel weights"
     )

@@ -84,12 +84,13 @@ class LanguageReport(Shown, ReportPart):
             ratio=f"{self.compression:.2f}x", before=f"{before:.3g}", after=f"{after:.3g}",
         )  # fmt: skip
         if self.original is None or self.compressed is None:
-            return f"{size}; " + _("perplexity not measured (pass --valid TEXT, or evaluate= in Python)")
+            return _("; ").join((size, _("perplexity not measured (pass --valid TEXT, or evaluate= in Python)")))
         before, after = self.original.perplexity, self.compressed.perplexity
         change = number_text((after / before - 1) * 100, "+.2f")
-        return f"{size}; " + _(
+        perplexity = _(
             "perplexity {before} → {after} ({change} %)", before=f"{before:.4g}", after=f"{after:.4g}", change=change
         )
+        return _("; ").join((size, perplexity))
 
     def to_json(self) -> str:
         """The text of report.json."""

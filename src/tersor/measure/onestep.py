@@ -71,4 +71,4 @@ def finding_of(step: CheckedValue) -> str:
         text = _("executed in float: {share} of its values differ, by up to {codes}", **found)
     else:
         text = _("other numbers: {share} of its values differ, by up to {codes}", **found)
-    return f"{text}; {shown(step.note)}" if step.note else text
+    return _("; ").join((text, shown(step.note))) if step.note else text

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from tersor.engines import ENGINES
-from tersor.measure.formatting import db_text
+from tersor.measure.formatting import EXACT, db_text
 from tersor.measure.headline import Diagnosis, fallbacks
 from tersor.measure.schema import Layer, Report
 from tersor.measure.speed import simulated, speed
@@ -15,7 +15,6 @@ from tersor.words import _, shown
 
 # Below this error of one layer (in dB; 6 dB are one bit) it is worth a try to change that layer.
 WEAK = 20.0
-EXACT = 150.0  # dB, of an exact copy
 # What a rule changes of a layer, by its planned precision.
 _CHANGES: dict[str, dict[str, Any]] = {
     "int4": {"weights": {"format": "int8"}},

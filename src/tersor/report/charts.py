@@ -5,7 +5,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tersor.measure.formatting import change_text, interval_text, is_fraction, metric_text, size_text, time_text
+from tersor.measure.formatting import (
+    change_text,
+    interval_text,
+    is_fraction,
+    metric_text,
+    named_steps,
+    size_text,
+    time_text,
+)
 from tersor.measure.schema import Latency, Report
 from tersor.measure.speed import Speed, simulated, speed
 from tersor.report import svg
@@ -90,11 +98,7 @@ def latencies(pairs: Sequence[tuple[str, Latency | None]]) -> list[Row]:
 
 def timings(report: Report) -> list[Row]:
     """The seconds of every step."""
-    names = {
-        "capture": _("capture"), "calibrate": _("calibrate"), "solve": _("solve"), "compile": _("compile"),
-        "measure": _("measure"),
-    }  # fmt: skip
-    steps = [(names.get(key, key), value) for key, value in report.timings_s.model_dump().items() if value is not None]
+    steps = named_steps(report.timings_s.model_dump())
     top = max((value for _, value in steps), default=0.0)
     return [
         Row(name, f"{value:.1f} s", svg.bar(value, top, f"{name}: {value:.1f} s", kind="base"))

@@ -151,7 +151,7 @@ def table(comparison: Comparison) -> RenderableType:
         best = row.best()
         # Pad without a star, so that the numbers align.
         cells = [
-            Text(f"{f.text} *", "bold green") if k in best else Text(f"{f.text}  " if best else f.text)
+            Text(f"{f.words} *", "bold green") if k in best else Text(f"{f.words}  " if best else f.words)
             for k, f in enumerate(row.figures)
         ]
         grid.add_row(Text(plain(shown(row.name))), *cells)

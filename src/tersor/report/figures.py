@@ -10,7 +10,7 @@ from tersor.measure.language import LanguageReport
 from tersor.measure.perplexity import TextScore
 from tersor.measure.schema import Report
 from tersor.measure.speed import simulated, speed
-from tersor.words import said
+from tersor.words import said, shown
 
 Value = float | str | None
 # Relative noise assumed of a figure that was measured once.
@@ -59,6 +59,11 @@ class Figure:
         number = str(self.value) if isinstance(self.value, int) else number_text(self.value)
         return f"{number} {plain(self.unit)}".strip()
 
+    @property
+    def words(self) -> str:
+        """The formatted value in the reader's language."""
+        return shown(self.text)
+
     def beats(self, other: "Figure") -> bool:
         """Whether it is better than another figure of its row, and the intervals do not overlap.
 
@@ -83,7 +88,8 @@ def figures(report: Report) -> tuple[Figure, ...]:
     smaller = ratios.compression is None or ratios.compression > 1
     not_slower = not unaudited and (found is None or not found.slower)
     spread = None if latency is None else (latency.p10, latency.p90)
-    computed = f"{environment.cpu or 'unknown CPU'}, {environment.threads} threads, {environment.precision}"
+    computed = said("{cpu}, {count} threads, {precision}", cpu=environment.cpu or said("unknown CPU"),
+                    count=environment.threads, precision=environment.precision)  # fmt: skip
     faster = None if found is None else (found.low, found.high)
     return (
         Figure(said("task"), report.task, must_match=True),

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from tersor.measure.formatting import is_fraction, metric_text, size_text, time_text
+from tersor.measure.formatting import is_fraction, metric_text, precision_text, size_text, time_text
 from tersor.measure.headline import diagnose, fallbacks, fell_back
 from tersor.measure.onestep import deviating, finding_of, summary, unchecked
 from tersor.measure.schema import Report
@@ -26,7 +26,7 @@ def html(report: Report) -> str:
 def _view(report: Report) -> dict[str, object]:
     fell = fallbacks(report)
     diagnosis = diagnose(report)
-    ran = Counter(layer.executed or _("unknown") for layer in report.layers)
+    ran = Counter(precision_text(layer.executed) for layer in report.layers)
     audit = [(row, fell_back(report, row), time_text(row.milliseconds)) for row in report.audit]
     check = summary(report)
     return {
@@ -50,6 +50,7 @@ def _view(report: Report) -> dict[str, object]:
         "simulated": simulated(report),
         "one_step": None if check is None else shown(check),
         "steps": [(step, shown(finding_of(step))) for step in (*deviating(report), *unchecked(report))],
+        "precision_text": precision_text,
         "size_text": size_text,
         "time_text": time_text,
     }

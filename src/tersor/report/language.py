@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tersor.inert import plain
-from tersor.measure.formatting import size_text
+from tersor.measure.formatting import named_steps, size_text
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.report import svg
 from tersor.report.shell import rendered
@@ -68,7 +68,7 @@ def _body(report: LanguageReport, top: int) -> list[RenderableType]:
         listed = ", ".join(names[:2])
         if len(names) > 2:
             listed = _("{names} and {count} more", names=listed, count=len(names) - 2)
-        lines.append(Text(plain(f"{listed}: {shown(note)}"), style="yellow"))
+        lines.append(Text(plain(_("{name}: {text}", name=listed, text=shown(note))), style="yellow"))
     lines += [Text(plain(shown(warning)), style="yellow") for warning in report.warnings]
     return lines
 
@@ -89,7 +89,7 @@ def _layers(weights: Sequence[WeightRecord], top: int) -> RenderableType:
         grid.add(w.name, w.format or "", _share(w.error), _share(w.rtn_error), tokens, methods[w.method])
     more = len(worst) - top
     rest = Text(_("and {count} weights with less error", count=more), style="dim") if more > 0 else ""
-    details = [Text(plain(f"{name}: {value}"), style="dim") for name, value in _method_details(methods)]
+    details = [Text(plain(_("{name}: {text}", name=n, text=v)), style="dim") for n, v in _method_details(methods)]
     return Group(grid, rest, *details)
 
 
@@ -109,7 +109,7 @@ def _tiles(report: LanguageReport) -> list[tuple[str, str, str]]:
     """Name, value and remark of the main figures."""
     sizes = f"{size_text(report.original_bytes)} → {size_text(report.compressed_bytes)}"
     if report.bits_per_weight is not None:
-        sizes += "; " + _("{bits} bits per quantized weight", bits=f"{report.bits_per_weight:.2f}")
+        sizes += _("; ") + _("{bits} bits per quantized weight", bits=f"{report.bits_per_weight:.2f}")
     tiles = [(_("Size"), f"{report.compression:.2f}x", sizes)]
     if report.original is not None and report.compressed is not None:
         a, b = report.original, report.compressed
@@ -123,7 +123,7 @@ def _tiles(report: LanguageReport) -> list[tuple[str, str, str]]:
     for d in report.decoding:
         remark = _("{engine}, batch 1", engine=d.engine)
         if d.original_tokens_per_second:
-            remark += "; " + _("FP {rate}", rate=f"{d.original_tokens_per_second:.1f}")
+            remark += _("; ") + _("FP {rate}", rate=f"{d.original_tokens_per_second:.1f}")
         tiles.append((_("Decoding"), _("{rate} tokens/s", rate=f"{d.tokens_per_second:.1f}"), remark))
     shares = [w.error / w.rtn_error for w in report.weights if w.error is not None and w.rtn_error]
     if shares:
@@ -157,7 +157,7 @@ def _row(w: WeightRecord, methods: dict[str, str]) -> dict[str, object]:
         "name": w.name,
         "shape": " × ".join(map(str, w.shape)),
         "format": w.format or "float",
-        "method": "; ".join(filter(None, (methods[w.method] if w.format else None, shown(w.note or "")))),
+        "method": _("; ").join(filter(None, (methods[w.method] if w.format else None, shown(w.note or "")))),
         "bytes": size_text(w.bytes),
         "error": _share(w.error),
         "rtn": _share(w.rtn_error),
@@ -168,14 +168,15 @@ def _row(w: WeightRecord, methods: dict[str, str]) -> dict[str, object]:
 
 def _facts(report: LanguageReport) -> list[tuple[str, str]]:
     env = report.environment
+    machine = (env.cpu or _("unknown"), _("{count} threads", count=env.threads), env.precision)
     return [
         (_("Architecture"), report.architecture),
         (_("Recipe"), report.recipe),
         (_("Layout of the files"), report.layout),
         *_texts(report),
-        (_("Processor"), ", ".join((env.cpu or _("unknown"), _("{count} threads", count=env.threads), env.precision))),
+        (_("Processor"), _(", ").join(machine)),
         (_("Versions"), ", ".join(f"{k} {v}" for k, v in env.versions.items())),
         (_("Seed"), str(report.seed)),
-        (_("Seconds"), ", ".join(f"{k} {v:.1f}" for k, v in report.timings_s.items())),
+        (_("Seconds"), _(", ").join(f"{k} {v:.1f}" for k, v in named_steps(report.timings_s))),
         (_("Peak memory of the process"), size_text(report.peak_bytes)),
     ]

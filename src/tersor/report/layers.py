@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from tersor.measure.formatting import db_text, number_text, size_text, time_text
+from tersor.measure.formatting import EXACT, db_text, number_text, precision_text, size_text, time_text
 from tersor.measure.headline import fallbacks
 from tersor.measure.onestep import finding_of
 from tersor.measure.schema import CheckedValue, Histogram, Layer, Report
 from tersor.report import svg
-from tersor.report.advice import EXACT, rule_of
+from tersor.report.advice import rule_of
 from tersor.report.graph import edges_of, layout
 from tersor.words import _, plural, shown
 
@@ -77,7 +77,7 @@ def _facts(layer: Layer, step: CheckedValue | None, total: float) -> list[tuple[
     share = f" ({100 * layer.milliseconds / total:.1f} %)" if layer.milliseconds and total else ""
     weights = "" if not layer.weight_format else f"{layer.weight_format}, {size_text(layer.weight_bytes)}"
     precision = _("planned {planned}, ran in {executed}", planned=layer.planned,
-                  executed=layer.executed or _("unknown"))  # fmt: skip
+                  executed=precision_text(layer.executed))  # fmt: skip
     errors = _("local {local}, accumulated {accumulated}", local=_decibels(layer.sqnr_db),
                accumulated=_decibels(layer.accumulated_sqnr_db))  # fmt: skip
     found = [
@@ -170,7 +170,7 @@ def network(report: Report) -> Markup | None:
             svg.shape(
                 _NODE, x=x, y=y, at=k - first, name=_short(name), op=layer.op, ran=layer.executed or "unknown",
                 level=level(layer.sqnr_db), fell=" fell" if name in fell else "",
-                said=layer.executed or _("unknown"),
+                said=precision_text(layer.executed),
             )
         )  # fmt: skip
     width = 2 * _EDGE + found.columns * (_WIDTH + _APART) - _APART

@@ -8,11 +8,14 @@ from rich.text import Text
 
 from tersor.inert import plain
 from tersor.measure.formatting import (
+    EXACT,
     change_text,
     db_text,
     interval_text,
     is_fraction,
     metric_text,
+    named_steps,
+    precision_text,
     size_text,
     time_text,
 )
@@ -115,12 +118,12 @@ def _ratios(report: Report) -> Text:
         span = interval_text(*after.metric_interval, fraction)
         parts.append(_("drop, paired 95 %: {interval}", interval=span))
     if after.agreement is not None:
-        parts.append(_("{share} of predictions agree with FP32", share=f"{after.agreement:.1%}"))
+        parts.append(_("{share} of predictions agree with FP32", share=f"{100 * after.agreement:.1f} %"))
     if after.metric_simulated is not None:
         parts.append(_("simulated: {metric}", metric=metric_text(after.metric_simulated, fraction)))
     if (found := speed(report)) is not None:
         parts.append(_("speed-up {interval} over the rounds", interval=found.interval))
-    return _styled("; ".join(parts), "dim")
+    return _styled(_("; ").join(parts), "dim")
 
 
 def _layers(report: Report, top: int) -> list[RenderableType]:
@@ -138,7 +141,7 @@ def _layers(report: Report, top: int) -> list[RenderableType]:
     )
     for layer in worst[:top]:
         fell = layer in fallen
-        ran = layer.executed or _("unknown")
+        ran = precision_text(layer.executed)
         if fell:
             ran = _("{executed}, not {planned}", executed=layer.executed, planned=layer.planned)
         cells = (layer.name, layer.op, ran, db_text(layer.sqnr_db), db_text(layer.accumulated_sqnr_db))
@@ -151,7 +154,8 @@ def _one_step(report: Report, most: int = 3) -> list[Text]:
     text = summary(report)
     if text is None:
         return []
-    lines = [_styled(f"  {step.name}: {finding_of(step)}", "yellow") for step in deviating(report)[:most]]
+    found = (_("{name}: {text}", name=step.name, text=finding_of(step)) for step in deviating(report)[:most])
+    lines = [_styled(f"  {line}", "yellow") for line in found]
     return [_styled(text, "dim"), *lines]
 
 
@@ -163,18 +167,18 @@ def _worst_first(layer: Layer, fell: bool) -> tuple[bool, float]:
 def _rest(layers: list[Layer]) -> str:
     counts: dict[str, int] = {}
     for layer in layers:
-        executed = layer.executed or _("unknown")
+        executed = precision_text(layer.executed)
         counts[executed] = counts.get(executed, 0) + 1
-    ran = ", ".join(f"{count} {name}" for name, count in counts.items())
-    known = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None]
+    ran = _(", ").join(f"{count} {name}" for name, count in counts.items())
+    known = [layer.sqnr_db for layer in layers if layer.sqnr_db is not None and layer.sqnr_db < EXACT]
     text = _("and {count} more: {precisions}", count=len(layers), precisions=ran)
-    return f"{text}; " + _("SQNR from {db} dB up", db=db_text(min(known))) if known else text
+    return _("; ").join((text, _("SQNR from {db} dB up", db=db_text(min(known))))) if known else text
 
 
 def _environment(report: Report) -> Text:
-    environment, steps = report.environment, report.timings_s.model_dump()
+    environment, steps = report.environment, named_steps(report.timings_s.model_dump())
     versions = " ".join(f"{name} {number}" for name, number in environment.versions.items())
-    took = ", ".join(f"{name} {value:.1f} s" for name, value in steps.items() if value is not None)
+    took = _(", ").join(f"{name} {value:.1f} s" for name, value in steps)
     machine = [
         f"{environment.cpu or _('unknown CPU')} ({' '.join(environment.isa)})",
         _("{count} threads", count=environment.threads),
@@ -187,16 +191,16 @@ def _environment(report: Report) -> Text:
         calibration=report.samples.calibration or 0, evaluation=report.samples.evaluation or 0,
     )  # fmt: skip
     lines = (
-        ", ".join(machine),
-        "; ".join((versions, _("seed {seed}", seed=report.seed), samples)),
-        f"{took}; " + _("peak memory {size}", size=size_text(report.peak_memory_bytes)),
+        _(", ").join(machine),
+        _("; ").join((versions, _("seed {seed}", seed=report.seed), samples)),
+        _("; ").join((took, _("peak memory {size}", size=size_text(report.peak_memory_bytes)))),
     )
     return Text("\n").join(_styled(line, "dim") for line in lines)
 
 
 def _warnings(report: Report) -> list[Text]:
-    marks = {True: Text(_("note:"), style="dim"), False: Text(_("warning:"), style="yellow")}
-    return [marks[explains_null(words)] + _styled(f" {shown(words)}") for words in report.warnings]
+    marks = {True: Text(_("note: "), style="dim"), False: Text(_("warning: "), style="yellow")}
+    return [marks[explains_null(words)] + _styled(shown(words)) for words in report.warnings]
 
 
 def _median(latency: Latency | None) -> float | None:

@@ -96,7 +96,8 @@ def shown(text: str) -> str:
         if values is not None:
             return _translated(template.text, kept=True).format(**{k: shown(v) for k, v in values.items()})
     parts = text.split("; ")
-    return text if len(parts) == 1 else "; ".join(map(shown, parts))
+    told = [shown(part) for part in parts] if len(parts) > 1 else parts
+    return text if told == parts else _("; ").join(told)
 
 
 def _of_environment() -> str:

@@ -256,8 +256,8 @@ def _record(plan: WeightPlan, solved: dict[str, Any] | None, job: Job) -> Weight
 
 def _line(weight: SolvedWeight, number: int, count: int) -> str:
     error = weight.record.output_error if weight.record else None
-    line = f"{_block(number, count)}: {weight.plan.name.rsplit('.', 2)[-1]}"
-    return line if error is None else f"{line}, " + _("error {error}", error=f"{error:.2e}")
+    line = _("{name}: {text}", name=_block(number, count), text=weight.plan.name.rsplit(".", 2)[-1])
+    return line if error is None else _(", ").join((line, _("error {error}", error=f"{error:.2e}")))
 
 
 def _block(number: int, count: int) -> str:

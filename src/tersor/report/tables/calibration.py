@@ -131,13 +131,13 @@ def verdict(calibrated: Calibrated) -> RenderableType:
         return Text("\n" + _("calibration data: not read"), style="dim")
     head = "\n" + _("calibration data: {count} samples", count=quality.samples)
     if not quality.warnings:
-        return Text(f"{head}, " + _("adequate"), style="green")
-    warnings = (Text(_("warning:") + f" {shown(w)}", style="yellow") for w in quality.warnings)
+        return Text(_(", ").join((head, _("adequate"))), style="green")
+    warnings = (Text(_("warning: ") + shown(w), style="yellow") for w in quality.warnings)
     return Group(Text(head), *warnings)
 
 
 def _nothing(calibrated: Calibrated) -> RenderableType:
-    return Text("; ".join(map(shown, calibrated.verdict.warnings)), style="yellow")
+    return Text(_("; ").join(map(shown, calibrated.verdict.warnings)), style="yellow")
 
 
 def _rows(rows: Iterable[tuple[str, Estimate, str]]) -> Grid:

@@ -22,8 +22,9 @@ def engines_table() -> RenderableType:
     isa = " ".join(found.isa) or _("no vector instructions known")
     words = [
         "\n" + _("CPU: {name} ({isa})", name=found.cpu or _("unknown"), isa=isa),
-        _("Plans are made for it as for the target {target}.", target=here().name) + f" {shown(meaning(found.isa))}",
-    ]
+        _("Plans are made for it as for the target {target}. {meaning}", target=here().name,
+          meaning=shown(meaning(found.isa))),
+    ]  # fmt: skip
     return Group(grid, *(Text(w) for w in words))
 
 

@@ -71,7 +71,7 @@ class Grid:
         width = max(options.max_width, _width(table, console, options))
         yield from console.render(table, options.update(width=width))  # type: ignore[misc]
         if left := [c.title for k, c in enumerate(self.columns) if k not in kept]:
-            yield Text(_("left out for lack of width: {columns} (--wide shows all)", columns=", ".join(left)), "dim")
+            yield Text(_("left out for lack of width: {columns} (--wide shows all)", columns=_(", ").join(left)), "dim")
 
     def _table(self, kept: list[int], wrapped: int | None = None) -> Table:
         look = {"box": box.SIMPLE, "show_edge": False, "header_style": "dim"} if self.ruled else {"box": None}

@@ -26,7 +26,7 @@ def plan_table(plan: Plan, before: int = 0, after: int = 0, notes: tuple[str, ..
     for layer in plan.layers:
         style = "" if layer.planned != "fp32" else "yellow"
         grid.add(layer.name, layer.op, layer.planned, layer.weight_format or "", shown(layer.reason), style=style)
-    counts = ", ".join(f"{n} {precision}" for precision, n in _counts(plan).items())
+    counts = _(", ").join(f"{n} {precision}" for precision, n in _counts(plan).items())
     operators = _(
         "{all} operators: {precisions}; {quantizers} quantizers on edges",
         all=len(plan.layers), precisions=counts, quantizers=len(plan.activations()),
@@ -70,7 +70,7 @@ def folder_table(plans: Sequence[Any], preflight: Any) -> RenderableType:
         "the run takes about {memory} of memory and {disk} of disk for activations",
         memory=size_text(preflight.memory), disk=size_text(preflight.disk),
     )  # fmt: skip
-    total = Text(f"\n{', '.join(counts)}; {sizes}; {needs}")
+    total = Text("\n" + _("; ").join((_(", ").join(counts), sizes, needs)))
     return Group(grid, total, *(Text(plain(shown(w)), style="yellow") for w in preflight.warnings))
 
 

@@ -22,13 +22,14 @@ FOLDED = "decisions/"
 
 
 def pages() -> set[str]:
-    """Every page in English; a notebook becomes one when the site is built."""
+    """The file of every page in English; a notebook becomes a page when the site is built."""
     found = [*(DOCS / "en").rglob("*.md"), *(DOCS / "en").rglob("*.ipynb")]
-    return {page.relative_to(DOCS / "en").with_suffix(".md").as_posix() for page in found}
+    return {page.relative_to(DOCS / "en").as_posix() for page in found}
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_home_leads_to_every_page(language):
+    """To notebooks as files, which GitHub shows; the site leads to their pages."""
     home = (DOCS / language / "index.md").read_text(encoding="utf8")
     linked = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", home)}
     assert {page for page in pages() - linked - {"index.md"} if not page.startswith(FOLDED)} == set()
@@ -37,7 +38,7 @@ def test_home_leads_to_every_page(language):
 
 def test_navigation_has_every_page():
     named = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf8")))
-    assert pages() == named
+    assert {page.replace(".ipynb", ".md") for page in pages()} == named
 
 
 def test_navigation_is_translated():
@@ -68,6 +69,7 @@ def test_it_builds_and_fetches_nothing(site):
     """Nothing that a browser loads comes from elsewhere."""
     found = list(site.rglob("*.html"))
     assert len(found) >= 2 * len(pages())
+    assert not [page for page in found if re.search(r"notebooks/[\w-]+\.ipynb", page.read_text(encoding="utf8"))]
     for page in found:
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r"<(?:script|img|iframe|source)[^>]*\ssrc=.?(?:https?:)?//[^ >]+", text)

@@ -21,7 +21,7 @@ for (const table of document.querySelectorAll("[data-filter]")) {
   const key = (row, at, number) => {
     const cell = row.cells[at], text = cell.dataset.value ?? cell.textContent.trim();
     if (!number) return text.toLowerCase();
-    const value = parseFloat(text);
+    const value = parseFloat(text.replaceAll(",", ""));
     return Number.isNaN(value) ? Infinity : value;
   };
   const place = sorted => {

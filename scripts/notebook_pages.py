@@ -10,7 +10,7 @@ from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
 
 SUFFIX = ".ipynb"
-DOWNLOAD = {"en": "Download this notebook", "zh": "下载本教程的笔记本"}
+DOWNLOAD = {"en": "Download this notebook", "zh": "下载本教程的 Notebook"}
 
 
 @event_priority(100)  # before languages are told apart

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ FLAGS = (
 )
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 PHONE, DESK = 390, 1400
+PATIENCE = 120  # seconds for one answer, on a busy machine
 
 
 def program() -> str:
@@ -36,6 +38,7 @@ class Tab:
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read, self._count, self._rest = write, read, 0, b""
         self._session: dict[str, str] = {}
+        self._events: list[str | None] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         self._session = {"sessionId": session}
@@ -51,9 +54,12 @@ class Tab:
             if answer.get("id") == self._count:
                 assert "error" not in answer, answer
                 return answer["result"]
+            self._events.append(answer.get("method"))
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
+            ready, *_ = select.select([self._read], [], [], PATIENCE)
+            assert ready, f"the browser has not answered for {PATIENCE} s"
             part = os.read(self._read, 1 << 20)
             assert part, "the browser has ended"
             self._rest += part
@@ -66,9 +72,10 @@ class Tab:
                   mobile=width <= PHONE)  # fmt: skip
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self._events.clear()
         self.call("Page.navigate", url=url.as_uri() if isinstance(url, Path) else url)
-        while self._next().get("method") != "Page.loadEventFired":
-            pass
+        while "Page.loadEventFired" not in self._events:
+            self._events.append(self._next().get("method"))
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression, which may be awaited."""

@@ -1,5 +1,6 @@
 """What stands around the code is true: templates, citation, container, the example for CI, the contributors' guide."""
 
+import json
 import re
 import tomllib
 from fnmatch import fnmatch
@@ -98,6 +99,18 @@ class TestCheckReport:
         for path in (tmp_path, tmp_path / "report.json"):
             assert check_report.main([str(path), "--max-drop", "0.01", *options]) == code
         assert said in "".join(capsys.readouterr())
+
+    @pytest.mark.parametrize(
+        ("options", "code"), [([], 0), (["--min-compression", "2"], 1), (["--min-speedup", "1.1"], 1)]
+    )
+    def test_what_is_unknown_counts_where_it_was_asked_for(self, tmp_path, capsys, options, code):
+        nothing = dict.fromkeys(("ratios.compression", "ratios.speedup"))
+        data = json.loads(resnet20(**nothing, warnings=[unknown(path, "of a test") for path in nothing]).to_json())
+        del data["headline"], data["ratios"]["speedup_spread"]
+        data["compressed"]["metric_interval"] = (-0.002, 0.002)
+        (tmp_path / "report.json").write_text(json.dumps(data), encoding="utf-8")
+        assert check_report.main([str(tmp_path), "--max-drop", "0.01", *options]) == code
+        assert ("is unknown" in capsys.readouterr().err) == bool(code)
 
     def test_the_report_of_a_language_model_is_refused(self, tmp_path, capsys):
         (tmp_path / "report.json").write_text('{"kind": "language"}')

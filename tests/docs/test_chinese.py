@@ -24,7 +24,7 @@ def shape(text: str) -> dict[str, object]:
         "code": CODE.findall(text),
         "headings": [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)],
         "columns of table rows": [line.count("|") for line in prose.splitlines() if line.lstrip().startswith("|")],
-        "links": sorted(link.replace("docs/zh/", "docs/en/") for link in links),
+        "links": sorted(link.replace("docs/zh/", "docs/en/").replace(".zh-CN.md", ".md") for link in links),
     }
 
 

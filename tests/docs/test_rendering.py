@@ -75,10 +75,8 @@ def read(page: Path, renderer: str) -> Reader:
 
 
 def target(page: Path, path: str) -> Path:
-    """The file of a link; a page that has no translation is read in English, a notebook's is made for the site."""
+    """The file of a link; a page that has no translation is read in English."""
     found = (page.parent / path).resolve() if path else page
-    if not found.exists() and found.with_suffix(".ipynb").exists():
-        return found.with_suffix(".ipynb")
     translated = DOCS / "zh"
     if not found.exists() and found.is_relative_to(translated):
         return DOCS / "en" / found.relative_to(translated)

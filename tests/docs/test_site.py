@@ -22,13 +22,14 @@ FOLDED = "decisions/"
 
 
 def pages() -> set[str]:
-    """Every page in English; a notebook becomes one when the site is built."""
+    """The file of every page in English; a notebook becomes a page when the site is built."""
     found = [*(DOCS / "en").rglob("*.md"), *(DOCS / "en").rglob("*.ipynb")]
-    return {page.relative_to(DOCS / "en").with_suffix(".md").as_posix() for page in found}
+    return {page.relative_to(DOCS / "en").as_posix() for page in found}
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_home_leads_to_every_page(language):
+    """To notebooks as files, which GitHub shows; the site leads to their pages."""
     home = (DOCS / language / "index.md").read_text(encoding="utf8")
     linked = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", home)}
     assert {page for page in pages() - linked - {"index.md"} if not page.startswith(FOLDED)} == set()
@@ -37,7 +38,7 @@ def test_home_leads_to_every_page(language):
 
 def test_navigation_has_every_page():
     named = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf8")))
-    assert pages() == named
+    assert {page.replace(".ipynb", ".md") for page in pages()} == named
 
 
 def test_navigation_is_translated():
@@ -82,6 +83,8 @@ def test_header_has_languages_themes_and_repository(site):
         assert f"hreflang={other}" in text.replace('"', "")
         assert text.count("data-md-color-media") >= 3
         assert "https://github.com/tersor/tersor" in text
+        assert "notebooks/cnn/" in text
+        assert "notebooks/cnn.ipynb" not in text
 
 
 @pytest.mark.slow

@@ -9,6 +9,9 @@ from sample_report import big, layers, resnet20, resnet50
 
 from tersor.recipe import Recipe
 from tersor.report import html
+from tersor.report.language import language_html
+from tests.report.test_language import GPTQ, weight
+from tests.report.test_language import report as language_report
 
 pytestmark = pytest.mark.slow
 EVIL = '</title></script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
@@ -74,6 +77,17 @@ def test_the_table_is_sorted_and_filtered(shown):
     assert tab.run("document.getElementById('layers-count').textContent") == "2 / 22"
 
 
+def test_sizes_and_errors_are_sorted_as_numbers(tab, tmp_path):
+    rows = {"a": (987_000, 9.8e-5), "b": (1_090_000, 1.23e-4), "c": (900, 2e-3), "d": (1_024, 5.0)}
+    weights = [weight(name, GPTQ, bytes=size, error=error, rtn_error=1.0) for name, (size, error) in rows.items()]
+    (tmp_path / "report.html").write_text(language_html(language_report(*weights)), encoding="utf-8")
+    tab.open(tmp_path / "report.html")
+    names = "[...document.querySelectorAll('[data-filter=weights] tbody .name')].map(part => part.textContent)"
+    for column, expected in ((2, ["c", "d", "a", "b"]), (3, ["a", "b", "c", "d"])):
+        tab.run(f"document.querySelectorAll('[data-filter=weights] th button')[{column}].click()")
+        assert tab.run(names) == expected
+
+
 def test_only_fallbacks_are_shown_on_demand(shown):
     tab = shown(fallen())
     tab.run("document.getElementById('layers-only').click()")
@@ -95,7 +109,8 @@ def test_a_layer_opens_with_its_drawings_and_a_rule_that_can_be_copied(shown):
     tab.run("document.querySelector('[data-layer=\"1\"] + tr.open').scrollIntoView()")
     tab.click(*place(tab, "tr.open button.copy"))
     said = "document.querySelector('tr.open button.copy').textContent"
-    assert tab.run(f"new Promise(done => setTimeout(() => done({said}), 300))") == "Copied"
+    wait = f"const look = () => ({said} === 'Copied' || Date.now() > end) ? done({said}) : setTimeout(look, 50)"
+    assert tab.run(f"new Promise(done => {{ const end = Date.now() + 20000; {wait}; look() }})") == "Copied"
     copied = tab.run("navigator.clipboard.readText().catch(() => String(getSelection()))")
     (rule,) = Recipe.from_yaml(copied).quantize.rules
     assert rule.matches("layer1.0.conv1", "conv2d")

@@ -60,6 +60,25 @@ def test_what_the_original_states_is_taken_over_and_its_text_stands_below():
     assert "\x1b" not in body
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<img src=x onerror=alert(1)>", "<BUTTON onclick = 'a()'>x</BUTTON>", '<a href="javascript:a()">x</a>',
+        "<img src='x'onload=a()>", "<a\nhref=JavaScript:a()>",
+    ],
+)  # fmt: skip
+def test_what_would_run_in_a_page_is_text(text):
+    _, body = _card(f"# Tiny\n{text} <a href='https://x.org'>kept</a>\n")
+    assert text not in body
+    assert text[1:] in body
+    assert "<a href='https://x.org'>kept</a>" in body
+
+
+def test_a_recipes_name_is_one_line():
+    _, body = _card(recipe="x`\n\n# Injected\n<script>")
+    assert "the recipe `x  # Injected &lt;script>`, in the layout" in body
+
+
 def test_names_are_only_text():
     front, body = _card(name="a|b`<c>\n- d\x1b[2J", warnings=["[x](javascript:alert)"])
     assert front["base_model"].startswith("a|b`<c> - d")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from browser import CHECK, DESK, PHONE, browser, program
+from deployed import kept
 from sample_report import latency, resnet20, resnet50
 
 from tersor.report import html, write_report
@@ -68,19 +69,18 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lighthouse():
-    """The program, installed by npm into build/node, where git does not see it."""
+    """The program, installed by npm into build/lighthouse, where git does not see it."""
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("npm is not here: apt-get install npm")
-    folder = ROOT / "build" / "node"
-    found = folder / "node_modules" / ".bin" / "lighthouse"
-    if not found.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+
+    def install(folder: Path) -> None:
         command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder), PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         if done.returncode:
             pytest.skip(f"npm cannot install {PACKAGE}: {done.stderr[-300:]}")
-    return found
+
+    return kept("lighthouse", install) / "node_modules" / ".bin" / "lighthouse"
 
 
 @pytest.mark.parametrize("name", ["report.html", "compare.html", "index.html"])
@@ -91,7 +91,10 @@ def test_marks(site, lighthouse, tmp_path, name):
         "--only-categories=accessibility,best-practices", f"--chrome-flags={FLAGS}",
     ]  # fmt: skip
     environment = {**os.environ, "CHROME_PATH": program()}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    for _ in range(2):  # on a busy machine a page may not paint in time
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        if done.returncode == 0:
+            break
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(out.read_text(encoding="utf-8"))
     audits = found["audits"]

@@ -1,5 +1,7 @@
 """What a notebook shows of a value: the tables of the terminal as HTML, and bars without ipywidgets."""
 
+import itertools
+
 import pytest
 import torch
 from rich.console import Group
@@ -57,6 +59,8 @@ def test_a_notebook_has_bars_without_ipywidgets_and_nothing_is_left_of_them(monk
 
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr(display, "display", lambda data, raw, display_id: Handle())
+    clock = itertools.count(100.0, 0.001)  # no pause of the machine counts
+    monkeypatch.setattr("tersor.pipeline.progress.time.monotonic", lambda: next(clock))
     with Stages() as stages:
         with stages.stage("a", "unknown <b>"):
             pass

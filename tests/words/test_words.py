@@ -87,3 +87,17 @@ class TestCatalogue:
             if message.id:
                 one = message.id if isinstance(message.id, str) else message.id[1]
                 assert [_places(one)] * len(_strings(message)) == [_places(text) for text in _strings(message)], one
+
+
+def test_a_text_of_somebody_else_is_shown_as_it_is_where_nothing_can_be_found():
+    with speaking("zh"):
+        assert shown("[default: x]") == "[default: x]"
+        deep = "; ".join(["a.b: unknown, because c"] * 3000)
+        assert shown(deep).endswith(shown("a.b: unknown, because c")) or shown(deep)
+        nested = "a.b: unknown, because " * 3000 + "c"
+        assert shown(nested).endswith("c")
+
+
+@pytest.mark.parametrize("text", ["[default: {}]", "{count:,} values are known", "{0} of them"])
+def test_a_template_whose_values_would_be_others_is_not_searched(text):
+    assert not Template(text).usable

@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Annotated, Any
 
@@ -136,6 +136,8 @@ _COMMON: dict[str, tuple[Any, Any]] = {
         False,
     ),
 }  # fmt: skip
+# Field of `Chosen`: the option as typer passes it.
+_FLAGS = {"json": "as_json", "quiet": "quietly", "wide": "widely", "debug": "with_debug"}
 _TABULAR: dict[str, tuple[Any, Any]] = {
     "widely": (
         Annotated[
@@ -159,20 +161,11 @@ def everywhere(command: Callable[..., Any], tabular: bool = False) -> Callable[.
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
+        # Typer also reads what `Chosen.of` does not, such as -q among other letters.
+        given = replace(chosen(), **{name: True for name, option in _FLAGS.items() if kwargs.get(option)})
         kwargs = {name: value for name, value in kwargs.items() if name not in added}
-        out = sys.stdout
-        with contextlib.redirect_stdout(sys.stderr) if chosen().json else contextlib.nullcontext():
-            try:
-                found = command(*args, **kwargs)
-            except KeyboardInterrupt as error:  # typer ends the program with 130, and prints nothing
-                errors.print(_("; ").join([_("interrupted"), *getattr(error, "__notes__", ())]), soft_wrap=True)
-                raise
-            except SystemExit as error:
-                raise TaskError(
-                    f"code of the task, its model or its data called sys.exit({error.code!r:.80}): take that out"
-                ) from error
-        if chosen().json and found is not None:
-            out.write(json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n")
+        with using(given) if given != chosen() else contextlib.nullcontext():
+            _run(command, args, kwargs)
 
     more = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
@@ -183,3 +176,19 @@ def everywhere(command: Callable[..., Any], tabular: bool = False) -> Callable[.
         name: kind for name, (kind, default) in added.items()
     }
     return run
+
+
+def _run(command: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    out = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr) if chosen().json else contextlib.nullcontext():
+        try:
+            found = command(*args, **kwargs)
+        except KeyboardInterrupt as error:  # typer ends the program with 130, and prints nothing
+            errors.print(_("; ").join([_("interrupted"), *getattr(error, "__notes__", ())]), soft_wrap=True)
+            raise
+        except SystemExit as error:
+            raise TaskError(
+                f"code of the task, its model or its data called sys.exit({error.code!r:.80}): take that out"
+            ) from error
+    if chosen().json and found is not None:
+        out.write(json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n")

@@ -112,8 +112,14 @@ class Channels(ReportPart):
     """The range of every channel; where there are many, of runs of neighbouring channels, all but the last equal."""
 
     count: Annotated[int, Field(ge=1)]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    low: Annotated[tuple[float, ...], Field(min_length=1)]
+    high: Annotated[tuple[float, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "Channels":
+        if len(self.low) != len(self.high) or len(self.low) > self.count:
+            raise ValueError(f"{len(self.low)} lower and {len(self.high)} upper ends of {self.count} channels")
+        return self
 
 
 class Histogram(ReportPart):

@@ -23,8 +23,12 @@ _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", r
 _TAKEN = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")
 # Control characters but tab and line break, and marks that turn the direction of writing.
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-# Elements of HTML that do more than to look like something.
-_TAGS = re.compile(r"<(?=/?(?:script|style|iframe|object|embed|link|meta|base|form|svg|math)\b)", re.IGNORECASE)
+# Elements of HTML that do more than to look like something, among them any with a handler or a link that is a script.
+_TAGS = re.compile(
+    r"<(?=/?(?:script|style|iframe|object|embed|link|meta|base|form|svg|math)\b)"
+    r"|<(?=[a-z][^<>]{0,2000}?(?:[\s/\"']on[a-z]+\s*=|(?:java|vb)script\s*:))",
+    re.IGNORECASE,
+)
 _PACKAGES = {
     None: "transformers accelerate",
     "compressed-tensors": "transformers accelerate compressed-tensors",
@@ -129,6 +133,11 @@ def _kinds(report: LanguageReport) -> Counter[str]:
     return Counter(w.format.split(",")[0].split(" per ")[0].split()[0] for w in report.weights if w.format)
 
 
+def _as_code(text: str) -> str:
+    """A name as code, on one line."""
+    return f"`{plain(text).replace('`', '')}`"
+
+
 def _formats(report: LanguageReport) -> str:
     kinds = [kind if kind.isalnum() else f"{kind} zeros" for kind in _kinds(report)]
     return f"compressed to {' and '.join(kinds)}" if kinds else "unchanged"
@@ -140,7 +149,7 @@ def _what(report: LanguageReport, name: str) -> str:
     version = report.environment.versions.get("tersor", "")
     lines = [
         f"[Tersor]({URL}) {version} compressed the weights of {escaped(name)} ({escaped(report.architecture)}) with "
-        f"the recipe `{report.recipe.replace('`', '')}`, in the layout `{report.layout}`: {stored or 'none'}, of "
+        f"the recipe {_as_code(report.recipe)}, in the layout {_as_code(str(report.layout))}: {stored or 'none'}, of "
         f"{len(report.weights)} matrices. The others stay as they were.\n"
     ]
     if report.calibration:

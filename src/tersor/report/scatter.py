@@ -98,16 +98,20 @@ class Axis:
     def of(cls, figures: Sequence[Figure]) -> "Axis":
         """Around the values, with a quarter of their span on either side; intervals may end beyond it.
 
-        Equal values have the span of their intervals. No share is below 0 or above 1.
+        Values that are equal but for rounding have the span of their intervals. No share is below 0 or above 1.
 
         >>> Axis.of([Figure("", v) for v in (0.912, 0.918)])
         Axis(low=0.91, high=0.92)
         >>> Axis.of([Figure("", 0.99, "%", interval=(0.98, 1.0))] * 2)
         Axis(low=0.98, high=1.0)
+        >>> Axis.of([Figure("", v) for v in (1.0, 1.0000000000000002)])
+        Axis(low=0.97, high=1.03)
         """
         values = [number(f) for f in figures]
         ends = [end for f in figures for end in f.interval or () if math.isfinite(end)]
-        span = (max(values) - min(values)) or 2 * (max(ends) - min(ends) if ends else 0.0) or abs(values[0]) / 10 or 1.0
+        span, size = max(values) - min(values), max(map(abs, values))
+        if span <= 1e-9 * size:  # equal but for rounding
+            span = 2 * (max(ends) - min(ends) if ends else 0.0) or size / 10 or 1.0
         low, high = min(values) - span / 4, max(values) + span / 4
         least = (high - low) / 10
         step = 10.0 ** math.floor(math.log10(least))

@@ -119,7 +119,7 @@ def shape(form: str, **values: object) -> Markup:
     >>> print(shape('<text x="{x}">{name}</text>', x=1.5, name="<b>"))
     <text x="1.5">&lt;b&gt;</text>
     """
-    texts = {k: f"{v:.4g}" if isinstance(v, float) else plain(str(v)) for k, v in values.items()}
+    texts = {k: f"{v:.6g}" if isinstance(v, float) else plain(str(v)) for k, v in values.items()}
     return _ours(form).format(**texts)
 
 

@@ -19,6 +19,8 @@ LANGUAGES = {"en": "English", "zh": "中文"}
 # The context of sentences that `said` marks: any text is searched for these, and for no others.
 KEPT = "kept"
 _FOLDER = Path(__file__).parent
+# Of sentences within sentences; a text of somebody else may nest them without end.
+_DEPTH = 8
 _chosen: ContextVar[str | None] = ContextVar("language", default=None)
 # In the order of the GNU C library, after our own.
 _VARIABLES = ("TERSOR_LANG", "LC_ALL", "LC_MESSAGES", "LANG")
@@ -87,16 +89,21 @@ def shown(text: str) -> str:
     ...     shown("original.metric: unknown, because no reason known")
     'original.metric：未知，原因：原因未知'
     """
-    if language() == "en" or not text:
+    return text if language() == "en" else _shown(text, _DEPTH)
+
+
+def _shown(text: str, depth: int) -> str:
+    if not text or not depth:
         return text
     if (found := _translated(text, kept=True)) != text:
         return found
     for template in _templates(language()):
         values = template.values(text)
         if values is not None:
-            return _translated(template.text, kept=True).format(**{k: shown(v) for k, v in values.items()})
+            words = {name: _shown(value, depth - 1) for name, value in values.items()}
+            return _translated(template.text, kept=True).format(**words)
     parts = text.split("; ")
-    told = [shown(part) for part in parts] if len(parts) > 1 else parts
+    told = [_shown(part, depth - 1) for part in parts] if len(parts) > 1 else parts
     return text if told == parts else _("; ").join(told)
 
 

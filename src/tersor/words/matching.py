@@ -15,8 +15,10 @@ class Template:
         if len(self.words) == len(self.names):
             self.words.append("")
         self.own = sum(map(len, self.words))
-        # A place beside another, or nothing but places, could be anything.
-        self.usable = self.own > 3 and all(self.words[1:-1])
+        # A place beside another, or nothing but places, could be anything; what was formatted is no value any more.
+        places = [(name, form) for _, name, form, _ in Formatter().parse(text) if name is not None]
+        plain = all(name.isidentifier() and not form for name, form in places)
+        self.usable = self.own > 3 and plain and all(self.words[1:-1])
 
     def values(self, text: str) -> dict[str, str] | None:
         """What stands in each place, or None if the text was not made of this sentence.

@@ -1,4 +1,5 @@
 // Tables are filtered by words and sorted by their columns; an open row stays under its own.
+const units = {kB: 1e3, MB: 1e6, GB: 1e9, TB: 1e12, "µs": 1e-3, s: 1e3};
 for (const table of document.querySelectorAll("[data-filter]")) {
   const find = part => document.getElementById(table.dataset.filter + part);
   const words = find(""), only = find("-only"), order = find("-sort"), count = find("-count");
@@ -21,7 +22,7 @@ for (const table of document.querySelectorAll("[data-filter]")) {
   const key = (row, at, number) => {
     const cell = row.cells[at], text = cell.dataset.value ?? cell.textContent.trim();
     if (!number) return text.toLowerCase();
-    const value = parseFloat(text);
+    const [, unit] = text.match(/ (\S+)$/) ?? [], value = parseFloat(text.replaceAll(",", "")) * (units[unit] ?? 1);
     return Number.isNaN(value) ? Infinity : value;
   };
   const place = sorted => {
@@ -33,7 +34,7 @@ for (const table of document.querySelectorAll("[data-filter]")) {
     heads.forEach(head => head.removeAttribute("aria-sort"));
   };
   const sort = (at, down) => {
-    const number = heads[at].dataset.sort === "number", sign = down ? -1 : 1;
+    const number = heads[at].dataset.sort === "number" || heads[at].classList.contains("number"), sign = down ? -1 : 1;
     const keyed = rows.map(row => [key(row, at, number), row]);
     keyed.sort(([a], [b]) => number
       ? (a === Infinity || b === Infinity ? (a === b ? 0 : a === Infinity ? 1 : -1) : sign * (a - b))

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import rich._wrap
 import rich.console
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -16,12 +15,17 @@ from rich.text import Text
 
 from tersor.inert import plain
 
+try:
+    from rich import _wrap
+except ImportError:  # a private part of rich: without it, lines break at spaces only
+    _wrap = None
+
 # A line may end beside a Chinese character, but not before what closes, nor after what opens.
 _CHINESE, _OPENS, _CLOSES = "\u2e80-\u9fff\uff00-\uffef", "（「『“‘《([{", "，。：；、！？）」』”’》…—,.:;!?)]}%"
 _BETWEEN = re.compile(
     rf"(?<![\s{re.escape(_OPENS)}])(?:(?<=[{_CHINESE}])|(?=[{_CHINESE}]))(?![\s{re.escape(_CLOSES)}])"
 )
-_rich_words = rich._wrap.words
+_rich_words = getattr(_wrap, "words", None)
 
 
 def words(text: str) -> Iterator[tuple[int, int, str]]:
@@ -30,6 +34,7 @@ def words(text: str) -> Iterator[tuple[int, int, str]]:
     >>> [word for _, _, word in words("Use q4_0, 或（q8_0）。 再试 ")]
     ['Use ', 'q4_0, ', '或', '（q8_0）。 ', '再', '试 ']
     """
+    assert _rich_words is not None
     for start, _end, word in _rich_words(text):
         ends = [0, *(found.start() for found in _BETWEEN.finditer(word) if found.start()), len(word)]
         yield from ((start + a, start + b, word[a:b]) for a, b in itertools.pairwise(ends))
@@ -51,7 +56,7 @@ def strip_end(line: Text, width: int) -> None:
 @contextlib.contextmanager
 def wrapping() -> Iterator[None]:
     """Inside, rich breaks lines between Chinese characters, which it takes for one long word."""
-    ours = ((rich._wrap, "words", words), (Text, "rstrip_end", strip_end))
+    ours = [(Text, "rstrip_end", strip_end)] + [(_wrap, "words", words)] * (_rich_words is not None)
     before = [(place, name, getattr(place, name)) for place, name, _ in ours]
     try:
         for place, name, function in ours:

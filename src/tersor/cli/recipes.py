@@ -11,7 +11,7 @@ from tersor.cli.language import Command, Group
 from tersor.words import _, shown
 
 if TYPE_CHECKING:
-    from tersor.pipeline.gallery import Shown
+    from tersor.pipeline.gallery import Entry
 
 recipes = typer.Typer(name="recipes", cls=Group, invoke_without_command=True, rich_markup_mode="rich")
 
@@ -44,7 +44,7 @@ recipes.callback()(everywhere(listed, tabular=True))
 recipes.command(cls=Command)(everywhere(show))
 
 
-def gallery_table(found: "tuple[Shown, ...]") -> RenderableType:
+def gallery_table(found: "tuple[Entry, ...]") -> RenderableType:
     """The presets as a table, whose names are never broken."""
     from tersor.report.tables.grid import Column, Grid
 
@@ -61,11 +61,11 @@ def gallery_table(found: "tuple[Shown, ...]") -> RenderableType:
     return grid
 
 
-def bits(one: "Shown") -> str:
+def bits(one: "Entry") -> str:
     """Bits of weights and activations, such as ``W4 A32``."""
     return f"W{one.weight_bits} A{one.activation_bits}"
 
 
-def runs_in(one: "Shown") -> str:
+def runs_in(one: "Entry") -> str:
     """The engines of tasks, and whether folders of language models are taken."""
     return ", ".join([*one.engines, *([_("model folders")] if one.folders else [])])

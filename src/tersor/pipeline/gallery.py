@@ -21,7 +21,7 @@ _HALVES = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
-class Shown:
+class Entry:
     """One recipe of the gallery.
 
     Args:
@@ -43,7 +43,7 @@ class Shown:
     modules: bool
 
 
-def gallery() -> tuple[Shown, ...]:
+def gallery() -> tuple[Entry, ...]:
     """Every preset, in the order of its table.
 
     >>> [shown.needs_data for shown in gallery()[:5]]
@@ -52,12 +52,12 @@ def gallery() -> tuple[Shown, ...]:
     return tuple(described(make()) for make in PRESETS.values())
 
 
-def described(recipe: Recipe) -> Shown:
+def described(recipe: Recipe) -> Entry:
     """A recipe in the gallery."""
     step = recipe.quantize
     when, needs = step.activations.when, needs_data(step)
     for_tasks, at_run_time = _takes(GRAPH, recipe), _takes(MODULES, recipe)
-    return Shown(
+    return Entry(
         name=recipe.name,
         description=recipe.description,
         weight_bits=_bits(step.weights.format),

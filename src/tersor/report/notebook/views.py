@@ -15,7 +15,7 @@ from tersor.measure.schema import Report
 from tersor.report import compare, language, outliers
 from tersor.report.tables import calibration
 from tersor.report.tables.grid import Column, Grid
-from tersor.report.tables.plan import plan_table
+from tersor.report.tables.plan import plan_table, weights_grid
 from tersor.report.text import render
 from tersor.words import _, shown, speaking
 
@@ -88,13 +88,6 @@ def _line_of_weights(plans: Sequence[Any]) -> str:
     return f"of {len(plans)} weights: {_counts(['compressed' if p.touched else 'left' for p in plans])}"
 
 
-def _weights(plans: Sequence[Any]) -> RenderableType:
-    grid = Grid(Column(_("weight")), Column(_("shape"), drop=1), Column(_("becomes"), drop=2, sentences=True))
-    for p in plans:
-        grid.add(p.name, " × ".join(map(str, p.shape)), shown(p.reason), style="" if p.touched else "yellow")
-    return grid
-
-
 def _line_of_modules(plans: Sequence[Any]) -> str:
     return f"of {len(plans)} modules: {_counts(['float' if p.weights is None else 'quantized' for p in plans])}"
 
@@ -127,7 +120,7 @@ VIEWS = {
     "LanguageReport": View(_line_of_language, language.render),
     "Compressed": View(_line_of_compressed, _compressed),
     "Plan": View(_line_of_plan, plan_table),
-    "WeightPlans": View(_line_of_weights, _weights),
+    "WeightPlans": View(_line_of_weights, weights_grid),
     "ModulePlans": View(_line_of_modules, _modules),
     "Comparison": View(lambda found: f"of {len(found.runs)} runs: {', '.join(found.runs)}", compare.table),
     "Outliers": View(_line_of_outliers, lambda found: outliers.table(found.layers)),

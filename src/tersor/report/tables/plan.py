@@ -56,11 +56,16 @@ def plan_data(plan: Plan, before: int, after: int, notes: tuple[str, ...] = ()) 
     }
 
 
+def weights_grid(plans: Sequence[Any]) -> Grid:
+    """What each weight of a folder becomes, and why."""
+    grid = Grid(Column(_("weight")), Column(_("shape"), drop=1), Column(_("becomes"), drop=2, sentences=True))
+    for p in plans:
+        grid.add(p.name, " × ".join(map(str, p.shape)), shown(p.reason), style="" if p.touched else "yellow")
+    return grid
+
+
 def folder_table(plans: Sequence[Any], preflight: Any) -> RenderableType:
     """A table of what is planned for every weight of a folder, and what the run needs."""
-    grid = Grid(Column(_("weight")), Column(_("shape"), drop=1), Column(_("becomes"), drop=2, sentences=True))
-    for t in plans:
-        grid.add(t.name, " × ".join(map(str, t.shape)), shown(t.reason), style="" if t.touched else "yellow")
     counts = [_("{count} weights quantized", count=preflight.quantized)]
     if preflight.pruned:
         counts.append(_("{count} pruned", count=preflight.pruned))
@@ -71,7 +76,7 @@ def folder_table(plans: Sequence[Any], preflight: Any) -> RenderableType:
         memory=size_text(preflight.memory), disk=size_text(preflight.disk),
     )  # fmt: skip
     total = Text("\n" + _("; ").join((_(", ").join(counts), sizes, needs)))
-    return Group(grid, total, *(Text(plain(shown(w)), style="yellow") for w in preflight.warnings))
+    return Group(weights_grid(plans), total, *(Text(plain(shown(w)), style="yellow") for w in preflight.warnings))
 
 
 def folder_data(plans: Sequence[Any], preflight: Any) -> dict[str, Any]:

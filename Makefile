@@ -10,7 +10,7 @@ PY   = $(VENV)/bin/python
 PIP  = $(PY) -m pip --disable-pip-version-check install --quiet
 TEST = $(PY) -m pytest -n $(JOBS) -q
 
-.PHONY: setup demo test slow lint check bench docs pictures wheel fuzz stress audit messages notebooks clean
+.PHONY: setup demo test slow lint check bench bench-long docs pictures wheel fuzz stress audit messages notebooks clean
 
 setup: $(VENV)/.ready
 
@@ -80,6 +80,11 @@ stress: setup
 # About an hour on two idle cores; one of them: $(PY) -m benchmarks speed_openvino
 bench: $(VENV)/.bench
 	$(PY) -m benchmarks
+
+# Eight hours on two idle cores, resumable row by row and epoch by epoch; `make bench` shows what is done.
+# Some rows: $(PY) -m benchmarks.train_cifar w4a4 w3a3
+bench-long: $(VENV)/.bench
+	$(PY) -m benchmarks.train_cifar
 
 clean:
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis

@@ -88,13 +88,9 @@ def main(name: str, bench: Callable[[bool], Outcome], results: Path = RESULTS) -
 
 def write(name: str, outcome: Outcome, seconds: float, results: Path = RESULTS) -> Path:
     """One JSON file: environment, claims with their verdicts, details."""
-    environment = describe_environment(threads=THREADS, precision="fp32", packages=PACKAGES)
     data = {
         "bench": name,
-        "date": time.strftime("%Y-%m-%d"),
-        "seconds": round(seconds, 1),
-        "load_per_core": round(os.getloadavg()[1] / (os.cpu_count() or 1), 2),
-        "environment": environment.model_dump(mode="json"),
+        **surroundings(seconds),
         "claims": [asdict(c) | {"reached": c.reached} for c in outcome.claims],
         "details": outcome.details,
     }
@@ -102,6 +98,17 @@ def write(name: str, outcome: Outcome, seconds: float, results: Path = RESULTS) 
     path = results / f"{name}.json"
     path.write_text(json.dumps(data, indent=1, default=float) + "\n", encoding="utf8")
     return path
+
+
+def surroundings(seconds: float) -> dict[str, Any]:
+    """Date, duration, load and environment of a measurement that has just ended."""
+    environment = describe_environment(threads=THREADS, precision="fp32", packages=PACKAGES)
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": round(seconds, 1),
+        "load_per_core": round(os.getloadavg()[1] / (os.cpu_count() or 1), 2),
+        "environment": environment.model_dump(mode="json"),
+    }
 
 
 def figure(claim: Claim) -> str:

@@ -92,6 +92,10 @@ LINES: dict[str, tuple[str, str]] = {
         "ResNet-20, unstructured zeros in one shot, no retraining, 10,000 test pictures",
         "top-1 at least 90.2 % with 50 % zeros, at least 82 % with 70 %",
     ),
+    "prune_channels": (
+        "ResNet-56 made narrower without training by the step `prune`, 512 pictures, 10,000 test pictures",
+        "top-1 at least 89.0 % at half of the multiply-accumulates, at least 85 % at 1/2.5",
+    ),
     "exactobs_time": ("ExactOBS of a 512×512 layer to 50 %, over the plain loop row by row", "at most 0.1"),
     "decode_llm": (
         "decoding a random Llama of 1.1 B parameters at batch 1, OpenVINO int4, 2 threads: share of the read "
@@ -104,6 +108,11 @@ LINES: dict[str, tuple[str, str]] = {
         "4 bits per channel asymmetric at most 0.50, 3 bits per channel symmetric at most 0.35",
     ),
     "llm_order": ("the same at 4, 3 and 2 bits and every granularity", "GPTQ below rounding in all"),
+    "llm_trained": (
+        "stories260k, first 200 windows of the validation text, asymmetric groups of 32: loss over FP32 after training "
+        "as a share of GPTQ's, both on 256 windows of the training text",
+        "2 bits at most 0.5",
+    ),
     "llm_embeddings": (
         "MiniLM at 4 and 3 bits: GPTQ's squared error of the embeddings as a share of that of rounding to nearest",
         "at most 0.5",
@@ -123,6 +132,43 @@ LINES: dict[str, tuple[str, str]] = {
         "at most 2.5 GiB",
     ),
     "llm_resume": ("kill at a random moment and resume, five times", "the same bytes each time"),
+    "train_w8a8": (
+        "ResNet-20 of CIFAR-10 trained with its quantizers, W8A8, 1 epoch of 50,000 pictures, in OpenVINO and ONNX "
+        "Runtime, 10,000 test pictures",
+        "at most 0.1 points lost, 0 inside the interval; engine and simulation at most 0.05 points apart",
+    ),
+    "train_few_bits": (
+        "the same with few bits, the ends in 8, top-1 of the last epoch and its 95 % interval",
+        "W4A4 in 3 epochs at least 91.2 %, W3A3 in 6 at least 90.6 %, W2A2 in 15 at least 88.5 %",
+    ),
+    "train_weights": (
+        "the same with ternary and binary weights, activations in float, 10 epochs",
+        "ternary at least 90.8 %, binary at least 89.8 %",
+    ),
+    "train_binary": ("the same with binary weights and activations, 15 epochs", "at least 80 %"),
+    "train_admm": (
+        "ADMM under the straight-through estimator, ternary and binary weights, the same 10 epochs",
+        "at most 0.3 points",
+    ),
+    "train_peers": (
+        "ours under Brevitas and torchao: the same pictures, epochs, first weights, loss and rates (paired 95 % "
+        "interval)",
+        "better, or 0 inside the interval",
+    ),
+    "train_distilled": (
+        "a ResNet-8 from random weights, taught by ResNet-56: top-1 over cross-entropy alone at the same epochs",
+        "the best of 10 epochs at least 0.5 points",
+    ),
+    "train_sentences": (
+        "what MiniLM loses on the STS benchmark in 4-bit weights and 8-bit activations, trained for one epoch",
+        "at most 0.3 points",
+    ),
+    "train_cost": ("a step of W4A4 over one of FP32, batches of 128, 2 threads", "at most 1.35"),
+    "train_processes": (
+        "two processes (gloo) with batches of 64 beside one with batches of 128",
+        "both ranks the same; top-1 within the interval, median scale within 5 %",
+    ),
+    "train_resume": ("kill a training at a random moment and resume, five times", "the same bits each time"),
     "startup": ("CPU time of `tersor --version` and of help, smallest…largest of 15 processes", "at most 0.4 s"),
     "architectures": (
         "architectures that `tersor inspect` and `int8-dynamic` take without configuration",

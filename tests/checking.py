@@ -26,6 +26,7 @@ SKIPPED = (
     "tersor.pipeline.folder.job",
     "tersor.pipeline.folder.text",
     "tersor.pipeline.graph.compress",
+    "tersor.pipeline.graph.finetune",
     "tersor.pipeline.graph.recording",
     "tersor.pipeline.load",
     "tersor.pipeline.modules.loops",

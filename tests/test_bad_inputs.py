@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import tersor
 from tersor import Task
@@ -70,6 +71,8 @@ FIELDS = {
     "evaluate of two": ({"evaluate": lambda predict, data: 0.5}, "takes other arguments"),
     "calibration of one": ({"calibration": lambda data: data}, "without arguments"),
     "no function for a loss": ({"loss": "mse"}, "loss must be a function"),
+    "a list for train": ({"train": [BATCH]}, "train must be .*got list; .*is passed as `lambda: loader`"),
+    "a loader for validation": ({"validation": DataLoader([1])}, "got DataLoader; .*is passed as `lambda: loader`"),
     "train of one": ({"train": lambda epoch: []}, "train must be a function"),
     "no function for a mask": ({"token_mask": torch.ones(1)}, "token_mask must be a function"),
     "a number for sizes": ({"dynamic": 5}, "dynamic is 5"),

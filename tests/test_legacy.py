@@ -54,6 +54,7 @@ def test_there_is_something_to_read():
     assert len(FORMS) >= 60
 
 
+@pytest.mark.exact_int8
 @pytest.mark.parametrize("folder", NETWORKS, ids=named)
 def test_networks_give_the_same_numbers(folder):
     inputs, outputs = expected(folder)

@@ -70,7 +70,7 @@ def test_the_package_sets_no_handler():
 
 @pytest.mark.slow
 def test_the_child_that_measures_memory_dies_with_its_parent():
-    child = memory._CHILD.replace("from tersor.measure.memory_probe import main\nmain()", "import time; time.sleep(60)")
+    child = memory._CHILD.replace("from tersor.measure.memory.probe import main\nmain()", "import time; time.sleep(60)")
     code = f"import sys\nfrom tersor.measure.memory import _in_child\n_in_child([sys.executable, '-c', {child!r}], 60)"
     parent = subprocess.Popen([sys.executable, "-c", code])
     seen = psutil.Process(parent.pid)

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from tersor.numerics import FORMATS, QTensor, QuantSpec
     from tersor.pipeline.compressed import Compressed
     from tersor.pipeline.folder.compress import compress_folder
+    from tersor.pipeline.folder.trained.lora import merge_lora
     from tersor.pipeline.graph.compress import compress
+    from tersor.pipeline.graph.finetune import finetune
     from tersor.pipeline.graph.outliers import outliers
-    from tersor.pipeline.graph.recording import convert, prepare
+    from tersor.pipeline.graph.recording import convert, prepare, prepare_qat
     from tersor.pipeline.load import load
     from tersor.pipeline.modules.dynamic import dynamic_plan, quantize_dynamic
     from tersor.pipeline.modules.loops import prune_iteratively
+    from tersor.pipeline.trainable import trainable
     from tersor.recipe import Quantization, Recipe, Rule
     from tersor.task import Task
 
@@ -36,12 +39,16 @@ __all__ = [
     "compress_folder",
     "convert",
     "dynamic_plan",
+    "finetune",
     "load",
+    "merge_lora",
     "metrics",
     "outliers",
     "prepare",
+    "prepare_qat",
     "prune_iteratively",
     "quantize_dynamic",
+    "trainable",
 ]
 
 # Silent unless a program, or `--debug`, listens.
@@ -62,11 +69,15 @@ _DEFINED_IN = {
     "compress_folder": "tersor.pipeline.folder.compress",
     "convert": "tersor.pipeline.graph.recording",
     "dynamic_plan": "tersor.pipeline.modules.dynamic",
+    "finetune": "tersor.pipeline.graph.finetune",
     "load": "tersor.pipeline.load",
+    "merge_lora": "tersor.pipeline.folder.trained.lora",
     "outliers": "tersor.pipeline.graph.outliers",
     "prepare": "tersor.pipeline.graph.recording",
+    "prepare_qat": "tersor.pipeline.graph.recording",
     "prune_iteratively": "tersor.pipeline.modules.loops",
     "quantize_dynamic": "tersor.pipeline.modules.dynamic",
+    "trainable": "tersor.pipeline.trainable",
 }
 
 if not TYPE_CHECKING:  # otherwise a type checker would accept any name

@@ -1,11 +1,14 @@
-"""Validation of user arguments: paths and integers."""
+"""Validation of user arguments: paths, integers and devices."""
 
 import operator
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tersor.errors import TersorError
+from tersor.errors import EngineError, TersorError
+
+if TYPE_CHECKING:  # the command line checks paths without PyTorch, whose import takes seconds
+    import torch
 
 
 def path_of(what: str, value: Any, error: type[TersorError]) -> Path:
@@ -51,3 +54,51 @@ def whole(what: str, value: Any, least: int, most: int | None, remedy: str, erro
     if number is None or number < least or (most is not None and number > most):
         raise error(f"{what} is {value!r:.80}: it must be {bounds}, a whole number; {remedy}")
     return number
+
+
+def usable_device(name: "str | torch.device | None") -> "torch.device":
+    """The device of that name, with its index; None is the CPU.
+
+    Args:
+        name: ``cpu``, or an accelerator that this PyTorch has: ``cuda`` (NVIDIA and AMD), ``cuda:1``, ``mps`` (Apple),
+            ``xpu`` (Intel) …; without an index it is the current one.
+
+    Raises:
+        EngineError: there is no such device; the message lists those that there are.
+
+    >>> usable_device(None), usable_device("cpu")
+    (device(type='cpu'), device(type='cpu'))
+    >>> usable_device("cuda:99")
+    Traceback (most recent call last):
+    tersor.errors.EngineError: there is no device cuda:99 here: give one of cpu...
+    """
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    kind, count = ("", 0) if accelerator is None else (accelerator.type, torch.accelerator.device_count())
+    try:
+        found = torch.device("cpu" if name is None else name)
+    except (RuntimeError, TypeError, ValueError):
+        found = torch.device("meta")  # on which nothing is computed
+    if found.type == "cpu":
+        return torch.device("cpu")
+    if found.type == kind and (found.index is None or found.index < count):
+        return torch.device(kind, torch.accelerator.current_device_index() if found.index is None else found.index)
+    there = ", ".join(["cpu", *(f"{kind}:{k}" for k in range(count))])
+    why = "" if count else "; this PyTorch has no accelerator, or finds none (see python -m torch.utils.collect_env)"
+    raise EngineError(f"there is no device {name!s:.80} here: give one of {there}{why}")
+
+
+def computes_float64(device: "torch.device") -> bool:
+    """Whether a device has float64, in which scales are computed; Apple's ``mps`` does not.
+
+    >>> computes_float64(usable_device("cpu"))
+    True
+    """
+    import torch
+
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return False
+    return True

@@ -12,6 +12,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "transformers": ("transformers", "re2"),
     "metrics": ("sklearn", "jiwer"),
+    "train": ("accelerate",),
 }
 CORE = (
     "torch", "numpy", "openvino", "pydantic", "yaml", "typer", "rich", "jinja2", "safetensors", "scipy", "psutil",

@@ -22,8 +22,9 @@ _EXPORT = "torch.export._trace"
 def quiet(*loggers: str) -> Iterator[None]:
     """Silence warnings, logs of PyTorch's tracer and of ``loggers``, and graphs printed by torch.export, in the block.
 
-    Filters of warnings, levels of loggers and the environment are restored afterwards, whatever the code inside
-    imported, and even if several threads are inside at the same time.
+    Filters of warnings, levels of loggers, the root logger and the environment are restored afterwards, whatever the
+    code inside imported or left behind (OpenVINO's converter, which raises, leaves the root logger at ERROR), and even
+    if several threads are inside at the same time.
 
     >>> with quiet():
     ...     warnings.warn("not shown", stacklevel=1)
@@ -33,6 +34,7 @@ def quiet(*loggers: str) -> Iterator[None]:
         _while_inside("standard error", _graphs_dropped),
         _while_inside("warnings", _filters_kept),
         _while_inside("environment", _environment_kept),
+        _while_inside("root logger", _root_logger_kept),
     ):
         warnings.simplefilter("ignore")
         yield
@@ -137,6 +139,17 @@ def _level_set(logger: logging.Logger, level: int) -> Callable[[], object]:
     before = logger.level
     logger.setLevel(level)
     return lambda: logger.setLevel(before)
+
+
+def _root_logger_kept() -> Callable[[], object]:
+    root = logging.root
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+
+    def restore() -> None:
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
+
+    return restore
 
 
 def _environment_kept() -> Callable[[], object]:

@@ -68,8 +68,10 @@ def _defaults() -> Iterator[None]:
             torch.set_float32_matmul_precision("highest")
         if torch.get_default_device() != torch.device("cpu"):
             state.enter_context(torch.device("cpu"))
-        if torch.is_autocast_enabled("cpu"):
-            state.enter_context(torch.autocast("cpu", enabled=False))
+        accelerator = torch.accelerator.current_accelerator()
+        for kind in ("cpu", *([accelerator.type] if accelerator else [])):
+            if torch.is_autocast_enabled(kind):
+                state.enter_context(torch.autocast(kind, enabled=False))
         state.enter_context(torch.inference_mode(False))
         state.enter_context(torch.enable_grad())
         yield

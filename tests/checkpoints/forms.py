@@ -25,7 +25,7 @@ from tersor.numerics import QTensor, QuantSpec, expand, quantize_tensor
 
 SHAPES = [(32, 64), (1, 64), (32, 48), (12, 51)]
 GRANULARITIES = ["tensor", "channel", "channel:1", "group:16", "group:32", "filters:4"]
-INTEGERS = ["int2", "int3", "int4", "int8", "int16", "uint2", "uint4", "uint8"]
+INTEGERS = ["int2", "int3", "int4", "int8", "int16", "uint1", "uint2", "uint3", "uint4", "uint8"]
 OTHERS = ["binary", "ternary", "fp8_e4m3", "fp8_e5m2"]
 
 

@@ -58,6 +58,7 @@ def test_the_engine_computes_what_the_simulation_does(case):
         assert (ours - float_).norm() > 1e-3 * float_.norm()
 
 
+@pytest.mark.slow
 def test_one_operator_stands_for_all_steps_and_the_audit_knows_its_layers():
     done = compressed({"batch_first": True}, False)
     rows = [row for row in done.runner.executed() if row.op == "DynamicQuantizeLSTM"]

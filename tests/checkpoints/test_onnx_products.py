@@ -82,6 +82,7 @@ class Shared(nn.Module):
         return F.linear(whole(x[:, 0]), weight, bias) + F.linear(whole(x[:, 1] * 2), weight)
 
 
+@pytest.mark.exact_int8
 def test_a_weight_that_two_products_read_is_stored_once():
     net = network(Shared(), shape=(2, 6))
     model = to_onnx(net)
@@ -96,6 +97,7 @@ def test_a_weight_that_two_products_read_is_stored_once():
     torch.testing.assert_close(engine.compile(net, threads=1)(x), net(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.exact_int8
 @pytest.mark.parametrize(
     ("shape", "granularity"), [((6,), "channel"), ((3, 6), "tensor"), ((2, 3, 6), "channel")]
 )
@@ -111,6 +113,7 @@ def test_the_file_and_the_runtime_compute_what_is_simulated(shape, granularity):
     assert {r.nodes: r.precision for r in runner.executed()} == {("linear",): "int8", ("tanh",): "fp32"}
 
 
+@pytest.mark.exact_int8
 def test_products_of_one_input_share_its_codes():
     net = network(whole, Branches(QLinear(6, 5), QLinear(6, 4)), shape=(6,))
     runner, x = engine.compile(net, threads=1), draw(4, 6)

@@ -74,7 +74,7 @@ def test_the_keys_of_json(task_file, folder):
     def keys(*words):
         return set(json.loads(_run(*words, "--json").stdout))
 
-    plan = {"kind", "layers", "planned", "quantizers", "original_bytes", "predicted_bytes", "notes"}
+    plan = {"kind", "steps", "layers", "planned", "quantizers", "original_bytes", "predicted_bytes", "notes"}
     assert keys("inspect", task_file) == plan
     assert keys("calibrate", task_file) == {"samples", "sites", "warnings"}
     assert keys("report", folder / "one") == {"folder", "report"}

@@ -79,7 +79,7 @@ def test_every_form_that_can_be_read_is_written_here():
     assert {"layout" if form in LAYOUTS else form.split(",")[0] for form in FORMS} == CHECKPOINTS.keys()
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [pytest.param(f, marks=pytest.mark.slow) if f == "onnx" else f for f in FORMS])
 def test_what_a_file_holds_comes_back_exactly(form, written):
     folder, kept, _ = written(form)
     back = dict(read_weights(folder))

@@ -12,11 +12,13 @@ import sys
 import threading
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -39,7 +41,8 @@ from torch import nn
 
 def task():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
-    return tersor.Task("tiny", net, (torch.zeros(1, 3, 8, 8),), lambda: [(torch.ones(8, 3, 8, 8),)])
+    data = lambda: [(torch.ones(8, 3, 8, 8),)]
+    return tersor.Task("tiny", net, (torch.zeros(1, 3, 8, 8),), data, train=data)
 """
 TASK = TASK.replace("net =", "with torch.random.fork_rng(devices=[]):\n        net =")
 
@@ -182,10 +185,38 @@ def convert(model, folder, tmp_path):
     tersor.convert(recording, progress=False)
 
 
+def training_task(model):
+    return replace(task_of(model), train=lambda: [(torch.ones(8, *SHAPE),)])
+
+
+def prepare_qat(model, folder, tmp_path):
+    batches = [(torch.ones(8, *SHAPE),)]
+    student = tersor.prepare_qat(model, "int8-qat", (torch.zeros(1, *SHAPE),), batches, engine="torch", progress=False)
+    tersor.convert(student, progress=False)
+
+
 def prune_iteratively(model, folder, tmp_path):
     data = [(torch.ones(8, *SHAPE),)]
     tersor.prune_iteratively(model, data, "50%", "exactobs")
     tersor.prune_iteratively(model, data, "50%", loss=lambda net, batch: net(*batch).square().mean(), steps=2)
+
+
+def merge_lora(model, folder, tmp_path):
+    tersor.compress_folder(folder, tmp_path / "small", "int4-weight", evaluate=None, progress=False)
+    tersor.merge_lora(tmp_path / "small", adapter_of(tmp_path / "small", tmp_path / "adapter"), tmp_path / "merged")
+
+
+def adapter_of(folder, path):
+    """An adapter of zeros for the folder's first linear layer, as PEFT writes it."""
+    weights = load_file(next(folder.glob("*.safetensors")))
+    name = next(n for n in weights if n.endswith("q_proj.weight_packed")).removesuffix(".weight_packed")
+    out, width = (int(n) for n in weights[f"{name}.weight_shape"])
+    path.mkdir()
+    key = f"base_model.model.{name}.lora_"
+    save_file({f"{key}A.weight": torch.zeros(2, width), f"{key}B.weight": torch.zeros(out, 2)},
+              path / "adapter_model.safetensors")  # fmt: skip
+    (path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 4}')
+    return path
 
 
 CALLS = {
@@ -193,11 +224,15 @@ CALLS = {
     "compress_folder": compress_folder,
     "convert": convert,
     "dynamic_plan": lambda model, *_: tersor.dynamic_plan(model),
+    "finetune": lambda model, *_: tersor.finetune(training_task(model), engine="torch", **OPTIONS),
     "load": load,
+    "merge_lora": merge_lora,
     "outliers": lambda model, *_: tersor.outliers(task_of(model), 8),
     "prepare": lambda model, *_: tersor.prepare(model, example=(torch.zeros(1, *SHAPE),)),
+    "prepare_qat": prepare_qat,
     "prune_iteratively": prune_iteratively,
     "quantize_dynamic": lambda model, *_: tersor.quantize_dynamic(model)(torch.zeros(2, *SHAPE)),
+    "trainable": lambda model, *_: tersor.trainable(task_of(model), engine="torch", progress=False),
 }
 
 
@@ -247,12 +282,16 @@ RAISE = {
     "compress_folder: data": lambda m, folder, path: tersor.compress_folder(folder, path / "small", "int4-gptq", "w4"),
     "convert": lambda m, *_: tersor.convert(tersor.prepare(m, example=(torch.zeros(1, *SHAPE),))),
     "dynamic_plan": lambda m, *_: tersor.dynamic_plan(m, tersor.Recipe(rules=[{"layer": "none", "keep": "fp32"}])),
+    "finetune": lambda m, *_: tersor.finetune(replace(training_task(m), loss=wrong), engine="torch", **OPTIONS),
     "load": load_what_is_damaged,
+    "merge_lora": lambda m, folder, path: tersor.merge_lora(folder, path, path / "merged"),
     "outliers": lambda m, *_: tersor.outliers(breaking_off(m)),
     "prepare": lambda m, *_: tersor.prepare(m, example=(torch.zeros(1, 4),)),
+    "prepare_qat": lambda m, *_: tersor.prepare_qat(m, example=(torch.zeros(1, 4),), progress=False),
     "prune_iteratively: loss": prune_with_a_loss_that_raises,
     "prune_iteratively: retrain": prune_and_retrain_with_what_raises,
     "quantize_dynamic": lambda m, *_: tersor.quantize_dynamic(m, "no-such-recipe"),
+    "trainable": lambda m, *_: tersor.trainable(breaking_off(m), progress=False),
 }
 
 
@@ -285,6 +324,7 @@ def test_a_call_under_no_grad_leaves_no_trace(name, model, folder, tmp_path, qui
 COMMANDS = {
     "inspect": "inspect {task}",
     "compress": "compress {task} -o {tmp}/out --threads 1",
+    "finetune": "finetune {task} -o {tmp}/out -e torch --threads 1",
     "generate": "generate {folder} -p w5 --tokens 2 --threads 1",
     "export": "export {coded} -o {tmp}/x.gguf",
     "report": "report {made}",
@@ -298,6 +338,7 @@ COMMANDS = {
 WRONG_COMMANDS = {
     "inspect": "inspect {tmp}/none.py",
     "compress": "compress {task} -o {made}",
+    "finetune": "finetune {task} -r int8-static -o {tmp}/out",
     "generate": "generate {tmp} -p w5 --threads 1",
     "export": "export {tmp} -o {tmp}/x.gguf",
     "report": "report {tmp}",
@@ -325,7 +366,7 @@ def words(folder, tmp_path, model, quick_report):
     return {k: tmp_path / v for k, v in names.items()} | {"folder": folder, "tmp": tmp_path}
 
 
-SLOW = ("demo", "generate", "folder")
+SLOW = ("demo", "finetune", "generate", "folder")
 
 
 def slow(names):

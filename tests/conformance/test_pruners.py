@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 
 import pytest
 import torch
+from pretended import accelerator
 
 from tersor.errors import CalibrationError, NumericsError, RecipeError
 from tersor.numerics import QuantSpec
@@ -46,6 +47,19 @@ def pruner(name):
 @pytest.fixture(params=SHAPES, ids=str)
 def problem(request):
     return problem_of(request.param)
+
+
+@pytest.mark.parametrize("asked", ["50%", pytest.param("2:4", marks=pytest.mark.slow)])
+def test_an_accelerator_finds_what_the_cpu_finds(pruner, problem, asked):
+    expected = pruner(problem, Sparsity.parse(asked))
+    with accelerator() as device:
+        found = pruner(
+            replace(problem, weight=problem.weight.to(device), gram=problem.gram.to(device)), Sparsity.parse(asked)
+        )
+        assert found.weight.device == device
+        weight = found.weight.cpu()
+    assert torch.equal(weight, expected.weight)
+    assert found.output_error == pytest.approx(expected.output_error)
 
 
 @pytest.mark.parametrize("asked", ASKED)

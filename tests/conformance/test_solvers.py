@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 
 import pytest
 import torch
+from pretended import accelerator
 
 from tersor.errors import NumericsError
 from tersor.numerics import QuantSpec
@@ -154,6 +155,28 @@ def test_on_correlated_inputs_the_output_is_nearer_than_by_rounding(solver):
         problem = LayerProblem("fc", drawn(16, 24, seed=seed + 20), spec, sample=x, gram=Gram.of(x[None]).hessian)
         ours, plain = (measured_error(problem, s(problem)) for s in (solver, Rtn("minmax")))
         assert ours < 0.97 * plain
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((6, 5), QuantSpec("uint4", "group:3", False)),
+        *(pytest.param((10, 7, 3, 3), spec, marks=pytest.mark.slow) for spec in SPECS),
+    ],
+    ids=str,
+)
+def test_an_accelerator_finds_what_the_cpu_finds(solver, spec, shape):
+    here = problem_of(drawn(*shape), spec)
+    fewer = {name: value for name, value in {"rounds": 2, "candidates": 5}.items() if hasattr(solver, name)}
+    solver = replace(solver, **fewer)
+    with accelerator() as device:
+        given = {k: getattr(here, k).to(device) for k in ("weight", "sample", "gram")}
+        found = solver(replace(here, **given))
+        assert {t.device for t in (found.qtensor.codes, found.qtensor.scale, found.qtensor.zero_point)} == {device}
+        codes, error = found.qtensor.to("cpu").codes, measured_error(replace(here, **given), found)
+    expected = solver(here)
+    assert torch.equal(codes.float(), expected.qtensor.codes.float())
+    assert error == pytest.approx(measured_error(here, expected))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

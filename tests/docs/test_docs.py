@@ -25,7 +25,13 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, m.start()) + 1, m[1]) for m in found]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT calls it
+@pytest.mark.parametrize(
+    "page",
+    # The code of a Chinese page is that of its twin, as test_chinese.py checks.
+    [pytest.param(p, marks=pytest.mark.slow if "zh" in p.parts else ()) for p in PAGES],
+    ids=lambda p: p.stem,
+)
 def test_python_runs(page):
     """Blocks with a prompt run as one session, page by page; the others at least are Python."""
     session: dict[str, object] = {}

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset
 
 from tersor import demo
 from tersor.recipe import Recipe
@@ -30,6 +32,10 @@ NOT_RUN = {
     "docker ": "needs a daemon and the network",
     "tersor compress task.py --out build/small ": "README has it again, as build/mine",
     "# before": "the library that is left behind",
+    "# cifar.py": "reads the data of the benchmarks, on which training takes long; a test of its own runs it",
+    "import lightning": "not installed here",
+    "tersor finetune task.py --device ": "needs a GPU",
+    "tersor finetune task.py --tracker ": "needs tensorboard",
 }
 # Lines that do the same whatever the page: run for the first of them.
 ALIKE = ("tersor demo", "tersor engines")
@@ -44,6 +50,26 @@ batches, top1 = demo.task().calibration, demo.task().evaluate
 pictures, labels = demo.enlarge(_digits["test"]), _digits["labels"]
 calibration_pictures = demo.enlarge(_digits["calibration"])
 """
+# The little that pages about training train on, in place of the data of the benchmarks.
+PICTURES = """
+from safetensors.torch import load_file
+from tersor import demo
+
+_digits = load_file(demo.HERE / "digits.safetensors")
+network = demo.task().model
+train_pictures = demo.enlarge(_digits["calibration"])
+held_out_pictures, test_pictures = demo.enlarge(_digits["test"][:132]).split([32, 100])
+test_labels = _digits["labels"][32:132]
+"""
+COMMANDS = {
+    "python": "",
+    "tersor": "-m tersor.cli",
+    "torchrun": "-m torch.distributed.run",
+    "accelerate": "-m accelerate.commands.accelerate_cli",
+}
+TUTORIAL = ROOT / "docs/en/tutorials/training.md"
+# Pages whose task is that of the tutorial on training.
+TUTORIALS_TASK = {"train-on-several-processes"}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -52,6 +78,18 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     found = fence.finditer(page.read_text("utf8"))
     parts = [(m[2], re.sub(rf"^{m[1]}", "", m[3], flags=re.MULTILINE)) for m in found]
     return [(language, text) for language, text in parts if ">>> " not in text]
+
+
+def block_of(page: Path, start: str) -> str:
+    """The block of a page that begins so."""
+    return next(text for _, text in blocks(page) if text.startswith(start))
+
+
+def loader() -> DataLoader:
+    """Pictures and labels."""
+    digits = load_file(demo.HERE / "digits.safetensors")
+    pictures, labels = demo.enlarge(digits["test"][:128]), digits["labels"][:128].long()
+    return DataLoader(TensorDataset(pictures, labels), batch_size=64, shuffle=True)
 
 
 def reason(text: str) -> str | None:
@@ -83,12 +121,13 @@ def test_make_has_the_targets():
 def folder(tmp_path, monkeypatch) -> Path:
     """Where a page is run: a task, a network, an input, and `tersor` and `python` on the path."""
     (tmp_path / "mynetwork.py").write_text(MYNETWORK)
+    (tmp_path / "cifar.py").write_text(PICTURES)
     (tmp_path / "task.py").write_text("from tersor.demo import task\n")
     np.save(tmp_path / "x.npy", np.zeros((1, 1, 32, 32), "float32"))
     for name, target in {"benchmarks": "benchmarks", "examples": "examples", "ci": "examples/ci"}.items():
         (tmp_path / name).symlink_to(ROOT / target)
     (tmp_path / "bin").mkdir()
-    for name, words in {"python": "", "tersor": "-m tersor.cli"}.items():
+    for name, words in COMMANDS.items():
         (tmp_path / "bin" / name).write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n')
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
@@ -96,7 +135,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    for name in ("task", "mynetwork"):
+    for name in ("task", "mynetwork", "cifar"):
         sys.modules.pop(name, None)
 
 
@@ -125,13 +164,16 @@ def test_every_block_of_the_page_runs(page, folder, request):
     task = demo.task()
     session = {
         "model": task.model, "example": task.example, "batches": task.calibration, "top1": task.evaluate,
-        "batch": torch.zeros(2, 1, 32, 32), "tersor": __import__("tersor"), "torch": torch, "__name__": "page",
+        "batch": torch.zeros(2, 1, 32, 32), "loader": loader(), "tersor": __import__("tersor"), "torch": torch,
+        "__name__": "page",
     }  # fmt: skip
+    if page.stem in TUTORIALS_TASK:
+        (folder / "task.py").write_text(block_of(TUTORIAL, "# task.py"))
     for language, text in blocks(page):
         first = re.match(r"# (\w+\.py)\n", text)
         if language == "yaml":
             (folder / f"{Recipe.from_yaml(text).name}.yaml").write_text(text)
-        elif first:
+        elif first and not reason(text):
             (folder / first[1]).write_text(text)
         elif language == "console":
             for line in lines(text):
@@ -139,3 +181,16 @@ def test_every_block_of_the_page_runs(page, folder, request):
                 run(line, folder)
         elif not reason(text):
             exec(compile(text, page.name, "exec"), session)
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_tutorial_on_training_are_recognized(folder, shared, monkeypatch):
+    """Normalized as the network expects, and held out from those that train."""
+    monkeypatch.setenv("TERSOR_SHARED", str(shared))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    found: dict = {}
+    exec(compile(block_of(TUTORIAL, "# cifar.py"), TUTORIAL.name, "exec"), found)
+    assert [len(found[f"{part}_pictures"]) for part in ("train", "held_out", "test")] == [45_000, 5_000, 10_000]
+    with torch.no_grad():
+        right = found["network"](found["test_pictures"][:500]).argmax(1) == found["test_labels"][:500]
+    assert right.float().mean() > 0.88

@@ -67,6 +67,7 @@ def test_the_float_network_is_accounted_for_node_by_node():
     assert next(row.op for row in rows if "relu" in row.nodes) == "Conv"
 
 
+@pytest.mark.exact_int8
 def test_the_numbers_are_those_of_the_simulation_at_any_batch(residual, runner):
     simulation = fit_biases(residual)
     unit = 0.01 * 0.02  # far below: what one code of the mean moves the output by
@@ -144,6 +145,7 @@ def test_a_weight_that_the_plan_keeps_in_float_stays_in_float():
     assert off.float().mean() < 0.005
 
 
+@pytest.mark.exact_int8
 def test_a_bias_beyond_int32_is_not_cut_off():
     conv = QConv(3, 4)
     conv.weight.scale[1] = 1e-12

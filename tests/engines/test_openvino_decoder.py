@@ -176,6 +176,7 @@ def test_a_tied_weight_may_differ_at_its_two_ends():
     torch.testing.assert_close(decoder.logits(tokens), hidden @ head.dequantize().T, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.exact_int8
 def test_tokens_are_quantized_at_run_time_where_asked(llama):
     _, _, _, decoder = llama
     tokens = torch.arange(3, 20)[None]

@@ -1,5 +1,7 @@
 """Graphs that go to OpenVINO's frontend as they stand: the same numbers as by decomposition, under our names."""
 
+import logging
+
 import pytest
 import torch
 from parts import Lambda, flat, task_of
@@ -163,8 +165,10 @@ def test_other_forms_take_the_long_way(form, monkeypatch):
 def test_what_the_frontend_refuses_as_captured_takes_the_long_way(monkeypatch):
     monkeypatch.setattr(spelling, "_PLAIN", spelling._PLAIN | {"softplus"})
     network = capture(nn.Softplus().eval(), (torch.zeros(2, 3),))
-    x = torch.randn(3, 3)
+    x, root = torch.randn(3, 3), logging.root
+    before = root.level, list(root.filters), list(root.handlers)
     torch.testing.assert_close(openvino.compile(network, threads=1)(x), network(x), rtol=0, atol=1e-5)
+    assert (root.level, root.filters, root.handlers) == before
 
 
 def test_the_network_itself_keeps_its_names(network):

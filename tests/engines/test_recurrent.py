@@ -56,6 +56,7 @@ def test_no_recurrent_operator_is_left_and_every_product_is_planned_in_integers(
     assert planned == dict.fromkeys(PRODUCTS, "int8")
 
 
+@pytest.mark.exact_int8
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_engine_computes_what_is_simulated(done, batch):
     done, exact = done
@@ -71,6 +72,7 @@ def test_the_engine_says_so_of_every_product(done):
     assert rows == dict.fromkeys(PRODUCTS, "int8")
 
 
+@pytest.mark.exact_int8
 def test_one_scale_for_the_whole_tensor_lets_samples_touch_each_other(done):
     """ONNX Runtime's way, and the price of a batch in it; OpenVINO's neighbours are those of one token."""
     done, _ = done
@@ -134,6 +136,7 @@ def test_layers_too_narrow_for_openvino_keep_their_inputs_in_float():
     assert {layer.planned for layer in onnx.plan.layers} == {"int8"}
 
 
+@pytest.mark.exact_int8
 def test_a_rule_reaches_the_steps():
     recipe = Recipe.from_yaml(
         "activations: {range: runtime}\nrules:\n  - layer: 'rnn.state_*'\n    activations: {format: fp32}\n"

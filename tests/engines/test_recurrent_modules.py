@@ -67,6 +67,7 @@ def start(net, batch):
     return states if len(states) > 1 else states[0]
 
 
+@pytest.mark.exact_int8
 @pytest.mark.parametrize(("kind", "engine"), [(k, e) for k in KINDS for e in ENGINES[k]])
 @pytest.mark.parametrize("options", CASES)
 def test_an_engine_is_as_near_to_fp32_as_pytorch(monkeypatch, kind, engine, options):
@@ -89,6 +90,7 @@ def test_an_engine_is_as_near_to_fp32_as_pytorch(monkeypatch, kind, engine, opti
                 assert error(fast(*given), net(*given)) < limit < 0.04
 
 
+@pytest.mark.exact_int8
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_projections_and_sequences_without_batch():
     torch.manual_seed(1)
@@ -117,6 +119,7 @@ def test_rows_in_openvino_do_not_depend_on_each_other(monkeypatch, kind):
     assert torch.allclose(together[0][:, :1], alone[0], atol=1e-5)
 
 
+@pytest.mark.exact_int8
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_a_copy_a_file_and_a_cast_compute_in_the_engine(kind):
     torch.manual_seed(3)
@@ -155,6 +158,7 @@ def test_loaded_codes_and_written_biases_are_computed_with(kind, assign):
         assert not equal(other(x), before)
 
 
+@pytest.mark.exact_int8
 def test_the_weights_are_held_for_pytorch_only_where_it_computes(monkeypatch):
     def packed(layer):
         return [weight._packed is not None for weight in (layer.directions[0].ih, layer.directions[0].hh)]
@@ -192,6 +196,7 @@ def test_graphs_are_made_of_pytorchs_operators():
         assert error(program.module()(x), fast(x)) < 0.02
 
 
+@pytest.mark.exact_int8
 def test_an_engine_that_fails_is_said_and_left(monkeypatch):
     fast, x = made(nn.GRU(WIDTH, STATE)), torch.randn(5, 2, WIDTH)
     only(monkeypatch, "openvino")
@@ -227,6 +232,7 @@ def test_threads_may_call_a_layer_at_the_same_time(kind):
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.exact_int8
 def test_other_recipes_stay_in_pytorch():
     net = nn.LSTM(WIDTH, STATE)
     for recipe in ("int16-dynamic", "int8-weight", "fp16"):

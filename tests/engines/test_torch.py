@@ -24,6 +24,7 @@ def _error(task, done):
         return distance(done(x), task.model(x))
 
 
+@pytest.mark.exact_int8
 # Each has a bound on both sides, so that no format passes for another; the other tensors have 16 bits.
 @pytest.mark.parametrize(
     ("weights", "about"),

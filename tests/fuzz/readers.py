@@ -93,7 +93,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_observations(folder: Path) -> None:
-    from tersor.pipeline.graph.observe import observables, observe
+    from tersor.pipeline.graph.observing.observe import observables, observe
     from tersor.pipeline.graph.prepare import prepare
     from tersor.pipeline.progress import Stages
     from tersor.recipe import Quantization, Recipe

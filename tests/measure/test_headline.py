@@ -16,6 +16,9 @@ UNTOLD = [
     for layer in FALLEN
 ]
 FLOAT = [dict(layer, weight_format="fp32", weight_bytes=10**6) for layer in layers()]
+LSTM = {"name": "rnn.lstm", "op": "lstm", "planned": "fp32", "weight_format": None, "weight_bytes": 300_000}
+FLOAT_LSTM = [dict(x, **LSTM) if k == 3 else dict(x, weight_bytes=9 * bool(x["weight_format"]))
+              for k, x in enumerate(layers())]  # fmt: skip
 WORSE = {"compressed.metric": 0.90, "compressed.metric_simulated": 0.90, "ratios.metric_drop": 0.017}
 BEYOND = {**WORSE, "compressed.metric_interval": (0.012, 0.022)}
 ONE_NUMBER = {"compressed.metric_interval": None, "warnings": [unknown("compressed.metric_interval", "x")]}
@@ -54,6 +57,8 @@ def test_a_result_that_worked():
         ({"ratios.compression": 0.9, "layers": FLOAT}, "did not shrink", "no weight is stored in fewer bits",
          "inspect"),
         ({"ratios.compression": 1.0, "layers": []}, "did not shrink", "the rest is the graph", "nothing"),
+        ({"ratios.compression": 1.0, "layers": FLOAT_LSTM}, "did not shrink",
+         "300 kB of it are weights that stayed in float (rnn.lstm)", "int8-dynamic"),
         (BEYOND, "worse by 1.70 points, beyond chance (95 %: +1.20",
          "layer3.0.conv2 34.2 dB", "fp16"),
         ({**BEYOND, "compressed.metric_simulated": 0.916},

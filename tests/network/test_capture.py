@@ -169,3 +169,19 @@ def test_a_cache_that_is_asked_for_stays():
     network = capture(Remembers().eval(), {"x": torch.zeros(1, 4), "use_cache": True})
     assert len(network(torch.zeros(2, 4))) == 2
     assert not network.notes
+
+
+def test_a_batchnorm_that_was_functionalized_has_one_traced_value():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            y = self.bn(x)
+            y[:, 0] += 1.0  # a write through a view, which needs functionalization
+            return y
+
+    network = capture(Net().eval(), (torch.randn(2, 4, 3, 3),))
+    (node,) = [n for n in network.operators() if op_name(n) == "batch_norm"]
+    assert node.meta["val"].shape[1:] == (4, 3, 3)

@@ -118,11 +118,11 @@ def test_what_is_written_to_codes_or_scales_takes_effect():
 def test_a_backend_that_fails_once_is_tried_again(monkeypatch):
     right = integer.backend()
     monkeypatch.setattr(integer, "_working", [])
-    integer._constant.cache_clear()
+    integer._cached.cache_clear()
     small = quantized(layers())
     expected = small(X)
     integer._working.clear()
-    integer._constant.cache_clear()
+    integer._cached.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
         small(torch.empty(2, 24))
         integer.backend()

@@ -9,7 +9,7 @@ from tersor.numerics import FORMATS
 
 def test_every_format_of_the_design_is_there():
     assert set(FORMATS) == {
-        *("int2", "int3", "int4", "int8", "int16", "uint2", "uint4", "uint8", "binary", "ternary"),
+        *("int2", "int3", "int4", "int8", "int16", "uint1", "uint2", "uint3", "uint4", "uint8", "binary", "ternary"),
         *("fp8_e4m3", "fp8_e5m2", "fp16", "bf16", "fp32"),
     }  # fmt: skip
     assert all(name == one.name for name, one in FORMATS.items())

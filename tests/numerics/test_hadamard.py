@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pretended import accelerator
 
 from tersor.errors import NumericsError
 from tersor.numerics.hadamard import Rotation
@@ -55,3 +56,13 @@ def test_it_refuses_another_size():
         Rotation(8)(torch.zeros(2, 9))
     with pytest.raises(NumericsError, match="cannot have 0 dimensions"):
         Rotation(0)
+
+
+@pytest.mark.parametrize("size", [8, 24, 7])
+def test_an_accelerator_rotates_as_the_cpu_does(size):
+    x = torch.randn(3, size, generator=torch.Generator().manual_seed(0))
+    with accelerator() as device:
+        found = Rotation(size, seed=1)(x.to(device))
+        assert found.device == device
+        found = found.cpu()
+    assert torch.equal(found, Rotation(size, seed=1)(x))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numerics.strategies import CODED, FLOATS, INTEGERS, cases, tensors
+from pretended import accelerator
 
 from tersor.errors import NumericsError
 from tersor.numerics import (
@@ -247,3 +248,13 @@ def test_a_parameter_is_quantized_without_a_gradient():
     for name in ("int8", "fp8_e4m3"):
         q = quantize_tensor(torch.nn.Parameter(torch.randn(3, 4)), QuantSpec(name, "channel"))
         assert not any(t.requires_grad for t in (q.codes, q.scale, q.zero_point))
+
+
+def test_chance_rounds_alike_on_every_device():
+    x, spec = torch.linspace(-1, 1, 50), QuantSpec("int4", rounding="stochastic")
+    here = quantize_tensor(x, spec, generator=torch.Generator().manual_seed(0))
+    with accelerator() as device:
+        there = quantize_tensor(x.to(device), spec, generator=torch.Generator().manual_seed(0))
+        assert there.codes.device == device
+        there = there.to("cpu")
+    assert torch.equal(here.codes, there.codes)

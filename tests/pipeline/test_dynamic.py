@@ -11,7 +11,7 @@ from torch import nn
 import tersor
 from tersor.errors import NumericsError, RecipeError, SavedFolderError
 from tersor.network.quantized import QuantizedEmbedding, QuantizedLinear, WeightOnly
-from tersor.pipeline.modules import dynamic
+from tersor.pipeline.modules import replacement
 from tersor.recipe import Quantization
 
 
@@ -263,7 +263,7 @@ def test_in_pieces_as_in_one(weights, monkeypatch):
     }[weights]
     recipe = tersor.recipe.int8_weight().model_copy(update={"weights": quantization})
     whole = tersor.quantize_dynamic(mlp(), recipe).state_dict()
-    monkeypatch.setattr(dynamic, "_CHUNK", 3 * 64)
+    monkeypatch.setattr(replacement, "_CHUNK", 3 * 64)
     pieces = tersor.quantize_dynamic(mlp(), recipe).state_dict()
     assert whole.keys() == pieces.keys()
     assert all(torch.equal(pieces[k], v) for k, v in whole.items())

@@ -34,7 +34,8 @@ def _taken(call, *arguments, **options):
 
 @pytest.mark.slow
 def test_engines_and_modules_are_those_that_take_the_recipe():
-    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    # Rules may name the first and the last layer, so there is one between.
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     network = capture(model, (torch.zeros(1, 64),))
     for shown in gallery():
         recipe = PRESETS[shown.name]()

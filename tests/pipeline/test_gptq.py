@@ -1,12 +1,18 @@
 """GPTQ as a recipe asks for it: through capture, Hessians and the solver, into the network."""
 
+import io
+
 import pytest
 import torch
+from pretended import accelerator
+from rich.console import Console
 from torch import nn
 
 import tersor
-from tersor.errors import CalibrationError, TaskError
+from tersor.errors import CalibrationError, EngineError, TaskError
 from tersor.recipe import Quantization, Recipe
+from tersor.report import print_report
+from tersor.solvers import ask
 
 
 class Shared(nn.Module):
@@ -29,11 +35,69 @@ def words(count, seed):
     return torch.randint(0, 12, (count, 10), generator=torch.Generator().manual_seed(seed))
 
 
-def done(solver, bits="int3", batches=lambda: [(words(32, 0),), (words(32, 1),)]):
-    weights = Quantization(format=bits, granularity="channel", range="mse", solver=solver)
+def done(solver, bits="int3", batches=lambda: [(words(32, 0),), (words(32, 1),)], span="mse", **options):
+    weights = Quantization(format=bits, granularity="channel", range=span, solver=solver)
     recipe = Recipe(weights=weights, activations=Quantization(format="fp32"), bias_correction=False)
     task = tersor.Task("shared", Shared().eval(), (words(1, 0),), batches)
-    return tersor.compress(task, recipe, "torch", report=False, progress=False)
+    return tersor.compress(task, recipe, "torch", progress=False, **{"report": False, **options})
+
+
+@pytest.mark.parametrize("float64", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_an_accelerator_finds_the_codes_of_the_cpu(float64, monkeypatch):
+    solved = []
+
+    def noted(problem, choice):
+        solved.extend([] if problem.gram is None else [problem.weight.device.type])
+        return ask(problem, choice)
+
+    monkeypatch.setattr("tersor.pipeline.graph.solve.ask", noted)
+    here = done("gptq", span="minmax")
+    assert set(solved) == {"cpu"}
+    solved.clear()
+    with accelerator(float64) as device:
+        there = done("gptq", span="minmax", device=device)
+    assert set(solved) == {"privateuseone" if float64 else "cpu"}
+    ours, theirs = (dict(result.network.tensors()) for result in (here, there))
+    assert {t.device.type for t in theirs.values()} == {"cpu"}
+    assert {name for name, t in ours.items() if not torch.equal(t, theirs[name])} == set()
+
+
+class Filled(nn.Module):
+    """What it adds has the size of the batch, so the graph makes it on the device that the capture ran on."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 8)
+
+    def forward(self, x):
+        return self.second(self.first(x) + torch.full((x.shape[0], 12), 0.5, device=x.device))
+
+
+def test_tensors_that_a_graph_makes_are_made_on_the_device():
+    x = torch.randn(64, 12, generator=torch.Generator().manual_seed(1))
+    task = tersor.Task("filled", Filled().eval(), (x[:1],), lambda: [(x,)])
+    weights = Quantization(format="int4", granularity="channel", range="minmax", solver="gptq")
+    recipe = Recipe(weights=weights, activations=Quantization(format="fp32"), bias_correction=False)
+    here = tersor.compress(task, recipe, "torch", report=False, progress=False)
+    with accelerator() as device:
+        there = tersor.compress(task, recipe, "torch", report=False, progress=False, device=device)
+    assert torch.equal(here(x), there(x))
+
+
+@pytest.mark.slow
+def test_the_report_names_the_device(quick_report):
+    with accelerator() as device:
+        report = done("gptq", span="minmax", device=device, report=True).report
+    assert report.environment.device == "privateuseone"
+    shown = Console(file=io.StringIO(), width=300)
+    print_report(report, shown)
+    assert "compressed on privateuseone" in shown.file.getvalue()
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(EngineError, match="there is no device cuda:9 here"):
+        done("gptq", device="cuda:9")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +159,8 @@ def test_padded_positions_count_for_no_matrix(tmp_path):
     )
 
     def weights(batch, **more):
-        task = tersor.Task("padded", model, batch, lambda: [batch], **more)
+        free = {"ids": {1: "tokens"}, "mask": {1: "tokens"}}
+        task = tersor.Task("padded", model, batch, lambda: [batch], dynamic=free, **more)
         done = tersor.compress(task, recipe, "torch", report=False, progress=False)
         with torch.no_grad():
             return done(ids, mask)

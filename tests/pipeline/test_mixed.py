@@ -346,6 +346,7 @@ def test_weights_in_small_groups_are_no_match_for_openvinos_activations(wide):
         done(wide, "int8-dynamic", "openvino", Rule(layer="mid", weights=INT4))
 
 
+@pytest.mark.exact_int8
 @pytest.mark.parametrize(
     "rule",
     [

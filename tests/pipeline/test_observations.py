@@ -17,7 +17,7 @@ from tersor.checkpoints import observations as checkpoint
 from tersor.engines import engine
 from tersor.errors import CalibrationError, SavedFolderError
 from tersor.network.observations import Observables
-from tersor.pipeline.graph.observe import observables, observe
+from tersor.pipeline.graph.observing.observe import observables, observe
 from tersor.pipeline.graph.prepare import prepare
 from tersor.pipeline.graph.solve import solve
 from tersor.pipeline.progress import Stages

@@ -192,7 +192,7 @@ def test_what_is_wrong_is_said_before_any_data(model, changes, error, said):
 
 
 def test_only_what_was_prepared_is_converted(model):
-    with pytest.raises(TaskError, match=r"what tersor\.prepare returned, got Sequential"):
+    with pytest.raises(TaskError, match=r"what tersor\.prepare or tersor\.prepare_qat returned, got Sequential"):
         tersor.convert(model)
 
 

@@ -61,7 +61,7 @@ options = st.fixed_dictionaries(
 )
 
 
-@given(options, st.none() | st.sampled_from(list(PRESETS)), st.integers(0, 9))
+@given(options, st.none() | st.sampled_from([n for n, p in PRESETS.items() if len(p().steps) == 1]), st.integers(0, 9))
 def test_all_forms_are_one_recipe(given_options, base, seed):
     """Flat and as a step, alone and on a preset; and each reads back from what it writes."""
     about = {"name": "x", "seed": seed} | ({"base": base} if base else {})
@@ -123,6 +123,31 @@ def test_rules_of_the_base_come_first(monkeypatch):
 def test_what_a_form_cannot_say_is_named(text, said):
     with pytest.raises(RecipeError, match=said):
         Recipe.from_yaml(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps: [quantize, train: {lr: 1}]",
+         r"`steps\.1\.train\.lr` \(value 1\) \(did you mean 'rate'\?\); one of epochs, steps, .*precision, blocks$"),
+        ("steps: [quantize, train: {learning_rate: 1}]", "did you mean 'rate'"),
+        ("steps: [quantize, train: {epoch: 1}]", "did you mean 'epochs'"),
+        ("steps: [quantize, train: {quantizers: {weight: lsq}}]", r"'weights'\?\); one of weights, activations$"),
+        ("steps: [quantize: {weights: {bits: 4}}]", r"did you mean 'format'\?\); one of format, "),
+        ("steps: [quantize: {rules: [{layers: a, keep: fp32}]}]", "did you mean 'layer'"),
+        ("wieghts: {}", r"did you mean 'weights'\?\); one of .*\brules\b"),
+        ("{steps: [quantize], stpes: {}}", r"did you mean 'steps'\?\); one of name, description, steps, seed, base$"),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_comes_with_the_nearest_one_and_all_of_its_place(text, said):
+    with pytest.raises(RecipeError, match=said):
+        Recipe.from_yaml(text)
+
+
+def test_the_options_of_a_place_are_listed_once():
+    with pytest.raises(RecipeError, match=r"'rate'.*'epochs'") as error:
+        Recipe.from_yaml("steps: [quantize, train: {lr: 1, epoch: 1}]")
+    assert str(error.value).count("freeze_batchnorm") == 1
 
 
 def test_a_toy_step_costs_one_class_and_one_entry(toy):

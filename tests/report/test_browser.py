@@ -12,6 +12,7 @@ from tersor.report import html
 from tersor.report.language import language_html
 from tests.report.test_language import GPTQ, weight
 from tests.report.test_language import report as language_report
+from tests.report.test_training import trained as training
 
 pytestmark = pytest.mark.slow
 EVIL = '</title></script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
@@ -43,7 +44,12 @@ def fallen():
     return resnet20(layers=found, **{"ratios.speedup": 0.8, "ratios.speedup_spread": (0.7, 0.85)})
 
 
-REPORTS = {"good": resnet20, "bad": fallen, "resnet50": resnet50, "big": big}
+def trained():
+    """One training that helped, and a long one in vain."""
+    return resnet20(trainings=[training(3), training(15, after=0.2, kept=False)])
+
+
+REPORTS = {"good": resnet20, "bad": fallen, "resnet50": resnet50, "big": big, "trained": trained}
 
 
 @pytest.mark.parametrize("kind", REPORTS)

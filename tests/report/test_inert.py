@@ -33,7 +33,7 @@ from tersor.observers.compare import Estimate
 from tersor.observers.quality import CalibrationQuality
 from tersor.pipeline.folder.plan import WeightPlans
 from tersor.pipeline.graph.outliers import Outliers
-from tersor.pipeline.modules.dynamic import ModulePlans
+from tersor.pipeline.modules.plan import ModulePlans
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe
 from tersor.report import html, print_report

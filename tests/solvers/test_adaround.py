@@ -77,7 +77,10 @@ def test_inputs_that_do_not_correlate_leave_nothing_to_learn():
     assert torch.equal(AdaRound()(problem).qtensor.codes, Rtn()(problem).qtensor.codes)
 
 
-@pytest.mark.parametrize("options", [{"rounds": 0}, {"rate": 1e3, "rounds": 3}, {"strength": 1e3, "warmup": 0.0}])
+SLOW = pytest.param({"strength": 1e3, "warmup": 0.0}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"rate": 1e3, "rounds": 3}, SLOW])
 def test_no_row_is_worse_than_to_nearest(options):
     problem = problem_of(spec="int3")
     ours, nearest = (row_errors(problem, s(problem).qtensor) for s in (AdaRound(**options), Rtn()))

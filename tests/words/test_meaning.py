@@ -44,7 +44,7 @@ def english(shown: str) -> list[str]:
 
 def misplaced(shown: str) -> list[str]:
     """English punctuation beside Chinese words, and spaces after Chinese punctuation."""
-    return re.findall(r"\S*(?:[一-鿿）][,;:] |[,;:] (?=[一-鿿])|[，：；。] (?![ \[]))\S+", shown)
+    return re.findall(r"\S*(?:[一-鿿）][,;:] |[,;:] (?=[一-鿿])|[，：；。] (?![ \[│]))\S+", shown)
 
 
 def printed(draw) -> str:

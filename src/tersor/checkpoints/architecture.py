@@ -50,11 +50,14 @@ def model_class(config: Mapping[str, Any]) -> Any:
     return next((c for c in found if isinstance(c, type) and issubclass(c, transformers.PreTrainedModel)), None)
 
 
-def model_config(config: Mapping[str, Any]) -> Any:
-    """The configuration object for the content of a config.json, as transformers reads it."""
+def model_config(config: Mapping[str, Any], path: Path | None = None) -> Any:
+    """The configuration object for the content of a config.json, of that folder, as transformers reads it."""
     with temporary_folder() as folder, offline():
         (folder / "config.json").write_text(json.dumps(inert(config)), encoding="utf8")
-        return import_transformers().AutoConfig.from_pretrained(folder, **_SAFE)
+        loaded = import_transformers().AutoConfig.from_pretrained(folder, **_SAFE)
+    # Adapters and cards name it as their base.
+    loaded.name_or_path = str(path or "")
+    return loaded
 
 
 def build_model(config: Mapping[str, Any], path: Path, held: Held) -> Any:
@@ -87,7 +90,7 @@ def build_model(config: Mapping[str, Any], path: Path, held: Held) -> Any:
         try:
             with foreign(CaptureError, f"{where} does not describe a model"), offline():
                 _check_built(config, held, where, attention)
-                return _built(model_config(config), model_class(config), attention)
+                return _built(model_config(config, path), model_class(config), attention)
         except CaptureError as error:
             failures.append(error)
     raise failures[-1]

@@ -20,6 +20,7 @@ class QuantizedFolder(HfFolder):
     Attributes:
         quantized: the names of the quantized weights.
         transposed: the quantized weights that the model stores as [in, out].
+        layout: how they are stored.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -32,9 +33,9 @@ class QuantizedFolder(HfFolder):
         if "quantization_config" not in self.config:
             raise CheckpointError(f"{self.path} is not quantized: its config.json has no quantization_config")
         self._config = checked_config(self.config.pop("quantization_config"))
-        self._layout = layout_of(self._config)
+        self.layout = layout_of(self._config)
         self._files = dict(self.entries)
-        self.quantized = self._layout.stored(self._files, self._config)
+        self.quantized = self.layout.stored(self._files, self._config)
         self.transposed = {f"{n}.weight" for n in self._config.get("tersor_transposed", ())}
         parts = {n: [p for p in self._files if p.startswith(n.removesuffix("weight"))] for n in self.quantized}
         self._parts = {n: [p for p in stored if not p.endswith(".bias")] for n, stored in parts.items()}
@@ -57,7 +58,7 @@ class QuantizedFolder(HfFolder):
         reader = HfFolder.__new__(HfFolder)
         reader.path, reader.entries = self.path, self._files
         with foreign(CheckpointError, f"{name} of {self.path} does not fit its quantization_config"):
-            return self._layout.decode(name, dict(reader.tensors(self._parts[name])), self._config)
+            return self.layout.decode(name, dict(reader.tensors(self._parts[name])), self._config)
 
     def tensors(self, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """As in any folder, with quantized weights dequantized."""

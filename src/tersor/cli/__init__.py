@@ -15,6 +15,7 @@ from tersor.cli.recipes import recipes
 from tersor.cli.saved import compare, export, generate, report, run
 from tersor.cli.signals import ending
 from tersor.cli.task_file import load_task
+from tersor.cli.training import finetune
 from tersor.words import speaking
 
 __all__ = ["app", "load_task", "main"]
@@ -65,8 +66,8 @@ def engines() -> dict[str, Any]:
 app.callback(invoke_without_command=True)(everywhere(_program))
 # In the order of `tersor --help`: each command, and whether it prints a table, which may be wide.
 _COMMANDS = {
-    inspect: True, compress: True, generate: False, export: False, report: True, compare: True, run: False,
-    calibrate: True, outliers: True, engines: False, demo: True,
+    inspect: True, compress: True, finetune: True, generate: False, export: False, report: True, compare: True,
+    run: False, calibrate: True, outliers: True, engines: False, demo: True,
 }  # fmt: skip
 for _command, _tabular in _COMMANDS.items():
     app.command(cls=Command)(everywhere(_command, _tabular))

@@ -1,6 +1,7 @@
 """The commands that take a task or a language model: inspect, compress, calibrate."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ from tersor.cli.common import chosen, console, working
 from tersor.cli.options import (
     CalibrationData,
     ChosenRecipe,
+    Device,
     EngineName,
     EngineOfTask,
     Evaluate,
@@ -28,7 +30,7 @@ from tersor.cli.options import (
 )
 from tersor.cli.task_file import find_task, load_task
 from tersor.errors import TaskError
-from tersor.words import _, plural
+from tersor.words import _, plural, said
 
 _FOR_TASKS, _FOR_FOLDERS = "int8-static", "int4-gptq"
 
@@ -50,11 +52,15 @@ def inspect(
     _check_source(context, task)
     if task.is_dir():
         return _inspect_folder(task, recipe or _FOR_FOLDERS, layout)
+    found, asked = load_task(task), resolve(recipe or _FOR_TASKS)
     with working(_("capturing the network")):
-        prepared = prepare(load_task(task), resolve(recipe or _FOR_TASKS), find_engine(engine).policy(target))
-    found = (prepared.plan, *predicted_bytes(prepared.network, prepared.plan), prepared.original.notes)
-    console.print(plan_table(*found))
-    return plan_data(*found)
+        prepared = prepare(found, asked, find_engine(engine).policy(target))
+    notes = prepared.original.notes
+    if found.train is None and any(step.name == "train" for step in asked.steps):
+        notes = (*notes, said("the task has no training data (Task.train), which the step `train` needs"))
+    planned = (prepared.plan, *predicted_bytes(prepared.network, prepared.plan), notes, asked)
+    console.print(plan_table(*planned))
+    return plan_data(*planned)
 
 
 def compress(
@@ -64,6 +70,7 @@ def compress(
     recipe: ChosenRecipe = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the folder if it exists.")] = False,
     threads: Threads = None,
+    device: Device = None,
     engine: EngineOfTask = "openvino",
     target: TargetOfTask = None,
     precision: Precision = "f32",
@@ -86,33 +93,35 @@ def compress(
     _check_source(context, task)
     check_folder(out, force, () if task.is_dir() else (find_task(task)[0],))
     if task.is_dir():
-        options = {"evaluate": valid, "layout": layout, "samples": samples, "length": length, "force": force}
+        options = {"evaluate": valid, "layout": layout, "samples": samples, "length": length, "device": device}
         with using_threads(threads):
-            _compress_folder(task, out, recipe or _FOR_FOLDERS, data, **options)
+            _compress_folder(task, out, recipe or _FOR_FOLDERS, data, force=force, **options)
     else:
-        options = {"target": target, "threads": threads, "precision": precision, "evaluate": evaluate}
-        _compress_task(task, out, recipe or _FOR_TASKS, engine, force, **options)
-    return _written(out)
+        from tersor.pipeline.graph.compress import compress as run
+
+        options = {"target": target, "threads": threads, "precision": precision, "evaluate": evaluate, "device": device}
+        make_from_task(task, out, force, run, recipe or _FOR_TASKS, engine, **options)
+    return written(out)
 
 
-def _written(out: Path) -> dict[str, Any]:
+def written(out: Path) -> dict[str, Any]:
     """Name the page to open; the folder and its report, for JSON."""
     console.print("\n" + _("Open {page} in a browser.", page=out / "report.html"), soft_wrap=True)
     return {"folder": str(out), "report": json.loads((out / "report.json").read_text(encoding="utf-8"))}
 
 
-def _compress_task(source: Path, out: Path, recipe: str, engine: str, force: bool, **options: Any) -> None:
+def make_from_task(source: Path, out: Path, force: bool, run: Callable[..., Any], *what: Any, **options: Any) -> None:
+    """What ``run`` makes of a task, saved and printed."""
     from tersor.checkpoints.destination import check_folder
     from tersor.files import working_folder
     from tersor.measure import read_report
     from tersor.pipeline.compressed import save_in
-    from tersor.pipeline.graph.compress import compress as run
     from tersor.report import print_report
 
     with working_folder(out) as parts:  # from here on, so that a second run is refused at once
         task = load_task(source)
         check_folder(out, force, size=sum(p.nbytes for p in task.model.parameters()))
-        save_in(parts, run(task, recipe, engine, progress=not chosen().quiet, **options), out, force)
+        save_in(parts, run(task, *what, progress=not chosen().quiet, **options), out, force)
     # Saving adds what it found of the files.
     print_report(read_report(out), console)
 
@@ -231,4 +240,4 @@ def demo(
     done.save(out, force=True)
     assert done.report is not None
     print_report(done.report, console)
-    return _written(out)
+    return written(out)

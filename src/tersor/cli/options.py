@@ -26,7 +26,7 @@ def keys(module: str, table: str) -> str:
 
 # What stands in the places of the help texts, which are templates, so that catalogues hold no lists of names.
 VALUES = {
-    "presets": keys("recipe/recipe.py", "PRESETS"),
+    "presets": keys("recipe/presets.py", "PARTS"),
     "layouts": keys("checkpoints/layouts.py", "LAYOUTS"),
     "engines": ", ".join(ENGINES),
     "automatic": ", ".join(automatic()),
@@ -71,14 +71,11 @@ Layout = Annotated[
     str,
     typer.Option(help="File layout of a compressed language model: {layouts}.", rich_help_panel=OF_FOLDERS),
 ]
-Precision = Annotated[str, typer.Option(help="Precision of float operators: f32 or bf16.", rich_help_panel=OF_TASKS)]
+PRECISION = "Precision of float operators: f32 or bf16."
+EVALUATE = "Measure the metric of original and compressed model."
+Precision = Annotated[str, typer.Option(help=PRECISION, rich_help_panel=OF_TASKS)]
 Evaluate = Annotated[
-    bool,
-    typer.Option(
-        "--evaluate/--no-evaluate",
-        help="Measure the metric of original and compressed model.",
-        rich_help_panel=OF_TASKS,
-    ),
+    bool, typer.Option("--evaluate/--no-evaluate", help=EVALUATE, rich_help_panel=OF_TASKS)
 ]
 CalibrationData = Annotated[
     Path | None,
@@ -102,6 +99,13 @@ Length = Annotated[
     int | None,
     typer.Option(
         help="Tokens per window; default: 512, or fewer if the model takes fewer.", min=2, rich_help_panel=OF_FOLDERS
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where weights are solved, and the blocks of a language model computed: cpu, or an accelerator of PyTorch "
+        "such as cuda, cuda:1 or mps; default: cpu."
     ),
 ]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; default: all processors.", min=1)]

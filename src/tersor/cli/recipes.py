@@ -56,7 +56,7 @@ def gallery_table(found: "tuple[Entry, ...]") -> RenderableType:
         Column(_("what it does"), sentences=True),
     )
     for one in found:
-        data = _("yes") if one.needs_data else _("no")
+        data = _("to train") if one.trains else _("yes") if one.needs_data else _("no")
         grid.add(one.name, bits(one), data, runs_in(one), shown(one.description))
     return grid
 

@@ -39,6 +39,11 @@ def engine(name: str) -> Engine:
     >>> engine("torch").simulates
     True
     """
+    if name == "auto":
+        raise EngineError(
+            "the engine `auto` is chosen by measuring compressed networks, which there are none of here: name one of "
+            f"{', '.join(ENGINES)}"
+        )
     if not isinstance(name, str) or name not in ENGINES:
         raise EngineError(f"no engine {name!r}; there are {', '.join(ENGINES)}")
     require(ENGINES[name])

@@ -40,8 +40,8 @@ def of_manifest(inputs: Iterable[Mapping[str, Any]]) -> tuple[Input, ...]:
     return tuple(Input(i["name"], i["dtype"], tuple(i["shape"])) for i in inputs)
 
 
-def taken(given: Sequence[Any], wanted: Sequence[Input], sizes: bool = True) -> tuple[Tensor, ...]:
-    """The inputs, including arrays, as tensors, if the network accepts them; without ``sizes``, also in other sizes.
+def taken(given: Sequence[Any], wanted: Sequence[Input]) -> tuple[Tensor, ...]:
+    """The inputs, including arrays, as tensors, if the network accepts them.
 
     Raises:
         EngineError: naming the input, what was given and what is expected.
@@ -49,7 +49,7 @@ def taken(given: Sequence[Any], wanted: Sequence[Input], sizes: bool = True) -> 
     if len(given) != len(wanted):
         check_count(given, [w.name for w in wanted])
     tensors = tuple(_tensor(x, w) for x, w in zip(given, wanted, strict=True))
-    said = next((said for x, w in zip(tensors, wanted, strict=True) if (said := _unfit(x, w, sizes))), None)
+    said = next((said for x, w in zip(tensors, wanted, strict=True) if (said := _unfit(x, w))), None)
     if said is None and len(wanted) > 1:
         rows = {w.name: int(x.shape[0]) for x, w in zip(tensors, wanted, strict=True) if w.shape and w.shape[0] is None}
         if len(set(rows.values())) > 1:
@@ -85,14 +85,14 @@ def _tensor(value: Any, wanted: Input) -> Tensor:
     return value
 
 
-def _unfit(x: Tensor, wanted: Input, sizes: bool) -> str | None:
+def _unfit(x: Tensor, wanted: Input) -> str | None:
     """Why the network does not accept a tensor, or None if it does."""
-    return _misfit(x.dtype, x.shape, x.device.type, x.layout, wanted, sizes)
+    return _misfit(x.dtype, x.shape, x.device.type, x.layout, wanted)
 
 
 @lru_cache(maxsize=1024)  # a call of a small network takes about ten microseconds
 def _misfit(
-    dtype: torch.dtype, shape: torch.Size, device: str, layout: torch.layout, wanted: Input, sizes: bool
+    dtype: torch.dtype, shape: torch.Size, device: str, layout: torch.layout, wanted: Input
 ) -> str | None:
     name, named = wanted.name, str(dtype).removeprefix("torch.")
     if named != wanted.dtype:
@@ -104,7 +104,7 @@ def _misfit(
         batch = "; the first one is the batch, x.unsqueeze(0) adds it" if len(shape) + 1 == len(wanted.shape) else ""
         return f"the input {name} has {len(shape)} dimensions, the network takes {found}{batch}"
     for dim, (size, fixed) in enumerate(zip(shape, wanted.shape, strict=True)):
-        if sizes and fixed is not None and size != fixed:
+        if fixed is not None and size != fixed:
             remedy = f'free it with Task(dynamic={{"{name}": {{{dim}: "size"}}}}), or compress for this size'
             said = f"the input {name} has the size {size} in dimension {dim}, the network takes {fixed}: "
             return said + (remedy if dim else "its own code fixes the batch")

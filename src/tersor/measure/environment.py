@@ -4,10 +4,14 @@ import os
 import platform
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 from tersor.engines import ENGINES
 from tersor.engines.targets import cpuinfo, isa_flags
 from tersor.measure.schema import Environment
+
+if TYPE_CHECKING:
+    import torch
 
 _LIBRARIES = (library.partition(".")[0] for engine in ENGINES.values() for library in engine.libraries)
 PACKAGES = tuple(dict.fromkeys(("tersor", "torch", *_LIBRARIES, "numpy")))
@@ -39,10 +43,34 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
     return installed
 
 
+def device_name(device: "torch.device") -> str:
+    """The kind of a device, and for an accelerator its name: ``cpu``, ``cuda (NVIDIA H200)``.
+
+    >>> import torch
+    >>> device_name(torch.device("cpu"))
+    'cpu'
+    """
+    if device.type == "cpu":
+        return device.type
+    import torch
+
+    named = getattr(torch.get_device_module(device), "get_device_name", None)
+    return f"{device.type} ({named(device)})" if named else device.type
+
+
 def describe_environment(
-    *, threads: int, precision: str, packages: Iterable[str] = PACKAGES, target: str | None = None
+    *,
+    threads: int,
+    precision: str,
+    packages: Iterable[str] = PACKAGES,
+    target: str | None = None,
+    device: "torch.device | None" = None,
 ) -> Environment:
-    """Describe this machine; `threads` and `precision` are the engine's settings, `target` is the plan's target."""
+    """Describe this machine.
+
+    Args:
+        threads, precision: the engine's settings; target: the plan's; device: where weights were solved.
+    """
     text = cpuinfo()
     return Environment(
         cpu=cpu_name(text),
@@ -52,6 +80,7 @@ def describe_environment(
         versions=versions(packages),
         system=f"{platform.system()} {platform.machine()}, {os.cpu_count()} logical processors",
         target=target,
+        device="cpu" if device is None else device_name(device),
     )
 
 

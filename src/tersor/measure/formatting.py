@@ -152,7 +152,7 @@ def named_steps(seconds: Mapping[str, float | None]) -> list[tuple[str, float]]:
     """
     names = {
         "capture": _("capture"), "calibrate": _("calibrate"), "solve": _("solve"), "compile": _("compile"),
-        "measure": _("measure"),
+        "train": _("train"), "measure": _("measure"),
     }  # fmt: skip
     return [(names.get(key, key), value) for key, value in seconds.items() if value is not None]
 

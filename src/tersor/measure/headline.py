@@ -7,7 +7,9 @@ from tersor.engines.targets import exact_int8, saturates
 from tersor.inert import plain
 from tersor.measure.formatting import change_text, interval_text, is_fraction, metric_text, size_text, time_text
 from tersor.measure.onestep import MANY, codes, deviating
+from tersor.measure.parts.training import REMEDY, complaint, further, summary
 from tersor.measure.schema import Audit, Layer, Report
+from tersor.measure.size import why_not_smaller
 from tersor.measure.speed import simulated, speed
 from tersor.words import _, said, shown, speaking
 
@@ -57,12 +59,14 @@ class Diagnosis:
 
 
 def diagnose(report: Report) -> Diagnosis:
-    """Check a report: slower than FP32, float fallbacks, below plan, not smaller, worse beyond chance.
+    """Check a report: slower than FP32, float fallbacks, below plan, not smaller, worse beyond chance, trained in
+    vain.
 
     Speed and executed precision of a simulation mean nothing, so they are not mentioned there.
     """
     executed = (_fell_back(report), _below_plan(report), _other_numbers(report))
-    problems = (_slower(report), *executed, _not_shrunk(report), _worse(report))
+    trained = (Problem(summary(x), "", _(REMEDY)) for x in report.trainings if complaint(x))
+    problems = (_slower(report), *executed, _not_shrunk(report), _worse(report), *trained)
     return Diagnosis(_gain(report), tuple(problem for problem in problems if problem is not None))
 
 
@@ -222,14 +226,8 @@ def _not_shrunk(report: Report) -> Problem | None:
     if report.ratios.compression is None or report.ratios.compression > 1:
         return None
     before, after = report.original.bytes, report.compressed.bytes
-    weights = sum(layer.weight_bytes or 0 for layer in report.layers)
     what = _("the file did not shrink ({before} -> {after})", before=size_text(before), after=size_text(after))
-    if after is not None and weights < after / 2:
-        why = _("only {size} of it are weights, the rest is the graph", size=size_text(weights))
-        return Problem(what, why, _("nothing: a network this small does not benefit in size"))
-    narrow = any(WIDTH["fp32"] != WIDTH.get(layer.weight_format or "fp32") for layer in report.layers)
-    why = "" if narrow else _("no weight is stored in fewer bits")
-    return Problem(what, why, _("`tersor inspect` to see which layers are int8"))
+    return Problem(what, *why_not_smaller(report))
 
 
 def _worse(report: Report) -> Problem | None:
@@ -281,7 +279,9 @@ def _why_worse(report: Report, drop: float) -> tuple[str, str]:
         return "", _("`tersor calibrate --compare`, or a rule that keeps layers in fp16")
     worst = _(", ").join(f"{plain(layer.name)} {layer.sqnr_db:.1f} dB" for layer in known[:3])
     return _("these layers have the largest errors: {layers}", layers=worst), _(
-        "`tersor outliers` to analyse their inputs, a recipe rule that keeps them in fp16, or per-channel weights"
+        "`tersor outliers` to analyse their inputs, a recipe rule that keeps them in fp16, per-channel weights, or "
+        "{training}",
+        training=further(any(layer.planned == "int4" for layer in report.layers), bool(report.trainings)),
     )
 
 

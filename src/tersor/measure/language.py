@@ -8,8 +8,9 @@ from pydantic import Field
 from tersor.checkpoints.foreign.files import checked, in_folder, read_json, read_object
 from tersor.errors import TersorError
 from tersor.measure.formatting import number_text
+from tersor.measure.parts.base import ReportPart
 from tersor.measure.perplexity import Divergence, TextScore
-from tersor.measure.schema import Bytes, Environment, ReportPart, Seconds
+from tersor.measure.schema import Bytes, Environment, Seconds
 from tersor.terminal import Shown
 from tersor.words import _
 
@@ -34,6 +35,21 @@ class WeightRecord(ReportPart):
     damping: Error | None = None
     seconds: Seconds = 0.0
     note: str | None = None
+
+
+class Training(ReportPart):
+    """What training gave, on calibration text that was held out.
+
+    `name` is that of a block, and the errors are powers relative to its output, the mean over tokens. It is empty for
+    the scales of the whole model, and the errors are divergences from the float model in nats per token. `curve` has
+    one error an epoch, and `kept` is the epoch that is kept; 0: none improved on what was there before.
+    """
+
+    name: str
+    before: Error
+    after: Error
+    curve: tuple[float, ...]
+    kept: int
 
 
 class Decoding(ReportPart):
@@ -67,6 +83,7 @@ class LanguageReport(Shown, ReportPart):
     divergence: Divergence | None = None
     decoding: tuple[Decoding, ...] = ()
     weights: tuple[WeightRecord, ...]
+    training: tuple[Training, ...] = ()
     warnings: tuple[str, ...] = ()
     timings_s: dict[str, Seconds]
     peak_bytes: Bytes

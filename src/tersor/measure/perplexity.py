@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import MetricError
-from tersor.measure.schema import ReportPart
+from tersor.measure.parts.base import ReportPart
 from tersor.measure.windows import TextProtocol, Windows
 
 Logits = Callable[[Tensor], Any]

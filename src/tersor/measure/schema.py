@@ -1,14 +1,18 @@
 """The report as a value: the content of `report.json`, validated by pydantic when read and written."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from tersor.checkpoints.foreign.files import checked, in_folder, read_json
 from tersor.errors import TersorError
 from tersor.measure.nulls import missing_explanations
+from tersor.measure.parts.base import ReportPart
+from tersor.measure.parts.pruning import Pruning
+from tersor.measure.parts.training import Training
 from tersor.terminal import Shown
 
 SCHEMA_VERSION = 1
@@ -19,12 +23,6 @@ Milliseconds = Annotated[float, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[float, float]
-
-
-class ReportPart(BaseModel):
-    """A part of the report: immutable, without unknown keys, NaN or infinity (which JSON lacks)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Latency(ReportPart):
@@ -40,7 +38,8 @@ class Latency(ReportPart):
 class Environment(ReportPart):
     """The environment of the measurement. `precision` is the engine's setting for float operators.
 
-    `target` is the target hardware of the plan, or None in reports of versions without targets.
+    `target` is the target hardware of the plan, or None in reports of versions without targets. `device` is the
+    one that Hessians were collected and weights solved on.
     """
 
     cpu: str | None
@@ -50,6 +49,7 @@ class Environment(ReportPart):
     versions: dict[str, str]
     system: str = ""
     target: str | None = None
+    device: str = "cpu"
 
 
 class Samples(ReportPart):
@@ -128,7 +128,7 @@ class Histogram(ReportPart):
     site: str
     bins: tuple[float, ...]
     counts: tuple[Annotated[int, Field(ge=0)], ...]
-    thresholds: dict[str, Interval] = {}
+    thresholds: dict[str, Interval] = {}  # noqa: RUF012 - pydantic copies it
     channels: Channels | None = None
 
     @model_validator(mode="after")
@@ -149,8 +149,9 @@ class Layer(ReportPart):
     """One layer: its planned and executed precision, and the SQNR of its output in dB.
 
     `sqnr_db` is local (only this layer quantized, exact inputs), `accumulated_sqnr_db` that of the whole network up to
-    this layer; both are None for a layer without error or signal, which has no such ratio. `weight_format` and
-    `weight_bytes` are None without a weight. `note` names the rule of a fallback. `inputs` are the layers, or inputs of
+    this layer; both are None for a layer without error or signal, which has no such ratio. `weight_format` is
+    None without a weight, and for kinds that stay in float; `weight_bytes` is None for a weight computed at run time,
+    and shared weights in float count once. `note` names the rule of a fallback. `inputs` are the layers, or inputs of
     the network, whose values it reads; `reads` the sites of `histograms` that it reads; `weights` the float weights,
     with the range that each estimator would choose for all of them together; `milliseconds` its time in one call by the
     engine's own profile, None if unknown or part of another operator.
@@ -216,13 +217,20 @@ class CalibrationSummary(ReportPart):
 
 
 class Timings(ReportPart):
-    """Seconds per step; 0 for a step that was not needed."""
+    """Seconds per step; 0 for a step that was not needed, None for `train` in a recipe without it."""
 
     capture: Seconds | None
     calibrate: Seconds | None
     solve: Seconds | None
+    train: Seconds | None = None
     compile: Seconds | None
     measure: Seconds | None
+
+    @classmethod
+    def of(cls, seconds: Mapping[str, float]) -> "Timings":
+        """Those of a run."""
+        needed = (name for name, field in cls.model_fields.items() if field.is_required() or name in seconds)
+        return cls(**{name: round(seconds.get(name, 0.0), 3) for name in needed})
 
 
 class Report(Shown, ReportPart):
@@ -246,6 +254,8 @@ class Report(Shown, ReportPart):
     one_step: OneStep | None = None
     histograms: tuple[Histogram, ...] = ()
     calibration: CalibrationSummary | None = None
+    prunings: tuple[Pruning, ...] = ()
+    trainings: tuple[Training, ...] = ()
     timings_s: Timings
     peak_memory_bytes: Bytes | None
     warnings: tuple[str, ...]

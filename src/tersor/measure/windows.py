@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tersor.errors import MetricError
-from tersor.measure.schema import ReportPart
+from tersor.measure.parts.base import ReportPart
 from tersor.words import said
 
 

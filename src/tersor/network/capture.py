@@ -249,6 +249,8 @@ def _native_batch_norm(node: fx.Node, graph: fx.Graph, env: dict[fx.Node, Any]) 
     arguments = (x, weight, bias, mean, var, False, momentum, eps, False)
     env[node] = graph.create_node("call_function", torch.ops.aten.batch_norm.default, arguments, {}, "batch_norm")
     env[node].meta["path"] = _path(node)
+    if "val" in node.meta:
+        env[node].meta["val"] = node.meta["val"][0]  # the other results are statistics that nothing reads
     return True
 
 

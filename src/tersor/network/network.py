@@ -220,12 +220,15 @@ def walk(
     visit: Callable[[fx.Node, Any], Any] | None = None,
     run: Callable[[fx.Node, tuple[Any, ...], dict[str, Any]], Any] | None = None,
     tensors: Mapping[str, Tensor] | None = None,
+    *,
+    gradients: bool = False,
 ) -> tuple[Any, ...]:
     """Run the graph node by node, freeing each value after its last use.
 
     ``visit(node, value)`` is called with every value; its result, unless None, replaces the value.
     ``run(node, args, kwargs)``, if given, computes the node instead of ``call``.
     ``tensors``: equal tensors to read instead of the network's, by name, as ``channels_last`` makes them.
+    ``gradients``: whether results have gradients for ``tensors``.
     """
     last: dict[fx.Node, list[fx.Node]] = {}
     seen: set[fx.Node] = set()
@@ -236,7 +239,7 @@ def walk(
                 last.setdefault(node, []).append(source)
     values: dict[fx.Node, Any] = {}
     feed = iter(inputs)
-    with torch.no_grad():
+    with torch.set_grad_enabled(gradients):
         for node in network.graph.nodes:
             if node.op == "placeholder":
                 value = next(feed)

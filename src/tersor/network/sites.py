@@ -101,7 +101,10 @@ def _decision(node: fx.Node, step: Quantize, policy: Policy) -> Decision:
     weighted = weight_node(node) is not None
     found = decide(title(node), op_name(node), step, policy.weight if weighted else None)
     format = found.weights.format
-    if weighted and found.keep is None and found.activations.when == "never" and format in ("fp16", "bf16"):
+    between = op_name(node) in policy.operators("arithmetic", "average")
+    if step.scope == "layers" and between and not found.named:
+        return replace(found, keep="fp32", reason=said("the recipe quantizes layers only"))
+    if weighted and found.keep is None and found.activations.when == "never" and format in ("fp32", "fp16", "bf16"):
         return replace(found, keep=format, spec=None, reason=said("the recipe asks for {format}", format=format))
     return found
 

@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from tersor.errors import TaskError
 from tersor.network.quantized import Quantized, QuantizedWeight
+from tersor.network.trained import quantizers_of
+from tersor.training.quantizers import Quantizer
 from tersor.words import said
 
 _PLAIN: dict[str, tuple[type[nn.Module], ...]] = {
@@ -63,6 +65,11 @@ class WeightedModule:
         """The weight tensors."""
         return [self.module.get_parameter(n) for n in self.weights]
 
+    @property
+    def quantizers(self) -> dict[str, Quantizer]:
+        """By the names of its weights, the quantizers that they train with; empty unless it is a training layer."""
+        return quantizers_of(self.module)
+
 
 def weighted_modules(model: nn.Module) -> list[WeightedModule]:
     """Every module that holds weights, in the model's order, each once even if used several times.
@@ -73,7 +80,7 @@ def weighted_modules(model: nn.Module) -> list[WeightedModule]:
     """
     modules, nested = [], set[int]()
     for name, module in model.named_modules():
-        if id(module) in nested:
+        if id(module) in nested or isinstance(module, Quantizer):
             continue
         if isinstance(module, QuantizedWeight):
             modules.append(WeightedModule(name, module, "quantized", (), said("it is already quantized")))
@@ -101,6 +108,8 @@ def _op(module: nn.Module) -> str:
 
 def _weighted(name: str, module: nn.Module, weights: tuple[str, ...]) -> WeightedModule:
     kind, op = type(module), _op(module)
+    if quantizers_of(module):  # a training layer counts as what it trains
+        kind = _PLAIN[op][0] if op in _PLAIN else next(k for k in kind.__mro__ if k.__name__ == "Conv1D")
     if kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."):
         return WeightedModule(name, module, "linear", weights, _hooked(module), transposed=True)
     if op not in _PLAIN:
@@ -150,11 +159,16 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
     memo: dict[int, Any] = {id(old): new for old, new in replacements.items()}
     with _CopyOfResults():
         changed = copy.deepcopy(model, memo)
-    for module in changed.modules():
-        for kind, (switch, off) in _FUSED.items():
-            if isinstance(module, kind) and any(isinstance(m, Quantized) for m in module.modules()):
-                setattr(module, switch, off)
+    call_layers(changed)
     return changed
+
+
+def call_layers(model: nn.Module) -> None:
+    """Switch off the fused paths of modules with quantized or training layers, which would not call these."""
+    for module in model.modules():
+        for kind, (switch, off) in _FUSED.items():
+            if isinstance(module, kind) and any(isinstance(m, (Quantized, Quantizer)) for m in module.modules()):
+                setattr(module, switch, off)
 
 
 def check_copy(model: nn.Module) -> None:

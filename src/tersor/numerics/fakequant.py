@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tersor.numerics.formats import FORMATS
-from tersor.numerics.qtensor import wide
+from tersor.numerics.qtensor import sign, wide
 from tersor.numerics.ranges import expand
 from tersor.numerics.spec import QuantSpec
 
@@ -91,7 +91,7 @@ def cast_op(x, format, scale):
     """Cast ``x/scale`` to a float format (saturating) or to binary's ±1, times ``scale``, in x's dtype."""
     y = wide(x) / scale
     if format == "binary":
-        y = torch.where(y >= 0, 1.0, -1.0)
+        y = sign(y)
     else:
         target = FORMATS[format]
         y = y.clamp_(target.low, target.high).to(target.dtype).to(y.dtype)

@@ -79,7 +79,7 @@ def _hadamard_transform(x: Tensor) -> Tensor:
     n, core = x.shape[-1], _core(x.shape[-1])
     y = x.unflatten(-1, (core, n // core))
     if core > 1:
-        y = torch.einsum("...mk,mn->...nk", y, _paley(core))
+        y = torch.einsum("...mk,mn->...nk", y, _paley(core).to(y.device))
     width = 1
     while width < n // core:
         pairs = y.unflatten(-1, (-1, 2, width))

@@ -41,7 +41,8 @@ def quantize(
     if spec.rounding == "stochastic":
         if generator is None:
             raise NumericsError("stochastic rounding needs generator=torch.Generator().manual_seed(…)")
-        noise = torch.rand(x.shape, generator=generator, device=x.device)
+        # Drawn where the generator is, so that every device rounds by the same numbers.
+        noise = torch.rand(x.shape, generator=generator, device=generator.device).to(x.device)
     y = x / expand(scale, x.shape, spec.block)
     if spec.format.name == "binary":
         # Two levels, 2 apart; 0 rounds up.
@@ -56,6 +57,11 @@ def quantize(
 def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """``x`` in at least float32, for the computation."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def sign(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """1 or −1 by the sign of ``x``; 0 counts as positive, NaN stays NaN."""
+    return torch.where(x >= 0, 1.0, torch.where(x < 0, -1.0, x))
 
 
 def _round_stochastically(y: Tensor, noise: Tensor) -> Tensor:
@@ -136,6 +142,15 @@ class QTensor:
         scales = (t[chosen] if t.ndim and len(t) == len(self.codes) else t for t in (self.scale, self.zero_point))
         scale, zero_point = scales
         return QTensor(self.codes[chosen], scale, zero_point, self.spec)
+
+    def to(self, device: torch.device | str) -> "QTensor":
+        """The same codes on another device.
+
+        >>> quantize_tensor(torch.ones(2), QuantSpec("int8")).to("meta").codes.device
+        device(type='meta')
+        """
+        codes, scale, zero_point = (t.to(device) for t in (self.codes, self.scale, self.zero_point))
+        return QTensor.trusted(codes, scale, zero_point, self.spec)
 
     @property
     def nbytes(self) -> int:

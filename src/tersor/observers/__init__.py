@@ -7,7 +7,7 @@ weights, is a solver.
 from tersor.observers.admm import Admm
 from tersor.observers.base import Observer
 from tersor.observers.channels import Channels
-from tersor.observers.compare import Estimate, compare, range_error
+from tersor.observers.compare import Estimate, compare, range_error, relative_error
 from tersor.observers.ema import MovingAverage
 from tersor.observers.histogram import Histogram
 from tersor.observers.kl import KullbackLeibler, kl_threshold
@@ -49,5 +49,6 @@ __all__ = [
     "merge",
     "observe",
     "range_error",
+    "relative_error",
     "same_batch",
 ]

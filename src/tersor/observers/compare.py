@@ -61,6 +61,12 @@ def range_error(statistics: Statistics, spec: QuantSpec, low: float, high: float
     )
 
 
+def relative_error(statistics: Statistics, spec: QuantSpec, low: float, high: float) -> float:
+    """``range_error`` over the mean of x²; 0 if all values are zero."""
+    power = moments_of(statistics.histogram).second / statistics.histogram.total
+    return range_error(statistics, spec, low, high) / power if power > 0 else 0.0
+
+
 def _cast_error(histogram: Histogram, spec: QuantSpec, low: float, high: float) -> float:
     """The error of floats and levels, whose grids are not uniform: at the middle of each bin."""
     used = np.flatnonzero(histogram.counts)

@@ -100,6 +100,26 @@ class Compressed(Shown):
         return self.subject.plan
 
     @property
+    def prunings(self) -> tuple[Any, ...]:
+        """What each step `prune` of the recipe did: its target, widths before and after, and what could not go.
+
+        Empty for a network that was loaded; its report tells it.
+        """
+        return self.subject.prunings
+
+    @property
+    def trainings(self) -> tuple[Any, ...]:
+        """What happened in each step ``train``, also without a report; empty if there was none, or it was loaded.
+
+        Of each: ``before`` and ``after``, the loss on held-out data of what training started with and of the trained
+        network, lower is better; ``held_out``, what that loss is; ``kept``, False if training made the network worse
+        and the one from before it is the result; ``notes``; and ``history``, whose ``epochs`` have ``number``,
+        ``steps``, ``loss``, ``held_out``, ``rate`` and ``seconds``, and which has ``notes`` too. After a loop of your
+        own, there is one if a report was made and the task has a loss.
+        """
+        return self.subject.trainings
+
+    @property
     def inputs(self) -> tuple[dict[str, Any], ...]:
         """Name, dtype and shape of each input of a network."""
         return self.deployed.inputs

@@ -12,7 +12,7 @@ from tersor.pipeline.folder.host import FOLDER
 from tersor.pipeline.graph.host import GRAPH
 from tersor.pipeline.modules.host import MODULES
 from tersor.policy import Policy
-from tersor.recipe import PRESETS, Capabilities, Quantize, Recipe
+from tersor.recipe import PRESETS, Capabilities, Quantize, Recipe, Train
 from tersor.solvers import Sparsity, pruner_choice
 
 # The role in which an engine supports a layer, by when its activations are quantized.
@@ -28,6 +28,7 @@ class Entry:
         name, description: of the recipe, in English.
         weight_bits, activation_bits: of layers that no rule changes; 32: they stay float.
         needs_data: whether it is calibrated.
+        trains: whether it needs training data.
         engines: the engines that run a task compressed with it, by name; empty if it is not for tasks.
         folders: whether ``compress_folder`` supports it, for language models.
         modules: whether ``quantize_dynamic`` supports it.
@@ -38,6 +39,7 @@ class Entry:
     weight_bits: int
     activation_bits: int
     needs_data: bool
+    trains: bool
     engines: tuple[str, ...]
     folders: bool
     modules: bool
@@ -63,6 +65,7 @@ def described(recipe: Recipe) -> Entry:
         weight_bits=_bits(step.weights.format),
         activation_bits=_bits(step.activations.format),
         needs_data=needs,
+        trains=any(isinstance(part, Train) for part in recipe.steps),
         engines=tuple(name for name in ENGINES if for_tasks and runs_in(name, step)),
         folders=when == "never" and _takes(FOLDER, recipe) and _held(step),
         modules=at_run_time and not needs,

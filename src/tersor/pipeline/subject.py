@@ -17,8 +17,11 @@ class Subject:
         host: how the model is addressed; it runs the steps.
         network: the model as a graph, float or quantized; None if the host addresses modules or files.
         plan: what is quantized and how, a ``Plan``, or for a folder its ``WeightPlan`` values; None before planning.
+        source: the network as it was captured, before any step; None as for ``network``.
         seed: of everything random.
         history: the steps that were run.
+        trainings: what happened in each ``train`` step.
+        prunings: what happened in each ``prune`` step.
         details: the host's findings for the report; dropped together with the model.
     """
 
@@ -26,8 +29,11 @@ class Subject:
     host: Any = None
     network: Network | None = None
     plan: Any = None
+    source: Network | None = None
     seed: int = 0
     history: tuple[Any, ...] = ()
+    trainings: tuple[Any, ...] = ()
+    prunings: tuple[Any, ...] = ()
     details: Any = None
 
     def result(self) -> "Subject":

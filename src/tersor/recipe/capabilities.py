@@ -1,7 +1,7 @@
 """The parts of a recipe that a host supports: declared next to the host, checked before anything runs."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel
@@ -47,7 +47,8 @@ class Capabilities:
                 )
             for key, value, rule in _asked(step):
                 if key not in self.takes[step.name]:
-                    shown = key if isinstance(value, (bool, BaseModel, dict)) else f"{key}: {value}"
+                    long = isinstance(value, (bool, BaseModel, dict)) or is_dataclass(value)
+                    shown = key if long else f"{key}: {value}"
                     where = "" if rule is None else f" of the rule ({rule})"
                     why = self.reasons.get(key, f"is not taken by {self.host}")
                     raise RecipeError(f"`{shown}`{where} of the recipe {recipe.name} {why}; leave it out")

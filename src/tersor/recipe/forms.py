@@ -1,7 +1,7 @@
 """The forms in which a recipe is written, as plain data: flat, as steps, and on top of a preset."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -9,6 +9,13 @@ from tersor.recipe.steps import STEPS, Quantize, Step
 from tersor.tables import nearest
 
 Presets = Callable[[str], Sequence[Step]]
+# What other libraries call an option.
+_ALIASES = {
+    "lr": "rate", "learning_rate": "rate", "scale_lr": "scale_rate", "wd": "weight_decay", "ema": "average",
+    "max_grad_norm": "clip", "early_stopping": "patience", "teacher": "distill", "loss": "distill", "bits": "format",
+    "dtype": "format", "group_size": "granularity", "observer": "range",
+}  # fmt: skip
+_OWN = ("name", "description", "steps", "seed", "base")
 
 
 def as_steps(data: Mapping[str, Any], preset: Presets) -> dict[str, Any]:
@@ -77,22 +84,59 @@ def overlaid(step: Step, options: Mapping[str, Any]) -> dict[str, Any]:
         under, value = getattr(step, key, None), _named(value) if isinstance(value, BaseModel) else value
         if isinstance(under, BaseModel) and isinstance(value, Mapping):
             value = {**_named(under), **value}
-        elif isinstance(under, tuple) and isinstance(value, (list, tuple)):
+        elif key == "rules" and isinstance(under, tuple) and isinstance(value, (list, tuple)):
             value = [*under, *value]
         merged[key] = value
     return merged
 
 
-def explained(error: ValidationError) -> str:
-    """The first faults of a recipe, each with the path of its key, and its value."""
-    lines = []
+def explained(error: ValidationError, data: Mapping[str, Any]) -> str:
+    """The first faults of a recipe, each with the path of its key, and its value; of an unknown key what there is.
+
+    Args:
+        data: the recipe, in any form.
+    """
+    lines, listed = [], set[tuple[str, ...]]()
     for item in error.errors(include_url=False)[:20]:
         where = ".".join(str(part) for part in item["loc"]) or "recipe"
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key `{where[:200]}` (value {item['input']!r})"[:400])
+            known = _options_at(item["loc"], "steps" in data)
+            key = str(item["loc"][-1])[:100]
+            near = _ALIASES.get(key) if _ALIASES.get(key) in known else None
+            every = f"; one of {', '.join(known)}" if known and known not in listed else ""
+            listed.add(known)
+            fault = f"unknown key `{where[:200]}` (value {item['input']!r})"[:400]
+            lines.append(fault + nearest(near or key, known) + every)
         else:
             lines.append(f"`{where}`: {item['msg'].removeprefix('Value error, ')} (value {item['input']!r})"[:400])
     return "; ".join(lines)
+
+
+def _options_at(place: Sequence[Any], stepwise: bool) -> tuple[str, ...]:
+    """The options where a key stands, given by its path; none if they cannot be told."""
+    if place[0] == "steps" and len(place) > 3 and place[2] in STEPS:
+        model, path = STEPS[place[2]], place[3:-1]
+    elif stepwise:
+        return _OWN
+    else:
+        model, path = Quantize, place[:-1]
+        if not path:
+            return tuple(dict.fromkeys((*model.model_fields, *_OWN)))
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = model.model_fields.get(part)
+        model = None if field is None else _model_in(field.annotation)
+        if model is None:
+            return ()
+    return tuple(model.model_fields)
+
+
+def _model_in(kind: Any) -> type[BaseModel] | None:
+    """The class of options in an annotation such as ``tuple[Rule, ...]``."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    return next((found for part in get_args(kind) if (found := _model_in(part)) is not None), None)
 
 
 def _named(value: Any) -> dict[str, Any]:

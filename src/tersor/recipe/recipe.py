@@ -8,11 +8,11 @@ from pydantic import Field, PlainValidator, SerializationInfo, ValidationError, 
 
 from tersor.errors import RecipeError
 from tersor.recipe.forms import as_steps, explained, read_step
-from tersor.recipe.quantization import Quantization, Strict
+from tersor.recipe.presets import PARTS, Preset
+from tersor.recipe.quantization import Strict
 from tersor.recipe.steps import Quantize, Step, check_order
 from tersor.recipe.yaml_text import load_yaml, recipe_text, written
 from tersor.tables import found, nearest
-from tersor.words import said
 
 
 class Recipe(Strict):
@@ -32,6 +32,7 @@ class Recipe(Strict):
     Raises:
         ValueError: options that do not exist or contradict each other, or an order of steps that makes no sense.
 
+    >>> from tersor.recipe import Quantization
     >>> recipe = Recipe(weights=Quantization(format="int4", granularity="group:32"))
     >>> Recipe.from_yaml(recipe.to_yaml()) == recipe == Recipe(steps=(Quantize(weights=recipe.weights),))
     True
@@ -140,113 +141,24 @@ class Recipe(Strict):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise RecipeError(f"{source}: {explained(error)}") from error
+            raise RecipeError(f"{source}: {explained(error, data)}") from error
 
 
-def int8_static() -> Recipe:
-    """Weights per channel by their maximum, activations clipped where that lowers the squared error, biases corrected
-    layer by layer."""
-    about = said("Calibrated int8 for CPUs, with bias correction: the default for tasks")
-    return Recipe(name="int8-static", description=about)
+def _recipe(make: Callable[[], Preset]) -> Callable[[], Recipe]:
+    """The preset as a function that returns its Recipe."""
+
+    def preset() -> Recipe:
+        made = make()
+        return Recipe(name=made.name, description=made.description, steps=made.steps)
+
+    preset.__name__, preset.__doc__ = make.__name__, make.__doc__
+    return preset
 
 
-def int8_tensorrt() -> Recipe:
-    """Weights by their maximum, activations by KL divergence."""
-    return _classic("int8-tensorrt", "kl", said("TensorRT's classic: activations clipped by KL divergence"))
+PRESETS: dict[str, Callable[[], Recipe]] = {name: _recipe(make) for name, make in PARTS.items()}
+"""All presets by name: functions that return a Recipe."""
 
-
-def int8_tflite() -> Recipe:
-    """Weights and activations both by their extremes. arXiv 1712.05877."""
-    about = said("TensorFlow Lite's classic: weights and activations by their minimum and maximum")
-    return _classic("int8-tflite", "minmax", about)
-
-
-def _classic(name: str, range: str, about: str) -> Recipe:
-    weights, activations = Quantization(range="minmax"), Quantization(range=range)
-    return Recipe(name=name, description=about, weights=weights, activations=activations, bias_correction=False)
-
-
-def int8_dynamic() -> Recipe:
-    """Weights in int8 per channel in advance, activations in int8 at run time."""
-    about = said("Activations quantized at run time, without data; for linear and recurrent layers")
-    return _at_run_time("int8-dynamic", "auto", about)
-
-
-def int16_dynamic() -> Recipe:
-    """The same with activations in int16, for outliers that 8 bits cannot represent together with their neighbours."""
-    about = said("As int8-dynamic with 16-bit activations, for inputs with far outliers")
-    return _at_run_time("int16-dynamic", "int16", about)
-
-
-def _at_run_time(name: str, format: str, about: str) -> Recipe:
-    activations = Quantization(format=format, range="dynamic")
-    return Recipe(name=name, description=about, activations=activations, bias_correction=False)
-
-
-def int8_weight() -> Recipe:
-    """Weights only, in int8 per channel; arithmetic stays float."""
-    about = said("Weights only, per channel; arithmetic stays float")
-    return _weights_only("int8-weight", Quantization(format="int8", granularity="channel"), about)
-
-
-def int4_weight() -> Recipe:
-    """Weights only, in int4 for groups of 32 inputs, each range clipped to its smallest squared error."""
-    weights = Quantization(format="int4", granularity="group:32", range="mse")
-    return _weights_only("int4-weight", weights, said("Weights only, in groups of 32, rounded to nearest"))
-
-
-def int4_gptq() -> Recipe:
-    """The same with weights that compensate for each other's errors on calibrated inputs. arXiv 2210.17323."""
-    weights = Quantization(format="int4", granularity="group:32", range="mse", solver="gptq")
-    about = said("Weights only, in groups of 32, solved by GPTQ: the default for language models")
-    return _weights_only("int4-gptq", weights, about)
-
-
-def int4_awq() -> Recipe:
-    """The same rounded to nearest, with input channels scaled, and ranges clipped, for the smallest error of the
-    outputs. arXiv 2306.00978."""
-    weights = Quantization(format="int4", granularity="group:32", symmetric=False, range="awq")
-    about = said("Weights only, in asymmetric groups of 32, input channels scaled by AWQ")
-    return _weights_only("int4-awq", weights, about).model_copy(update={"awq": True})
-
-
-def sparse_2_4() -> Recipe:
-    """Two of every four neighbouring weights are zero, and the others compensate for them. arXiv 2301.00774."""
-    about = said("Two of every four weights are zero, chosen by SparseGPT; the rest stays float")
-    return _weights_only("sparse-2:4", Quantization(format="fp32"), about).model_copy(update={"sparsity": "2:4"})
-
-
-def fp16() -> Recipe:
-    """Weights in FP16."""
-    about = said("Weights stored in FP16: half the size, next to no error")
-    return _weights_only("fp16", Quantization(format="fp16", granularity="tensor"), about)
-
-
-def bf16() -> Recipe:
-    """Weights in BF16, and also the products of linear layers if PyTorch runs them."""
-    about = said("Weights stored in BF16: half the size, with the range of FP32")
-    return _weights_only("bf16", Quantization(format="bf16", granularity="tensor"), about)
-
-
-def _weights_only(name: str, weights: Quantization, about: str) -> Recipe:
-    kept = Quantization(format="fp32")
-    return Recipe(name=name, description=about, weights=weights, activations=kept, bias_correction=False)
-
-
-PRESETS: dict[str, Callable[[], Recipe]] = {
-    "int8-static": int8_static,
-    "int8-tensorrt": int8_tensorrt,
-    "int8-tflite": int8_tflite,
-    "int8-dynamic": int8_dynamic,
-    "int16-dynamic": int16_dynamic,
-    "int8-weight": int8_weight,
-    "int4-weight": int4_weight,
-    "int4-gptq": int4_gptq,
-    "int4-awq": int4_awq,
-    "sparse-2:4": sparse_2_4,
-    "fp16": fp16,
-    "bf16": bf16,
-}
+int8_static, int8_dynamic, int8_weight = (PRESETS[name] for name in ("int8-static", "int8-dynamic", "int8-weight"))
 
 
 def steps_of(preset: str) -> tuple[Step, ...]:

@@ -36,6 +36,9 @@ _PACKAGES = {
     "awq": "transformers accelerate gptqmodel",
 }
 
+# What stands above the card of the original model.
+ORIGINAL = "## Card of the original model\n\n"
+
 
 def model_card(report: LanguageReport, config: Mapping[str, Any], name: str, original: str | None) -> str:
     """The text of a folder's README.md.
@@ -55,7 +58,7 @@ def model_card(report: LanguageReport, config: Mapping[str, Any], name: str, ori
             _loading(config),
             _limits(report),
             _licence(front),
-            f"## Card of the original model\n\n{body}" if body else "",
+            f"{ORIGINAL}{body}" if body else "",
         ]
     return "\n".join(part for part in parts if part)
 

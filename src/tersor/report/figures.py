@@ -7,6 +7,8 @@ from tersor.inert import plain
 from tersor.measure.formatting import is_fraction, metric_text, number_text, ratio_text, size_text, time_text
 from tersor.measure.headline import TOLERATED, fallbacks
 from tersor.measure.language import LanguageReport
+from tersor.measure.parts.pruning import count_text
+from tersor.measure.parts.training import loss_text
 from tersor.measure.perplexity import TextScore
 from tersor.measure.schema import Report
 from tersor.measure.speed import simulated, speed
@@ -113,9 +115,24 @@ def figures(report: Report) -> tuple[Figure, ...]:
                "%" if is_fraction(metric, before.metric, after.metric) else ""),
         Figure(said("agrees with FP32"), after.agreement, "%", True, False,
                _of_samples(after.agreement, report.samples.evaluation), kept),
+        Figure(said("multiply-accumulates, before → after pruning"), _pruned(report)),
+        Figure(said("epochs trained"), sum(len(x.epochs) for x in report.trainings) if report.trainings else None),
+        Figure(said("held-out loss, before → after training"), _trained(report)),
         Figure(said("float fallbacks"), None if unaudited else len(fallbacks(report)), "", False,
                good=not fallbacks(report)),
     )  # fmt: skip
+
+
+def _pruned(report: Report) -> str | None:
+    """The multiply-accumulates before and after each pruning."""
+    found = (f"{count_text(x.macs_before)} → {count_text(x.macs_after)}" for x in report.prunings)
+    return "; ".join(found) or None
+
+
+def _trained(report: Report) -> str | None:
+    """The held-out loss before and after each training."""
+    found = (f"{loss_text(x.before)} → {loss_text(x.after)}" for x in report.trainings)
+    return "; ".join(found) or None
 
 
 def _kept(report: Report) -> bool:

@@ -8,7 +8,7 @@ from tersor.measure.headline import diagnose, fallbacks, fell_back
 from tersor.measure.onestep import deviating, finding_of, summary, unchecked
 from tersor.measure.schema import Report
 from tersor.measure.speed import simulated
-from tersor.report import layers
+from tersor.report import layers, pruning, training
 from tersor.report.advice import next_step
 from tersor.report.charts import charts, tiles, timings
 from tersor.report.shell import rendered
@@ -47,6 +47,8 @@ def _view(report: Report) -> dict[str, object]:
         "shown_at_once": SITES,
         "facts": _facts(report),
         "timings": timings(report),
+        "prunings": [(x, pruning.sentence(x), pruning.rows(x)) for x in report.prunings],
+        "trainings": [(x, training.sentence(x), training.curves(x), training.rows(x)) for x in report.trainings],
         "simulated": simulated(report),
         "one_step": None if check is None else shown(check),
         "steps": [(step, shown(finding_of(step))) for step in (*deviating(report), *unchecked(report))],

@@ -129,6 +129,19 @@ def _tiles(report: LanguageReport) -> list[tuple[str, str, str]]:
     if shares:
         middle = sorted(shares)[len(shares) // 2]
         tiles.append((_("Error of layers"), f"{middle:.2f}", _("relative to round to nearest, median layer")))
+    return tiles + _trained(report)
+
+
+def _trained(report: LanguageReport) -> list[tuple[str, str, str]]:
+    """What training gave: the median block, and the scales of the whole model."""
+    shares = sorted(t.after / t.before for t in report.training if t.name and t.before)
+    tiles = []
+    if shares:
+        remark = _("relative to the solver’s codes, on held-out text, median of {count} blocks", count=len(shares))
+        tiles.append((_("Error after training"), f"{shares[len(shares) // 2]:.2f}", remark))
+    for t in (t for t in report.training if not t.name):
+        remark = _("divergence in nats per token, on held-out calibration text")
+        tiles.append((_("Scales, end to end"), f"{t.before:.4f} → {t.after:.4f}", remark))
     return tiles
 
 
@@ -168,7 +181,8 @@ def _row(w: WeightRecord, methods: dict[str, str]) -> dict[str, object]:
 
 def _facts(report: LanguageReport) -> list[tuple[str, str]]:
     env = report.environment
-    machine = (env.cpu or _("unknown"), _("{count} threads", count=env.threads), env.precision)
+    machine = [env.cpu or _("unknown"), _("{count} threads", count=env.threads), env.precision]
+    machine = machine if env.device == "cpu" else [env.device, *machine]
     return [
         (_("Architecture"), report.architecture),
         (_("Recipe"), report.recipe),

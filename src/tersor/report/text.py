@@ -22,8 +22,10 @@ from tersor.measure.formatting import (
 from tersor.measure.headline import Diagnosis, diagnose, fallbacks
 from tersor.measure.nulls import explains_null
 from tersor.measure.onestep import deviating, finding_of, summary
+from tersor.measure.parts.training import complaint
 from tersor.measure.schema import Latency, Layer, Report
 from tersor.measure.speed import Speed, simulated, speed, speed_over_eager
+from tersor.report import pruning, training
 from tersor.report.tables.grid import Column, Grid
 from tersor.terminal import Inert, Terminal
 from tersor.words import _, shown
@@ -67,6 +69,8 @@ def _body(report: Report, top: int) -> list[RenderableType]:
         "",
         _figures(report),
         _ratios(report),
+        *_prunings(report),
+        *_trainings(report),
         "",
         *_layers(report, top),
         *_one_step(report),
@@ -124,6 +128,22 @@ def _ratios(report: Report) -> Text:
     if (found := speed(report)) is not None:
         parts.append(_("speed-up {interval} over the rounds", interval=found.interval))
     return _styled(_("; ").join(parts), "dim")
+
+
+def _prunings(report: Report) -> list[RenderableType]:
+    found: list[RenderableType] = []
+    for one in report.prunings:
+        found += ["", pruning.sentence(one)]
+        found += [pruning.grid(one)] if any(w.after < w.before for w in one.widths) else []
+    return found
+
+
+def _trainings(report: Report) -> list[RenderableType]:
+    found: list[RenderableType] = []
+    for one in report.trainings:
+        found += ["", _styled(training.sentence(one), "yellow" if complaint(one) else "")]
+        found += [training.grid(one)] if one.epochs else []
+    return found
 
 
 def _layers(report: Report, top: int) -> list[RenderableType]:
@@ -186,6 +206,8 @@ def _environment(report: Report) -> Text:
     ]
     if environment.target:
         machine.append(_("planned for {target}", target=environment.target))
+    if environment.device != "cpu":
+        machine.append(_("compressed on {device}", device=environment.device))
     samples = _(
         "calibrated on {calibration} samples, evaluated on {evaluation}",
         calibration=report.samples.calibration or 0, evaluation=report.samples.evaluation or 0,

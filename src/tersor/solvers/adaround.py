@@ -69,7 +69,7 @@ class AdaRound:
                 expand(t, weight.shape, spec.block).expand(weight.shape) for t in (grid.scale, grid.zero_point)
             )
             parts = (t.flatten(1).chunk(len(grams)) for t in (weight / steps + zeros, codes.float(), steps))
-            levels = _levels(spec)
+            levels = _levels(spec).to(weight.device)
             found = [self._solve(y, c, s, h, levels) for y, c, s, h in zip(*parts, grams, strict=True)]
             codes = torch.cat(found).reshape(weight.shape).to(spec.format.dtype)
         qtensor = QTensor(codes, grid.scale, grid.zero_point, spec)

@@ -77,7 +77,7 @@ def clipped(
     nearest, columns = spec.with_(rounding="nearest"), weight[0].numel()
     width = columns_per_scale(weight.shape, spec)
     # The index of the scale of every ``width`` columns of a row.
-    owner = torch.arange(low.numel()).reshape(low.shape)
+    owner = torch.arange(low.numel(), device=low.device).reshape(low.shape)
     owner = expand(owner, weight.shape, spec.block).expand(weight.shape).flatten(1)[:, ::width]
     blocks = [slice(k, k + width) for k in range(0, columns, width)]
     ratio, least_error = torch.ones_like(low), torch.full_like(low, torch.inf)
@@ -90,7 +90,7 @@ def clipped(
                 for d, h in zip(off.flatten(1).chunk(len(grams)), grams, strict=True)
             ]
         )
-        error = torch.zeros(low.numel()).index_add_(0, owner.flatten(), errors.flatten()).reshape(low.shape)
+        error = errors.new_zeros(low.numel()).index_add_(0, owner.flatten(), errors.flatten()).reshape(low.shape)
         better = error < least_error
         ratio[better], least_error[better] = tried, error[better]
     low, high = (expand(bound * ratio, weight.shape, spec.block) for bound in (low, high))

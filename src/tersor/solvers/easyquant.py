@@ -66,7 +66,7 @@ class EasyQuant:
         low, high = reduce_range(weight, spec) if self.start == "minmax" else mse_range(weight, spec)
         search = _Search(x, weight, spec, (low, high), problem.input_spec, problem.input_range)
         grid = torch.linspace(*self.span, self.candidates, dtype=torch.float64).tolist()
-        factors, factor = torch.ones(low.shape[0], dtype=torch.float64), 1.0
+        factors, factor = torch.ones(low.shape[0], dtype=torch.float64, device=low.device), 1.0
         best = search.cosines(factors, factor).mean()
         for _ in range(self.rounds):
             before = best
@@ -103,7 +103,7 @@ class _Search:
         self.outputs = self._product(x, weight)
         # The index of each output channel's scale.
         count = len(self.low)
-        owner = torch.arange(count).reshape(-1, 1)
+        owner = torch.arange(count, device=weight.device).reshape(-1, 1)
         self.owner = expand(owner, (len(weight), 1), spec.block).broadcast_to(len(weight), 1).flatten()
 
     def quantized(self, factors: Tensor, spec: QuantSpec, generator=None) -> QTensor:
@@ -117,7 +117,9 @@ class _Search:
         if self.input_spec is None or self.input_range is None:
             return self.x
         low, high = self.input_range
-        return fake_quantize(self.x, *qparams(low * factor, high * factor, self.input_spec), self.input_spec)
+        grid = qparams(low * factor, high * factor, self.input_spec)
+        scale, zero_point = (t.to(self.x.device) for t in grid)
+        return fake_quantize(self.x, scale, zero_point, self.input_spec)
 
     def cosines(self, factors: Tensor, factor: float, inputs: Tensor | None = None) -> Tensor:
         """The cosine of each output channel, float64 [out]."""

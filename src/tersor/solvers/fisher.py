@@ -69,7 +69,7 @@ def prune_by_fisher(
     own = counts.split([len(p) for p in parts.values()])
     for (name, part), trace, count in zip(parts.items(), traced, own, strict=True):
         gone = torch.zeros_like(part, dtype=torch.bool)
-        gone.scatter_(1, trace.order, torch.arange(part.shape[1]) < count[:, None])
+        gone.scatter_(1, trace.order, torch.arange(part.shape[1], device=part.device) < count[:, None])
         w = _without(part, inverses[name], gone).reshape(-1)
         found[name] = w[: weights[name].numel()].reshape(weights[name].shape).to(weights[name].dtype)
     return found
@@ -95,8 +95,8 @@ def _eliminate(weight: Float[Tensor, "blocks size"], inverse: Float[Tensor, "blo
 
 def _empty(w: Tensor, inverse: Tensor) -> Elimination:
     count, size = w.shape
-    rows, gone = torch.arange(count), torch.zeros(count, size, dtype=torch.bool)
-    order, losses = torch.empty(count, size, dtype=torch.long), torch.empty_like(w)
+    rows, gone = torch.arange(count, device=w.device), torch.zeros_like(w, dtype=torch.bool)
+    order, losses = torch.empty_like(w, dtype=torch.long), torch.empty_like(w)
     for k in range(size):
         cost = (w.square() / inverse.diagonal(dim1=1, dim2=2)).masked_fill_(gone, torch.inf)
         losses[:, k], order[:, k] = cost.min(1)

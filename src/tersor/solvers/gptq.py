@@ -65,7 +65,7 @@ class Gptq:
             expand(t, target.shape, spec.block).expand(target.shape).flatten(1)[:, ::width].t()
             for t in grid
         )
-        rounded, found = _rounding(spec, target.device), []
+        rounded, found = _rounding(spec), []
         for part, s, z in zip(parts, *(t.chunk(len(parts), 1) for t in (scale, zero)), strict=True):
             wanted = part.target.t().contiguous()
             coded = _swept(wanted, Coded(torch.empty_like(wanted), s.clone(), z.clone(), width), part, rounded)
@@ -150,11 +150,11 @@ def _has_own_scales(shape: torch.Size, spec: QuantSpec) -> bool:
     return movable and (kind == "group" or (kind == "channel" and axis in (0, -len(shape))))
 
 
-def _rounding(spec: QuantSpec, device: torch.device) -> Rounding:
+def _rounding(spec: QuantSpec) -> Rounding:
     """One column's codes, as float32."""
     if spec.format.kind == "int" and spec.format.name != "binary" and spec.rounding == "nearest":
         return lambda w, step, zero: (w / step).round_().add_(zero).clamp_(spec.low, spec.high)
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     # Here each weight has its own scale, as if it were a group.
     single = spec.with_(granularity="tensor")
     return lambda w, step, zero: quantize(w, step, zero, single, generator).float()

@@ -11,10 +11,8 @@ from torch import Tensor
 from tersor.numerics import QTensor, QuantSpec, qparams, quantize
 from tersor.solvers.output_error import curve
 from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
-from tersor.solvers.rtn import Rtn, granules, has_range
+from tersor.solvers.rtn import Rtn, granules, has_range, together
 
-# Weights processed together: their intermediates stay in the CPU cache.
-_CHUNK = 2**16
 _TINY = 1e-8
 
 
@@ -64,7 +62,7 @@ class Hqq:
             return replace(solution, method=f"{method}: nearest, {spec.format} has no range")
         scale, zero_point = solution.qtensor.scale, solution.qtensor.zero_point
         rows = granules(weight.float(), spec)
-        step = max(1, _CHUNK // rows.shape[1])
+        step = max(1, together(rows) // rows.shape[1])
         parts = zip(*(t.split(step) for t in (rows, scale.reshape(-1, 1), zero_point.reshape(-1, 1))), strict=True)
         per_row = spec.with_(granularity="channel", rounding="nearest")
         scale = torch.cat([self._fitted(r, s, z, per_row) for r, s, z in parts]).reshape(scale.shape)

@@ -65,7 +65,7 @@ def eliminate(
     """
     count = max(1, _TOGETHER // (steps * weight.shape[1] or 1))
     inverse = inverse.to(weight.dtype)
-    rows = torch.arange(len(weight))
+    rows = torch.arange(len(weight), device=weight.device)
     parts = [
         _eliminate(part, inverse, steps, _of(target, own), group, _of(first, own))
         for part, own in zip(weight.split(count), rows.split(count), strict=True)
@@ -86,12 +86,12 @@ def _eliminate(
     first: Callable[[Tensor], Tensor] | None,
 ) -> Elimination:
     (rows, columns), w = weight.shape, weight.clone()
-    own = torch.arange(columns).expand(rows, columns)  # the column of each value
+    own = torch.arange(columns, device=w.device).expand(rows, columns)  # the column of each value
     diagonal = inverse.diagonal().expand(rows, columns).clone()
-    gone = torch.zeros(rows, columns, dtype=torch.bool)
+    gone = torch.zeros_like(w, dtype=torch.bool)
     v = weight.new_empty(rows, steps, columns)
-    order, losses = torch.empty(rows, steps, dtype=torch.long), weight.new_empty(rows, steps)
-    removed = torch.zeros(rows, columns // group[1], dtype=torch.long) if group else None
+    order, losses = own.new_empty(rows, steps), weight.new_empty(rows, steps)
+    removed = own.new_zeros(rows, columns // group[1]) if group else None
     for k in range(steps):
         if target is None and k and k % _STAGE == 0:
             left = (~gone).nonzero()[:, 1].reshape(rows, -1)
@@ -143,10 +143,10 @@ def counts_of_rows(losses: Float[Tensor, "rows steps"], total: int) -> Int[Tenso
     """
     with importing():
         from scipy.optimize import isotonic_regression
-    slopes = np.stack([isotonic_regression(row.double().numpy()).x for row in losses])
+    slopes = np.stack([isotonic_regression(row).x for row in losses.cpu().double().numpy()])
     flat = torch.from_numpy(slopes).reshape(-1)
     taken = flat.argsort(stable=True)[:total] // losses.shape[1]
-    return torch.bincount(taken, minlength=len(losses))
+    return torch.bincount(taken, minlength=len(losses)).to(losses.device)
 
 
 def without(

@@ -46,7 +46,7 @@ def patches(problem: LayerProblem, rows: int, seed: int = 0) -> Float[Tensor, ".
     windows = _windows(x, kernel, problem.geometry) if kernel else x.reshape(-1, 1, inputs).squeeze(1)
     places = windows.shape[: 1 + len(kernel)]
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(places.numel(), generator=generator)[:rows].sort().values
+    chosen = torch.randperm(places.numel(), generator=generator)[:rows].sort().values.to(x.device)
     with importing():  # of PyTorch's own, at the first call
         found = windows[torch.unravel_index(chosen, places)]
     return found.reshape(len(chosen), groups, -1).transpose(0, 1).contiguous()

@@ -164,7 +164,7 @@ class ExactObs(_Pruner):
         # No row loses more than one and a half times its share.
         steps = min(columns, total + total // 2) if sparsity.pattern == "layer" else total
         traced = eliminate(_alive(w, hessian), found, steps, group=sparsity.group)
-        counts = torch.full((rows,), total)
+        counts = torch.full((rows,), total, device=w.device)
         if sparsity.pattern == "layer":
             counts = counts_of_rows(traced.losses, round(sparsity.share * w.numel()))
         return without(w, found, traced.order, counts), f"damping {used:g}"
@@ -177,7 +177,7 @@ class ExactObs(_Pruner):
             found, _ = inverse(hessian, self.damping, problem.name)
             power += float(((w @ hessian.float()) * w).sum(dtype=torch.float64))
             traced = eliminate(_alive(w, hessian), found, w.shape[1])
-            sums = torch.cat([torch.zeros(len(w), 1), traced.losses.cumsum(1)], 1)
+            sums = torch.cat([w.new_zeros(len(w), 1), traced.losses.cumsum(1)], 1)
             for k, share in enumerate(shares):
                 counts = counts_of_rows(traced.losses, round(share * w.numel()))
                 staying[k] -= int(counts.sum())

@@ -18,8 +18,8 @@ _STEPS = (0.05, 0.025, 0.0125, 0.00625)
 _DENSE = tuple(k / 200 for k in range(199, 19, -1))
 # The error of few weights jumps with the range; that of many is smooth, so a coarse search finds its minimum.
 _FEW = 128
-# Elements processed at once: their intermediates stay in the CPU cache.
-_CHUNK = 2**16
+# Elements processed at once: on a CPU their intermediates stay in its cache, elsewhere each call has to be worth it.
+_CACHED, _MANY = 2**16, 2**24
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ def squared_error(
     """Sum of squared errors of each row quantized over its own range, [rows, 1]; ``spec`` is per channel."""
     scale, zero_point = qparams(low, high, spec)
     bottom, top = spec.low - zero_point, spec.high - zero_point
-    columns = min(rows.shape[1], _CHUNK)
-    step = max(1, _CHUNK // columns)
+    columns = min(rows.shape[1], together(rows))
+    step = max(1, together(rows) // columns)
     errors = torch.zeros_like(scale)
     for k in range(0, len(rows), step):
         chosen = slice(k, k + step)
@@ -120,6 +120,11 @@ def squared_error(
                 q *= importance[chosen, first : first + columns]
             errors[chosen] += q.sum(dim=1, keepdim=True)
     return errors * scale.square()
+
+
+def together(x: Tensor) -> int:
+    """The number of elements to process at once on the device of ``x``."""
+    return _CACHED if x.device.type == "cpu" else _MANY
 
 
 def granules(x: Float[Tensor, "..."], spec: QuantSpec) -> Float[Tensor, "..."]:

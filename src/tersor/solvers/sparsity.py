@@ -123,6 +123,6 @@ def columns_first(weight: Tensor) -> tuple[Tensor, Tensor]:
     [0, 2, 4, 1, 3, 5]
     """
     count = weight[0].numel()
-    order = torch.arange(count).reshape(weight.shape[1:])
+    order = torch.arange(count, device=weight.device).reshape(weight.shape[1:])
     order = order.movedim(0, -1).reshape(-1)
     return weight.flatten(1)[:, order], order

@@ -36,6 +36,13 @@ class Task:
             model itself may not be changed.
         metric: the name of the metric.
         higher_is_better: the direction of the metric.
+        train: for recipes that train: ``train()`` yields batches, in a new order at each call if it draws from
+            PyTorch's, NumPy's or Python's global generator. Without ``loss`` a batch is the model's arguments.
+        loss: ``loss(model, batch)`` returns a scalar. Without it the network learns from its FP32 self alone.
+        validation: held-out batches of the same form, by whose loss trained networks are compared. Without it, by the
+            difference from the teacher on the calibration data, or the loss on the first batches of ``train()``.
+        optimizer: ``optimizer(named_parameters)`` returns a torch optimizer, in place of the recipe's.
+        teacher: what the network learns from; None: its FP32 self. It takes the same arguments.
         token_mask: for padded batches: ``token_mask(*inputs)`` returns bool [batch, length], True for real positions.
             Solvers that calibrate linear weights on a layer's inputs omit the other positions (convolutions do not).
             The former name ``counted`` is still accepted.
@@ -64,6 +71,9 @@ class Task:
     higher_is_better: bool = True
     loss: Callable[..., Tensor] | None = None
     train: Callable[[], Iterable[Any]] | None = None
+    validation: Callable[[], Iterable[Any]] | None = None
+    optimizer: Callable[..., Any] | None = None
+    teacher: nn.Module | None = None
     token_mask: Callable[..., Tensor] | None = None
     dynamic: Mapping[str, Mapping[int, str]] | None = None
     max_samples: int | None = None

@@ -59,15 +59,15 @@ def check_function(field: str, value: Any, arguments: int | None, form: str) -> 
         raise TaskError(f"Task.{field} must be a function {form}: {field}{signature} takes other arguments") from error
 
 
-def check_calibration(value: Any) -> None:
-    """It is a function of no argument."""
+def check_batches(field: str, value: Any) -> None:
+    """It is a function of no argument that makes batches."""
     if not callable(value):
         raise TaskError(
-            "Task.calibration must be a function that returns an iterable of batches, got "
-            f"{type(value).__name__}; a list or DataLoader is passed as `lambda: batches`. A generator "
-            "object can be read only once, a function that makes one can be read again"
+            f"Task.{field} must be a function that returns an iterable of batches, got {type(value).__name__}; a list "
+            "or DataLoader is passed as `lambda: loader`. A generator object can be read only once, a function that "
+            "makes one can be read again"
         )
-    check_function("calibration", value, 0, "without arguments that returns an iterable of batches")
+    check_function(field, value, 0, "without arguments that returns an iterable of batches")
 
 
 def check_example(example: Any) -> None:
@@ -130,19 +130,28 @@ def check_most(value: Any) -> None:
 # Optional functions of a task: how many arguments they are called with, and what they return.
 OPTIONAL: dict[str, tuple[int | None, str]] = {
     "evaluate": (1, "of `predict`"),
-    "loss": (None, "that returns a tensor"),
-    "train": (0, "without arguments that returns an iterable of batches"),
+    "loss": (2, "of the model and a batch that returns a scalar"),
+    "optimizer": (1, "of the named parameters that returns a torch optimizer"),
     "token_mask": (None, "of the inputs that returns a bool tensor"),
 }
-CHECKS: dict[str, Callable[[Any], None]] = {
+def check_teacher(value: Any) -> None:
+    """It is None or a module."""
+    if value is not None and not isinstance(value, nn.Module):
+        raise TaskError(f"Task.teacher is a {type(value).__name__}: give a torch.nn.Module, or None for the model")
+
+
+CHECKS: dict[str, Callable[[Any], Any]] = {
     "name": lambda value: check_text("name", value),
     "model": check_model,
     "example": check_example,
-    "calibration": check_calibration,
+    "calibration": lambda value: check_batches("calibration", value),
+    "train": lambda value: value is None or check_batches("train", value),
+    "validation": lambda value: value is None or check_batches("validation", value),
     "metric": lambda value: check_text("metric", value),
     "higher_is_better": check_direction,
     "dynamic": check_dynamic,
     "max_samples": check_most,
+    "teacher": check_teacher,
 }
 
 

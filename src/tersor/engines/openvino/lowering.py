@@ -10,6 +10,7 @@ from tersor.engines.openvino.quantizers import dequantize, fake_quantize, float_
 from tersor.engines.openvino.runner import GROUP_KEY, GROUP_OPTION, first_lines
 from tersor.errors import EngineError
 from tersor.network.network import Network, op_name
+from tersor.process import quiet
 
 # The run-time group size: adjacent values of a token that share a scale.
 GROUP = 128
@@ -71,7 +72,8 @@ def _read(module: Any) -> Any:
         ConversionExtension("aten.softmax.int", _softmax),
         ConversionExtension("aten.mish.default", _mish),
     ]
-    return ov.convert_model(TorchFXPythonDecoder(module, dynamic_shapes=True), extension=extensions)
+    with quiet():
+        return ov.convert_model(TorchFXPythonDecoder(module, dynamic_shapes=True), extension=extensions)
 
 
 def _share_bounds(model: Any) -> None:

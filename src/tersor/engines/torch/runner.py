@@ -27,12 +27,12 @@ class TorchRunner:
         self._inputs = of_network(network)
 
     def __call__(self, *inputs: Any) -> Tensor | tuple[Tensor, ...]:
-        """One tensor, or a tuple if there are several outputs; PyTorch accepts other sizes if the operators do.
+        """One tensor, or a tuple if there are several outputs.
 
         Raises:
             EngineError: an input has a shape or dtype that the network does not accept.
         """
-        tensors = taken(inputs, self._inputs, sizes=False)
+        tensors = taken(inputs, self._inputs)
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:

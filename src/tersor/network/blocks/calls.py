@@ -222,3 +222,10 @@ def call(block: nn.Module, hidden: Tensor, args: tuple, kwargs: Mapping[str, Any
     """One block's output for ``hidden [batch, length, width]``."""
     out = block(hidden, *args, **kwargs)
     return out[0] if isinstance(out, tuple) else out
+
+
+def plain(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments for a call without a cache, which a nested configuration may request."""
+    config = getattr(model, "config", None)
+    parts = (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ())))
+    return {**inputs, **({"use_cache": False} if any(hasattr(part, "use_cache") for part in parts) else {})}

@@ -151,6 +151,21 @@ def empty(model: nn.Module) -> None:
                 module._parameters[name] = new
 
 
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move all buffers to a device; parameters stay where they are.
+
+    >>> layer = nn.BatchNorm1d(2)
+    >>> move_buffers(layer, torch.device("meta"))
+    >>> layer.weight.device.type, layer.running_mean.device.type
+    ('cpu', 'meta')
+    """
+    memo: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, old in module._buffers.items():
+            if old is not None:
+                module._buffers[name] = memo.setdefault(id(old), old.to(device))
+
+
 def get_tensor(model: nn.Module, name: str) -> Tensor:
     """A parameter or buffer, by its dotted name.
 

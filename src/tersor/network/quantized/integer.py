@@ -154,10 +154,16 @@ def shifted_codes(
     return codes, span.mul_(_constant(1 / 254)), shift
 
 
-@cache
 def _constant(value: float) -> Tensor:
-    """A cached scalar tensor; otherwise PyTorch would create one at every call."""
+    """A scalar tensor, created at every call only in graphs, which cannot read the cache."""
+    return _scalar(value) if torch.compiler.is_compiling() else _cached(value)
+
+
+def _scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32, device=_CPU)
+
+
+_cached = cache(_scalar)
 
 
 def _limits(x: Tensor, shared: bool) -> tuple[Tensor, Tensor]:

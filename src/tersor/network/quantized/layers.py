@@ -27,13 +27,16 @@ class Quantized(nn.Module):
         return "activations in float" if self.activation is None else f"activations {self.activation}"
 
 
-class QuantizedLinear(Quantized):
-    """``x @ weightᵀ + bias``, for ``nn.Linear`` and, ``transposed``, for GPT-2's Conv1D."""
+class QuantizedLinear(Quantized, nn.Linear):
+    """``x @ weightᵀ + bias``, for ``nn.Linear`` and, ``transposed``, for GPT-2's Conv1D.
+
+    It is an ``nn.Linear`` without its parameters, so that PEFT and others that look for linear layers find it.
+    """
 
     def __init__(
         self, weight: QuantizedWeight, bias: Tensor | None, activation: QuantSpec | None, transposed: bool = False
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # nn.Linear's would make a float weight
         self.qweight, self.activation, self.transposed = weight, activation, transposed
         self.out_features, self.in_features = weight.shape
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
@@ -41,7 +44,7 @@ class QuantizedLinear(Quantized):
             weight.pack()
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         """The float weight in the layout of the replaced layer, computed when an operator reads it."""
         return self.qweight.read(self.transposed)
 

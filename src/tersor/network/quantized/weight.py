@@ -42,6 +42,11 @@ class QuantizedWeight(nn.Module):
         self.register_buffer("zero_point", None if self.spec.symmetric else qtensor.zero_point.contiguous())
         self._packed: tuple[Tensor, Packed] | None = None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the codes are; PEFT puts an adapter there."""
+        return self.codes.device
+
     def qtensor(self) -> QTensor:
         """The weight as a QTensor."""
         zero = torch.zeros_like(self.scale) if self.zero_point is None else self.zero_point

@@ -25,16 +25,26 @@ class FoldConstants:
     idempotent: ClassVar[bool] = True
 
     def __call__(self, network: Network, statistics: Any = None) -> Network:
-        network = network.edit()
-        values: dict[fx.Node, Any] = {}
-        for node in network.operators():
-            for position in (1, 2) if node.target in WEIGHTED else ():
-                source = node.args[position] if len(node.args) > position else None
-                if isinstance(source, fx.Node) and source.op == "call_function" and _is_constant(source):
-                    value = _value(network, source, values)
-                    if isinstance(value, Tensor):
-                        _fold(network, node, position, value)
-        return finish(network)
+        return _folded(network)[0]
+
+
+def constant_tensors(network: Network) -> dict[str, str]:
+    """The nodes of a network that FoldConstants replaces, by the names of the tensors that it makes of them."""
+    return _folded(network)[1]
+
+
+def _folded(network: Network) -> tuple[Network, dict[str, str]]:
+    network = network.edit()
+    values: dict[fx.Node, Any] = {}
+    made: dict[str, str] = {}
+    for node in network.operators():
+        for position in (1, 2) if node.target in WEIGHTED else ():
+            source = node.args[position] if len(node.args) > position else None
+            if isinstance(source, fx.Node) and source.op == "call_function" and _is_constant(source):
+                value = _value(network, source, values)
+                if isinstance(value, Tensor):
+                    made[_fold(network, node, position, value)] = source.name
+    return finish(network), made
 
 
 def _is_constant(node: fx.Node) -> bool:
@@ -59,7 +69,7 @@ def _value(network: Network, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     return values[node]
 
 
-def _fold(network: Network, layer: fx.Node, position: int, value: Tensor) -> None:
+def _fold(network: Network, layer: fx.Node, position: int, value: Tensor) -> str:
     name = f"{layer.meta.get('path') or layer.name}.{'weight' if position == 1 else 'bias'}"
     source = layer.args[position]
     assert isinstance(source, fx.Node)
@@ -67,3 +77,4 @@ def _fold(network: Network, layer: fx.Node, position: int, value: Tensor) -> Non
         folded = network.graph.get_attr(add_tensor(network, name, value.contiguous().clone()))
     folded.meta["val"] = source.meta.get("val")
     source.replace_all_uses_with(folded)
+    return str(folded.target)

@@ -88,7 +88,7 @@ def _space(values: list[fx.Node]) -> Space | None:
     readers = [(user, n) for user, n in readers if op_name(user) != "sym_size"]
     if not producers or not readers or not all(is_layer(u) and u.args[0] is n for u, n in readers):
         return None
-    axes = {_channel_axis(n, n) for n in producers} | {_channel_axis(user, n) for user, n in readers}
+    axes = {channel_axis(n, n) for n in producers} | {channel_axis(user, n) for user, n in readers}
     axis = axes.pop()
     counts = {_size(n, axis) for n in values}
     if axes or axis is None or len(counts) != 1 or not all(is_layer(n) or _commutes(n, axis) for n in values):
@@ -169,7 +169,7 @@ def _pads_zeros(node: fx.Node) -> bool:
     return argument(node, 2, "mode", "constant") != "constant" or not argument(node, 3, "value", 0)
 
 
-def _channel_axis(layer: fx.Node, value: fx.Node) -> int | None:
+def channel_axis(layer: fx.Node, value: fx.Node) -> int | None:
     """The channel dimension of ``value``, which a layer reads or writes."""
     rank = len(_shape(value) or ())
     if layer.target in LINEARS:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tersor.arguments import computes_float64
 from tersor.errors import CalibrationError, TersorError
 from tersor.network.blocks.calls import Halt
 from tersor.network.blocks.reads import Added, See, watching
 from tersor.numerics import QTensor, QuantSpec, expand
-from tersor.pipeline.folder.hessians import Hessians
 from tersor.pipeline.folder.plan import WeightPlan
+from tersor.pipeline.folder.solving.hessians import Hessians
 from tersor.recipe import Quantize
 from tersor.solvers import Choice, LayerProblem, LayerRecord, ask, joint_choice, pruner_choice
 from tersor.words import said
@@ -62,6 +63,14 @@ class SolvedWeight:
     record: LayerRecord | None = None
     note: str | None = None
     weight: Tensor | None = None
+
+    def on_cpu(self) -> "SolvedWeight":
+        """The same with its tensors on the CPU."""
+        return replace(
+            self,
+            qtensor=None if self.qtensor is None else self.qtensor.to("cpu"),
+            weight=None if self.weight is None else self.weight.cpu(),
+        )
 
     def row(self) -> dict[str, Any]:
         """The journal's entry for it."""
@@ -124,7 +133,7 @@ def solve_block(
                 solved = solve_weight(plan, part.parameters[plan.slice.parameter], hessians, step, seed)
                 on_weight(solved)
                 put(solved, part.parameters[plan.slice.parameter])
-                done.append(solved)
+                done.append(solved.on_cpu())
     return done
 
 
@@ -149,9 +158,13 @@ def corrects_upstream_error(plan: WeightPlan) -> bool:
 
 
 def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, step: Quantize, seed: int) -> SolvedWeight:
-    """One weight against its Hessian; an expert that no token reached is rounded to nearest."""
+    """One weight against its Hessian; an expert that no token reached is rounded to nearest.
+
+    It is solved where its parameter is, or on the CPU if that device has no float64.
+    """
     start, choice, note = time.perf_counter(), choice_of(plan, seed), None
-    weight = oriented(plan, plan.slice.part(parameter.detach())).float().contiguous()
+    place = parameter.device if computes_float64(parameter.device) else torch.device("cpu")
+    weight = oriented(plan, plan.slice.part(parameter.detach())).to(place, torch.float32).contiguous()
     problem = LayerProblem(plan.name, weight, plan.spec or QuantSpec("fp32"))
     try:
         joint = plan.spec is not None and plan.sparsity is not None
@@ -164,7 +177,7 @@ def solve_weight(plan: WeightPlan, parameter: Tensor, hessians: Hessians, step: 
         elif choice.needs:
             gram = hessians.of(plan)
             cross = hessians.cross(plan, weight)
-            problem = replace(problem, gram=gram.hessian, tokens=gram.rows, cross=cross)
+            problem = replace(problem, gram=gram.hessian.to(place), tokens=gram.rows, cross=cross)
         answer = ask(problem, choice)
         if answer.qtensor is not None:
             check_scales(plan.name, weight, answer.qtensor)

@@ -2,8 +2,9 @@
 
 import math
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,27 +18,30 @@ from tersor.errors import CheckpointError, TersorError
 from tersor.files import disk_full, working_folder
 from tersor.former_names import takes_former_name
 from tersor.measure.environment import describe_environment
-from tersor.measure.language import LanguageReport, WeightRecord
+from tersor.measure.language import LanguageReport, Training
 from tersor.measure.perplexity import comparison
 from tersor.measure.windows import Windows
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.folder.activations import TokenBatches
-from tersor.pipeline.folder.blockwise import KEPT, SolvedWeight
+from tersor.pipeline.folder.blockwise import SolvedWeight
 from tersor.pipeline.folder.deployed import InFolder
 from tersor.pipeline.folder.host import FOLDER
 from tersor.pipeline.folder.job import Job, fingerprint, prepare_job, with_padding
 from tersor.pipeline.folder.journal import Journal, journal
+from tersor.pipeline.folder.lines import record, unreached, worse
 from tersor.pipeline.folder.metamodel import quiet
-from tersor.pipeline.folder.plan import WeightPlan, WeightPlans
+from tersor.pipeline.folder.plan import WeightPlans
 from tersor.pipeline.folder.stream import Streaming
 from tersor.pipeline.folder.text import Data
+from tersor.pipeline.folder.trained.blocks import BlockTrainer
+from tersor.pipeline.folder.trained.whole import WholeModel, train_end_to_end
 from tersor.pipeline.folder.write import check_readable, finish
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize, Recipe
 from tersor.task import Task
 from tersor.turns import in_turn
-from tersor.words import _, said
+from tersor.words import _
 
 
 @takes_former_name("counted", "token_mask")
@@ -56,17 +60,20 @@ def compress_folder(
     progress: bool = True,
     build: Callable[[], nn.Module] | None = None,
     token_mask: Tensor | None = None,
+    device: str | torch.device | None = None,
 ) -> Compressed:
     """Quantize the weights of a language model block by block, and write a folder that other tools open.
 
     At any time one block, the embeddings or the head is in memory, besides a batch of activations; these are kept
-    on disk beside ``out``. An interrupted run resumes where it stopped when it is called again, and produces the same
-    bytes.
+    on disk beside ``out``. The step ``train`` trains each block once it is solved, and then scales with the whole model
+    in memory, if it fits, which the report says. An interrupted run resumes where it stopped when it is called again,
+    and produces the same bytes.
 
     Args:
         source: a folder with config.json, safetensors and a tokenizer.
         out: the folder to write.
-        recipe: of weights only, such as ``int4-gptq`` (arXiv 2210.17323), ``int4-weight`` or ``int8-weight``.
+        recipe: of weights only, such as ``int4-gptq`` (arXiv 2210.17323), ``int4-weight``, ``int8-weight`` or, trained,
+            ``int2-train`` (arXiv 2407.11062).
         data: the calibration data, needed by recipes whose solver requires it: a text; the path of one, or of a .jsonl
             file of records ``{"text": "..."}`` and ``{"messages": [{"role": ..., "content": ...}, ...]}``; a list of
             texts and of such lists of messages; or tokens int64 [windows, length].
@@ -77,6 +84,9 @@ def compress_folder(
         build: creates the model if transformers does not know its architecture; its parameters are then on ``meta``.
         token_mask: for ``data`` given as tokens: bool [windows, length], True for real tokens, False for padding.
             The former name ``counted`` is still accepted.
+        device: where blocks are computed and their weights solved, one at a time, such as ``cuda``, ``cuda:1`` or
+            ``mps``; None: the CPU. Codes may differ from the CPU's where a weight is at the middle of two codes, and
+            then, at the same error, in later layers that compensate for it.
 
     Returns:
         A ``Compressed``, whose ``report`` is a LanguageReport and whose ``model`` is loaded on first use; attributes
@@ -86,6 +96,7 @@ def compress_folder(
         CheckpointError: a folder that is incomplete or contains an adapter, a weight that the layout cannot store, or a
             result that transformers would not open as intended; ``out`` is then not written.
         RecipeError: a recipe whose requirements are not met.
+        EngineError: a device that is not there, with those that are.
         CalibrationError: a layer that cannot be solved, by name.
         SavedFolderError: ``out`` exists, holds anything not Tersor's, cannot be written, or another run is writing it.
         MetricError, TaskError: ``data`` or ``evaluate`` that cannot be read, by file and line, is shorter than a
@@ -94,9 +105,8 @@ def compress_folder(
     source = path_of("source", source, CheckpointError)
     out = check_folder(out, force, (source,)).resolve()
     with working_folder(out) as parts:  # before long work, so that a second run is refused at once
-        job = prepare_job(
-            source, recipe, data, evaluate=evaluate, layout=layout, samples=samples, length=length, build=build
-        )
+        chosen = {"evaluate": evaluate, "layout": layout, "samples": samples, "length": length}
+        job = prepare_job(source, recipe, data, **chosen, build=build, device=device)
         if token_mask is not None:
             job = with_padding(job, token_mask)
         job.preflight.check_disk(out)
@@ -131,6 +141,9 @@ class Streamed:
         records: a line for every weight that was solved.
         outside: the tensors that the folder stores besides its blocks.
         original, compressed: the text to evaluate on, at the last block of either model; None without one.
+        calibration: the calibration text; None without one.
+        trained: what training gave, for each block, and for the scales end to end.
+        whole: the model with scales trained end to end; None: they were not, or to no avail.
     """
 
     streaming: Streaming
@@ -138,6 +151,9 @@ class Streamed:
     outside: dict[str, Tensor]
     original: TokenBatches | None
     compressed: TokenBatches | None
+    calibration: TokenBatches | None = None
+    trained: Sequence[dict[str, Any]] = ()
+    whole: WholeModel | None = None
 
 
 @dataclass(frozen=True)
@@ -155,38 +171,74 @@ class FolderHost:
 
     def quantize(self, step: Quantize, subject: Subject, task: Task | None, stages: Stages) -> Subject:
         """The subject with every block and the head solved; ``details`` holds a ``Streamed``."""
-        job = self.job
-        streaming = Streaming(job.metamodel, step, subject.seed, LAYOUTS[job.layout], job.plans, self.journal)
-        original, compressed = _text("original", job.evaluation), _text("compressed", job.evaluation)
-        calibration = _text("calibration", job.calibration, job.token_mask)
+        job, count = self.job, len(self.job.metamodel.blocks)
+        tokens = partial(_tokens, device=job.metamodel.device)
+        original, compressed = tokens("original", job.evaluation), tokens("compressed", job.evaluation)
+        batch = job.training.batch if job.training else None
+        calibration = tokens("calibration", job.calibration, job.token_mask, batch)
         texts = [t for t in (calibration, original, compressed) if t is not None]
-        count, done = len(job.metamodel.blocks), streaming.finished([])
+        number = 0
+
+        def on_epoch(epoch: int, error: float) -> None:
+            bar.say(_trained_line(_block(number, count), epoch, error))
+
+        train = BlockTrainer(job.training, subject.seed, on_epoch) if job.training else None
+        streaming = Streaming(
+            job.metamodel, step, subject.seed, LAYOUTS[job.layout], job.plans, self.journal, train
+        )
+        done = streaming.finished([])
         if texts:
             with stages.stage("record", _("embedding the text")):
                 streaming.begin(texts, done)
                 # The files show where the last run stopped; their sizes follow from the first block's input.
                 done = streaming.finished(texts)
-        records = [record for k in range(done) for record in streaming.journal.record(k)]
         with stages.stage("solve", _block(done, count), sum(t.touched for t in job.plans)) as bar:
-            bar.at(len(records))
-            number = done
+            bar.at(sum(len(self.journal.record(k)["weights"]) for k in range(done)))
 
             def on_weight(weight: SolvedWeight) -> None:
-                records.append(weight.row())
                 bar.say(_line(weight, min(number, count - 1), count))
                 bar.advance()
 
             for number in range(done, count):
                 streaming.block(number, calibration, original, compressed, on_weight)
             streaming.load_outside()
-            outside = streaming.outside(streaming.solve_head(calibration, on_weight))
-        streamed = Streamed(streaming, records, outside, original, compressed)
+            head = streaming.solve_head(calibration, on_weight)
+            outside = streaming.outside(head)
+        found = [self.journal.record(k) for k in range(count)]
+        records = [*(row for block in found for row in block["weights"]), *(weight.row() for weight in head)]
+        trained = [block["training"] for block in found if block["training"]]
+        streamed = Streamed(streaming, records, outside, original, compressed, calibration, trained)
         history = (*subject.history, step)
         return replace(subject, plan=WeightPlans(job.plans), history=history, details=streamed)
 
+    def train(self, step: Any, subject: Subject, task: Task | None, stages: Stages) -> Subject:
+        """The subject with its scales trained end to end; ``quantize`` has trained its blocks, one after the other."""
+        streamed, options = subject.details, self.job.training
+        if options is not None and options.end_to_end_epochs and streamed.calibration is not None:
+            with stages.stage("train", _("scales, end to end"), options.end_to_end_epochs) as bar:
 
-def _text(name: str, windows: Windows | None, token_mask: Tensor | None = None) -> TokenBatches | None:
-    return None if windows is None else TokenBatches(name, windows.ids, token_mask)
+                def on_epoch(epoch: int, error: float) -> None:
+                    bar.at(epoch)
+                    bar.say(_trained_line(_("scales, end to end"), epoch, error))
+
+                whole, row = train_end_to_end(self.job, streamed.streaming, streamed.calibration, on_epoch)
+            notes, rows = ([row], []) if isinstance(row, str) else ([], [row])
+            streamed.streaming.notes += notes
+            subject = replace(subject, details=replace(streamed, whole=whole, trained=[*streamed.trained, *rows]))
+        return replace(subject, history=(*subject.history, step))
+
+
+def _tokens(
+    name: str,
+    windows: Windows | None,
+    token_mask: Tensor | None = None,
+    batch: int | None = None,
+    *,
+    device: torch.device,
+) -> TokenBatches | None:
+    if windows is None:
+        return None
+    return TokenBatches(name, windows.ids.to(device), None if token_mask is None else token_mask.to(device), batch)
 
 
 def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
@@ -194,11 +246,12 @@ def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
     streaming, scores = found.streaming, {}
     if job.evaluation is not None and found.original and found.compressed:
         with stages.stage("measure", _("perplexity"), len(job.evaluation)) as bar:
-            after, before = streaming.tail(found.compressed), streaming.tail(found.original)
-            scored = comparison(after, before, job.evaluation, batch=1, progress=bar.at)
+            after = found.whole.logits if found.whole else streaming.tail(found.compressed)
+            before, device = streaming.tail(found.original), job.metamodel.device
+            scored = comparison(after, before, job.evaluation, batch=1, device=device, progress=bar.at)
         scores = {"original": scored.reference, "compressed": scored.model, "divergence": scored.divergence}
     by_name = {r["name"]: r for r in found.records}
-    weights = tuple(_record(t, by_name.get(t.name), job) for t in job.plans)
+    weights = tuple(record(t, by_name.get(t.name), job) for t in job.plans)
     quantized = [(w, t) for w, t in zip(weights, job.plans, strict=True) if w.format and t.spec]
     elements = sum(math.prod(t.shape) for _, t in quantized)
     before = job.source.nbytes
@@ -208,56 +261,31 @@ def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
         architecture=type(job.metamodel.model).__name__,
         recipe=job.recipe.name,
         layout=job.layout,
-        environment=describe_environment(threads=torch.get_num_threads(), precision=str(streaming.dtype)[6:]),
+        environment=describe_environment(
+            threads=torch.get_num_threads(), precision=str(streaming.dtype)[6:], device=job.metamodel.device
+        ),
         seed=job.recipe.seed,
         calibration=str(job.calibration.protocol) if job.calibration else None,
         original_bytes=before,
         compressed_bytes=before - saved + sum(t.nbytes for t in streaming.untied.values()),
         bits_per_weight=8 * sum(w.bytes for w, _ in quantized) / elements if elements else None,
         weights=weights,
-        warnings=(*job.preflight.warnings, *streaming.notes, *_unreached(found.records)),
+        training=tuple(Training(**row) for row in found.trained),
+        warnings=(*job.preflight.warnings, *streaming.notes, *unreached(found.records), *worse(found.trained)),
         timings_s=stages.seconds,
         peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         **scores,
     )
 
 
-def _unreached(records: list[dict[str, Any]]) -> list[str]:
-    """The experts that were rounded because no token reached them, by name."""
-    names = [r["name"] for r in records if r["method"] != KEPT and r["note"]]
-    if not names:
-        return []
-    listed = ", ".join(names[:3])
-    if len(names) > 3:
-        listed = said("{names} and {count} more", names=listed, count=len(names) - 3)
-    return [
-        said(
-            "{count} weights of experts that no token of the calibration text reached are rounded to nearest: {names}; "
-            "more text (--samples) may reach them",
-            count=len(names), names=listed,
-        )
-    ]  # fmt: skip
-
-
-def _record(plan: WeightPlan, solved: dict[str, Any] | None, job: Job) -> WeightRecord:
-    if solved is None or not plan.touched:
-        size = job.source.entries[plan.slice.name].nbytes
-        return WeightRecord(
-            name=plan.name, shape=plan.shape, format=None, method=KEPT, bytes=size, note=plan.reason
-        )
-    kinds = [f"{plan.sparsity} zeros"] if plan.sparsity else []
-    kinds += [str(plan.spec)] if plan.spec else []
-    kept = solved["method"] == KEPT
-    quantized = plan.spec is not None and not kept
-    size = job.preflight.bytes_of(plan) if quantized else job.source.entries[plan.slice.name].nbytes
-    kind = None if kept else ", ".join(kinds)
-    return WeightRecord(shape=plan.shape, format=kind, bytes=size, **solved)
-
-
 def _line(weight: SolvedWeight, number: int, count: int) -> str:
     error = weight.record.output_error if weight.record else None
     line = _("{name}: {text}", name=_block(number, count), text=weight.plan.name.rsplit(".", 2)[-1])
     return line if error is None else _(", ").join((line, _("error {error}", error=f"{error:.2e}")))
+
+
+def _trained_line(what: str, epoch: int, error: float) -> str:
+    return _("{name}: {text}", name=what, text=_("epoch {epoch}, error {error}", epoch=epoch, error=f"{error:.3g}"))
 
 
 def _block(number: int, count: int) -> str:

@@ -103,10 +103,15 @@ def load_folder(folder: Path, engine: str | None = None, threads: int | None = N
     Raises:
         TersorError: as ``load_language``.
     """
-    deployed = InFolder(folder, engine, threads)
-    _ = deployed.runner
+    found = opened(folder, engine, threads)
+    _ = found.model
+    return found
+
+
+def opened(folder: Path, engine: str | None = None, threads: int | None = None) -> Compressed:
+    """The same, loaded when it is first used."""
     recipe = _recipe(inside(folder, "recipe.yaml", SavedFolderError))
-    return Compressed(Subject(None, seed=recipe.seed), recipe, _report(folder), deployed)
+    return Compressed(Subject(None, seed=recipe.seed), recipe, _report(folder), InFolder(folder, engine, threads))
 
 
 def _recipe(path: Path) -> Recipe:

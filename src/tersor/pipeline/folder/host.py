@@ -1,8 +1,9 @@
 """The parts of a recipe that the host of Hugging Face folders supports."""
 
-from tersor.recipe import Capabilities
+from tersor.recipe import Capabilities, Train
 
 _WEIGHTS = "is not done to folders in the Hugging Face layout, whose weights alone are compressed"
+_BLOCKS = "is not done to folders in the Hugging Face layout, which are trained block by block, as `blocks` says"
 
 # Of `activations` it supports only float; its plan rejects the rest, layer by layer.
 FOLDER = Capabilities(
@@ -10,7 +11,11 @@ FOLDER = Capabilities(
     takes={
         "quantize": frozenset(
             {"weights", "activations", "sparsity", "pruner", "fallback", "awq", "rotate", "rules", "keep"}
-        )
+        ),
+        "train": frozenset({"blocks"}),
     },
-    reasons=dict.fromkeys(("equalize", "smooth", "smooth_alpha", "bias_correction", "correction_samples"), _WEIGHTS),
+    reasons={
+        **dict.fromkeys(("equalize", "smooth", "smooth_alpha", "bias_correction", "correction_samples"), _WEIGHTS),
+        **dict.fromkeys((name for name in Train.model_fields if name != "blocks"), _BLOCKS),
+    },
 )

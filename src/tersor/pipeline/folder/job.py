@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tersor.arguments import whole
+from tersor.arguments import computes_float64, usable_device, whole
 from tersor.checkpoints.architecture import import_transformers
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.layouts import LAYOUTS
-from tersor.errors import CheckpointError, RecipeError, TaskError
-from tersor.measure.environment import versions
+from tersor.errors import CheckpointError, EngineError, RecipeError, TaskError
+from tersor.measure.environment import device_name, versions
 from tersor.measure.windows import Windows
 from tersor.pipeline.folder.blockwise import COLLECTED, choice_of, needs_data
 from tersor.pipeline.folder.metamodel import MetaModel, quiet
 from tersor.pipeline.folder.plan import LayoutFit, WeightPlan, plan_weights
 from tersor.pipeline.folder.preflight import Preflight, preflight
 from tersor.pipeline.folder.text import Data, positions, windows
-from tersor.recipe import Recipe, resolve
+from tersor.recipe import Recipe, Train, resolve
+from tersor.training.language.blocks import BlockTraining
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Job:
         calibration, evaluation: windows of tokens; None if not needed.
         preflight: predictions before anything runs.
         token_mask: bool [windows, length], True for real tokens of the calibration; None: all are real.
+        training: how each block is trained once it is solved; None: it is not.
     """
 
     source: HfFolder
@@ -43,6 +45,7 @@ class Job:
     evaluation: Windows | None
     preflight: Preflight
     token_mask: Tensor | None = None
+    training: BlockTraining | None = None
 
 
 def prepare_job(
@@ -55,6 +58,7 @@ def prepare_job(
     samples: int = 128,
     length: int | None = None,
     build: Callable[[], nn.Module] | None = None,
+    device: str | torch.device | None = None,
     needs: bool = True,
 ) -> Job:
     """Check everything that can be checked before a weight is read; with ``needs``, also that needed data is given."""
@@ -63,20 +67,22 @@ def prepare_job(
     samples = whole("--samples", samples, 1, None, "it is the number of windows of data", TaskError)
     if length is not None:
         length = whole("--length", length, 2, None, "it is the tokens of a window", TaskError)
-    recipe = resolve(recipe)
+    recipe, place = resolve(recipe), usable_device(device)
     import_transformers()
     with quiet():
         folder = HfFolder(source)
         parts = [folder.config, *(part for part in folder.config.values() if isinstance(part, dict))]
         if any("quantization_config" in part for part in parts):
             raise CheckpointError(f"{folder.path} is quantized already; give the original")
-        metamodel = MetaModel(folder, build)
+        metamodel = MetaModel(folder, build, place)
     plans = plan_weights(metamodel, recipe, LayoutFit(LAYOUTS[layout], folder.dtype))
     if not any(t.touched for t in plans):
         inside = [t for t in plans if t.slice.parameter.startswith(f"{metamodel.blocks.path}.")] or plans
         why = inside[0].reason if inside else "it holds no matrix"
         raise RecipeError(f"nothing in {folder.path} can be compressed by {recipe.name}: {why}")
-    step = recipe.quantize
+    step, training = recipe.quantize, _training(recipe, plans)
+    if (step.awq or step.rotate) and not computes_float64(place):
+        raise EngineError(f"`awq` and `rotate` compute in float64, which {place} does not have: use the device cpu")
     turned = next((p.name for p in metamodel.slices.values() if not p.whole), None)
     if turned and (step.awq or step.rotate):
         raise RecipeError(f"{turned}: transformers turns or mixes it on loading; leave `awq` and `rotate` out")
@@ -87,6 +93,8 @@ def prepare_job(
             f"{asking[0].name}: the solver of the recipe {recipe.name} asks for calibration text: give --data TEXT, or "
             "a recipe without, such as int4-weight"
         )
+    if needs and data is None and training is not None:
+        raise RecipeError(f"`train` of the recipe {recipe.name} asks for calibration text: give --data TEXT")
     if unmet := next((t for t in plans if t.touched and choice_of(t).needs - COLLECTED), None):
         raise RecipeError(
             f"{unmet.name}: {choice_of(unmet).name} needs the {', '.join(choice_of(unmet).needs - COLLECTED)} of its "
@@ -95,8 +103,30 @@ def prepare_job(
     length = length or min(512, positions(folder.config) or 512)
     calibration = windows(data, folder, length, samples, "data (--data)") if data is not None else None
     evaluation = windows(evaluate, folder, length, None, "evaluate (--valid)") if evaluate is not None else None
-    found = preflight(metamodel, plans, layout, calibration, evaluation)
-    return Job(folder, metamodel, recipe, layout, plans, calibration, evaluation, found)
+    found = preflight(metamodel, plans, layout, calibration, evaluation, training)
+    return Job(folder, metamodel, recipe, layout, plans, calibration, evaluation, found, training=training)
+
+
+def _training(recipe: Recipe, plans: list[WeightPlan]) -> BlockTraining | None:
+    """How the blocks are trained; None: the recipe has no step `train`.
+
+    Raises:
+        RecipeError: the step stands elsewhere than behind `quantize`, or a weight cannot be trained.
+    """
+    names = [step.name for step in recipe.steps]
+    if "train" not in names:
+        return None
+    if names[names.index("quantize") :].count("train") != 1 or names.count("train") > 1:
+        raise RecipeError(
+            f"the steps of the recipe {recipe.name} are {', '.join(names)}; a folder is trained once, behind "
+            "`quantize`: leave the other `train` out"
+        )
+    if sparse := next((t for t in plans if t.sparsity is not None), None):
+        raise RecipeError(f"{sparse.name} is pruned, and training fills zeros: leave `sparsity` or `train` out")
+    if other := next((t for t in plans if t.spec is not None and t.spec.format.kind != "int"), None):
+        raise RecipeError(f"{other.name} is stored in {other.spec}, and scales of integers alone are trained")
+    step = next(step for step in recipe.steps if isinstance(step, Train))
+    return step.blocks or BlockTraining()
 
 
 def with_padding(job: Job, token_mask: Tensor) -> Job:
@@ -116,7 +146,7 @@ def with_padding(job: Job, token_mask: Tensor) -> Job:
     if windows is None or token_mask.shape != windows.ids.shape:
         wanted = None if windows is None else list(windows.ids.shape)
         raise TaskError(f"`token_mask` has the shape {list(token_mask.shape)}, the windows of `data` {wanted}")
-    return replace(job, token_mask=token_mask.bool())
+    return replace(job, token_mask=token_mask.bool().cpu())
 
 
 def fingerprint(job: Job) -> dict[str, Any]:
@@ -137,5 +167,6 @@ def fingerprint(job: Job) -> dict[str, Any]:
         "versions": versions(("tersor", "transformers", "safetensors")),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "device": device_name(job.metamodel.device),
         **ids,
     }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tersor.checkpoints.architecture import build_model
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.errors import CheckpointError
-from tersor.network.blocks.chain import Blocks, fill, find_blocks, parameters_on_meta
+from tersor.network.blocks.chain import Blocks, fill, find_blocks, move_buffers, parameters_on_meta
 from tersor.network.blocks.experts import find_experts
 from tersor.process import importing, logging_at
 
@@ -60,19 +60,23 @@ class MetaModel:
         unused: the names of the other tensors.
         untied: the parameters that the configuration ties to others, but the folder stores with their own values.
         experts: the experts of its blocks, and their routers.
+        device: where ``load`` puts parameters, and where the buffers are.
     """
 
-    def __init__(self, folder: HfFolder, build: Callable[[], nn.Module] | None = None) -> None:
+    def __init__(
+        self, folder: HfFolder, build: Callable[[], nn.Module] | None = None, device: torch.device | str = "cpu"
+    ) -> None:
         """Build the model and check its shapes against the folder's.
 
         Args:
             build: returns the model, for architectures that transformers does not know.
+            device: where it will be computed.
 
         Raises:
             CaptureError: the architecture is unknown, or has no blocks.
             CheckpointError: tensors are missing, or their shapes differ from config.json.
         """
-        self.folder = folder
+        self.folder, self.device = folder, torch.device(device)
         # transformers imports the model's class only now.
         with parameters_on_meta(), importing():
             built = build() if build else build_model(folder.config, folder.path, folder.held)
@@ -86,6 +90,7 @@ class MetaModel:
         known = config.to_dict() if hasattr(config, "to_dict") else {}  # type: ignore[union-attr]
         self.experts = find_experts(self.model, known, f"{self.blocks.path}.")
         self._check()
+        move_buffers(self.model, self.device)
 
     def parameters(self, prefix: str) -> list[str]:
         """The names of the parameters of a module."""
@@ -99,7 +104,8 @@ class MetaModel:
         """Read parameters into the model; floating-point ones are converted to ``dtype``."""
         for name in names:
             value = self.value(name)
-            fill(self.model, {name: value.to(dtype) if dtype and value.is_floating_point() else value})
+            kind = dtype if dtype and value.is_floating_point() else value.dtype
+            fill(self.model, {name: value.to(self.device, kind)})
 
     def value(self, name: str) -> Tensor:
         """Read one parameter, without caching."""

@@ -15,7 +15,12 @@ from tersor.pipeline.folder.activations import TOKENS
 from tersor.pipeline.folder.blockwise import corrects_upstream_error
 from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.pipeline.folder.plan import WeightPlan
+from tersor.training.language.blocks import BlockTraining
 from tersor.words import said
+
+# Bytes for each weight of a block that is trained: the float32 latent weight, its gradient, Adam's two moments, the
+# best one so far, and the values that the block computes with.
+_TRAINED = 24
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,7 @@ def preflight(
     layout: str,
     calibration: Windows | None,
     evaluation: Windows | None,
+    training: BlockTraining | None = None,
 ) -> Preflight:
     """Predict memory and disk before any weight is read."""
     folder = metamodel.folder
@@ -84,8 +90,10 @@ def preflight(
     grams = 0 if calibration is None else 4 * 4 * width**2
     # A block with its codes, one Hessian with its factors, and the values of some thousand tokens.
     memory = max(outside, 2 * block + grams) + 8 * TOKENS * width * max(size, 4)
+    if training is not None:
+        memory += _TRAINED * (block // size)
     hidden = folder.config.get("hidden_size") or min((t.shape[1] for t in plans if t.touched), default=0)
-    streams = 2 if any(corrects_upstream_error(t) for t in plans) else 1
+    streams = 2 if training is not None or any(corrects_upstream_error(t) for t in plans) else 1
     tokens = sum(w.ids.numel() * k for w, k in ((calibration, streams), (evaluation, 2)) if w is not None)
     return Preflight(
         original=folder.nbytes,

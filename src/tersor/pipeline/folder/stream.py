@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,16 +11,22 @@ from torch import Tensor
 
 from tersor.checkpoints.layouts import Layout
 from tersor.errors import CalibrationError, TaskError
-from tersor.network.blocks.calls import Returned, call, calls, check_second, probe, run_tail
+from tersor.network.blocks.calls import Returned, call, calls, check_second, plain, probe, run_tail
 from tersor.network.blocks.chain import empty, get_tensor
 from tersor.numerics.hadamard import Rotation
-from tersor.pipeline.folder.activations import Activations, TokenBatches, shared
+from tersor.pipeline.folder.activations import BlockCalls, TokenBatches, shared
 from tersor.pipeline.folder.blockwise import BatchRun, BlockWeights, SolvedWeight, corrects_upstream_error, solve_block
 from tersor.pipeline.folder.journal import Journal
 from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.pipeline.folder.plan import WeightPlan
-from tersor.pipeline.folder.rewriting import UNTIED, block_calls, ends, rotate_block, rotate_ends, scale_block
+from tersor.pipeline.folder.solving.rewriting import UNTIED, block_calls, ends, rotate_block, rotate_ends, scale_block
+from tersor.pipeline.folder.write import tensors_of
 from tersor.recipe import Quantize
+
+Train = Callable[
+    [BlockWeights, BlockWeights, list[SolvedWeight], BlockCalls], tuple[list[SolvedWeight], dict[str, Any] | None]
+]
+"""Trains a solved block, given its float original and its calls; the weights, and the journal's entry."""
 
 
 class Streaming:
@@ -32,13 +37,15 @@ class Streaming:
         step: the options; seed: of everything random.
         plans: the plan of each weight.
         layout: the layout in which blocks are written, to ``journal``.
+        train: trains each solved block; None: none is trained.
     """
 
     def __init__(
-        self, metamodel: MetaModel, step: Quantize, seed: int, layout: Layout, plans: list[WeightPlan], journal: Journal
-    ) -> None:
+        self, metamodel: MetaModel, step: Quantize, seed: int, layout: Layout, plans: list[WeightPlan],
+        journal: Journal, train: Train | None = None,
+    ) -> None:  # fmt: skip
         self.metamodel, self.step, self.seed, self.layout = metamodel, step, seed, layout
-        self.plans, self.journal = plans, journal
+        self.plans, self.journal, self.train = plans, journal, train
         self.stored = metamodel.folder.dtype
         # FP16, with 5 exponent bits, overflows in products on a CPU.
         self.dtype = torch.float32 if self.stored == torch.float16 else self.stored
@@ -53,8 +60,9 @@ class Streaming:
     def begin(self, streams: list[TokenBatches], calibrated: int) -> None:
         """Record the first block's inputs and every block's other arguments; stored results are not recomputed."""
         calibration = next((t for t in streams if t.name == "calibration"), None)
-        if calibration is not None and any(corrects_upstream_error(t) for t in self.plans):
-            self.reference = TokenBatches("followed", calibration.ids, calibration.token_mask)
+        follows = self.train is not None or any(corrects_upstream_error(t) for t in self.plans)
+        if calibration is not None and follows:
+            self.reference = TokenBatches("followed", calibration.ids, calibration.token_mask, calibration.batch)
             streams.append(self.reference)
         metamodel, model, blocks = self.metamodel, self.metamodel.model, self.metamodel.blocks
         metamodel.load([*metamodel.outside(), *metamodel.parameters(blocks.name(0))], self.dtype)
@@ -62,13 +70,11 @@ class Streaming:
         hidden = self._probe(first)
         self._check_end(streams, _row(first), hidden)
         for batches in streams:
-            windows, length = batches.ids.shape
-            where = (self.journal.folder, batches.name)
-            batches.activations = Activations(*where, windows, length, hidden.shape[-1], self.dtype, batches.batch)
+            activations = batches.store_in(self.journal.folder, hidden.shape[-1], self.dtype)
             if self.step.rotate:
                 self.rotation = Rotation(hidden.shape[-1], self.seed)
-            if calibrated == 0 and not batches.activations.ready(0):
-                batches.activations.write(0, self._record(batches))
+            if calibrated == 0 and not activations.ready(0):
+                activations.write(0, self._record(batches))
             else:
                 for _ in self._record(batches):
                     pass
@@ -77,7 +83,7 @@ class Streaming:
     def _probe(self, first: Mapping[str, Tensor]) -> Tensor:
         """The first block's hidden states for one window; what else blocks return is recorded."""
         metamodel, blocks = self.metamodel, self.metamodel.blocks
-        inputs = _plain(metamodel.model, _row(first))
+        inputs = plain(metamodel.model, _row(first))
         try:
             hidden, self.returned = probe(metamodel.model, blocks, inputs)
             if self.returned.passed_on and len(blocks) > 1:
@@ -97,7 +103,7 @@ class Streaming:
         if self.step.rotate:
             ends(model, blocks, hidden.shape[-1])
         if any(t.name == "original" for t in streams):
-            out = run_tail(model, blocks, _plain(model, inputs), hidden, self.returned)
+            out = run_tail(model, blocks, plain(model, inputs), hidden, self.returned)
             logits = getattr(out, "logits", None)
             if logits is None or logits.shape[:-1] != inputs["input_ids"].shape:
                 raise TaskError(
@@ -109,7 +115,7 @@ class Streaming:
         """Yield the first block's inputs, in batches, and store the other arguments of all blocks."""
         model, blocks = self.metamodel.model, self.metamodel.blocks
         for inputs in batches.inputs():
-            recorded = calls(model, blocks, _plain(model, inputs), self.returned)
+            recorded = calls(model, blocks, plain(model, inputs), self.returned)
             rest = [(args[1:], kwargs) for args, kwargs in recorded]
             batches.arguments.append(shared(rest, batches.arguments[0]) if batches.arguments else rest)
             yield self._rotate(batches, recorded[0][0][0])
@@ -148,10 +154,15 @@ class Streaming:
         original_weights = self._original_block(weights, name, number)
         run = partial(self._batch_runs, block, number, calibration, original_weights) if calibration else list
         solved = solve_block(weights, plans, run, self.step, self.seed, on_weight, original_weights)
+        training = None
+        if self.train and calibration and original_weights and self.reference:
+            calls = BlockCalls(calibration, self.reference, number)
+            solved, training = self.train(weights, original_weights, solved, calls)
         for batches in (calibration, compressed):
             if batches is not None:
                 self._advance(block, number, batches)
-        self.journal.write(number, self._tensors(names, solved), [w.row() for w in solved])
+        record = {"weights": [w.row() for w in solved], "training": training}
+        self.journal.write(number, self._tensors(names, solved), record)
         for batches in (original, calibration, compressed, self.reference):
             if batches is not None and batches.activations is not None:
                 batches.activations.drop(number)
@@ -201,40 +212,33 @@ class Streaming:
         batches.activations.write(number + 1, (step.compute() for step in self._batch_runs(block, number, batches)))
 
     def _tensors(self, parameters: list[str], solved: list[SolvedWeight]) -> dict[str, Tensor]:
-        """The tensors that the folder stores for these parameters."""
         codes = {w.plan.slice.name: w.qtensor for w in solved if w.qtensor is not None}
-        stored, selected = dict[str, Tensor](), set(parameters)
-        for tensor_slice in [s for s in self.metamodel.slices.values() if s.parameter in selected]:
-            if (qtensor := codes.get(tensor_slice.name)) is not None:
-                stored.update(self.layout.encode(tensor_slice.name, qtensor, self.stored))
-            elif tensor_slice.whole:
-                value = tensor_slice.part(get_tensor(self.metamodel.model, tensor_slice.parameter).detach())
-                original = self.metamodel.folder.tensor(tensor_slice.name)
-                # An unchanged tensor is stored as it was, not rounded through the dtype of the computation.
-                same = _same(original.to(value.dtype), value)
-                stored[tensor_slice.name] = original if same else value.to(original.dtype).clone()
-            else:
-                stored[tensor_slice.name] = self.metamodel.folder.tensor(tensor_slice.name)
-        return stored
+        return tensors_of(self.metamodel, self.layout, parameters, codes)
 
     def tail(self, batches: TokenBatches) -> Callable[[Tensor], Tensor]:
         """A function ``ids → logits`` for the windows, to be called in their order."""
-        metamodel, activations = self.metamodel, batches.activations
-        assert activations is not None
-        hiddens = replace(activations, batch=1).read(len(metamodel.blocks))
+        done = 0
 
         def logits(ids: Tensor) -> Tensor:
-            rows = []
-            for row in ids:
-                inputs, hidden = _plain(metamodel.model, {"input_ids": row[None]}), next(hiddens)
-                if self.rotation is not None and batches.name == "original":
-                    hidden = self.rotation(hidden)  # the head is already rotated
-                with self._float_head_restored() if batches.name == "original" else nullcontext():
-                    out = run_tail(metamodel.model, metamodel.blocks, inputs, hidden, self.returned)
-                rows.append(out.logits)
-            return torch.cat(rows)
+            nonlocal done
+            done += len(ids)
+            return self.logits_at(batches, slice(done - len(ids), done))
 
         return logits
+
+    def logits_at(self, batches: TokenBatches, rows: slice) -> Tensor:
+        """The logits of some windows, from their values behind the last block."""
+        metamodel, activations = self.metamodel, batches.activations
+        assert activations is not None
+        floating, found = batches.name in ("original", "followed"), []
+        windows = batches.ids[list(range(rows.start, rows.stop))]
+        for ids, hidden in zip(windows, activations.rows(len(metamodel.blocks), rows), strict=True):
+            inputs, hidden = plain(metamodel.model, {"input_ids": ids[None]}), hidden[None]
+            if self.rotation is not None and batches.name == "original":
+                hidden = self.rotation(hidden)  # the head is already rotated
+            with self._float_head_restored() if floating else nullcontext():
+                found.append(run_tail(metamodel.model, metamodel.blocks, inputs, hidden, self.returned).logits)
+        return torch.cat(found)
 
     @contextmanager
     def _float_head_restored(self) -> Iterator[None]:
@@ -260,7 +264,7 @@ class Streaming:
     def outside(self, solved: list[SolvedWeight]) -> dict[str, Tensor]:
         """The tensors that the folder stores besides the blocks."""
         tensors = self._tensors(self.metamodel.outside(), solved)
-        untied = {name: head.to(self.stored).clone() for name, head in self.untied.items()}
+        untied = {name: head.to("cpu", self.stored).clone() for name, head in self.untied.items()}
         return tensors | untied | dict(self.metamodel.folder.tensors(self.metamodel.unused))
 
     def solve_head(self, batches: TokenBatches | None, on_weight: Callable[[SolvedWeight], None]) -> list[SolvedWeight]:
@@ -277,24 +281,12 @@ class Streaming:
             assert batches is not None and batches.activations is not None
             hiddens = batches.activations.read(len(metamodel.blocks))
             for hidden, inputs, mask in zip(hiddens, batches.inputs(), batches.masks(), strict=True):
-                plain = _plain(metamodel.model, inputs)
-                yield BatchRun(partial(run_tail, metamodel.model, metamodel.blocks, plain, hidden, self.returned), mask)
+                given = plain(metamodel.model, inputs)
+                yield BatchRun(partial(run_tail, metamodel.model, metamodel.blocks, given, hidden, self.returned), mask)
 
         head = BlockWeights(metamodel.model, parameters)
         return solve_block(head, plans, batch_runs, self.step, self.seed, on_weight)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have the same values, including NaN."""
-    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
-
-
 def _row(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value[:1] for name, value in inputs.items()}
-
-
-def _plain(model: torch.nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments for a call without a cache, which a nested configuration may request."""
-    config = getattr(model, "config", None)
-    parts = (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ())))
-    return {**inputs, **({"use_cache": False} if any(hasattr(part, "use_cache") for part in parts) else {})}

@@ -58,7 +58,7 @@ def windows(data: Data, folder: HfFolder, length: int, limit: int | None, given:
             raise TaskError(f"tokens must be int64 [windows, length], not {data.dtype} {list(data.shape)}")
         if data.numel() == 0 or data.shape[1] < 2:
             raise TaskError(f"tokens of shape {list(data.shape)} have no window of at least two tokens")
-        return _given_windows(data[:limit])
+        return _given_windows(data[:limit].cpu())
     records = _records(data, given)
     tokenizer = tokenizer_of(folder.path)
     try:

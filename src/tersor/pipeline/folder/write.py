@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from tersor.checkpoints.destination import put_in_place
 from tersor.checkpoints.hf_folder import INDEX, HfFolder
-from tersor.checkpoints.layouts import LAYOUTS
+from tersor.checkpoints.layouts import LAYOUTS, Layout
 from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, sha256
 from tersor.checkpoints.readers import open_as_reader
 from tersor.files import write_text, writing
 from tersor.measure.language import LanguageReport
+from tersor.network.blocks.chain import get_tensor
 from tersor.numerics import QTensor, QuantSpec
 from tersor.pipeline.folder.job import Job
 from tersor.pipeline.folder.journal import Journal, save
+from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.report.card import CARD, model_card, name_of, original_card
 from tersor.report.language import language_html
 from tersor.words import said
@@ -52,6 +54,41 @@ def check_readable(job: Job) -> None:
             tensors[name] = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
     config = folder_config(job, {t.name for t in job.plans if t.spec})
     open_as_reader(config, tensors, job.metamodel.unused)
+
+
+def tensors_of(metamodel: MetaModel, layout: Layout, parameters: Collection[str], codes: Mapping[str, QTensor]) -> (
+    dict[str, Tensor]
+):
+    """The tensors that the folder stores for these parameters, with ``codes`` by the names in the folder."""
+    stored, folder = dict[str, Tensor](), metamodel.folder
+    for tensor_slice in [s for s in metamodel.slices.values() if s.parameter in set(parameters)]:
+        if (qtensor := codes.get(tensor_slice.name)) is not None:
+            stored.update(layout.encode(tensor_slice.name, qtensor, folder.dtype))
+        elif tensor_slice.whole:
+            value = tensor_slice.part(get_tensor(metamodel.model, tensor_slice.parameter).detach()).cpu()
+            original = folder.tensor(tensor_slice.name)
+            # An unchanged tensor is stored as it was, not rounded through the dtype of the computation.
+            same = _same(original.to(value.dtype), value)
+            stored[tensor_slice.name] = original if same else value.to(original.dtype).clone()
+        else:
+            stored[tensor_slice.name] = folder.tensor(tensor_slice.name)
+    return stored
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same values, including NaN."""
+    return torch.equal(a, b) or (a.is_floating_point() and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
+
+
+def codes_in(job: Job, tensors: Mapping[str, Tensor]) -> dict[str, QTensor]:
+    """The quantized weights among the tensors of a shard, by their names in the folder."""
+    layout, found = LAYOUTS[job.layout], dict[str, QTensor]()
+    config = folder_config(job, {t.name for t in job.plans if t.spec}).get("quantization_config", {})
+    for name in layout.stored(tensors, config):
+        stem = name.removesuffix("weight")
+        parts = {n: t for n, t in tensors.items() if n.startswith(stem) and n != f"{stem}bias"}
+        found[name] = layout.decode(name, parts, config)
+    return found
 
 
 def _zeros(shape: tuple[int, ...], spec: QuantSpec) -> QTensor:
@@ -96,20 +133,34 @@ def _finish(
             names=", ".join(left),
         ))
     report = report.model_copy(update={"warnings": (*report.warnings, *unchecked)})
-    write_text(staging / "recipe.yaml", job.recipe.to_yaml())
+    original = original_card(staging)  # copied with the known files
+    describe(staging, report, job.recipe.to_yaml(), config, job.layout, name_of(job.source.path), original)
+    put_in_place(staging, out, force, (job.source.path,))
+    shutil.rmtree(notes.folder, ignore_errors=True)
+    return report
+
+
+def describe(
+    staging: Path, report: LanguageReport, recipe: str, config: Mapping[str, Any], layout: str, name: str,
+    original: str | None,
+) -> None:  # fmt: skip
+    """Write what is said about the weights of a folder, and its manifest.
+
+    Args:
+        recipe: the text of the recipe.
+        config: the content of config.json.
+        name: of the original model; original: the text of its card, or None.
+    """
+    write_text(staging / "recipe.yaml", recipe)
     write_text(staging / "report.json", report.to_json())
     write_text(staging / "report.html", language_html(report))
-    original = original_card(staging)  # copied with the known files
-    write_text(staging / CARD, model_card(report, config, name_of(job.source.path), original))
+    write_text(staging / CARD, model_card(report, config, name, original))
     files = {
         p.name: {"sha256": sha256(p), "bytes": p.stat().st_size, "shipped": p.suffix not in (".html", ".yaml")}
         for p in sorted(staging.iterdir())
     }
-    manifest = {"format": 1, "kind": LANGUAGE, "layout": job.layout, "files": files}
+    manifest = {"format": 1, "kind": LANGUAGE, "layout": layout, "files": files}
     write_text(staging / MANIFEST, json.dumps(manifest, indent=1))
-    put_in_place(staging, out, force, (job.source.path,))
-    shutil.rmtree(notes.folder, ignore_errors=True)
-    return report
 
 
 def _shards(job: Job, notes: Journal, outside: Mapping[str, Tensor], staging: Path) -> None:

@@ -20,19 +20,21 @@ from tersor.measure import Latency, Report, interleave, ratio, shipped_bytes
 from tersor.measure.formatting import size_text
 from tersor.network.observations import signature
 from tersor.pipeline.graph.measuring import single
-from tersor.pipeline.graph.observe import observables, observe
+from tersor.pipeline.graph.observing.observe import observables, observe
 from tersor.pipeline.graph.prepare import Prepared, captured, planned
 from tersor.pipeline.graph.quantize import GraphHost, settled, start
 from tersor.pipeline.graph.rewriting import rewrite_by_probe
 from tersor.pipeline.graph.solve import Solved, solve
+from tersor.pipeline.graph.training.step import Place
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
-from tersor.recipe import Quantize, Recipe
+from tersor.recipe import Prune, Quantize, Recipe
 from tersor.task import Task
 from tersor.task.unchanged import unchanged
 from tersor.words import _, said
 
 _log = logging.getLogger(__name__)
+NOWHERE = Place()
 # Relative differences up to which latencies, and sizes, count as equal.
 AS_FAST, AS_LARGE = 0.1, 0.01
 # Seconds of calls in each timed round: enough to resolve a difference of 10 %.
@@ -74,7 +76,8 @@ class Candidates:
                 found[name] = error
         for names in _of_one_network(ready):
             wanted = reduce(or_, (observables(step, ready[name]) for name in names))
-            observations = observe(task, ready[names[0]].network, wanted, stages, subject.seed)
+            network, device = ready[names[0]].network, self.hosts[names[0]].place.device
+            observations = observe(task, network, wanted, stages, subject.seed, device)
             for name in names:
                 try:
                     solved = solve(step, ready[name], observations, stages, subject.seed)
@@ -82,6 +85,10 @@ class Candidates:
                 except (EngineError, RecipeError) as error:
                     found[name] = error
         return replace(subject, history=(*subject.history, step), details=found)
+
+    def prune(self, step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
+        """The subject with a narrower network, the same for all engines."""
+        return next(iter(self.hosts.values())).prune(step, subject, task, stages)
 
 
 def _of_one_network(ready: Mapping[str, Prepared]) -> list[list[str]]:
@@ -100,6 +107,7 @@ def choose_engine(
     stages: Stages,
     candidates: tuple[str, ...] | None = None,
     target: str | None = None,
+    place: Place = NOWHERE,
 ) -> Choice:
     """Choose the best engine (``preferred``, batch 1) for the compressed network, among those that are faithful.
 
@@ -109,12 +117,13 @@ def choose_engine(
     Args:
         candidates: names of engines; by default those whose compilation is cheap (``tersor.engines.automatic``).
         target: the hardware to plan for; None: this machine.
+        place: where weights are solved and training runs.
 
     Raises:
         RecipeError: no engine supports the recipe; the message gives each engine's reason.
     """
     engines, notes = _installed(automatic() if candidates is None else candidates)
-    hosts = Candidates({name: GraphHost(engine.policy(target)) for name, engine in engines.items()})
+    hosts = Candidates({name: GraphHost(engine.policy(target), place) for name, engine in engines.items()})
     subject = start(task, recipe, hosts, stages)
     assert subject.network is not None
     inputs = single(subject.network)

@@ -6,7 +6,7 @@ from tersor.engines import engine as find_engine
 from tersor.network.calibrate import Calibrated, Calibration, calibrate
 from tersor.observers import OBSERVERS, CalibrationQuality, assess, compare
 from tersor.pipeline.graph.batches import passing
-from tersor.pipeline.graph.observe import observed_inputs
+from tersor.pipeline.graph.observing.observe import observed_inputs
 from tersor.pipeline.graph.prepare import prepare
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Recipe, resolve

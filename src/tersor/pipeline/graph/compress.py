@@ -1,39 +1,41 @@
 """The whole pipeline in one readable function."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
+import torch
 
+from tersor.arguments import usable_device
 from tersor.engines import engine as find_engine
 from tersor.engines.options import check_options
-from tersor.measure import Report
+from tersor.errors import RecipeError
 from tersor.measure.environment import usable_processors
-from tersor.measure.headline import fallbacks
-from tersor.measure.layers import layer_noise
+from tersor.network.trainable.module import Trainable
 from tersor.pipeline.compressed import Compressed
-from tersor.pipeline.graph.auto import Choice, choose_engine, with_notes
-from tersor.pipeline.graph.deployed import InEngine, inputs_of
-from tersor.pipeline.graph.measuring import Subjects, measure
+from tersor.pipeline.graph.auto import NOWHERE, Choice, choose_engine
+from tersor.pipeline.graph.own_loop import check_not_wrapped, compress_student
 from tersor.pipeline.graph.quantize import GraphHost, start
-from tersor.pipeline.graph.reporting import make_report
+from tersor.pipeline.graph.reporting.completed import completed
 from tersor.pipeline.graph.solve import Solved
+from tersor.pipeline.graph.training.checks import check_training
+from tersor.pipeline.graph.training.step import Place
 from tersor.pipeline.progress import Stages
-from tersor.recipe import Recipe, resolve
+from tersor.recipe import Recipe, Train, resolve
 from tersor.task import Task, check_task
 from tersor.task.unchanged import unchanged
 from tersor.turns import in_turn
-from tersor.words import _
+from tersor.words import _, said
 
-NOISE_SAMPLES = 8
+DEFAULT_RECIPE, DEFAULT_ENGINE = "int8-static", "openvino"
 _log = logging.getLogger(__name__)
 
 
 @in_turn
 def compress(
-    task: Task,
-    recipe: Recipe | str | Path = "int8-static",
-    engine: str = "openvino",
+    task: Task | Trainable,
+    recipe: Recipe | str | Path = DEFAULT_RECIPE,
+    engine: str | None = None,
     *,
     target: str | None = None,
     threads: int | None = None,
@@ -41,13 +43,16 @@ def compress(
     evaluate: bool = True,
     report: bool = True,
     progress: bool = True,
+    device: str | torch.device | None = None,
 ) -> Compressed:
     """Compress a task's network for an engine and measure the result.
 
     Args:
+        task: the network with its data; or a student of ``tersor.trainable``, trained, whose recipe is its own.
         recipe: a Recipe, the name of a preset, or the path of a YAML file.
         engine: the name of an engine in ``tersor.engines.ENGINES``, as listed by ``tersor engines``; ``auto``
-            compiles for all installed engines that compile quickly, and keeps the fastest faithful one.
+            compiles for all installed engines that compile quickly, and keeps the fastest faithful one. None:
+            ``openvino``, or what a student was planned for.
         target: the hardware to plan for, such as ``x86-vnni``: one of the engine's ``targets``; None: this machine.
             Figures are always measured on this machine.
         threads: threads of the engine, at most two for each logical processor; None: all processors that this process
@@ -57,6 +62,8 @@ def compress(
         evaluate: False skips the metric.
         report: False skips all measurements; ``Compressed.report`` is then None.
         progress: show progress bars on a terminal.
+        device: where Hessians are collected, the weights that need them solved, and steps ``train`` run, such as
+            ``cuda``; None: the CPU, on which all else is done in any case. A student stays where it is.
 
     Raises:
         TersorError: a subclass of it; the message names the layer or file, the value and the remedy.
@@ -68,29 +75,52 @@ def compress(
     >>> done(data[0][0]).shape
     torch.Size([8, 8, 6, 6])
     """
+    if isinstance(task, Trainable):
+        if recipe != DEFAULT_RECIPE:
+            raise RecipeError(
+                "a student has the recipe that tersor.trainable made it with: leave the recipe out, or make a student "
+                "with another one"
+            )
+        return compress_student(
+            task, engine, threads=threads, precision=precision, evaluate=evaluate, report=report, progress=progress
+        )
+    check_not_wrapped(task, "compress")
     check_task(task, "compress")
+    return compress_in(
+        Place(device=usable_device(device)), task, recipe, engine or DEFAULT_ENGINE, target=target, threads=threads,
+        precision=precision, evaluate=evaluate, report=report, progress=progress,
+    )
+
+
+def compress_in(
+    place: Place, task: Task, recipe: Recipe | str | Path, engine: str, *, target: str | None, threads: int | None,
+    precision: str, evaluate: bool, report: bool, progress: bool,
+) -> Compressed:
+    """``compress`` with the place where weights are solved and training runs."""
     recipe = resolve(recipe)
     check_options(None if engine == "auto" else find_engine(engine), threads, precision)
+    check_training(task, recipe, place)
     threads = threads or usable_processors()
     with Stages(progress) as stages:
         if engine == "auto":
-            made = choose_engine(task, recipe, threads, precision, stages, target=target)
+            made = _in_chosen_engine(task, recipe, threads, precision, stages, target, place)
         else:
-            made = in_engine(task, recipe, engine, threads, precision, stages, target)
-        found = _report(task, recipe, made, threads, stages, evaluate) if report else None
-    solved: Solved = made.subject.details
-    original, target = solved.prepared.original, solved.prepared.policy.target
-    deployed = InEngine(made.engine, made.runner, inputs_of(original), original.signature, target, _few(solved))
-    return Compressed(made.subject.result(), recipe, found, deployed)
+            made = in_engine(task, recipe, engine, threads, precision, stages, target, place)
+        return completed(task, recipe, made, threads, stages, evaluate=evaluate, report=report)
 
 
-def _few(solved: Solved, count: int = 4) -> tuple[Tensor, ...]:
-    """Some samples; as many as the network requires, if its batch is fixed."""
-    few = tuple(x for x in solved.samples if isinstance(x, Tensor))
-    original = solved.prepared.original
-    if original.dynamic_batch:
-        return tuple(x[:count].clone() if x.ndim else x for x in few)
-    return few if [x.shape for x in few] == [x.shape for x in original.example] else original.example
+def _in_chosen_engine(
+    task: Task, recipe: Recipe, threads: int, precision: str, stages: Stages, target: str | None, place: Place
+) -> Choice:
+    """``auto``: the best engine for what the recipe makes without training, and trained once, for that engine."""
+    steps = tuple(step for step in recipe.steps if not isinstance(step, Train))
+    untrained = recipe.model_copy(update={"steps": steps})
+    made = choose_engine(task, untrained, threads, precision, stages, target=target, place=place)
+    if untrained == recipe:
+        return made
+    trained = in_engine(task, recipe, made.engine, threads, precision, stages, target, place)
+    note = said("engine auto: chosen by the network before training, and trained for this engine alone")
+    return replace(trained, notes=(note, *made.notes))
 
 
 def in_engine(
@@ -101,34 +131,15 @@ def in_engine(
     precision: str,
     stages: Stages,
     target: str | None = None,
+    place: Place = NOWHERE,
 ) -> Choice:
     """The network compressed for one engine, and compiled."""
     module = find_engine(engine)
     _log.info("engine %s %s, recipe %s, %d threads, %s", engine, module.version(), recipe.name, threads, precision)
-    subject = start(task, recipe, GraphHost(module.policy(target)), stages)
+    subject = start(task, recipe, GraphHost(module.policy(target), place), stages)
     with unchanged(task.model, "calibration"):
         for step in recipe.steps:
             subject = step(subject, task, stages)
     solved: Solved = subject.details
     with stages.stage("compile", _("compiling")):
         return Choice(engine, subject, module.compile(solved.network, threads=threads, precision=precision))
-
-
-def _report(task: Task, recipe: Recipe, made: Choice, threads: int, stages: Stages, evaluate: bool) -> Report:
-    """The report: original and compressed network measured in the same engine."""
-    solved: Solved = made.subject.details
-    prepared = solved.prepared
-    with stages.stage("compile", _("compiling the original")):
-        module = find_engine(made.engine)
-        original = module.compile(prepared.original, threads=threads, precision=made.runner.precision)
-    subjects = Subjects(task, made.engine, prepared.original, solved.network, original, made.runner, threads)
-    measured = measure(subjects, solved.samples, stages, evaluate)
-    with stages.stage("measure", _("error of every layer")):
-        few = tuple(x[:NOISE_SAMPLES] if isinstance(x, Tensor) and x.ndim else x for x in solved.samples)
-        noise = layer_noise(prepared.network, solved.network, few, {layer.node for layer in prepared.plan.layers})
-    with stages.stage("measure", _("checking the numbers of every operator")):
-        account = module.audit(solved.network, made.runner, tuple(x for x in solved.samples if isinstance(x, Tensor)))
-    found = make_report(subjects, recipe, solved, measured, account, noise, stages.seconds)
-    for layer in fallbacks(found):
-        _log.info("fell back to %s: %s (%s)", layer.executed, layer.name, layer.note)
-    return with_notes(found, made.notes)

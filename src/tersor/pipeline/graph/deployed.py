@@ -131,12 +131,12 @@ class InEngine(Deployed):
             )
         found = find_engine(engine)
         check_options(found, threads, precision)
-        _check_activations(subject.network, found.policy())
+        check_activations(subject.network, found.policy())
         runner = found.compile(subject.network, threads=threads or usable_processors(), precision=precision)
         return InEngine(engine, runner, self.inputs, self.signature, self.target, self.samples)
 
 
-def _check_activations(network: Network, policy: Policy) -> None:
+def check_activations(network: Network, policy: Policy) -> None:
     """Raise if activations were quantized for another engine in a way that this engine does not support."""
     for node in network.operators():
         if op_name(node) != "fake_quantize":

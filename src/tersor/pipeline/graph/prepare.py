@@ -13,7 +13,7 @@ from tersor.network.verify import rewritten
 from tersor.pipeline.graph.host import GRAPH
 from tersor.policy import Policy
 from tersor.policy.policy import SIMULATION
-from tersor.recipe import Quantize, Recipe
+from tersor.recipe import Prune, Quantize, Recipe
 from tersor.task import Task
 from tersor.words import said
 
@@ -35,7 +35,11 @@ class Prepared:
 def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
     """Capture, fold and plan; no data is run."""
     GRAPH.check(recipe)
-    return planned(captured(task), recipe.quantize, policy)
+    found = planned(captured(task), recipe.quantize, policy)
+    if not any(isinstance(step, Prune) for step in recipe.steps):
+        return found
+    note = said("the step prune makes layers narrower first: what is planned here is the network before it")
+    return replace(found, original=replace(found.original, notes=(*found.original.notes, note)))
 
 
 def captured(task: Task) -> Network:

@@ -1,17 +1,19 @@
 """The graph host: capture a network and quantize it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from tersor.pipeline.graph.host import GRAPH
-from tersor.pipeline.graph.observe import observables, observe
+from tersor.pipeline.graph.observing.observe import observables, observe
 from tersor.pipeline.graph.prepare import captured, planned
+from tersor.pipeline.graph.pruning.step import prune
 from tersor.pipeline.graph.rewriting import rewrite_by_probe
 from tersor.pipeline.graph.solve import Solved, solve
+from tersor.pipeline.graph.training.step import Place, train
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.policy import Policy
-from tersor.recipe import Quantize, Recipe
+from tersor.recipe import Prune, Quantize, Recipe, Train
 from tersor.task import Task
 from tersor.words import _
 
@@ -22,9 +24,12 @@ class GraphHost:
 
     Args:
         policy: the engine's capabilities.
+        place: where Gram matrices are collected and the weights that need them are solved; where training runs, and
+            keeps its state.
     """
 
     policy: Policy
+    place: Place = field(default_factory=Place)
     name: ClassVar[str] = GRAPH.host
 
     def quantize(self, step: Quantize, subject: Subject, task: Task, stages: Stages) -> Subject:
@@ -37,8 +42,18 @@ class GraphHost:
             original = captured(task) if subject.network is None else subject.network
             prepared = planned(original, step, self.policy)
         prepared = rewrite_by_probe(task, step, prepared, stages, subject.seed)
-        observations = observe(task, prepared.network, observables(step, prepared), stages, subject.seed)
+        observations = observe(
+            task, prepared.network, observables(step, prepared), stages, subject.seed, self.place.device
+        )
         return settled(subject, step, solve(step, prepared, observations, stages, subject.seed))
+
+    def train(self, step: Train, subject: Subject, task: Task, stages: Stages) -> Subject:
+        """The subject trained: in float before ``quantize``, with its quantizers after it."""
+        return train(step, subject, task, stages, self.place)
+
+    def prune(self, step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
+        """The subject with a narrower network, before ``quantize``."""
+        return prune(step, subject, task, stages)
 
 
 def settled(subject: Subject, step: Quantize, solved: Solved) -> Subject:
@@ -55,4 +70,5 @@ def start(task: Task, recipe: Recipe, host: Any, stages: Stages) -> Subject:
     """
     GRAPH.check(recipe)
     with stages.stage("capture", _("capturing")):
-        return Subject(task.model, host, captured(task), seed=recipe.seed)
+        network = captured(task)
+        return Subject(task.model, host, network, source=network, seed=recipe.seed)

@@ -1,6 +1,6 @@
-"""Compression in two steps, calibrated by calling: ``prepare`` a model, run data through it, ``convert`` it."""
+"""The calls of torch.ao: ``prepare`` a model and run data through it, or ``prepare_qat`` and train it; ``convert``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from tersor.engines import engine as find_engine
 from tersor.engines import simulation
 from tersor.engines.options import check_options
 from tersor.errors import CalibrationError, TaskError
+from tersor.network.trainable.module import Trainable
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.compress import compress
+from tersor.pipeline.graph.own_loop import check_not_wrapped, trainable_task
 from tersor.pipeline.graph.prepare import Prepared
 from tersor.pipeline.graph.prepare import prepare as planned
 from tersor.pipeline.graph.rewriting import wants_equalization, wants_smoothing
@@ -126,23 +128,71 @@ def prepare(
     return Recording(task, Goal(recipe, engine, target, threads, precision, needs_data))
 
 
-@in_turn
-def convert(prepared: Recording, *, report: bool = False, progress: bool = True) -> Compressed:
-    """Compress what ``prepare`` returned, calibrated with the recorded data.
+def prepare_qat(
+    model: nn.Module,
+    recipe: Recipe | str | Path = "int8-qat",
+    example: Arguments = (),
+    calibration: Iterable[Any] | Callable[[], Iterable[Any]] = (),
+    *,
+    engine: str = "openvino",
+    target: str | None = None,
+    progress: bool = True,
+) -> Trainable:
+    """The model as a student with calibrated quantizers, in training mode: train it, then ``convert`` it.
 
-    The result equals that of ``compress`` with the same batches. ``prepared`` keeps its data: it can record more and be
-    converted again.
+    It is ``tersor.trainable`` without a Task. The student is a plain ``nn.Module`` with copies of the model's
+    parameters under their own names; the model is not changed.
 
     Args:
-        report: True measures latency, memory and the error of every layer; there is no ``evaluate``, so no metric.
+        model: the trained network in eval mode.
+        recipe, engine, target: as in ``trainable``.
+        example: the arguments of one call, as a tuple, or a dict of keyword arguments.
+        calibration: some batches of the model's arguments, without labels, from which the first ranges come; or a
+            function that returns them, if they are read from a generator.
+        progress: show progress bars on a terminal.
+
+    Raises:
+        TersorError: as in ``trainable``, for the model, the example, the data, the recipe and the engine.
+
+    >>> import torch, tersor
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
+    >>> data = [(torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(k)),) for k in range(2)]
+    >>> student = tersor.prepare_qat(net, "int8-qat", (torch.zeros(1, 3, 8, 8),), data, engine="torch")
+    >>> optimizer = torch.optim.SGD(student.parameters(), lr=1e-3)
+    >>> loss = student(data[0][0]).square().mean()
+    >>> loss.backward(); optimizer.step()
+    >>> tersor.convert(student)(data[0][0]).shape
+    torch.Size([8, 8, 6, 6])
+    """
+    batches = calibration if callable(calibration) else lambda: calibration
+    task = Task(type(model).__name__, model, example, batches)
+    return trainable_task(task, recipe, engine, target=target, progress=progress)
+
+
+@in_turn
+def convert(prepared: Recording | Trainable, *, report: bool = False, progress: bool = True) -> Compressed:
+    """Compress what ``prepare`` returned, calibrated with the recorded data; or a student, as it was trained.
+
+    The result equals that of ``compress`` with the same batches, or with the student. ``prepared`` keeps its data: it
+    can record more, or be trained on, and be converted again.
+
+    Args:
+        prepared: from ``prepare``; or from ``prepare_qat`` or ``trainable``, in either mode.
+        report: True measures latency, memory and the error of every layer; there is a metric only if the task of
+            ``trainable`` has one.
         progress: show progress bars on a terminal.
 
     Raises:
         CalibrationError: ``prepared`` has seen no data, and the recipe needs data.
         TersorError: as in ``compress``.
     """
+    if isinstance(prepared, Trainable):
+        return compress(prepared, report=report, progress=progress)
+    check_not_wrapped(prepared, "convert")
     if not isinstance(prepared, Recording):
-        raise TaskError(f"convert takes what tersor.prepare returned, got {type(prepared).__name__}")
+        raise TaskError(
+            f"convert takes what tersor.prepare or tersor.prepare_qat returned, got {type(prepared).__name__}"
+        )
     goal, task = prepared.goal, prepared.task
     if not prepared.samples and goal.needs_data:
         raise CalibrationError(

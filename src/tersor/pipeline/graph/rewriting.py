@@ -6,7 +6,7 @@ from tersor.network.rewrites.smooth import is_transformer, smoothable
 from tersor.network.sites import Plan
 from tersor.network.verify import rewritten
 from tersor.pipeline.graph.batches import passing, seeded, some
-from tersor.pipeline.graph.observe import PROBED
+from tersor.pipeline.graph.observing.observe import PROBED
 from tersor.pipeline.graph.prepare import Prepared
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantize

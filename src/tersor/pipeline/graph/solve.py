@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from tersor.arguments import computes_float64
 from tersor.errors import CalibrationError, RecipeError, TersorError
 from tersor.network.calibrate import Calibration
 from tersor.network.corrections.bias import CorrectBias
@@ -18,13 +20,13 @@ from tersor.network.sites import Plan, Site
 from tersor.network.verify import rewritten
 from tersor.observers.gram import Gram
 from tersor.pipeline.graph.batches import Batch, one_batch
-from tersor.pipeline.graph.grams import layer_problem
 from tersor.pipeline.graph.inputs import fitted_input_ranges
-from tersor.pipeline.graph.observe import observables
+from tersor.pipeline.graph.observing.grams import layer_problem
+from tersor.pipeline.graph.observing.observe import observables
 from tersor.pipeline.graph.prepare import Prepared
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantize
-from tersor.solvers import Answer, ask
+from tersor.solvers import Answer, LayerProblem, ask
 from tersor.words import _
 
 # Samples used to place operators, and the number of times that the resulting plan is checked again.
@@ -156,14 +158,24 @@ def _solution(
 ) -> Answer:
     node, choice = prepared.network.node(site.node), site.asked.choice(seed)
     problem = replace(layer_problem(prepared.network, node), name=site.name, spec=site.spec)
-    problem = replace(problem, gram=None if hessian is None else hessian.hessian, sample=sample)
+    problem = replace(problem, sample=sample)
+    if hessian is not None:
+        problem = _where_solvable(replace(problem, gram=hessian.hessian), hessian.hessian.device)
     if choice.input_observer is not None:
         source = _input_site(prepared.plan, node)
         if source is None:
             raise RecipeError(f"{site.name}: {choice.name} chooses weight and input together; this input stays float")
         low, high = ranges[source.group]
         problem = replace(problem, input_spec=source.spec, input_range=(float(low), float(high)))
-    return ask(problem, choice)
+    answer = ask(problem, choice)
+    return answer if answer.qtensor is None else replace(answer, qtensor=answer.qtensor.to("cpu"))
+
+
+def _where_solvable(problem: LayerProblem, device: torch.device) -> LayerProblem:
+    """The problem with its tensors on a device, or on the CPU if that device has no float64."""
+    place = device if computes_float64(device) else torch.device("cpu")
+    given = {name: getattr(problem, name) for name in ("weight", "sample", "gram", "cross")}
+    return replace(problem, **{name: t.to(place) for name, t in given.items() if t is not None})
 
 
 def _input_site(plan: Plan, node: Any) -> Site | None:

@@ -58,6 +58,14 @@ class Host(Protocol):
         """The subject with the ``quantize`` step done."""
         ...
 
+    def train(self, step: Any, subject: Any, task: Task | None, stages: Any) -> Any:
+        """The subject with a ``train`` step done."""
+        ...
+
+    def prune(self, step: Any, subject: Any, task: Task | None, stages: Any) -> Any:
+        """The subject with a ``prune`` step done."""
+        ...
+
 
 def check_order(steps: Sequence[Step]) -> None:
     """Reject an order of steps that makes no sense.

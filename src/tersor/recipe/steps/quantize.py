@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
 
 from tersor.errors import RecipeError
 from tersor.recipe.quantization import Quantization
@@ -26,6 +26,8 @@ class Quantize(Step):
 
     Args:
         weights, activations: of every layer, unless a rule changes them.
+        scope: ``layers`` quantizes only the weights and inputs of layers, as research on few bits does; sums, products
+            and averages then stay float. ``all`` quantizes everything that the engine computes in integers.
         equalize: ``auto`` equalizes where weights are quantized per tensor, the case it was designed for.
         smooth: ``auto`` smooths Transformers whose activations are calibrated.
         smooth_alpha: how much of the outliers' range moves to the weights; ``auto``: for each value, the best strength
@@ -51,6 +53,7 @@ class Quantize(Step):
 
     weights: Quantization = Quantization()
     activations: Quantization = Quantization(range="mse")
+    scope: Literal["all", "layers"] = "all"
     equalize: Switch = "auto"
     smooth: Switch = "auto"
     smooth_alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
@@ -80,6 +83,12 @@ class Quantize(Step):
         except RecipeError as error:
             raise ValueError(f"{error}{by}") from error
         return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: Any) -> dict[str, Any]:
+        """Files of versions without ``scope`` are written back unchanged."""
+        data = handler(self)
+        return {key: value for key, value in data.items() if (key, value) != ("scope", "all")}
 
     def __call__(self, subject: Subject, task: Task | None, stages: Any) -> Any:
         """The subject, quantized by its host."""

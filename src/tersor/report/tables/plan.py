@@ -10,12 +10,17 @@ from rich.text import Text
 from tersor.inert import plain
 from tersor.measure.formatting import size_text
 from tersor.network.sites import Plan
+from tersor.recipe import Prune, Recipe, Step, Train
 from tersor.report.tables.grid import Column, Grid
-from tersor.words import _, shown
+from tersor.tables import name_of
+from tersor.words import _, plural, shown
 
 
-def plan_table(plan: Plan, before: int = 0, after: int = 0, notes: tuple[str, ...] = ()) -> RenderableType:
-    """A table of every operator with its planned precision and the reason, and the predicted size if it is known."""
+def plan_table(
+    plan: Plan, before: int = 0, after: int = 0, notes: tuple[str, ...] = (), recipe: Recipe | None = None
+) -> RenderableType:
+    """A table of every operator with its planned precision and the reason, and the predicted size if it is known;
+    with the steps of a recipe that has several."""
     grid = Grid(
         Column(_("layer")),
         Column(_("op"), drop=1),
@@ -36,10 +41,42 @@ def plan_table(plan: Plan, before: int = 0, after: int = 0, notes: tuple[str, ..
         before=size_text(before), after=size_text(after), ratio=f"{before / after if after else 1.0:.1f}x",
     )  # fmt: skip
     lines = (Text(_("note: {text}", text=plain(shown(n))), style="yellow") for n in notes)
-    return Group(grid, Text(f"\n{operators}"), *([Text(predicted)] if before else []), *lines)
+    steps = [] if recipe is None or len(recipe.steps) < 2 else [Text(steps_text(recipe))]
+    return Group(grid, Text(f"\n{operators}"), *([Text(predicted)] if before else []), *steps, *lines)
 
 
-def plan_data(plan: Plan, before: int, after: int, notes: tuple[str, ...] = ()) -> dict[str, Any]:
+def steps_text(recipe: Recipe) -> str:
+    """The steps of a recipe, in order.
+
+    >>> from tersor.recipe import PRESETS
+    >>> steps_text(PRESETS["int4-qat"]())
+    'steps: quantize → train (3 epochs, adamw, rate 0.0003, distilled by auto)'
+    """
+    found = [_described(step) for step in recipe.steps]
+    return _("steps: {steps}", steps=" → ".join(found))
+
+
+def _described(step: Step) -> str:
+    if isinstance(step, Prune):
+        return f"{step.name} ({step.target}, {name_of(step.score)})"
+    return _training(step) if isinstance(step, Train) else step.name
+
+
+def _training(step: Train) -> str:
+    losses = ", ".join(str(name_of(loss)) for loss in step.distill)
+    taught = _("distilled by {losses}", losses=losses) if losses else _("by the task's loss")
+    parts = (
+        plural("{count} epoch", "{count} epochs", step.epochs),
+        name_of(step.optimizer),
+        _("rate {rate}", rate=f"{step.rate:g}"),
+        taught,
+    )
+    return f"{step.name} ({_(', ').join(parts)})"
+
+
+def plan_data(
+    plan: Plan, before: int, after: int, notes: tuple[str, ...] = (), recipe: Recipe | None = None
+) -> dict[str, Any]:
     """The same as plain values."""
     layers = [
         {"name": x.name, "op": x.op, "planned": x.planned, "weight_format": x.weight_format, "reason": x.reason}
@@ -53,6 +90,7 @@ def plan_data(plan: Plan, before: int, after: int, notes: tuple[str, ...] = ()) 
         "original_bytes": before,
         "predicted_bytes": after,
         "notes": list(notes),
+        "steps": [] if recipe is None else [step.name for step in recipe.steps],
     }
 
 

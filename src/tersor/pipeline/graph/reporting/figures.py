@@ -3,6 +3,8 @@
 import os
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from tersor.engines import ENGINES
 from tersor.engines.base import Account, Executed
 from tersor.engines.targets import cpuinfo, here, isa_flags, saturates
@@ -28,11 +30,10 @@ from tersor.measure.schema import (
     Timings,
 )
 from tersor.measure.speed import Speed
-from tersor.network.network import Network, weight_node
 from tersor.observers import CalibrationQuality, assess
 from tersor.pipeline.graph.audit import Audited, audit
 from tersor.pipeline.graph.measuring import Measured, Subjects
-from tersor.pipeline.graph.reporting.layers import connections, site_histograms, weight_histograms
+from tersor.pipeline.graph.reporting.layers import connections, site_histograms, weight_bytes, weight_histograms
 from tersor.pipeline.graph.solve import Solved
 from tersor.recipe import Recipe
 from tersor.words import said
@@ -67,7 +68,7 @@ def make_report(
         environment=describe_environment(
             threads=subjects.threads,
             precision=_PRECISIONS[subjects.compressed_runner.precision],
-            target=solved.prepared.policy.target,
+            target=solved.prepared.policy.target, device=_solved_on(solved),
         ),
         seed=recipe.seed,
         samples=Samples(
@@ -98,11 +99,16 @@ def make_report(
         one_step=check,
         histograms=tuple(histograms.values()),
         calibration=_verdict(quality),
-        timings_s=Timings(**{k: round(seconds.get(k, 0.0), 3) for k in Timings.model_fields}),
+        timings_s=Timings.of(seconds),
         peak_memory_bytes=peak,
         warnings=tuple(warnings),
     )
     return with_headline(report)
+
+
+def _solved_on(solved: Solved) -> torch.device | None:
+    """The device on which Hessians were collected, if any were."""
+    return next((gram.hessian.device for gram in solved.observations.grams.values()), None)
 
 
 def _warnings(
@@ -159,6 +165,7 @@ def _layers(
     histograms: Mapping[str, Histogram],
 ) -> tuple[Layer, ...]:
     weights, connected, layers = weight_histograms(solved), connections(solved, histograms), []
+    sizes = weight_bytes(solved)
     for row in audited:
         layer, found = row.layer, noise.get(row.layer.node)
         inputs, reads = connected[layer.node]
@@ -171,7 +178,7 @@ def _layers(
                 weight_format=layer.weight_format,
                 sqnr_db=found.local.db if found else None,
                 accumulated_sqnr_db=found.accumulated.db if found else None,
-                weight_bytes=_weight_bytes(layer.node, layer.weight_format, solved),
+                weight_bytes=sizes[layer.node],
                 note=row.explained(solved.prepared.policy.engine),
                 inputs=inputs,
                 reads=reads,
@@ -180,20 +187,6 @@ def _layers(
             )
         )
     return tuple(layers)
-
-
-def _weight_bytes(node: str, weight_format: str | None, solved: Solved) -> int | None:
-    if weight_format is None:
-        return 0
-    answer = solved.solutions.get(node)
-    if answer is not None and answer.qtensor is not None:
-        return answer.qtensor.nbytes
-    network: Network = solved.prepared.network
-    weight = weight_node(network.node(node))
-    if weight is None:
-        return None
-    tensor = network.tensor(weight)
-    return tensor.numel() * (2 if weight_format in ("fp16", "bf16") else tensor.element_size())
 
 
 def _one_step(account: Account, tolerance: float) -> OneStep | None:

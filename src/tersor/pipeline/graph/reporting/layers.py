@@ -45,6 +45,30 @@ def weight_histograms(solved: Solved) -> dict[str, Histogram]:
     return drawn
 
 
+def weight_bytes(solved: Solved) -> dict[str, int | None]:
+    """The bytes of every layer's weights, by its graph name; None if they are computed at run time.
+
+    Of a layer in float they are those of all matrices that it reads, such as of an LSTM; shared ones count once.
+    """
+    network, seen, found = solved.prepared.network, set[str](), dict[str, int | None]()
+    for layer in solved.prepared.plan.layers:
+        answer = solved.solutions.get(layer.node)
+        node = network.node(layer.node)
+        if layer.weight_format is None:
+            read = {n.name: network.tensor(n) for n in node.all_input_nodes if n.op == "get_attr"}
+            floats = {n: t for n, t in read.items() if t.is_floating_point() and t.ndim > 1 and n not in seen}
+            seen.update(floats)
+            found[layer.node] = sum(t.numel() * t.element_size() for t in floats.values())
+        elif answer is not None and answer.qtensor is not None:
+            found[layer.node] = answer.qtensor.nbytes
+        elif (weight := weight_node(node)) is None:
+            found[layer.node] = None
+        else:
+            tensor, half = network.tensor(weight), layer.weight_format in ("fp16", "bf16")
+            found[layer.node] = tensor.numel() * (2 if half else tensor.element_size())
+    return found
+
+
 def _weights(network: Network, site: Site, answer: Any) -> Histogram | None:
     node = weight_node(network.node(site.node))
     weight = None if node is None else network.tensor(node).detach()

@@ -1,0 +1,20 @@
+"""Which channels, heads and hidden units of a graph can only go together, and the graph without them."""
+
+from tersor.network.groups.check import checked
+from tersor.network.groups.costs import macs, macs_left, parameters, parameters_left
+from tersor.network.groups.cut import Kept, cut, zeroed
+from tersor.network.groups.found import Group, Structure, find
+
+__all__ = [
+    "Group",
+    "Kept",
+    "Structure",
+    "checked",
+    "cut",
+    "find",
+    "macs",
+    "macs_left",
+    "parameters",
+    "parameters_left",
+    "zeroed",
+]

@@ -1,0 +1,1 @@
+"""The trainable view of a network: a plain nn.Module, and back."""

@@ -1,0 +1,1 @@
+"""Observing a network on the calibration data: statistics, Gram matrices, samples."""

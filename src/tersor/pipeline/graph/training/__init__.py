@@ -1,0 +1,1 @@
+"""Training of graphs: the student, and the step `train`."""

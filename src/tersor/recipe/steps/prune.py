@@ -1,7 +1,7 @@
 """The step `prune`: channels, heads and hidden units go, and the layers that read them make up for it."""
 
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -11,8 +11,12 @@ from tersor.solvers.structured import REPAIRS, SCORES
 from tersor.tables import Named, checked, parsed
 from tersor.task import Task
 
-Cost = Literal["macs", "parameters", "channels"]
-_TIMES, _SHARE = re.compile(r"(\d+(?:\.\d+)?)x (macs|parameters)"), re.compile(r"(\d+(?:\.\d+)?)% channels")
+Times = Literal["macs", "parameters", "bytes", "latency"]
+Share = Literal["channels", "weights", "mlp", "heads", "experts", "layers"]
+Part = Literal["channels", "branches"]
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_TIMES = re.compile(rf"{_NUMBER}x(?: ({'|'.join(get_args(Times))}))?")
+_SHARE = re.compile(rf"{_NUMBER}% ({'|'.join(get_args(Share))})")
 
 
 def _score(value: Any) -> Named:
@@ -40,7 +44,10 @@ class Prune(Step):
     """How a float network is made narrower: what goes, how much, and how what stays is repaired.
 
     Args:
-        target: how much less is left: ``2x macs`` or ``1.5x parameters``, or ``30% channels`` of each group.
+        target: how much less is left: ``2x macs``, ``1.5x parameters``, ``2x bytes``, ``1.5x latency`` (or ``1.5x``) on
+            the engine, or ``30% channels`` of each group; ``90% weights`` become zero; of a folder in the Hugging Face
+            layout ``25% mlp`` (columns of each MLP), ``heads``, ``experts`` or ``layers``.
+        structure: what may go of a graph: ``channels`` (heads and hidden units, too), ``branches`` beside a shortcut.
         score: an entry of ``tersor.solvers.structured.SCORES``, which says what goes first.
         repair: an entry of ``REPAIRS``, which fits the layers that lost inputs on the calibration data; ``none``.
         rounds: in how many parts; each is scored on the network that the one before it left.
@@ -58,6 +65,7 @@ class Prune(Step):
     phase: ClassVar[Phase] = "float"
 
     target: str = "2x macs"
+    structure: Annotated[tuple[Part, ...], BeforeValidator(_patterns)] = ("channels",)
     score: Annotated[Named, BeforeValidator(_score)] = "obs"
     repair: Annotated[Named | None, BeforeValidator(_repair)] = "ridge"
     rounds: int = Field(default=3, ge=1, le=100)
@@ -73,22 +81,21 @@ class Prune(Step):
         text = " ".join(value.lower().split())
         times, share = _TIMES.fullmatch(text), _SHARE.fullmatch(text)
         if times is None and share is None:
-            raise ValueError(f"the target {value!r} is none of `2x macs`, `2x parameters` and `30% channels`")
+            raise ValueError(
+                f"the target {value!r} is none of `2x macs`, `2x parameters`, `2x bytes`, `1.5x latency`, "
+                f"{', '.join(f'`30% {what}`' for what in get_args(Share))}"
+            )
         if times is not None and float(times[1]) <= 1:
             raise ValueError(f"the target {value!r} makes nothing smaller: ask for more than 1x")
         if share is not None and not 0 < float(share[1]) < 100:
-            raise ValueError(f"the target {value!r} is no share between 0% and 100% of the channels")
-        return text
+            raise ValueError(f"the target {value!r} is no share between 0% and 100% of the {share[2]}")
+        return f"{times[1]}x latency" if times is not None and times[2] is None else text
 
     @property
-    def amount(self) -> tuple[Cost, float]:
-        """What the target counts, and by how much it shall fall: a factor, or for channels a share."""
-        times = _TIMES.fullmatch(self.target)
-        if times is not None:
-            return ("macs" if times[2] == "macs" else "parameters"), float(times[1])
-        share = _SHARE.fullmatch(self.target)
-        assert share is not None
-        return "channels", float(share[1]) / 100
+    def amount(self) -> tuple[Times | Share, float]:
+        """What the target counts, and by how much it shall fall: a factor, or a share."""
+        number, what = self.target.split()
+        return what, float(number[:-1]) / (100 if number.endswith("%") else 1)  # type: ignore[return-value]
 
     def __call__(self, subject: Subject, task: Task | None, stages: Any) -> Any:
         """The subject, pruned by its host."""

@@ -27,6 +27,7 @@ from tersor.tables import made
 from tersor.task import Task, batch_size
 from tersor.words import _, said
 
+TARGETS = ("macs", "parameters", "channels")
 MEMORY, LIVE = 4e9, 8
 """Bytes that the values of both networks may take, and how many of the largest size are there at once."""
 
@@ -60,6 +61,11 @@ def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
         RecipeError: patterns that fit nothing, or a target that cannot be reached.
         RewriteError: the result is not what the network computes with zeros in place of what went.
     """
+    if step.amount[0] not in TARGETS:
+        raise RecipeError(
+            f"the target {step.target!r} is not for a network captured as a graph; it takes {', '.join(TARGETS)}, such "
+            "as `2x macs` or `30% channels`"
+        )
     dense = subject.network
     assert dense is not None
     with stages.stage("prune", _("finding what can go")):

@@ -25,8 +25,8 @@ def problem(order=None, seed=0):
     zeros = drawn(ATOMS, seed=seed + 3).sigmoid()[order]
     scales = drawn(ATOMS, 1, seed=seed + 4)[order]
     reader = Reader(drawn(5, ATOMS * EACH, seed=seed + 5), columns, x.T @ x / 50, drawn(5, seed=seed + 6).abs())
-    pair = (gradients, gradients.square())
-    return GroupProblem("layer", (written,), scales, (reader,), (pair,), zeros, seed=3)
+    changes = drawn(4, ATOMS, seed=seed + 7)[:, order]
+    return GroupProblem("layer", (written,), scales, (reader,), (gradients.square(),), changes, zeros, seed=3)
 
 
 @pytest.fixture(params=sorted(SCORES))

@@ -16,6 +16,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 # The kind of a manifest whose folder is a language model in the Hugging Face layout.
 LANGUAGE = "language"
+# That of a pruned model whose class the user has.
+NARROWED = "narrowed"
 # Files that Tersor writes into a saved folder, possibly later.
 _WRITTEN_LATER = frozenset({MANIFEST, "report.json", "report.html", "outliers.html"})
 
@@ -82,6 +84,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     content = _read(folder)
     if content.get("kind") == LANGUAGE:
         raise SavedFolderError(f"{folder} holds a language model: run it with `tersor generate` or tersor.load")
+    if content.get("kind") == NARROWED:
+        raise SavedFolderError(f"{folder} holds a pruned model without its code: pass it to tersor.narrow")
     return _checked(_Manifest, content, folder)
 
 
@@ -148,7 +152,8 @@ def _files(folder: Path) -> dict[str, str] | None:
         manifest = _checked(_Files, _read(folder), folder)
     except SavedFolderError:
         return None
-    ours = manifest.get("format") == FORMAT and (manifest.get("kind") == LANGUAGE or "engine" in manifest)
+    known = manifest.get("kind") in (LANGUAGE, NARROWED) or "engine" in manifest
+    ours = manifest.get("format") == FORMAT and known
     return {name: entry["sha256"] for name, entry in manifest["files"].items()} if ours else None
 
 

@@ -9,7 +9,7 @@ from tersor.words import said
 _MAY_BE_ABSENT = re.compile(
     r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline|^one_step)$"
     r"|^environment\.target$|^calibration(\.|$)|^layers\.(accumulated_)?sqnr_db$"  # of a layer without error or signal
-    r"|\.(milliseconds|channels|weights)$|^trainings\.|^timings_s\.train$"  # a loss that is no number
+    r"|\.(milliseconds|channels|weights)$|^trainings\.|^prunings\.faster$|^timings_s\.train$"  # a loss that is no number
 )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor.checkpoints.destination import check_folder, put_in_place
-from tersor.errors import EngineError
+from tersor.errors import EngineError, RecipeError
 from tersor.files import working_folder, writing
 from tersor.network.network import Network
 from tersor.pipeline.subject import Subject
@@ -106,6 +106,21 @@ class Compressed(Shown):
         Empty for a network that was loaded; its report tells it.
         """
         return self.subject.prunings
+
+    @property
+    def narrowed(self) -> Any:
+        """The pruned float network by names of tensors, for ``tersor.narrow``; its ``save`` writes no pickle.
+
+        Raises:
+            RecipeError: the recipe has no step `prune`, or the network was loaded.
+        """
+        from tersor.pipeline.graph.pruning.narrowed import narrowed
+
+        if self.subject.source is None or self.subject.floats is None:
+            raise RecipeError(
+                "nothing was pruned here: the recipe has no step `prune`, or the network was loaded from a folder"
+            )
+        return narrowed(self.subject.source, self.subject.floats, self.prunings)
 
     @property
     def trainings(self) -> tuple[Any, ...]:

@@ -29,13 +29,17 @@ def sentence(pruning: Pruning) -> str:
 
 
 def rows(pruning: Pruning) -> list[Row]:
-    """All groups, in the network's order."""
-    top = max((w.before for w in pruning.widths), default=1)
-    return [Row(names_of(w), w.before, w.after, _drawn(w, top)) for w in pruning.widths]
+    """All groups, in the network's order, then the ranks of layers."""
+    top = max((w.before for w in (*pruning.widths, *pruning.ranks)), default=1)
+    found = [Row(names_of(w), w.before, w.after, _drawn(w, top)) for w in pruning.widths]
+    return found + [Row(names_of(w), w.before, w.after, _drawn(w, top, rank=True)) for w in pruning.ranks]
 
 
-def _drawn(width: Width, top: int) -> Markup:
-    words = _("{before} channels before, {after} after", before=width.before, after=width.after)
+def _drawn(width: Width, top: int, *, rank: bool = False) -> Markup:
+    if rank:
+        words = _("rank {before} before, {after} after", before=width.before, after=width.after)
+    else:
+        words = _("{before} channels before, {after} after", before=width.before, after=width.after)
     return svg.twin_bar(width.before, width.after, top, words)
 
 
@@ -45,7 +49,8 @@ def grid(pruning: Pruning) -> Grid:
         Column(_("narrower")), Column(_("before"), right=True), Column(_("after"), right=True),
         Column(_("left"), right=True, drop=1), ruled=True,
     )  # fmt: skip
-    lost = sorted((w for w in pruning.widths if w.after < w.before), key=lambda w: w.after / w.before)
+    narrower = [w for w in (*pruning.widths, *pruning.ranks) if w.after < w.before]
+    lost = sorted(narrower, key=lambda w: w.after / w.before)
     for width in lost[:_ROWS]:
         share = f"{100 * width.after / width.before:.0f} %"
         grid.add(names_of(width), str(width.before), str(width.after), share)

@@ -29,7 +29,9 @@ class Pruning(ReportPart):
     """One step `prune`.
 
     `target` is what the recipe asked for; multiply-accumulates are those of one sample of the example. `fixed` are
-    layers none of whose outputs can go, `whole` those that the score could not rate.
+    layers none of whose outputs can go, `whole` those that the score could not rate. `branches` went as a whole, by
+    the name of their last layer; `ranks` are of layers that could become two thinner ones. `faster` is measured in the
+    engine, against the network before the step, both made by the same steps behind it; None if that was not asked.
     """
 
     target: str
@@ -40,6 +42,9 @@ class Pruning(ReportPart):
     widths: tuple[Width, ...] = ()
     fixed: tuple[Left, ...] = ()
     whole: tuple[Left, ...] = ()
+    branches: tuple[str, ...] = ()
+    ranks: tuple[Width, ...] = ()
+    faster: Annotated[float, Field(gt=0)] | None = None
 
 
 def summary(pruning: Pruning) -> str:
@@ -49,8 +54,8 @@ def summary(pruning: Pruning) -> str:
     ...                 parameters_after=600, widths=(Width(layers=("a",), before=8, after=4),)))
     'pruned: 4 M → 2 M multiply-accumulates (2.00x fewer), 1.5 k → 600 parameters; 1 layer or group is narrower'
     """
-    narrower = sum(w.after < w.before for w in pruning.widths)
-    return plural(
+    narrower, thinner = (sum(w.after < w.before for w in widths) for widths in (pruning.widths, pruning.ranks))
+    told = plural(
         "pruned: {macs} multiply-accumulates ({times}x fewer), {parameters} parameters; {count} layer or group is "
         "narrower",
         "pruned: {macs} multiply-accumulates ({times}x fewer), {parameters} parameters; {count} layers or groups are "
@@ -60,6 +65,13 @@ def summary(pruning: Pruning) -> str:
         times=f"{pruning.macs_before / max(1, pruning.macs_after):.2f}",
         parameters=f"{count_text(pruning.parameters_before)} → {count_text(pruning.parameters_after)}",
     )
+    more = [
+        plural("{count} branch went", "{count} branches went", len(pruning.branches)) if pruning.branches else "",
+        plural("{count} layer became two thinner ones", "{count} layers became two thinner ones", thinner)
+        if thinner else "",
+        _("{times}x as fast in the engine as before", times=f"{pruning.faster:.2f}") if pruning.faster else "",
+    ]  # fmt: skip
+    return "; ".join([told, *filter(None, more)])
 
 
 def count_text(value: int) -> str:

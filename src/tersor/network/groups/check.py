@@ -38,18 +38,19 @@ def difference(structure: Structure, removed: list[int]) -> float:
     """
     kept, pair = Kept(structure, removed), (zeroed(structure, removed), cut(structure, removed))
     example = structure.network.example
-    tried = [_apart(kept, *pair, inputs) for inputs in (example, _lively(example))]
+    tried = [_apart(kept, *pair, inputs) for inputs in (example, lively(example))]
     found = [d for d in tried if not math.isnan(d)]
     if not found:
         return math.inf
     if TOLERANCE < max(found) < math.inf:  # deep networks of float32 differ by their rounding
-        doubled = [tuple(t.double() if t.is_floating_point() else t for t in x) for x in (example, _lively(example))]
+        doubled = [tuple(t.double() if t.is_floating_point() else t for t in x) for x in (example, lively(example))]
         exact = [_apart(kept, _double(pair[0]), _double(pair[1]), inputs) for inputs in doubled]
         return min(max(found), max((d for d in exact if not math.isnan(d)), default=math.inf))
     return max(found)
 
 
-def _lively(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def lively(example: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The example with noise of its own size added to its floating-point tensors: one of zeros shows little."""
     generator = torch.Generator().manual_seed(0)
     found = []
     for t in example:

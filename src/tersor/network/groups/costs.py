@@ -1,6 +1,6 @@
 """What a network costs: multiply-accumulates by operator, and what an atom has of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from math import prod
 
 import numpy as np
@@ -43,15 +43,16 @@ def macs_of(node: fx.Node, shape: Shape = shape_of) -> int:
     return 0
 
 
-def macs(network: Network, shape: Shape = shape_of) -> int:
-    """Multiply-accumulates of one sample.
+def macs(network: Network, shape: Shape = shape_of, names: Collection[str] | None = None) -> int:
+    """Multiply-accumulates of one sample, of the operators with these names, by default of all.
 
     >>> import torch
     >>> from tersor.network.capture import capture
     >>> macs(capture(torch.nn.Conv2d(3, 8, 3, padding=1).eval(), (torch.zeros(1, 3, 4, 4),)))
     3456
     """
-    return sum(macs_of(node, shape) for node in network.graph.nodes) // _batch(network)
+    nodes = (node for node in network.graph.nodes if names is None or node.name in names)
+    return sum(macs_of(node, shape) for node in nodes) // _batch(network)
 
 
 def macs_left(kept: Kept) -> int:

@@ -27,7 +27,7 @@ from tersor.pipeline.graph.rewriting import rewrite_by_probe
 from tersor.pipeline.graph.solve import Solved, solve
 from tersor.pipeline.graph.training.step import Place
 from tersor.pipeline.progress import Stages
-from tersor.pipeline.subject import Subject
+from tersor.pipeline.subject import Subject, through
 from tersor.recipe import Prune, Quantize, Recipe
 from tersor.task import Task
 from tersor.task.unchanged import unchanged
@@ -128,8 +128,7 @@ def choose_engine(
     assert subject.network is not None
     inputs = single(subject.network)
     with unchanged(task.model, "calibration"):
-        for step in recipe.steps:
-            subject = step(subject, task, stages)
+        subject = through(recipe.steps, subject, task, stages)
     subjects: dict[str, Subject] = {}
     runners: dict[str, Runner] = {}
     errors: dict[str, float] = {}

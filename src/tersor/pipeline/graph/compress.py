@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.graph.training.checks import check_training
 from tersor.pipeline.graph.training.step import Place
 from tersor.pipeline.progress import Stages
+from tersor.pipeline.subject import through
 from tersor.recipe import Recipe, Train, resolve
 from tersor.task import Task, check_task
 from tersor.task.unchanged import unchanged
@@ -136,10 +138,10 @@ def in_engine(
     """The network compressed for one engine, and compiled."""
     module = find_engine(engine)
     _log.info("engine %s %s, recipe %s, %d threads, %s", engine, module.version(), recipe.name, threads, precision)
-    subject = start(task, recipe, GraphHost(module.policy(target), place), stages)
+    compile = partial(module.compile, threads=threads, precision=precision)
+    subject = start(task, recipe, GraphHost(module.policy(target), place, compile), stages)
     with unchanged(task.model, "calibration"):
-        for step in recipe.steps:
-            subject = step(subject, task, stages)
+        subject = through(recipe.steps, subject, task, stages)
     solved: Solved = subject.details
     with stages.stage("compile", _("compiling")):
-        return Choice(engine, subject, module.compile(solved.network, threads=threads, precision=precision))
+        return Choice(engine, subject, compile(solved.network))

@@ -21,7 +21,7 @@ from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.graph.training.step import Deployed, Trained, finished, held_out_losses
 from tersor.pipeline.graph.training.student import quantizers_of, student_of, with_trained
 from tersor.pipeline.progress import Stages
-from tersor.pipeline.subject import Subject
+from tersor.pipeline.subject import Subject, through
 from tersor.recipe import Recipe, Train, resolve
 from tersor.task import Task, check_task
 from tersor.task.unchanged import unchanged
@@ -93,9 +93,8 @@ def trainable_task(
     with Stages(progress) as stages:
         subject = start(task, recipe, GraphHost(find_engine(engine).policy(target)), stages)
         with unchanged(task.model, "calibration"):
-            for step in recipe.steps:
-                if not isinstance(step, Train):
-                    subject = step(subject, task, stages)
+            steps = [step for step in recipe.steps if not isinstance(step, Train)]
+            subject = through(steps, subject, task, stages)
     asked = _asked(recipe)
     if isinstance(subject.details, Solved):
         student = student_of(task, subject.details, quantizers_of(asked), dropout=asked.dropout)

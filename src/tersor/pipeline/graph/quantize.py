@@ -1,8 +1,11 @@
 """The graph host: capture a network and quantize it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from tersor.engines.base import Runner
+from tersor.network.network import Network
 from tersor.pipeline.graph.host import GRAPH
 from tersor.pipeline.graph.observing.observe import observables, observe
 from tersor.pipeline.graph.prepare import captured, planned
@@ -26,10 +29,12 @@ class GraphHost:
         policy: the engine's capabilities.
         place: where Gram matrices are collected and the weights that need them are solved; where training runs, and
             keeps its state.
+        compile: runs a network in the engine; None where only a plan is made.
     """
 
     policy: Policy
     place: Place = field(default_factory=Place)
+    compile: Callable[[Network], Runner] | None = None
     name: ClassVar[str] = GRAPH.host
 
     def quantize(self, step: Quantize, subject: Subject, task: Task, stages: Stages) -> Subject:
@@ -59,7 +64,9 @@ class GraphHost:
 def settled(subject: Subject, step: Quantize, solved: Solved) -> Subject:
     """The subject with a step's result."""
     history = (*subject.history, step)
-    return replace(subject, network=solved.network, plan=solved.prepared.plan, history=history, details=solved)
+    floats = subject.network if subject.prunings else None
+    found = replace(subject, network=solved.network, floats=floats, plan=solved.prepared.plan, details=solved)
+    return replace(found, history=history)
 
 
 def start(task: Task, recipe: Recipe, host: Any, stages: Stages) -> Subject:

@@ -13,7 +13,7 @@ from tersor.task import Task
 
 Times = Literal["macs", "parameters", "bytes", "latency"]
 Share = Literal["channels", "weights", "mlp", "heads", "experts", "layers"]
-Part = Literal["channels", "branches"]
+Part = Literal["channels", "branches", "rank"]
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _TIMES = re.compile(rf"{_NUMBER}x(?: ({'|'.join(get_args(Times))}))?")
 _SHARE = re.compile(rf"{_NUMBER}% ({'|'.join(get_args(Share))})")
@@ -47,7 +47,8 @@ class Prune(Step):
         target: how much less is left: ``2x macs``, ``1.5x parameters``, ``2x bytes``, ``1.5x latency`` (or ``1.5x``) on
             the engine, or ``30% channels`` of each group; ``90% weights`` become zero; of a folder in the Hugging Face
             layout ``25% mlp`` (columns of each MLP), ``heads``, ``experts`` or ``layers``.
-        structure: what may go of a graph: ``channels`` (heads and hidden units, too), ``branches`` beside a shortcut.
+        structure: what may go of a graph: ``channels`` (heads and hidden units, too), ``branches`` beside a shortcut;
+            or ``rank``: layers become two thinner ones, where that is faster in the engine.
         score: an entry of ``tersor.solvers.structured.SCORES``, which says what goes first.
         repair: an entry of ``REPAIRS``, which fits the layers that lost inputs on the calibration data; ``none``.
         rounds: in how many parts; each is scored on the network that the one before it left.

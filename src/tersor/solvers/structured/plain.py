@@ -96,9 +96,10 @@ class Wanda:
 
 @dataclass(frozen=True)
 class Taylor:
-    """The square of the loss's change to first order, Σ gradient·weight (arXiv 1906.10771).
+    """½·the mean square of the loss's change to first order, Σ gradient·weight (arXiv 1906.10771).
 
-    The gradient is the mean over drawn predictions, so this is one draw of what ``fisher`` averages, and noisier.
+    Each batch of drawn predictions is one draw. Unlike in ``fisher``, the weights of a channel may make up for each
+    other.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradients"})
@@ -106,8 +107,8 @@ class Taylor:
 
     def __call__(self, problem: GroupProblem) -> Ranking:
         """The ranking of a group."""
-        pairs = zip(problem.written, problem.require("gradients", problem.gradients), strict=True)
-        return Ranking.of(sum(((t * g).sum(1) for t, (g, _) in pairs), start=torch.zeros(problem.count)).square())
+        changes: Tensor = problem.require("gradients", problem.changes)
+        return Ranking.of(changes.square().sum(0) / 2)
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ class Fisher:
 
     def __call__(self, problem: GroupProblem) -> Ranking:
         """The ranking of a group."""
-        pairs = zip(problem.written, problem.require("gradients", problem.gradients), strict=True)
-        found = sum(((t.square() * s).sum(1) for t, (_, s) in pairs), start=torch.zeros(problem.count))
+        pairs = zip(problem.written, problem.require("gradients", problem.squares), strict=True)
+        found = sum(((t.square() * s).sum(1) for t, s in pairs), start=torch.zeros(problem.count))
         return Ranking.of(found / 2)
 
 

@@ -35,7 +35,9 @@ class GroupProblem:
         written: the weights and biases that write each atom: ``[atoms, values]`` for each tensor.
         scales: what a BatchNorm multiplies each atom by: ``[atoms, values]``.
         readers: the layers that read it.
-        gradients: of the loss by ``written``, in the same order: its mean, and the mean of its square over samples.
+        squares: the mean over samples of the squared gradient of the loss by ``written``, in the same order.
+        changes: Σ gradient·weight over all that writes an atom, for each draw of the loss, so scaled that the sum of
+            squares is a mean over samples: ``[draws, atoms]``.
         zeros: the share of zeros among the values of each atom.
         seed: of what is drawn.
     """
@@ -44,7 +46,8 @@ class GroupProblem:
     written: tuple[Float[Tensor, "atoms _"], ...]
     scales: Float[Tensor, "atoms normed"] | None = None
     readers: tuple[Reader, ...] = ()
-    gradients: tuple[tuple[Tensor, Tensor], ...] = field(default=())
+    squares: tuple[Tensor, ...] = field(default=())
+    changes: Float[Tensor, "draws atoms"] | None = None
     zeros: Float[Tensor, " atoms"] | None = None
     seed: int = 0
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from tersor.errors import CalibrationError, RecipeError
-from tersor.network.groups.found import Group, Structure
+from tersor.network.groups.found import Group, Site, Structure
 from tersor.network.network import Network, op_name, title, walk
 from tersor.pipeline.graph.batches import Batch
 from tersor.pipeline.graph.pruning.rows import Layer, layers_of, some_rows
@@ -36,9 +36,11 @@ class Facts:
         self.layers = {layer.weight: layer for layer in layers_of(structure.network)}
         self.unseen = self._unseen()
         self.grams: dict[str, Tensor] = {}
+        self.means: dict[str, Tensor] = {}
         self.rows: dict[str, Tensor] = {}
         self.zeros: dict[str, Tensor] = {}
-        self.gradients: dict[str, tuple[Tensor, Tensor]] = {}
+        self.squares: dict[str, Tensor] = {}
+        self.changes: dict[Site, list[Tensor]] = {}
         if "inputs" in needs:
             self._see_inputs(batches, on_batch)
         if needs & {"outputs", "gradients"}:
@@ -57,7 +59,8 @@ class Facts:
                     f"{group.name}: {operator} reads them, too, which the score cannot rate; take another score, such "
                     "as fisher"
                 )
-        written, slopes, gradients, zeros = list[Tensor](), list[Tensor](), list[Any](), None
+        written, slopes, squares, zeros = list[Tensor](), list[Tensor](), list[Tensor](), None
+        changes = list[Tensor]()
         norms, statistics = _norm_weights(network), _statistics(network)
         readers = []
         for (name, dim), found in group.sites.items():
@@ -74,11 +77,15 @@ class Facts:
                 slopes.append(tensor[places])
             elif name not in statistics:
                 written.append(_taken(tensor, dim, places))
-                if name in self.gradients:
-                    gradients.append(tuple(_taken(g, dim, places) for g in self.gradients[name]))
+                if name in self.squares:
+                    squares.append(_taken(self.squares[name], dim, places))
+                    changes.append(torch.stack(self.changes[name, dim])[:, places].sum(2))
         scales = torch.cat(slopes, 1) if slopes else None
-        full = tuple(gradients) if len(gradients) == len(written) else ()
-        return GroupProblem(group.name, tuple(written), scales, tuple(readers), full, zeros, self.seed)
+        whole = bool(written) and len(squares) == len(written)
+        return GroupProblem(
+            group.name, tuple(written), scales, tuple(readers), tuple(squares) if whole else (),
+            torch.stack(changes).sum(0) if whole else None, zeros, self.seed,
+        )  # fmt: skip
 
     def _unseen(self) -> dict[int, str]:
         """Atoms that an operator sums over whose inputs and weight are no rows and matrix, and its name."""
@@ -116,12 +123,15 @@ class Facts:
                     f"{title(self.layers[name].node)}: its inputs on the calibration data are NaN or infinite: look "
                     "for bad samples"
                 )
-        self.grams = {name: m.covariance() for name, m in moments.items()}
+        centred = {name: m.centred() for name, m in moments.items()}
+        self.grams = {name: found[2] for name, found in centred.items()}
+        self.means = {name: found[0] for name, found in centred.items()}
         self.zeros = {name: torch.stack(found).mean(0) for name, found in zeros.items()}
 
     def _see_gradients(self, batches: list[Batch], on_batch: Callable[[], None]) -> None:
         network = self.structure.network
         names = {layer.node.name: w for w, layer in self.layers.items()}
+        sites = {site for group in self.structure.groups for site in group.sites}
         samples = 0
         for batch in batches:
             watched, leaves, out = _run(network, batch, set(names))
@@ -142,11 +152,15 @@ class Facts:
             for name, gradient in zip(leaves, found[len(watched) :], strict=True):
                 if gradient is not None:
                     # Those of drawn predictions have mean 0: the square of their sum estimates the sum of squares.
-                    first, second = self.gradients.get(name, (torch.zeros_like(gradient),) * 2)
-                    self.gradients[name] = first + gradient, second + gradient.square()
+                    self.squares[name] = self.squares.get(name, 0) + gradient.square()
+                    product = (gradient * leaves[name]).detach()
+                    for dim in {dim for at, dim in sites if at == name}:
+                        change = product.movedim(dim, 0).flatten(1).sum(1) if product.ndim > 1 else product
+                        self.changes.setdefault((name, dim), []).append(change)
             on_batch()
         self.rows = {name: rows / max(1, samples) for name, rows in self.rows.items()}
-        self.gradients = {n: (a / max(1, samples), b / max(1, samples)) for n, (a, b) in self.gradients.items()}
+        self.squares = {name: squares / max(1, samples) for name, squares in self.squares.items()}
+        self.changes = {at: [c / max(1, samples) ** 0.5 for c in found] for at, found in self.changes.items()}
 
 
 def _run(network: Network, batch: Batch, watch: set[str]) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]]:

@@ -31,14 +31,17 @@ def groups_for(step: Prune, network: Network, seed: int) -> Structure:
             raise RecipeError(f"no layer is called {pattern!r}{nearest(pattern, known)}; there are {some(known)}")
         if pattern in step.layers:
             raise RecipeError(f"{stuck[0]} cannot lose outputs: {fixed[stuck[0]]}; leave {pattern!r} out of `layers`")
-    asked = [
-        g for g in structure.groups
-        if (not step.layers or _any(named[id(g)], step.layers)) and not _any(named[id(g)], step.keep)
-    ]  # fmt: skip
-    if not asked:
+    allowed = tuple(g for g in structure.groups if asked(step, named[id(g)]))
+    if not allowed and "branches" not in step.structure:
         why = next(iter(structure.fixed.values()), "it has no layers")
         raise RecipeError(f"nothing of this network can go that the step `prune` allows: {why}")
-    return replace(structure, groups=tuple(asked))
+    return replace(structure, groups=allowed)
+
+
+def asked(step: Prune, layers: Iterable[str]) -> bool:
+    """Whether a step may take from these layers."""
+    names = list(layers)
+    return (not step.layers or _any(names, step.layers)) and not _any(names, step.keep)
 
 
 def layer_of(tensor: str) -> str:
@@ -73,8 +76,9 @@ def _any(layers: Iterable[str], patterns: Iterable[str]) -> bool:
 
 @dataclass(frozen=True)
 class Width:
-    """How many outputs of a group's layers were left."""
+    """How many outputs of a group's layers were left, or how much rank of a layer; ``tensor`` names the group."""
 
     layers: tuple[str, ...]
     before: int
     after: int
+    tensor: str = ""

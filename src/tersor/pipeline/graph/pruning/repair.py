@@ -37,15 +37,27 @@ def repaired(
     """
     small = small.edit()
     layers = {layer.node.name: layer for layer in layers_of(small)}
+    behind = _behind_gaps(small)
 
     def visit(old: fx.Node, new: fx.Node, before: Values, now: Values) -> None:
         layer = layers.get(new.name)
-        if layer is not None and not kept.mask(kept.structure.flow.tensors[layer.weight][layer.columns]).all():
+        if layer is None:
+            return
+        if new.name in behind or not kept.mask(kept.structure.flow.tensors[layer.weight][layer.columns]).all():
             on_layer()
             _fit(kept, small, layer, old, before, now, repair)
 
     _walk_together(kept.structure.network, small, batches, visit)
     return small
+
+
+def _behind_gaps(small: Network) -> set[str]:
+    """The operators that read, directly or not, a sum whose branch went."""
+    found = set[str]()
+    for node in small.graph.nodes:
+        if node.target is aten.alias.default or any(s.name in found for s in node.all_input_nodes):
+            found.add(node.name)
+    return found
 
 
 def _fit(

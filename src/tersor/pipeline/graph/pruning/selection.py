@@ -1,88 +1,98 @@
-"""How many atoms of each group go: the same share of all, or as many as one price buys everywhere."""
+"""How much of each group goes: the same share of all, or as much as one price buys everywhere."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from tersor.errors import RecipeError
-from tersor.network.groups import Group
-from tersor.solvers.structured import Ranking
 
 
 @dataclass(frozen=True, eq=False)
 class Offer:
-    """What may go from a group, and for what.
+    """What may go from a group, or a branch, and for what.
 
     Args:
-        group: the group.
-        ranking: the order in which its atoms go, and what that costs.
-        saved: what each atom saves while all others stay.
-        multiple: what is left is a multiple of it.
-        most: the largest share of its atoms that may go.
+        order: the numbers of what may go, the first to go in front.
+        counts: how many may go, rising from 0.
+        loss: what it costs that so many go: [counts], from 0.
+        saved: what it saves that so many go: [counts], from 0.
         gone: how many went before.
+        branch: whether it goes as a whole.
+        inside: the places of the offers that go with a branch.
+
+    >>> Offer([7, 3, 5], (0, 2), np.array([0.0, 1.0]), np.array([0.0, 4.0])).first(2)
+    [7, 3]
     """
 
-    group: Group
-    ranking: Ranking
-    saved: Tensor
-    multiple: int = 1
-    most: float = 1.0
+    order: Sequence[int]
+    counts: Sequence[int]
+    loss: NDArray[np.float64]
+    saved: NDArray[np.float64]
     gone: int = 0
-
-    def counts(self) -> list[int]:
-        """The numbers of atoms that may go, from 0.
-
-        >>> order = torch.arange(6)
-        >>> offer = Offer(Group(order.numpy(), {}), Ranking(order, order.float()), torch.ones(6), multiple=4)
-        >>> offer.counts()
-        [0, 2]
-        """
-        size = len(self.group)
-        least = max(1, min(self.multiple, size), size - int(self.most * size + 1e-9))
-        left = [n for n in range(size - 1, 0, -1) if n >= least and n % self.multiple == 0]
-        return [0, *(size - n for n in left)]
+    branch: bool = False
+    inside: tuple[int, ...] = ()
 
     def first(self, count: int) -> list[int]:
-        """The atoms that go if ``count`` go."""
-        return self.group.atoms[self.ranking.order[:count].numpy()].tolist()
+        """What goes if ``count`` go."""
+        return list(self.order[:count])
 
 
 Choice = list[int]
-"""How many atoms of each offer go."""
+"""How many go of each offer."""
+
+
+def allowed(size: int, multiple: int = 1, most: float = 1.0) -> list[int]:
+    """The numbers that may go of ``size`` channels, so that what is left is a multiple, and no more than ``most`` go.
+
+    >>> allowed(6, multiple=4), allowed(4, most=0.5)
+    ([0, 2], [0, 1, 2])
+    """
+    least = max(1, min(multiple, size), size - int(most * size + 1e-9))
+    return [0, *(size - n for n in range(size - 1, 0, -1) if n >= least and n % multiple == 0)]
 
 
 def uniform(offers: Sequence[Offer], share: float) -> Choice:
-    """The same share of each group, of what it had at first, as near as its counts come."""
-    wanted = [share * (len(o.group) + o.gone) - o.gone for o in offers]
-    return [min(o.counts(), key=lambda n, w=w: (abs(n - w), n)) for o, w in zip(offers, wanted, strict=True)]
+    """The same share of each group, of what it had at first, as near as its counts come; branches stay."""
+    wanted = [share * (len(o.order) + o.gone) - o.gone for o in offers]
+    return [
+        0 if o.branch else min(o.counts, key=lambda n, w=w: (abs(n - w), n))
+        for o, w in zip(offers, wanted, strict=True)
+    ]
 
 
 def bought(offers: Sequence[Offer], price: float) -> Choice:
-    """For each group the number whose loss, less the price of what it saves, is least."""
-    found = []
+    """For each offer the number whose loss, less the price of what it saves, is least; a branch goes for its groups."""
+    found, worth = Choice(), list[float]()
     for offer in offers:
-        counts = offer.counts()
-        loss = torch.cat((torch.zeros(1), offer.ranking.loss))[counts].double()
-        ordered = offer.saved.double()[offer.ranking.order]
-        saved = torch.cat((torch.zeros(1, dtype=torch.float64), ordered.cumsum(0)))[counts]
-        found.append(counts[int((loss - price * saved).argmin())])
+        value = offer.loss - price * offer.saved
+        best = int(value.argmin())
+        found.append(offer.counts[best])
+        worth.append(float(value[best]))
+    for number, offer in enumerate(offers):
+        if not offer.branch or not found[number]:
+            continue
+        if worth[number] < sum(worth[k] for k in offer.inside):
+            for k in offer.inside:
+                found[k], worth[k] = 0, 0.0
+        else:
+            found[number] = 0
     return found
 
 
 def taken(offers: Sequence[Offer], choice: Choice) -> list[int]:
-    """The atoms that go."""
-    return [atom for offer, count in zip(offers, choice, strict=True) for atom in offer.first(count)]
+    """The numbers of all that goes."""
+    return [part for offer, count in zip(offers, choice, strict=True) for part in offer.first(count)]
 
 
 def reaching(
-    offers: Sequence[Offer], limit: float, cost: Callable[[list[int]], float], what: str, *, priced: bool
-) -> list[int]:
-    """The atoms that go so that the cost is at most ``limit``, and no more of them than that needs.
+    offers: Sequence[Offer], limit: float, cost: Callable[[Choice], float], what: str, *, priced: bool
+) -> Choice:
+    """How many go so that the cost is at most ``limit``, and no more than that needs.
 
     Args:
-        cost: of the network without some atoms.
+        cost: of the network after a choice.
         what: the cost, in words.
         priced: by one price of what is saved; otherwise by one share.
 
@@ -91,18 +101,18 @@ def reaching(
     """
     pick = bought if priced else uniform
     low, high = (1e-18, 1e18) if priced else (0.0, 1.0)
-    least = cost(taken(offers, pick(offers, high)))
+    least = cost(pick(offers, high))
     if least > limit:
         raise RecipeError(
-            f"{what} cannot fall to {limit:.4g}: with all channels gone that may go, {least:.4g} are left, of "
-            f"{cost([]):.4g}; ask for less, or let rules free more"
+            f"{what} cannot fall to {limit:.4g}: with all gone that may go, {least:.4g} are left, of "
+            f"{cost([0] * len(offers)):.4g}; ask for less, or let rules free more"
         )
     for _round in range(60):
         middle = (low * high) ** 0.5 if priced else (low + high) / 2
-        if cost(taken(offers, pick(offers, middle))) <= limit:
+        if cost(pick(offers, middle)) <= limit:
             high = middle
         else:
             low = middle
         if (high / max(low, 1e-300) if priced else 1 + high - low) < 1.0005:
             break
-    return taken(offers, pick(offers, high))
+    return pick(offers, high)

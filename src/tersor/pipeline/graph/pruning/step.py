@@ -1,33 +1,32 @@
-"""The step `prune` for graphs: rounds of scoring, choosing, cutting and repair."""
+"""The step `prune` for graphs: what may go, rounds of scoring, choosing, cutting and repair, and the record of them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 
-import numpy as np
 import torch
 
-from tersor.errors import CalibrationError, RecipeError, RewriteError
-from tersor.network.groups import Group, Kept, Structure, cut, macs, macs_left, parameters, parameters_left
-from tersor.network.groups.check import TOLERANCE, difference
-from tersor.network.groups.costs import macs_of_tensors, share_of_atoms, sizes_of_tensors
+from tersor.errors import RecipeError
+from tersor.network.groups import Kept, Structure, branches, find, macs, parameters
 from tersor.network.groups.flow import sizes
 from tersor.network.network import Network
-from tersor.network.verify import verify
 from tersor.pipeline.graph.batches import Batch, exactly, passing, seeded
-from tersor.pipeline.graph.pruning.facts import Facts
-from tersor.pipeline.graph.pruning.groups import Width, groups_for, layers_of_group
-from tersor.pipeline.graph.pruning.repair import repaired
-from tersor.pipeline.graph.pruning.selection import Offer, reaching, taken, uniform
-from tersor.pipeline.progress import Stage, Stages
+from tersor.pipeline.graph.pruning.candidates import compiler
+from tersor.pipeline.graph.pruning.groups import Width, asked, groups_for, layers_of_group
+from tersor.pipeline.graph.pruning.narrowed import Indices, indices
+from tersor.pipeline.graph.pruning.parts import Parts
+from tersor.pipeline.graph.pruning.rank import thinned
+from tersor.pipeline.graph.pruning.rounds import Rounds
+from tersor.pipeline.graph.pruning.speed import Speed
+from tersor.pipeline.graph.pruning.stairs import Clock, measured
+from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Prune
-from tersor.solvers.structured import REPAIRS, SCORES
-from tersor.tables import made
+from tersor.solvers.structured import SCORES
+from tersor.tables import made, name_of
 from tersor.task import Task, batch_size
 from tersor.words import _, said
 
-TARGETS = ("macs", "parameters", "channels")
+TARGETS = ("macs", "parameters", "bytes", "latency", "channels")
 MEMORY, LIVE = 4e9, 8
 """Bytes that the values of both networks may take, and how many of the largest size are there at once."""
 
@@ -43,6 +42,10 @@ class Pruned:
         fixed: layers none of whose outputs can go, and why.
         whole: groups that the score cannot rate, and why; they stay whole.
         notes: warnings for the report.
+        branches: those that went, by the name of their last layer.
+        faster: for a target in latency how many times as fast the network was measured in the engine.
+        kept: what is left of each tensor that lost something.
+        ranks: of every layer that could become two thinner ones.
     """
 
     target: str
@@ -52,6 +55,10 @@ class Pruned:
     fixed: dict[str, str]
     whole: dict[str, str]
     notes: tuple[str, ...] = ()
+    branches: tuple[str, ...] = ()
+    faster: float | None = None
+    kept: Indices = field(default_factory=dict)
+    ranks: tuple[Width, ...] = ()
 
 
 def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
@@ -68,122 +75,100 @@ def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
         )
     dense = subject.network
     assert dense is not None
+    _check(step)
     with stages.stage("prune", _("finding what can go")):
-        structure = groups_for(step, dense, subject.seed)
+        parts = _parts(step, dense, subject.seed)
         batches = _batches(step, task, dense, subject.seed)
-    work = _Rounds(step, structure, batches, subject.seed)
+    if "rank" in step.structure:
+        return _with_two_for_one(step, subject, task, batches, stages)
+    speed = _speed(step, parts, subject, task, batches, stages) if step.amount[0] == "latency" else None
+    work = Rounds(step, parts, batches, subject.seed, speed)
     passes = ("inputs" in work.score.needs) + bool(work.score.needs & {"outputs", "gradients"})
-    total = work.rounds * (passes * len(batches) + len(structure.groups))
+    total = work.rounds * (passes * len(batches) + len(parts.structure.groups))
     with stages.stage("prune", _("pruning"), total) as bar:
         small = work.run(bar)
     record = Pruned(
         step.target,
         (macs(dense), macs(small)),
         (parameters(dense), parameters(small)),
-        _widths(structure, set(work.gone)),
-        {name.rpartition(".")[0]: why for (name, dim), why in structure.fixed.items() if dim == 0},
+        _widths(parts.structure, set(work.gone)),
+        {name.rpartition(".")[0]: why for (name, dim), why in parts.structure.fixed.items() if dim == 0},
         work.whole,
         _notes(step, task, dense, batches),
+        tuple(branch.name for branch in parts.dropped(work.gone)),
+        None if speed is None or speed.reached is None else 1 / speed.reached,
+        indices(Kept(parts.structure, work.gone)),
     )
     found = replace(subject, network=small, history=(*subject.history, step))
     return replace(found, prunings=(*subject.prunings, record))
 
 
-class _Rounds:
-    """Parts of a pruning: each is scored on what the one before it left, and repaired against the dense network."""
-
-    def __init__(self, step: Prune, structure: Structure, batches: list[Batch], seed: int) -> None:
-        self.step, self.structure, self.batches, self.seed = step, structure, batches, seed
-        self.score = made(SCORES, step.score, "score")
-        self.repair = None if step.repair is None else made(REPAIRS, step.repair, "repair")
-        self.rounds = step.rounds if self.score.needs else 1  # weights alone are rated once
-        self.gone: list[int] = []
-        self.whole: dict[str, str] = {}
-
-    def run(self, bar: Stage) -> Network:
-        """The small network."""
-        rounds = self.rounds
-        small = self.structure.network
-        for number in range(1, rounds + 1):
-            offers = self._offers(small, number, bar)
-            self.gone += self._chosen(offers, number / rounds)
-            kept = Kept(self.structure, self.gone)
-            small = cut(self.structure, self.gone)
-            if number == rounds and difference(self.structure, self.gone) > TOLERANCE:
-                raise RewriteError(
-                    "the pruned network does not compute what the network computes with zeros in place of what went: "
-                    "please report this"
-                )
-            if self.repair is not None and self.batches:
-                bar.say(_("pruning, round {number} of {count}: repair", number=number, count=rounds))
-                small = repaired(kept, small, self.batches, self.repair)
-        return verify(small, "pruning")
-
-    def _offers(self, small: Network, number: int, bar: Stage) -> list[Offer]:
-        """What the groups offer, as the present network rates it; atoms are those of the dense network."""
-        groups = [_present(self.structure, g, self.gone) for g in self.structure.groups]
-        present = replace(self.structure, network=small, groups=tuple(groups))
-        bar.say(_("pruning, round {number}: scores", number=number))
-        facts = Facts(present, self.batches, self.score.needs, self.seed + number, bar.advance)
-        amount, _factor = self.step.amount
-        cost = sizes_of_tensors(small) if amount == "parameters" else macs_of_tensors(small)
-        offers = []
-        for group, whole in zip(groups, self.structure.groups, strict=True):
-            bar.advance()
-            if len(group) < 2:
-                continue
-            try:
-                ranking = self.score(facts.problem(group))
-            except RecipeError as error:
-                self.whole[group.name] = str(error)
-                continue
-            saved = torch.from_numpy(share_of_atoms(group, cost, small))
-            most = 1 - (1 - self.step.most) * len(whole) / len(group)
-            if not ranking.loss.isfinite().all():
-                raise CalibrationError(
-                    f"{group.name}: its scores are NaN or infinite: look for bad samples in the calibration data"
-                )
-            gone = len(whole) - len(group)
-            offers.append(Offer(group, ranking, saved, self.step.multiple, max(0.0, most), gone))
-        if not offers and not self.gone:
-            raise RecipeError(f"no group can be rated: {next(iter(self.whole.values()), 'each has one channel left')}")
-        return offers
-
-    def _chosen(self, offers: list[Offer], part: float) -> list[int]:
-        """The atoms that go in this part."""
-        amount, factor = self.step.amount
-        if amount == "channels":
-            return taken(offers, uniform(offers, factor * part))
-        dense: Callable[[Kept], int] = macs_left if amount == "macs" else parameters_left
-        whole = dense(Kept(self.structure, ()))
-
-        def cost(more: list[int]) -> float:
-            return dense(Kept(self.structure, (*self.gone, *more)))
-
-        words, limit = ("multiply-accumulates" if amount == "macs" else amount), whole / factor**part
-        return reaching(offers, limit, cost, words, priced=self.score.comparable)
+def _with_two_for_one(
+    step: Prune, subject: Subject, task: Task, batches: list[Batch], stages: Stages
+) -> Subject:
+    """The subject with factored layers."""
+    dense = subject.network
+    assert dense is not None
+    clock = None
+    if getattr(subject.host, "compile", None) is not None:
+        sample = batches or _some_batches(task, dense, subject.seed)
+        clock = Clock(compiler(subject, task, sample), dense)
+    with stages.stage("prune", _("choosing ranks"), len(batches)) as bar:
+        found = thinned(step, dense, batches, subject.seed, clock, bar.advance)
+    record = Pruned(
+        step.target, (macs(dense), macs(found.network)), (parameters(dense), parameters(found.network)), (),
+        found.kept, {}, _notes(step, task, dense, batches), faster=found.faster, ranks=found.widths,
+    )  # fmt: skip
+    made = replace(subject, network=found.network, history=(*subject.history, step))
+    return replace(made, prunings=(*subject.prunings, record))
 
 
-def _present(structure: Structure, group: Group, gone: list[int]) -> Group:
-    """What is left of a group, with the positions that its atoms have in the smaller tensors."""
-    kept, lost = Kept(structure, gone), set(gone)
-    rows = np.array([k for k, atom in enumerate(group.atoms.tolist()) if atom not in lost], np.int64)
-    sites = {}
-    for (name, dim), found in group.sites.items():
-        mask = kept.mask(structure.flow.tensors[name][dim])
-        now = mask.cumsum() - 1
-        counts = mask[found[rows]].sum(1)
-        if len(rows) and (counts == counts[0]).all() and counts[0]:
-            sites[name, dim] = now[found[rows][mask[found[rows]]]].reshape(len(rows), -1)
-    return Group(group.atoms[rows], sites)
+def _check(step: Prune) -> None:
+    score = made(SCORES, step.score, "score")
+    if "rank" in step.structure and len(step.structure) > 1:
+        raise RecipeError("`rank` is a step of its own: write another step `prune` for channels and branches")
+    if "branches" in step.structure and not score.comparable:
+        raise RecipeError(
+            f"the score {name_of(step.score)} rates channels of one group alone, so branches cannot compete with them: "
+            "take obs or fisher, or leave `branches` out of `structure`"
+        )
+
+
+def _parts(step: Prune, network: Network, seed: int) -> Parts:
+    """The groups and branches that the step may take from."""
+    if "rank" in step.structure:
+        return Parts(find(network))
+    structure = groups_for(step, network, seed)
+    if "branches" not in step.structure:
+        return Parts(structure)
+    found = tuple(b for b in branches(network) if asked(step, b.layers))
+    if "channels" not in step.structure:
+        structure = replace(structure, groups=())
+        if not found:
+            raise RecipeError("no branch of this network lies beside a shortcut: allow `channels` in `structure`")
+    return Parts(structure, found)
+
+
+def _speed(
+    step: Prune, parts: Parts, subject: Subject, task: Task, batches: list[Batch], stages: Stages
+) -> Speed:
+    """The measured stairs, for a target in latency."""
+    assert subject.network is not None
+    sample = batches or _some_batches(task, subject.network, subject.seed)
+    with stages.stage("prune", _("measuring the engine"), 1) as bar:
+        clock = Clock(compiler(subject, task, sample), subject.network)
+        return Speed(clock, measured(parts, clock, bar.at))
 
 
 def _batches(step: Prune, task: Task, network: Network, seed: int) -> list[Batch]:
     if not made(SCORES, step.score, "score").needs and step.repair is None:
         return []
-    samples = min(step.samples, _affordable(network))
+    return _some_batches(task, network, seed, step.samples)
+
+
+def _some_batches(task: Task, network: Network, seed: int, samples: int = 16) -> list[Batch]:
     with seeded(seed):
-        return list(exactly(passing(task, network), samples, network.dynamic_batch))
+        return list(exactly(passing(task, network), min(samples, _affordable(network)), network.dynamic_batch))
 
 
 def _notes(step: Prune, task: Task, network: Network, batches: list[Batch]) -> tuple[str, ...]:
@@ -208,5 +193,5 @@ def _widths(structure: Structure, gone: set[int]) -> tuple[Width, ...]:
     found = []
     for group in structure.groups:
         left = sum(atom not in gone for atom in group.atoms.tolist())
-        found.append(Width(layers_of_group(group, structure.network), len(group), left))
+        found.append(Width(layers_of_group(group, structure.network), len(group), left, group.name))
     return tuple(found)

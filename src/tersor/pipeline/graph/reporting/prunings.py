@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tersor.measure import Report
 from tersor.measure.parts.pruning import Left, Pruning, Width
+from tersor.pipeline.graph.pruning import groups as layers
 from tersor.pipeline.graph.pruning.step import Pruned
 
 
@@ -23,7 +24,14 @@ def recorded(pruned: Pruned) -> Pruning:
         macs_after=pruned.macs[1],
         parameters_before=pruned.parameters[0],
         parameters_after=pruned.parameters[1],
-        widths=tuple(Width(layers=w.layers, before=w.before, after=w.after) for w in pruned.widths),
+        widths=_widths(pruned.widths),
         fixed=tuple(Left(layer=layer, why=why) for layer, why in pruned.fixed.items()),
         whole=tuple(Left(layer=layer, why=why) for layer, why in pruned.whole.items()),
+        branches=pruned.branches,
+        ranks=_widths(pruned.ranks),
+        faster=pruned.faster,
     )
+
+
+def _widths(widths: Sequence[layers.Width]) -> tuple[Width, ...]:
+    return tuple(Width(layers=w.layers, before=w.before, after=w.after) for w in widths)

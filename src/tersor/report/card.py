@@ -186,6 +186,11 @@ def _loading(config: Mapping[str, Any]) -> str:
     ours = f"With Tersor (`tersor generate path/to/this/folder --prompt Hello`), in Python:\n\n{code}"
     if quantization.get("quantization_status") == "tersor":
         return f"## Loading\n\nOther tools do not read how its transposed weights are stored. {ours}"
+    if (sparse := sparsity_of(config)) is not None:
+        return (
+            f"## Loading\n\nThe layout {_as_code(sparse)} is read by compressed-tensors up to {VERSION}; later ones, and "
+            f"transformers with them, would initialize these weights at random. {ours}"
+        )
     packages = _PACKAGES.get(quantization.get("quant_method"), _PACKAGES[None])
     causal = any(str(name).endswith("ForCausalLM") for name in config.get("architectures") or ())
     kind = "AutoModelForCausalLM" if causal else "AutoModel"

@@ -35,7 +35,7 @@ class QuantizedFolder(HfFolder):
             raise CheckpointError(f"{self.path} is not quantized: its config.json has no quantization_config")
         if (sparse := sparsity_of(self.config)) is not None:
             raise CheckpointError(
-                f"{self.path} holds float weights stored as {sparse}, of which none is quantized: open it with tersor.load"
+                f"{self.path} holds float weights stored as {sparse}, none of them quantized: open it with tersor.load"
             )
         self._config = checked_config(self.config.pop("quantization_config"))
         self.layout = layout_of(self._config)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tersor.checkpoints.bit_packing import layer_name
-from tersor.checkpoints.sparse.masks import from_bits, gathered, occupied, spread, to_bits
+from tersor.checkpoints.sparse.masks import from_bits, gathered, spread, to_bits
 from tersor.errors import CheckpointError
 
 # The last release that reads these layouts, and whose files these are.
@@ -19,7 +19,10 @@ KEY = "sparsity_config"
 
 @runtime_checkable
 class SparseLayout(Protocol):
-    """How a folder stores float weights [out, in] without their zeros, under names such as ``LAYER.compressed``."""
+    """How a folder stores float weights [out, in] without their zeros, under names such as ``LAYER.compressed``.
+
+    As in the package itself, −0.0 is a zero and comes back as 0.0.
+    """
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -57,7 +60,7 @@ class SparseBitmask:
 
     def encode(self, name: str, weight: Float[Tensor, "out in"]) -> dict[str, Tensor] | None:
         """The four tensors."""
-        mask = occupied(weight)
+        mask = weight != 0
         return _smaller(name, weight, {
             "compressed": gathered(weight, mask),
             "bitmask": to_bits(mask),
@@ -94,7 +97,7 @@ class Sparse24Bitmask:
         rows, columns = weight.shape
         if columns % 4:
             return None
-        groups = occupied(weight).reshape(-1, 4)
+        groups = (weight != 0).reshape(-1, 4)
         if bool((groups.sum(1) > 2).any()):
             return None
         # Two of each group, the first zeros filling up where it has fewer other values.

@@ -42,7 +42,7 @@ def _openvino(weights: Weights) -> str:
     layers = zip(weights.shapes, weights.bits, strict=True)
     if not any(bits == 8 and len(shape) == 2 and not any(n % 64 for n in shape) for shape, bits in layers):
         return said("no layer here has such a matrix")
-    return said("the property is not set, since it made no such layer faster beyond noise")
+    return said("the property is not set: layers with 80 % zeros were no faster with it")
 
 
 def _tensorrt(weights: Weights) -> str:

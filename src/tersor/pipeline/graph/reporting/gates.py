@@ -68,17 +68,15 @@ def with_gates(report: Report, subjects: Subjects, recipe: Recipe, made: Choice,
 
 def _zeros(report: Report, subjects: Subjects, solved: Solved) -> Zeros | None:
     """What zeros there are, if the float network had been pruned to have them."""
-    if share_of_zeros(list(weights_of(solved.prepared.network))) < LEAST:
-        return None
-    found = list(weights_of(solved.network))
-    if share_of_zeros(found) < LEAST:
+    floats, found = (list(weights_of(n)) for n in (solved.prepared.network, solved.network))
+    if share_of_zeros(floats) < LEAST or share_of_zeros(found) < LEAST:
         return None
     with temporary_folder() as folder:
         names = subjects.compressed_runner.save(folder)
         paths = [Path(folder) / name for name in names]
         packed, estimated = deflated(paths)
         size = sum(path.stat().st_size for path in paths)
-    pattern = pattern_of(found)
+    pattern = pattern_of(floats, found)
     return Zeros(
         weights=sum(w.values.numel() for w in found),
         zeros=sum(int(w.zeros.sum()) for w in found),

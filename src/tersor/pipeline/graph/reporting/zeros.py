@@ -71,9 +71,11 @@ def share_of_zeros(weights: Sequence[Weight]) -> float:
     return sum(int(w.zeros.sum()) for w in weights) / count if count else 0.0
 
 
-def pattern_of(weights: Sequence[Weight]) -> str:
-    """The strictest n:m that holds in every weight of which at least LEAST is zero; empty if none does."""
-    masks = [~w.zeros for w in weights if float(w.zeros.float().mean()) >= LEAST]
+def pattern_of(floats: Sequence[Weight], stored: Sequence[Weight]) -> str:
+    """The strictest n:m that holds in every stored weight whose float weight has zeros; empty if none does."""
+    pruned = tuple(w.name for w in floats if float(w.zeros.float().mean()) >= LEAST)
+    # Codes are named after the weight that they stand for.
+    masks = [~w.zeros for w in stored if w.name.startswith(pruned)]
     patterns = [(s.n / s.m, name) for name, s in STORAGES.items() if isinstance(s, Pattern)]
     for _, name in sorted(patterns):
         n, m = map(int, name.split(":"))

@@ -69,6 +69,7 @@ def test_the_sparsity_is_reached_and_no_more(pruner, problem, asked):
     assert found.weight.shape == problem.weight.shape
     assert found.weight.isfinite().all()
     zeros = found.weight == 0
+    assert not (zeros & found.weight.signbit()).any(), "−0.0 is another value to whoever stores it"
     if sparsity.group is not None:
         kept, size = sparsity.group
         assert (zeros.unflatten(1, (-1, size)).sum(2) == size - kept).all()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tersor
@@ -15,9 +16,11 @@ from tersor.checkpoints import architecture, manifest, network, observations
 from tersor.checkpoints.foreign.files import read_array
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.read import read_weights
+from tersor.checkpoints.sparse.layouts import SparseBitmask, sparsity_config
 from tersor.engines import engine, load_runner
 from tersor.measure import read_report
 from tersor.measure.language import read_language_report
+from tersor.network.capture import capture
 from tersor.pipeline.folder.load import open_folder
 from tersor.pipeline.folder.metamodel import MetaModel, quiet
 from tersor.pipeline.folder.records import join, read_records
@@ -105,6 +108,30 @@ def write_observations(folder: Path) -> None:
     observations.write(observe(task, made.network, observables(recipe.quantize, made), Stages(False)), folder)
 
 
+def write_sparse(folder: Path) -> None:
+    """A network that is stored without its zeros: by a mask, and in a pattern."""
+    net = nn.Sequential(nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 48)).eval()
+    with torch.no_grad():
+        net[0].weight[torch.rand(48, 48) < 0.8] = 0
+        net[2].weight.view(-1, 4)[:, :2] = 0
+    network.write(capture(net, (torch.zeros(2, 48),)), folder)
+
+
+def write_sparse_folder(folder: Path) -> None:
+    """A Llama whose projections are stored as compressed-tensors stores zeros."""
+    write_plain(folder)
+    for path in folder.glob("model-*.safetensors"):
+        stored = {}
+        for name, tensor in load_file(path).items():
+            parts = SparseBitmask().encode(name, tensor * (tensor > 0.01)) if "_proj" in name else None
+            stored |= {name: tensor} if parts is None else parts
+        save_file(stored, path, {"format": "pt"})
+    (folder / INDEX).unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = sparsity_config("sparse-bitmask", 0.9, [])
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def write_gguf(folder: Path) -> None:
     from tersor.checkpoints.gguf.write import write_gguf as write
 
@@ -139,6 +166,8 @@ READERS: dict[str, Reader] = {
     "network": Reader(copied("networks/torch-int8-static"), network.FILES, network.read),
     "network with an LSTM": Reader(copied("networks/torch-lstm"), network.FILES[:1], network.read),
     "network of few bits": Reader(copied("networks/torch-int4-weight"), network.FILES, weights),
+    "network without its zeros": Reader(write_sparse, network.FILES, network.read),
+    "folder without its zeros": Reader(write_sparse_folder, ("config.json", "model-1.safetensors"), model),
     "operators": Reader(operators.write, network.FILES[:1], operators.run, operators.called),
     "report": Reader(copied("networks/torch-int8-static"), ("report.json",), lambda f: read_report(f)),
     "report of a language model": Reader(copied(_LLM + "gptq"), ("report.json",), lambda f: read_language_report(f)),

@@ -15,7 +15,10 @@ from tests.fuzz.mutations import mutated
 from tests.fuzz.readers import NATIVE, READERS
 from tests.fuzz.trying import in_processes, tried
 
-QUICK = ("manifest", "network with an LSTM", "report", "recipe", "array", "gptq", "records", "gguf")
+QUICK = (
+    "manifest", "network with an LSTM", "network without its zeros", "folder without its zeros", "report", "recipe",
+    "array", "gptq", "records", "gguf",
+)  # fmt: skip
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),

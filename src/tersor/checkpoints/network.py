@@ -14,8 +14,11 @@ from torch import Tensor, fx
 from tersor.checkpoints.foreign.files import checked, foreign, inside, read_object
 from tersor.checkpoints.graph.allowed import name_of, operator_of
 from tersor.checkpoints.graph.building import build
-from tersor.checkpoints.graph.schema import DTYPES, Graph, Stored, check_stored, same_inputs
+from tersor.checkpoints.graph.schema import DTYPES, PLACES, Graph, Layout, Stored, check_stored, same_inputs
 from tersor.checkpoints.graph.sizes import check_sizes
+from tersor.checkpoints.sparse.storage import Stored as Sparse
+from tersor.checkpoints.sparse.storage import read as read_sparse
+from tersor.checkpoints.sparse.storage import smallest
 from tersor.checkpoints.stored import assemble
 from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import SavedFolderError
@@ -26,12 +29,14 @@ from tersor.numerics import QTensor, fakequant  # noqa: F401  (registers torch.o
 from tersor.numerics.packing import pack, unpack
 
 FILES = ("network.json", "network.safetensors")
-FORMAT = 1
+# The format of networks without zeros, which all versions read, and that of networks that are stored without theirs.
+FORMAT, SPARSE = 1, 2
+
 
 def write(network: Network, folder: Path) -> tuple[str, ...]:
     """Write the network to an existing folder and return the file names.
 
-    Codes of fewer than 8 bits are packed; unused tensors are omitted.
+    Codes of fewer than 8 bits are packed; unused tensors are omitted, and so are zeros where that is smaller.
 
     Raises:
         SavedFolderError: ``read`` would reject it; in that case nothing is written.
@@ -42,12 +47,16 @@ def write(network: Network, folder: Path) -> tuple[str, ...]:
     tensors, layout = {}, {}
     for name, tensor in network.tensors():
         layout[name] = {"shape": list(tensor.shape), "dtype": _dtype_name(tensor.dtype)}
-        if packed.get(name, 8) < 8:
-            layout[name]["bits"] = packed[name]
-            tensor = pack(tensor, packed[name])
+        bits = packed.get(name, 8)
+        if bits < 8:
+            layout[name]["bits"] = bits
+        if (sparse := smallest(tensor, bits)) is not None:
+            layout[name]["sparse"], (tensor, tensors[name + PLACES]) = sparse
+        elif bits < 8:
+            tensor = pack(tensor, bits)
         tensors[name] = tensor.detach().contiguous().clone()
     graph = {
-        "format": FORMAT,
+        "format": SPARSE if any("sparse" in part for part in layout.values()) else FORMAT,
         "inputs": [
             {"name": n, "shape": list(x.shape), "dtype": _dtype_name(x.dtype)}
             for n, x in zip(network.input_names, network.example, strict=True)
@@ -76,15 +85,16 @@ def read(folder: Path) -> Network:
     path = inside(folder, FILES[0], SavedFolderError)
     remedy = f"not a network that Tersor wrote: save it again ({folder})"
     data = read_object(path, SavedFolderError, remedy)
-    if data.get("format") != FORMAT:
-        raise SavedFolderError(f"{path} has the format {data.get('format')!r:.40}, this version reads {FORMAT}")
+    if data.get("format") not in (FORMAT, SPARSE):
+        raise SavedFolderError(
+            f"{path} has the format {data.get('format')!r:.40}, this version reads {FORMAT} and {SPARSE}"
+        )
     graph = checked(Graph, data, str(path), SavedFolderError, remedy)
     with _opened(inside(folder, FILES[1], SavedFolderError)) as file, foreign(
         SavedFolderError, f"{path}: not a network that Tersor wrote", "save it again"
     ):
         check_stored(graph, _stored(file))
-        tensors = {name: file.get_tensor(name) for name in graph.tensors}
-        network = _network(graph, tensors)
+        network = _network(graph, {name: _tensor(file, name, layout) for name, layout in graph.tensors.items()})
         check_sizes(network)
         return network
 
@@ -128,15 +138,21 @@ def read_weights(folder: Path) -> Iterator[tuple[str, QTensor]]:
                 yield name, assemble(name, codes, scale, zero_point, int(node.args[3]), bits)  # type: ignore[arg-type]
 
 
+def _tensor(file: Any, name: str, layout: Layout) -> Tensor:
+    """A tensor as the graph reads it."""
+    tensor, dtype, bits = file.get_tensor(name), DTYPES[layout.dtype], layout.packed_bits
+    if layout.sparse is not None:
+        stored = Sparse(tensor, file.get_tensor(name + PLACES))
+        return read_sparse(layout.sparse, stored, tuple(layout.shape), dtype, bits)
+    if bits < 8:
+        tensor = unpack(tensor, bits, math.prod(layout.shape), dtype.is_signed).to(dtype).reshape(layout.shape)
+    return tensor
+
+
 def _network(graph: Graph, tensors: dict[str, Tensor]) -> Network:
     if not same_inputs(graph):
         raise ValueError("it has other inputs than its graph")
     made = build(graph)
-    for name, layout in graph.tensors.items():
-        if layout.bits is not None and layout.bits < 8:
-            dtype = DTYPES[layout.dtype]
-            codes = unpack(tensors[name], layout.bits, math.prod(layout.shape), dtype.is_signed)
-            tensors[name] = codes.to(dtype).reshape(layout.shape)
     example = tuple(torch.zeros(i.shape, dtype=DTYPES[i.dtype]) for i in graph.inputs)
     names = tuple(i.name for i in graph.inputs)
     free = tuple({int(dim): name for dim, name in dims.items()} for dims in graph.free)

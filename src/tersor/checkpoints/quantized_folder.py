@@ -10,6 +10,7 @@ from tersor.checkpoints.foreign.files import foreign
 from tersor.checkpoints.foreign.quantization import checked_config
 from tersor.checkpoints.hf_folder import Entry, HfFolder
 from tersor.checkpoints.layouts import layout_of
+from tersor.checkpoints.sparse.layouts import sparsity_of
 from tersor.errors import CheckpointError
 from tersor.numerics import QTensor
 
@@ -32,6 +33,10 @@ class QuantizedFolder(HfFolder):
         super().__init__(path)
         if "quantization_config" not in self.config:
             raise CheckpointError(f"{self.path} is not quantized: its config.json has no quantization_config")
+        if (sparse := sparsity_of(self.config)) is not None:
+            raise CheckpointError(
+                f"{self.path} holds float weights stored as {sparse}, none of them quantized: open it with tersor.load"
+            )
         self._config = checked_config(self.config.pop("quantization_config"))
         self.layout = layout_of(self._config)
         self._files = dict(self.entries)

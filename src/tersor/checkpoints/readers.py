@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tersor.checkpoints.architecture import import_transformers, model_class, open_class
 from tersor.checkpoints.foreign.files import first_line
+from tersor.checkpoints.sparse.layouts import VERSION, sparsity_of
 from tersor.errors import CheckpointError
 from tersor.process import logging_at, quiet
 from tersor.words import said
@@ -106,6 +107,12 @@ def _opened(model: Any, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 
 def _unopened(quantization: Mapping[str, Any]) -> str:
     """Why transformers does not open compressed-tensors of this kind, which the report states as its limit."""
+    if (sparse := sparsity_of({"quantization_config": quantization})) is not None:
+        return said(
+            "compressed-tensors reads {layout} up to {version} only, and would now initialize these weights at random; "
+            "Tersor opens it",
+            layout=sparse, version=VERSION,
+        )
     if quantization.get("tersor_transposed"):
         return said("its quantized weights belong to no nn.Linear; Tersor opens it")
     groups = list((quantization.get("config_groups") or {}).values())

@@ -27,7 +27,9 @@ def keys(module: str, table: str) -> str:
 # What stands in the places of the help texts, which are templates, so that catalogues hold no lists of names.
 VALUES = {
     "presets": keys("recipe/presets.py", "PARTS"),
-    "layouts": keys("checkpoints/layouts.py", "LAYOUTS"),
+    "layouts": ", ".join(
+        (keys("checkpoints/layouts.py", "LAYOUTS"), keys("checkpoints/sparse/layouts.py", "SPARSE_LAYOUTS"))
+    ),
     "engines": ", ".join(ENGINES),
     "automatic": ", ".join(automatic()),
     "decoding": ", ".join(decoding()),

@@ -11,6 +11,7 @@ from tersor.checkpoints.foreign.files import checked, in_folder, read_json
 from tersor.errors import TersorError
 from tersor.measure.nulls import missing_explanations
 from tersor.measure.parts.base import ReportPart
+from tersor.measure.parts.gates import Pair, Zeros
 from tersor.measure.parts.pruning import Pruning
 from tersor.measure.parts.training import Training
 from tersor.terminal import Shown
@@ -255,6 +256,8 @@ class Report(Shown, ReportPart):
     histograms: tuple[Histogram, ...] = ()
     calibration: CalibrationSummary | None = None
     prunings: tuple[Pruning, ...] = ()
+    zeros: Zeros | None = None
+    pairs: tuple[Pair, ...] = ()
     trainings: tuple[Training, ...] = ()
     timings_s: Timings
     peak_memory_bytes: Bytes | None

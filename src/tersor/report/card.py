@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from tersor.checkpoints.sparse.layouts import VERSION, sparsity_of
 from tersor.errors import RecipeError
 from tersor.inert import plain
 from tersor.measure.formatting import change_text, number_text, size_text
@@ -186,6 +187,11 @@ def _loading(config: Mapping[str, Any]) -> str:
     ours = f"With Tersor (`tersor generate path/to/this/folder --prompt Hello`), in Python:\n\n{code}"
     if quantization.get("quantization_status") == "tersor":
         return f"## Loading\n\nOther tools do not read how its transposed weights are stored. {ours}"
+    if (sparse := sparsity_of(config)) is not None:
+        return (
+            f"## Loading\n\nThe layout {_as_code(sparse)} is read by compressed-tensors up to {VERSION}; transformers "
+            f"with a later one would initialize these weights at random. {ours}"
+        )
     packages = _PACKAGES.get(quantization.get("quant_method"), _PACKAGES[None])
     causal = any(str(name).endswith("ForCausalLM") for name in config.get("architectures") or ())
     kind = "AutoModelForCausalLM" if causal else "AutoModel"

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from tersor.measure.formatting import is_fraction, metric_text, precision_text, size_text, time_text
+from tersor.measure.gates import sentences
 from tersor.measure.headline import diagnose, fallbacks, fell_back
 from tersor.measure.onestep import deviating, finding_of, summary, unchecked
 from tersor.measure.schema import Report
@@ -48,6 +49,7 @@ def _view(report: Report) -> dict[str, object]:
         "facts": _facts(report),
         "timings": timings(report),
         "prunings": [(x, pruning.sentence(x), pruning.rows(x)) for x in report.prunings],
+        "gates": sentences(report),
         "trainings": [(x, training.sentence(x), training.curves(x), training.rows(x)) for x in report.trainings],
         "simulated": simulated(report),
         "one_step": None if check is None else shown(check),

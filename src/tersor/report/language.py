@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tersor.inert import plain
 from tersor.measure.formatting import named_steps, size_text
+from tersor.measure.gates import zeros_text
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.report import svg
 from tersor.report.shell import rendered
@@ -148,6 +149,8 @@ def _trained(report: LanguageReport) -> list[tuple[str, str, str]]:
 def _texts(report: LanguageReport) -> list[tuple[str, str]]:
     """The texts used for calibration and evaluation."""
     rows = [(_("Calibrated on"), shown(report.calibration or "") or _("no data: the recipe needs none"))]
+    if report.zeros is not None:
+        rows = [*rows, (_("Zeros"), zeros_text(report.zeros))]
     return rows if report.compressed is None else [*rows, (_("Evaluated on"), shown(str(report.compressed.protocol)))]
 
 

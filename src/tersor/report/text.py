@@ -19,6 +19,7 @@ from tersor.measure.formatting import (
     size_text,
     time_text,
 )
+from tersor.measure.gates import sentences
 from tersor.measure.headline import Diagnosis, diagnose, fallbacks
 from tersor.measure.nulls import explains_null
 from tersor.measure.onestep import deviating, finding_of, summary
@@ -135,7 +136,7 @@ def _prunings(report: Report) -> list[RenderableType]:
     for one in report.prunings:
         found += ["", pruning.sentence(one)]
         found += [pruning.grid(one)] if any(w.after < w.before for w in one.widths) else []
-    return found
+    return [*found, *(part for line in sentences(report) for part in ("", _styled(line)))]
 
 
 def _trainings(report: Report) -> list[RenderableType]:

@@ -44,7 +44,7 @@ class _Pruner:
             parts.append(found)
             notes.append(note)
         result = torch.empty_like(flat)
-        result[:, order] = torch.cat(parts)
+        result[:, order] = torch.cat(parts) + 0.0  # −0.0 would be stored as another value
         result = result.reshape(weight.shape)
         method = ", ".join(dict.fromkeys(filter(None, (self.name, *notes))))
         return PrunedLayer(result, method, None if grams is None else output_error(weight, result, grams))

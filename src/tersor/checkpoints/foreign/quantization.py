@@ -29,6 +29,12 @@ class _Group(BaseModel):
     weights: _Weights | None = None
 
 
+class _Sparsity(BaseModel):
+    """How compressed-tensors stores float weights with zeros; other entries are of no use to a reader."""
+
+    format: StrictStr | None = None
+
+
 class _Config(BaseModel):
     """The entries that are read: the groups of compressed-tensors, and those of GPTQ and AWQ."""
 
@@ -36,6 +42,7 @@ class _Config(BaseModel):
     checkpoint_format: StrictStr | None = None
     tersor_transposed: Names = []
     config_groups: dict[str, _Group] = {}
+    sparsity_config: _Sparsity | None = None
     bits: Bits | None = None
     group_size: Size | None = None
     sym: StrictBool | None = None

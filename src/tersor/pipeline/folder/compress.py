@@ -78,7 +78,8 @@ def compress_folder(
             file of records ``{"text": "..."}`` and ``{"messages": [{"role": ..., "content": ...}, ...]}``; a list of
             texts and of such lists of messages; or tokens int64 [windows, length].
         evaluate: data of the same kind, for perplexity and divergence in the report; never used for calibration.
-        layout: how the files store codes and scales, a name in ``LAYOUTS`` (``tersor compress --help`` prints them).
+        layout: how the files store codes and scales, a name in ``LAYOUTS``; or float weights with zeros, a name in
+            ``SPARSE_LAYOUTS`` (``tersor compress --help`` prints both).
         samples: windows of ``data``; length: tokens of each window, by default 512, or fewer if the model requires it.
         force: replace ``out`` if it contains only what Tersor wrote, or nothing, and discard parts of another run.
         build: creates the model if transformers does not know its architecture; its parameters are then on ``meta``.

@@ -20,6 +20,7 @@ from tersor.pipeline.folder.blockwise import COLLECTED, choice_of, needs_data
 from tersor.pipeline.folder.metamodel import MetaModel, quiet
 from tersor.pipeline.folder.plan import LayoutFit, WeightPlan, plan_weights
 from tersor.pipeline.folder.preflight import Preflight, preflight
+from tersor.pipeline.folder.sparse import check_sparse, layouts_of
 from tersor.pipeline.folder.text import Data, positions, windows
 from tersor.recipe import Recipe, Train, resolve
 from tersor.training.language.blocks import BlockTraining
@@ -33,6 +34,7 @@ class Job:
         calibration, evaluation: windows of tokens; None if not needed.
         preflight: predictions before anything runs.
         token_mask: bool [windows, length], True for real tokens of the calibration; None: all are real.
+        sparse: the layout of pruned weights that stay float; None: they are stored with their zeros.
         training: how each block is trained once it is solved; None: it is not.
     """
 
@@ -45,6 +47,7 @@ class Job:
     evaluation: Windows | None
     preflight: Preflight
     token_mask: Tensor | None = None
+    sparse: str | None = None
     training: BlockTraining | None = None
 
 
@@ -62,8 +65,7 @@ def prepare_job(
     needs: bool = True,
 ) -> Job:
     """Check everything that can be checked before a weight is read; with ``needs``, also that needed data is given."""
-    if not isinstance(layout, str) or layout not in LAYOUTS:
-        raise RecipeError(f"no layout {layout!r:.80}; one of {', '.join(LAYOUTS)}")
+    layout, sparse = layouts_of(layout)
     samples = whole("--samples", samples, 1, None, "it is the number of windows of data", TaskError)
     if length is not None:
         length = whole("--length", length, 2, None, "it is the tokens of a window", TaskError)
@@ -76,6 +78,7 @@ def prepare_job(
             raise CheckpointError(f"{folder.path} is quantized already; give the original")
         metamodel = MetaModel(folder, build, place)
     plans = plan_weights(metamodel, recipe, LayoutFit(LAYOUTS[layout], folder.dtype))
+    check_sparse(sparse, plans)
     if not any(t.touched for t in plans):
         inside = [t for t in plans if t.slice.parameter.startswith(f"{metamodel.blocks.path}.")] or plans
         why = inside[0].reason if inside else "it holds no matrix"
@@ -103,8 +106,10 @@ def prepare_job(
     length = length or min(512, positions(folder.config) or 512)
     calibration = windows(data, folder, length, samples, "data (--data)") if data is not None else None
     evaluation = windows(evaluate, folder, length, None, "evaluate (--valid)") if evaluate is not None else None
-    found = preflight(metamodel, plans, layout, calibration, evaluation, training)
-    return Job(folder, metamodel, recipe, layout, plans, calibration, evaluation, found, training=training)
+    found = preflight(metamodel, plans, layout, calibration, evaluation, training, sparse)
+    return Job(
+        folder, metamodel, recipe, layout, plans, calibration, evaluation, found, sparse=sparse, training=training
+    )
 
 
 def _training(recipe: Recipe, plans: list[WeightPlan]) -> BlockTraining | None:

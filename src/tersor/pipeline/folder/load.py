@@ -11,6 +11,8 @@ from tersor.checkpoints.architecture import generation_config
 from tersor.checkpoints.hf_folder import HfFolder
 from tersor.checkpoints.manifest import LANGUAGE, MANIFEST, kind_of, read_language_manifest, verify
 from tersor.checkpoints.quantized_folder import QuantizedFolder
+from tersor.checkpoints.sparse.folder import SparseFolder
+from tersor.checkpoints.sparse.layouts import sparsity_of
 from tersor.engines import ENGINES, Engine, decoding
 from tersor.errors import CaptureError, CheckpointError, EngineError
 from tersor.network.quantized import QuantizedLinear, QuantizedWeight
@@ -121,8 +123,10 @@ class _Weights(Mapping[str, Tensor | QTensor]):
 
 
 def open_folder(folder: Path) -> HfFolder:
-    """Open a folder, quantized or not."""
+    """Open a folder, quantized, sparse or neither."""
     plain = HfFolder(folder)
+    if sparsity_of(plain.config) is not None:
+        return SparseFolder(folder)
     return QuantizedFolder(folder) if "quantization_config" in plain.config else plain
 
 

@@ -74,8 +74,9 @@ def preflight(
     calibration: Windows | None,
     evaluation: Windows | None,
     training: BlockTraining | None = None,
+    sparse: str | None = None,
 ) -> Preflight:
-    """Predict memory and disk before any weight is read."""
+    """Predict memory and disk before any weight is read; with ``sparse``, zeros are not stored."""
     folder = metamodel.folder
     size = folder.dtype.itemsize
     chosen = [t for t in plans if t.spec]
@@ -104,13 +105,15 @@ def preflight(
         pruned=sum(t.sparsity is not None for t in plans),
         skipped=sum(not t.touched for t in plans),
         warnings=(
-            *_warnings(metamodel, plans, layout, calibration),
+            *_warnings(metamodel, plans, layout, calibration, sparse),
             *_same(calibration, evaluation),
         ),
     )
 
 
-def _warnings(metamodel: MetaModel, plans: list[WeightPlan], layout: str, calibration: Windows | None) -> list[str]:
+def _warnings(
+    metamodel: MetaModel, plans: list[WeightPlan], layout: str, calibration: Windows | None, sparse: str | None
+) -> list[str]:
     found = []
     ragged = [
         t for t in plans if t.spec and t.spec.granularity.kind == "group" and t.shape[1] % t.spec.granularity.size
@@ -141,7 +144,7 @@ def _warnings(metamodel: MetaModel, plans: list[WeightPlan], layout: str, calibr
     uneven = [t for t in plans if t.spec and t.slice.index is not None and not t.spec.symmetric]
     if uneven and LAYOUTS[layout].fused_experts_alike:
         found.append(said("transformers does not open asymmetric experts ({name}); Tersor does", name=uneven[0].name))
-    if any(t.sparsity and t.spec is None for t in plans):
+    if sparse is None and any(t.sparsity and t.spec is None for t in plans):
         found.append(said("zeros among float weights make neither the file smaller nor an engine here faster"))
     found += LAYOUTS[layout].reader_limits([t.spec for t in plans if t.spec])
     bits = {t.spec.format.bits for t in plans if t.spec}

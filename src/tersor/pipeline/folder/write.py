@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tersor.checkpoints.destination import put_in_place
@@ -23,6 +24,7 @@ from tersor.numerics import QTensor, QuantSpec
 from tersor.pipeline.folder.job import Job
 from tersor.pipeline.folder.journal import Journal, save
 from tersor.pipeline.folder.metamodel import MetaModel
+from tersor.pipeline.folder.sparse import SparseWeights
 from tersor.report.card import CARD, model_card, name_of, original_card
 from tersor.report.language import language_html
 from tersor.words import said
@@ -118,11 +120,12 @@ def _finish(
     staging = notes.folder / "out"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    _shards(job, notes, outside, staging)
+    sparse = SparseWeights(job.sparse, job.plans)
+    _shards(job, notes, outside, staging, sparse)
     known, left = job.source.others()
     for path in known:
         shutil.copyfile(path, staging / path.name)
-    config = folder_config(job, {w.name for w in report.weights if w.format})
+    config = sparse.config(folder_config(job, {w.name for w in report.weights if w.format}), job.metamodel)
     write_text(staging / "config.json", json.dumps(config, indent=1))
     found = HfFolder(staging).entries.items()
     stored = {name: torch.empty(e.shape, dtype=e.dtype, device="meta") for name, e in found}
@@ -132,9 +135,9 @@ def _finish(
             "not copied from the source, as they are no known side files: {names}",
             names=", ".join(left),
         ))
-    report = report.model_copy(update={"warnings": (*report.warnings, *unchecked)})
+    report = sparse.counted(report.model_copy(update={"warnings": (*report.warnings, *unchecked)}), staging)
     original = original_card(staging)  # copied with the known files
-    describe(staging, report, job.recipe.to_yaml(), config, job.layout, name_of(job.source.path), original)
+    describe(staging, report, job.recipe.to_yaml(), config, report.layout, name_of(job.source.path), original)
     put_in_place(staging, out, force, (job.source.path,))
     shutil.rmtree(notes.folder, ignore_errors=True)
     return report
@@ -163,12 +166,19 @@ def describe(
     write_text(staging / MANIFEST, json.dumps(manifest, indent=1))
 
 
-def _shards(job: Job, notes: Journal, outside: Mapping[str, Tensor], staging: Path) -> None:
+def _shards(
+    job: Job, notes: Journal, outside: Mapping[str, Tensor], staging: Path, sparse: SparseWeights
+) -> None:
     count = len(job.metamodel.blocks)
     name = "model-{:05d}-of-" + f"{count + 1:05d}.safetensors"
-    save(outside, staging / name.format(1))
+    save(sparse.stored(outside), staging / name.format(1))
     for k in range(count):
-        _link_or_copy(notes.shard(k), staging / name.format(k + 2))
+        before = len(sparse.bytes)
+        stored = sparse.stored(load_file(notes.shard(k))) if sparse.floats else {}
+        if len(sparse.bytes) > before:
+            save(stored, staging / name.format(k + 2))
+        else:
+            _link_or_copy(notes.shard(k), staging / name.format(k + 2))
     where, size = {}, 0
     for path in sorted(staging.glob("*.safetensors")):
         size += path.stat().st_size

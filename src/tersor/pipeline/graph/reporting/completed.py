@@ -14,6 +14,7 @@ from tersor.pipeline.graph.auto import Choice, with_notes
 from tersor.pipeline.graph.deployed import InEngine, inputs_of
 from tersor.pipeline.graph.measuring import Subjects, measure
 from tersor.pipeline.graph.reporting.figures import make_report
+from tersor.pipeline.graph.reporting.gates import with_gates
 from tersor.pipeline.graph.reporting.prunings import with_prunings
 from tersor.pipeline.graph.reporting.trainings import with_trainings
 from tersor.pipeline.graph.solve import Solved
@@ -72,6 +73,7 @@ def _report(task: Task, recipe: Recipe, made: Choice, threads: int, stages: Stag
     with stages.stage("measure", _("checking the numbers of every operator")):
         account = module.audit(solved.network, made.runner, tuple(x for x in solved.samples if isinstance(x, Tensor)))
     found = make_report(subjects, recipe, solved, measured, account, noise, stages.seconds)
+    found = with_gates(found, subjects, recipe, made, stages)
     found = with_prunings(found, made.subject.prunings)
     found = with_trainings(found, made.subject.trainings)
     for layer in fallbacks(found):

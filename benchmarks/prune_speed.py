@@ -33,7 +33,7 @@ def bench(quick: bool) -> Outcome:
             recipe = Recipe(name=kind, steps=(*steps, Quantize()))
             made[kind] = compress(task, recipe, "openvino", threads=1, report=False, progress=False)
         inputs = single(made["dense"].network)
-        times = common.timed({kind: (lambda r=done.runner: r(*inputs)) for kind, done in made.items()}, quick)
+        times = common.timed({kind: (lambda r=done.runner, x=inputs: r(*x)) for kind, done in made.items()}, quick)
         faster, spread = common.over(times, "dense", "pruned")
         record = made["pruned"].prunings[0]
         details[name] = {"milliseconds": common.milliseconds(times), "pruned": asdict(record)}

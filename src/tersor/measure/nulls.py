@@ -7,9 +7,11 @@ from tersor.words import said
 
 # Null means "absent" for these, not "unknown", and needs no warning.
 _MAY_BE_ABSENT = re.compile(
-    r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline|^one_step|^zeros)$"
+    r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline)$"
+    r"|^(one_step|zeros)$"
     r"|^environment\.target$|^calibration(\.|$)|^layers\.(accumulated_)?sqnr_db$"  # of a layer without error or signal
-    r"|\.(milliseconds|channels|weights)$|^trainings\.|^prunings\.faster$|^timings_s\.train$"  # a loss that is no number
+    r"|\.(milliseconds|channels|weights)$|^prunings\.faster$"
+    r"|^trainings\.|^timings_s\.train$"  # a loss that is no number
 )
 
 

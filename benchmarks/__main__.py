@@ -23,6 +23,7 @@ BENCHES = {
     "exactobs_time": 1,
     "prune_resnet": 5,
     "prune_channels": 6,
+    "prune_architectures": 9,
     "gptq_minilm": 3,
     "llm_accuracy": 12,
     "train_llm": 20,

@@ -13,6 +13,7 @@ from tersor.network.groups.check import TOLERANCE, difference
 from tersor.network.groups.costs import macs_of_tensors, share_of_atoms, sizes_of_tensors
 from tersor.network.groups.flow import sizes
 from tersor.network.network import Network
+from tersor.network.rewrites.fold_constants import FoldConstants
 from tersor.network.verify import verify
 from tersor.pipeline.graph.batches import Batch, exactly, passing, seeded
 from tersor.pipeline.graph.pruning.facts import Facts
@@ -66,8 +67,8 @@ def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
             f"the target {step.target!r} is not for a network captured as a graph; it takes {', '.join(TARGETS)}, such "
             "as `2x macs` or `30% channels`"
         )
-    dense = subject.network
-    assert dense is not None
+    assert subject.network is not None
+    dense = FoldConstants()(subject.network)  # a weight that is computed from others, as by weight_norm, cannot be cut
     with stages.stage("prune", _("finding what can go")):
         structure = groups_for(step, dense, subject.seed)
         batches = _batches(step, task, dense, subject.seed)

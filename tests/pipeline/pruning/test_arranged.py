@@ -1,4 +1,4 @@
-"""The step `prune` on networks whose channels are shuffled, packed or computed: cut, repaired, quantized and compiled."""
+"""The step `prune` on networks whose channels are shuffled, packed or computed: cut, repaired, quantized, compiled."""
 
 import pytest
 import torch

@@ -41,7 +41,7 @@ def bench(quick: bool) -> Outcome:
     for name in names:
         say(name)
         details[name] = one(name)
-        say(", ".join(f"{k} {v}" for k, v in details[name].items() if not isinstance(v, dict)))
+        say(", ".join(f"{k} {v}" for k, v in details[name].items() if k != "fixed"))
     gone = [name for name in names if details[name].get("gone", 0) >= LEAST]
     wrong = [name for name in names if details[name].get("apart", 0) > TOLERANCE]
     missed = ", ".join(f"{n} {details[n].get('gone', details[n].get('refused'))}" for n in names if n not in gone)

@@ -24,6 +24,7 @@ BENCHES = {
     "prune_resnet": 5,
     "prune_channels": 6,
     "prune_speed": 12,
+    "prune_architectures": 9,
     "gptq_minilm": 3,
     "llm_accuracy": 12,
     "train_llm": 20,

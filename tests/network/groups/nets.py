@@ -286,13 +286,17 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[Tensor, ...]]] = {
 }
 
 
-def made(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """The network with statistics and scales that are all different, and its example."""
-    torch.manual_seed(0)
-    build, example = NETS[name]
-    net = build()
+def varied(net: nn.Module) -> nn.Module:
+    """The network in eval mode, with statistics and scales that are all different."""
     with torch.no_grad():
         for key, value in net.state_dict().items():
             if value.ndim == 1 and value.is_floating_point():
                 value.copy_(torch.rand_like(value) + 0.5 if "var" in key else torch.randn_like(value) * 0.5 + 0.3)
-    return net.eval(), example
+    return net.eval()
+
+
+def made(name: str) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """One of them, and its example."""
+    torch.manual_seed(0)
+    build, example = NETS[name]
+    return varied(build()), example

@@ -109,6 +109,10 @@ def test_what_is_normalized_over_channels_is_fixed_and_says_so():
     assert "input" in found(nn.Linear(3, 4), torch.randn(2, 3)).fixed["weight", 1]
 
 
+def thrice(x):
+    return x[:, :, None].repeat(1, 1, 3)
+
+
 class Softmax(nn.Module):
     def __init__(self, of):
         super().__init__()
@@ -127,12 +131,12 @@ class Softmax(nn.Module):
         (lambda x: x.sort(-1)[0], "sort"),
         (lambda x: x.flip(-1), "flip"),
         (lambda x: x.roll(1, -1), "roll"),
-        (lambda x: x * x.norm(dim=-1, keepdim=True), "norm"),
-        (lambda x: torch.fft.rfft(x, dim=-1).abs().repeat(1, 2)[:, :8], "known"),
-        (lambda x: F.normalize(x, dim=-1), "norm"),
+        (lambda x: x * (x + 1).norm(dim=-1, keepdim=True), "norm"),
+        (lambda x: torch.fft.rfft(x, dim=-1).abs().repeat(1, 2)[:, :8], "fft"),
+        (lambda x: F.normalize(x.exp(), dim=-1), "norm"),
         (lambda x: x[:, torch.tensor([1, 0, 3, 2, 5, 4, 7, 6])], "chosen by number"),
         (lambda x: x[:, ::2].repeat(1, 2), "single positions"),
-        (lambda x: x.unfold(1, 4, 4).flatten(1), "known"),
+        (lambda x: x.unfold(1, 4, 4).flatten(1), "windows"),
         (lambda x: x / x.amax(-1, keepdim=True), "amax"),
         (lambda x: x @ torch.linalg.inv(torch.eye(8) + x.T @ x), "fixed"),
         (lambda x: torch.stack(x.unbind(-1), -1), "unbind"),
@@ -164,6 +168,16 @@ def test_operators_that_read_all_channels_fix_them(of, why):
         lambda x: torch.maximum(x, torch.zeros(8)).clamp(-1, 5).pow(2),
         lambda x: x.unflatten(1, (2, 4)).movedim(1, 2).flatten(1),
         lambda x: F.channel_shuffle(x[:, :, None], 2).squeeze(2),
+        lambda x: x * torch.ones(1, 1).expand(1, 8) + torch.ones(1, 1).repeat(1, 8),
+        lambda x: x * x.sum(0, keepdim=True).expand_as(x) * torch.sigmoid(x.sum()).view(1, 1).expand_as(x),
+        lambda x: x.gather(0, torch.zeros_like(x, dtype=torch.long)),
+        lambda x: thrice(x).index_add(2, torch.tensor([2]), x[:, :, None]).sum(2),
+        lambda x: thrice(x).scatter_add(2, torch.zeros_like(x, dtype=torch.long)[:, :, None], x[:, :, None]).sum(2),
+        lambda x: x[:, :, None].unfold(2, 1, 1).flatten(1),
+        lambda x: torch.einsum("b...,...->b...", x[:, :, None], torch.ones(8, 1)).squeeze(2),
+        lambda x: torch.einsum("...j,jk", x, torch.ones(8, 8)),
+        lambda x: torch.view_as_real(torch.complex(x, -x)).sum(-1) + torch.polar(x, x * 0).real,
+        lambda x: torch.fft.ifft(torch.fft.fft(x, dim=0), dim=0).real,
         lambda x: F.pixel_unshuffle(F.pixel_shuffle(x[:, :, None, None], 2), 2).flatten(1),
     ],
 )

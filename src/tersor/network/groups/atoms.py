@@ -40,6 +40,7 @@ class Atoms:
         self._products: dict[tuple[int, int], int] = {}
         self._reasons: dict[int, str] = {}
         self._known: dict[int, tuple[int, ...]] = {}  # the atoms of products, until anything is joined
+        self._distinct: dict[int, tuple[Cells, list[int], Cells]] = {}  # by the array, which is held so that it stays
 
     def fresh(self, size: int) -> Cells:
         """New atoms."""
@@ -59,6 +60,14 @@ class Atoms:
             each, places = np.unique(found, return_inverse=True)
             found = np.array([self._normal(r) if r in self._factors else r for r in each.tolist()], np.int64)[places]
         return found
+
+    def distinct(self, cells: Cells) -> tuple[list[int], Cells]:
+        """The different roots of cells, and for each cell the number of its own; kept until anything is joined."""
+        if id(cells) not in self._distinct:
+            each, places = np.unique(self.roots(cells), return_inverse=True)
+            self._distinct[id(cells)] = cells, each.tolist(), places
+        _, roots, numbers = self._distinct[id(cells)]
+        return roots, numbers
 
     def atoms_of(self, cell: int) -> tuple[int, ...]:
         """The atoms whose loss takes the cell, outer ones first; none for SOLID."""
@@ -194,6 +203,7 @@ class Atoms:
         """Let another cell stand for an atom."""
         self._parent[atom] = under
         self._known.clear()
+        self._distinct.clear()
 
 
 def _common(parts: Iterable[tuple[int, ...]]) -> tuple[int, ...]:

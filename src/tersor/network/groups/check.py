@@ -26,8 +26,17 @@ def checked(structure: Structure, seed: int = 0) -> Structure:
     if not wrong:
         return structure
     kept = tuple(g for g in structure.groups if id(g) not in {id(w) for w in wrong})
-    why = "the network without them does not compute what it computes with zeros in their place"
-    return replace(structure, groups=kept, fixed={**structure.fixed, **{s: why for g in wrong for s in g.sites}})
+    reasons = {site: _why(structure, group) for group in wrong for site in group.sites}
+    return replace(structure, groups=kept, fixed={**structure.fixed, **reasons})
+
+
+def _why(structure: Structure, group: Group) -> str:
+    """Why the group is wrong: a sum that was in doubt, or else the plain fact."""
+    atoms, own = structure.atoms, set(group.atoms.tolist())
+    for cells, reason in structure.flow.doubts:
+        if any(not own.isdisjoint(atoms.atoms_of(root)) for root in atoms.roots(cells).tolist()):
+            return reason
+    return "the network without them does not compute what it computes with zeros in their place"
 
 
 def difference(structure: Structure, removed: list[int]) -> float:
@@ -36,14 +45,16 @@ def difference(structure: Structure, removed: list[int]) -> float:
     Compared are the outputs and whatever the network sums over channels, on the example and on a noisy one, since an
     example of zeros, as many are, shows little. Infinite where the cut network does not run, or nothing is finite.
     """
-    kept, pair = Kept(structure, removed), (zeroed(structure, removed), cut(structure, removed))
+    kept, pair = Kept(structure, removed), (zeroed(structure, removed), cut(structure, removed, traced=False))
     example = structure.network.example
-    tried = [_apart(kept, *pair, inputs) for inputs in (example, lively(example))]
+    noisy = any(t.is_floating_point() for t in example)  # noise leaves tokens as they are
+    examples = (example, lively(example)) if noisy else (example,)
+    tried = [_apart(kept, *pair, inputs) for inputs in examples]
     found = [d for d in tried if not math.isnan(d)]
     if not found:
         return math.inf
     if TOLERANCE < max(found) < math.inf:  # deep networks of float32 differ by their rounding
-        doubled = [tuple(t.double() if t.is_floating_point() else t for t in x) for x in (example, lively(example))]
+        doubled = [tuple(t.double() if t.is_floating_point() else t for t in x) for x in examples]
         exact = [_apart(kept, _double(pair[0]), _double(pair[1]), inputs) for inputs in doubled]
         return min(max(found), max((d for d in exact if not math.isnan(d)), default=math.inf))
     return max(found)
@@ -94,6 +105,8 @@ def _distance(a: Tensor, b: Tensor) -> tuple[float, bool]:
     """How far two tensors are apart over the largest value, and whether any of their values is finite."""
     if a.shape != b.shape:
         return math.inf, True
+    if a.is_complex():
+        a, b = torch.view_as_real(a), torch.view_as_real(b)
     if not a.is_floating_point():
         return (0.0 if torch.equal(a, b) else math.inf), False
     seen = a.isfinite()

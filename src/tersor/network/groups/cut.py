@@ -1,7 +1,9 @@
 """`cut`: a network without some atoms, and `zeroed`: the same network with zeros in their place."""
 
+import operator
 from collections.abc import Callable, Iterable
 from functools import partial
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -9,10 +11,10 @@ import torch
 from torch import Tensor, fx
 
 from tersor.network.groups.atoms import Cells
-from tersor.network.groups.flow import shape_of
+from tersor.network.groups.flow import Order, shape_of
 from tersor.network.groups.found import Structure
 from tersor.network.groups.shapes import bounds
-from tersor.network.network import Network, argument, aten, finish, op_name, set_tensor
+from tersor.network.network import Network, add_tensor, argument, aten, finish, op_name, set_tensor, title
 
 
 class Kept:
@@ -30,11 +32,11 @@ class Kept:
     def mask(self, cells: Cells) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """For each cell whether it stays."""
         atoms = self.structure.atoms
-        each, places = np.unique(atoms.roots(cells), return_inverse=True)
-        for root in each.tolist():
+        roots, numbers = atoms.distinct(cells)
+        for root in roots:
             if root not in self._gone:
                 self._gone[root] = not self.removed.isdisjoint(atoms.atoms_of(root))
-        return ~np.array([self._gone[r] for r in each.tolist()], bool)[places]
+        return ~np.array([self._gone[r] for r in roots], bool)[numbers]
 
     def count(self, cells: Cells) -> int:
         """How many stay."""
@@ -55,8 +57,11 @@ def zeroed(structure: Structure, removed: Iterable[int]) -> Network:
     return finish(network)
 
 
-def cut(structure: Structure, removed: Iterable[int]) -> Network:
+def cut(structure: Structure, removed: Iterable[int], *, traced: bool = True) -> Network:
     """The network without these atoms: smaller tensors, and the integers of the graph that count them.
+
+    Args:
+        traced: whether the traced values get their new sizes; a network that only runs needs none.
 
     Raises:
         RuntimeError: an operator does not take the smaller values.
@@ -71,17 +76,21 @@ def cut(structure: Structure, removed: Iterable[int]) -> Network:
             if not mask.all():
                 tensor = tensor.index_select(dim, torch.from_numpy(np.flatnonzero(mask)))
         set_tensor(network, name, tensor.contiguous())
-    for old, new in zip(structure.network.graph.nodes, network.graph.nodes, strict=True):
-        edit = EDITS.get(op_name(new)) if new.op == "call_function" else None
-        if edit is not None:
+    pairs = list(zip(structure.network.graph.nodes, network.graph.nodes, strict=True))
+    twins = dict(pairs)
+    for old, new in pairs:
+        if (run := structure.flow.orders.get(old)) is not None:
+            _order(kept, run, network, new, twins[run.source])
+        elif (edit := EDITS.get(op_name(new)) if new.op == "call_function" else None) is not None:
             edit(kept, old, new)
-    _resize(kept, network)
+    if traced:
+        _resize(kept, pairs)
     return finish(network)
 
 
-def _resize(kept: Kept, network: Network) -> None:
+def _resize(kept: Kept, pairs: list[tuple[fx.Node, fx.Node]]) -> None:
     """The traced values of the smaller network."""
-    for old, new in zip(kept.structure.network.graph.nodes, network.graph.nodes, strict=True):
+    for old, new in pairs:
         traced, cells = old.meta.get("val"), kept.structure.flow.values.get(old)
         if isinstance(traced, Tensor) and isinstance(cells, tuple):
             new.meta["val"] = _resized(kept, traced, cells)
@@ -95,6 +104,19 @@ def _resized(kept: Kept, traced: Any, cells: Any) -> Any:
         return traced
     shape = [n if m.all() else int(m.sum()) for n, m in zip(traced.shape, masks, strict=True)]
     return traced.new_empty(shape)
+
+
+def _order(kept: Kept, run: Order, network: Network, new: fx.Node, source: fx.Node) -> None:
+    """The channels that are left in their order, by their numbers, in place of a run of views."""
+    mask = kept.mask(_value(kept, run.source)[run.dim])
+    if mask.all():
+        return
+    order = torch.from_numpy((mask.cumsum() - 1)[run.order[mask[run.order]]])
+    name = add_tensor(network, f"{title(new)}.order", order)
+    with network.graph.inserting_before(new):
+        numbers = network.graph.get_attr(name)
+    numbers.meta["val"] = order
+    new.target, new.args, new.kwargs = aten.index_select.default, (source, run.dim, numbers), {}
 
 
 # ------------------------------------------------ integers of the graph
@@ -113,19 +135,32 @@ def _set(node: fx.Node, position: int, name: str, value: Any) -> None:
 
 
 def _sizes(position: int, name: str) -> Edit:
-    """Sizes of the result."""
+    """Sizes of the result; one that the graph computes from an input's, such as batch times heads, in its share."""
 
     def edit(kept: Kept, old: fx.Node, new: fx.Node) -> None:
         given, value = argument(old, position, name), _value(kept, old)
         if not isinstance(given, list | tuple):
             return
-        found = [
-            kept.count(cells) if isinstance(size, int) and size not in (-1, 1) and len(cells) == size else own
-            for size, cells, own in zip(given, value[-len(given) :], argument(new, position, name), strict=True)
-        ]
+        found = []
+        for size, cells, own in zip(given, value[-len(given) :], argument(new, position, name), strict=True):
+            left = kept.count(cells)
+            if isinstance(size, int) and size not in (-1, 1) and len(cells) == size:
+                found.append(left)
+            elif isinstance(own, fx.Node) and left != len(cells):
+                found.append(_share(new, own, left, len(cells)))
+            else:
+                found.append(own)
         _set(new, position, name, found)
 
     return edit
+
+
+def _share(before: fx.Node, size: fx.Node, left: int, whole: int) -> fx.Node:
+    """The node ``size * left // whole``."""
+    graph, least = before.graph, gcd(left, whole)
+    with graph.inserting_before(before):
+        times = graph.call_function(operator.mul, (size, left // least))
+        return graph.call_function(operator.floordiv, (times, whole // least))
 
 
 def _squeeze(kept: Kept, old: fx.Node, new: fx.Node) -> None:
@@ -142,6 +177,16 @@ def _unflatten(kept: Kept, old: fx.Node, new: fx.Node) -> None:
     counts = [kept.count(value[dim + k]) if isinstance(n, int) and n not in (-1, 1) else n for k, n in enumerate(given)]
     own = argument(new, 2, "sizes")
     _set(new, 2, "sizes", [k if isinstance(n, fx.Node) else c for c, n, k in zip(counts, given, own, strict=True)])
+
+
+def _repeat(kept: Kept, old: fx.Node, new: fx.Node) -> None:
+    """Copies of a single position."""
+    x, value, own = _value(kept, old.args[0]), _value(kept, old), list(argument(new, 1, "repeats"))  # type: ignore[arg-type]
+    sizes = [1] * (len(value) - len(x)) + [len(c) for c in x]
+    for k in range(1, len(own) + 1):
+        if sizes[-k] == 1 and isinstance(own[-k], int):
+            own[-k] = kept.count(value[-k])
+    _set(new, 1, "repeats", own)
 
 
 def _slice(kept: Kept, old: fx.Node, new: fx.Node) -> None:
@@ -204,6 +249,8 @@ EDITS: dict[str, Edit] = {
     **dict.fromkeys("zeros ones full empty".split(), _sizes(0, "size")),
     "unflatten": _unflatten,
     "squeeze": _squeeze,
+    "repeat": _repeat,
+    "tile": _repeat,
     "slice": _slice,
     "narrow": _slice,
     **dict.fromkeys("split chunk split_with_sizes".split(), _pieces),

@@ -14,6 +14,21 @@ Value = tuple[Cells, ...]
 """The cells of a tensor, one vector for each dimension."""
 
 
+@dataclass(frozen=True)
+class Order:
+    """Operators that together bring the positions of one dimension into another order.
+
+    Args:
+        source: the value that the first of them reads.
+        dim: the dimension.
+        order: for each position of the result the one of the source.
+    """
+
+    source: fx.Node
+    dim: int
+    order: Cells
+
+
 @dataclass
 class Flow:
     """What is known when an operator is read.
@@ -25,6 +40,9 @@ class Flow:
         tensors: those of each tensor of the network, by name: layers that share a weight share its cells.
         parts: cells that an integer argument counts, such as the groups of a convolution, by node and purpose.
         sums: what each operator sums over, by its name: where a loss of these cells is felt.
+        doubts: sums of what may not be zero where its layers are, and the sentence for it if the check finds so.
+        orders: by the last operator of a run that orders one dimension anew.
+        inside: the operators of such runs before the last, whose values nothing else reads.
     """
 
     network: Network
@@ -33,6 +51,9 @@ class Flow:
     tensors: dict[str, Value] = field(default_factory=dict)
     parts: dict[tuple[fx.Node, str], Cells] = field(default_factory=dict)
     sums: list[tuple[str, Cells]] = field(default_factory=list)
+    doubts: list[tuple[Cells, str]] = field(default_factory=list)
+    orders: dict[fx.Node, Order] = field(default_factory=dict)
+    inside: set[fx.Node] = field(default_factory=set)
 
     # ------------------------------------------------ values
     def of(self, what: Any) -> Value | None:

@@ -8,7 +8,8 @@ import numpy as np
 from torch import fx
 
 from tersor.network.groups.atoms import SOLID, Atoms, Cells
-from tersor.network.groups.flow import Flow
+from tersor.network.groups.flow import Flow, Order, Value
+from tersor.network.groups.orders import orders
 from tersor.network.groups.table import rule_of
 from tersor.network.network import Network, title
 
@@ -60,6 +61,10 @@ class Structure:
         return self.flow.atoms
 
 
+_UNKNOWN = (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What a rule raises at a form of the operator that it does not know."""
+
+
 def find(network: Network) -> Structure:
     """The groups of a network.
 
@@ -71,6 +76,7 @@ def find(network: Network) -> Structure:
     [('0.weight', 8)]
     """
     flow = Flow(network)
+    flow.orders, flow.inside = orders(network)
     for node in network.graph.nodes:
         flow.values[node] = _read(flow, node)
     _keep_all_sizes(flow)
@@ -91,15 +97,23 @@ def _read(flow: Flow, node: fx.Node) -> Any:
         return found
     if solids is None:
         return None  # sizes, and arithmetic with them
+    if node in flow.inside:
+        return solids
+    if (run := flow.orders.get(node)) is not None:
+        return _ordered(flow.values[run.source], run)
     rule = rule_of(node)
     try:
         found = None if rule is None else rule(flow, node)
-    except (AssertionError, IndexError, TypeError, ValueError):  # a form of the operator that the rule does not know
+    except _UNKNOWN:
         found = None
     if found is None or not _fits(found, solids):
         flow.freeze_inputs(node, f"the operator {node.target} of {title(node)} is not known")
         return solids
     return found
+
+
+def _ordered(x: Value, run: Order) -> Value:
+    return (*x[: run.dim], x[run.dim][run.order], *x[run.dim + 1 :])
 
 
 def _fits(found: Any, solids: Any) -> bool:

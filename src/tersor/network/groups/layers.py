@@ -7,7 +7,8 @@ from torch import fx
 
 from tersor.network.groups.atoms import Cells, solid
 from tersor.network.groups.flow import Flow, Value, shape_of
-from tersor.network.network import argument, groups_of, op_name
+from tersor.network.groups.zeros import vanishes
+from tersor.network.network import argument, groups_of, op_name, title
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -70,14 +71,33 @@ def embedding(flow: Flow, node: fx.Node) -> Value:
     return (*ids, table[1])
 
 
+def embedding_bag(flow: Flow, node: fx.Node) -> list[Value | None]:
+    """embedding_bag: sums or means of the table's rows, for each bag."""
+    table, value = flow.of(node.args[0]), flow.solids(node)
+    assert table is not None
+    flow.freeze(table[0], "they are chosen by number")
+    return [(value[0][0], table[1]), *value[1:]]
+
+
+def bilinear(flow: Flow, node: fx.Node) -> Value:
+    """bilinear: for each output a matrix between both inputs."""
+    (a, weight), b = _two_of(flow, node, 0, 2), flow.of(node.args[1])
+    assert b is not None
+    flow.contract(node, a[-1], weight[1])
+    flow.contract(node, b[-1], weight[2])
+    _with(flow, node, weight[0], 3, "bias")
+    return (*flow.joined(node, (a[:-1], b[:-1])), weight[0])
+
+
 def product(flow: Flow, node: fx.Node) -> Value:
     """matmul, bmm, mm, mv, dot: the contracted dimensions go together."""
-    a, b = (flow.of(argument(node, k, "")) for k in (0, 1))
+    return _product(flow, node, *(argument(node, k, "") for k in (0, 1)))
+
+
+def _product(flow: Flow, node: fx.Node, one: fx.Node, other: fx.Node) -> Value:
+    a, b = flow.of(one), flow.of(other)
     assert a is not None and b is not None
-    return _product(flow, node, a, b)
-
-
-def _product(flow: Flow, node: fx.Node, a: Value, b: Value) -> Value:
+    _doubt(flow, node, a[-1], [(one, -1), (other, -2 if len(b) > 1 else 0)])
     if len(b) == 1:
         flow.contract(node, a[-1], b[0])
         return a[:-1]
@@ -87,27 +107,58 @@ def _product(flow: Flow, node: fx.Node, a: Value, b: Value) -> Value:
     return (*flow.joined(node, (a[:-2], b[:-2])), *a[-2:-1], *b[-1:])
 
 
+def _doubt(flow: Flow, node: fx.Node, cells: Cells, factors: list[tuple[Any, int]]) -> None:
+    """Note products whose factors may not be zero where their layers are."""
+    if not any(vanishes(flow, factor, dim) for factor, dim in factors):
+        flow.doubts.append((cells, f"{title(node)} sums products of them that are not zero where their layers are"))
+
+
 def sum_and_product(flow: Flow, node: fx.Node) -> Value:
     """addmm, baddbmm: a product added to the first argument."""
-    first, a, b = (flow.of(argument(node, k, "")) for k in (0, 1, 2))
-    assert first is not None and a is not None and b is not None
-    return flow.joined(node, (_product(flow, node, a, b), first))
+    first, one, other = (argument(node, k, "") for k in (0, 1, 2))
+    added = flow.of(first)
+    assert added is not None
+    return flow.joined(node, (_product(flow, node, one, other), added))
 
 
 def einsum(flow: Flow, node: fx.Node) -> Value | None:
     """Dimensions of one letter go together."""
     text, operands = argument(node, 0, "equation"), [flow.of(a) for a in argument(node, 1, "tensors")]
-    text = text.replace(" ", "")
-    if "." in text or "->" not in text or any(o is None for o in operands):
+    if any(o is None for o in operands):
         return None
+    values: list[Value] = operands  # type: ignore[assignment]
+    inputs, right = _letters(text.replace(" ", ""), [len(v) for v in values])
     letters = dict[str, Cells]()
-    left, right = text.split("->")
-    for names, value in zip(left.split(","), operands, strict=True):
-        for letter, cells in zip(names, value or (), strict=True):
-            if letter in letters:
+    for names, value in zip(inputs, values, strict=True):
+        for letter, cells in zip(names, value, strict=True):
+            if letter in letters and len(cells) > 1 < len(letters[letter]):
                 (flow.join if letter in right else flow.contract)(node, letters[letter], cells)
-            letters.setdefault(letter, cells)
+            if len(letters.get(letter, ())) <= 1:
+                letters[letter] = cells
+    for letter in letters.keys() - set(right):
+        factors = zip(argument(node, 1, "tensors"), inputs, strict=True)
+        _doubt(flow, node, letters[letter], [(x, names.index(letter)) for x, names in factors if letter in names])
     return tuple(letters[k] for k in right)
+
+
+def _letters(text: str, ranks: list[int]) -> tuple[list[str], str]:
+    """The letters of each operand and of the result, with some for dimensions that dots stand for.
+
+    >>> _letters("...ij,j->...i", [4, 1])
+    (['ZYij', 'j'], 'ZYi')
+    """
+    left, arrow, right = text.partition("->")
+    names = left.split(",")
+    free = [c for c in "ZYXWVUTSRQPONMLKJIHGFEDCBA" if c not in text]
+    counts = [rank - len(n) + 3 for n, rank in zip(names, ranks, strict=True) if "..." in n]
+    most = max(counts, default=0)
+    dots = "".join(free[:most])
+    every = [n.replace("...", dots[most - (rank - len(n) + 3) :]) if "..." in n else n
+             for n, rank in zip(names, ranks, strict=True)]  # fmt: skip
+    if not arrow:
+        single = sorted(c for c in set(left) - set(",.") if left.count(c) == 1)
+        right = ("..." if most else "") + "".join(single)
+    return every, right.replace("...", dots)
 
 
 def attention(flow: Flow, node: fx.Node) -> Value:
@@ -214,7 +265,11 @@ def grouped_mm(flow: Flow, node: fx.Node) -> Value:
 
 
 def _two(flow: Flow, node: fx.Node) -> tuple[Value, Value]:
-    x, weight = flow.of(node.args[0]), flow.of(node.args[1])
+    return _two_of(flow, node, 0, 1)
+
+
+def _two_of(flow: Flow, node: fx.Node, one: int, other: int) -> tuple[Value, Value]:
+    x, weight = flow.of(node.args[one]), flow.of(node.args[other])
     assert x is not None and weight is not None
     return x, weight
 

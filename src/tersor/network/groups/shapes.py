@@ -11,6 +11,9 @@ from tersor.network.groups.atoms import Cells, solid
 from tersor.network.groups.flow import Flow, Value, shape_of, sizes
 from tersor.network.network import argument, op_name
 
+VIEWS = tuple("view reshape flatten unflatten _unsafe_view view_copy".split())
+MOVED = tuple("transpose permute t numpy_T mT movedim swapaxes".split())
+
 
 def view(flow: Flow, node: fx.Node) -> Value:
     """view, reshape, flatten, unflatten: dimensions are merged and split where their sizes meet."""
@@ -22,7 +25,7 @@ def view(flow: Flow, node: fx.Node) -> Value:
 def reshaped(flow: Flow, x: Value, shape: Sequence[int]) -> Value:
     """The cells of ``x`` in another shape."""
     found: list[Cells] = []
-    for sources, targets in _segments([len(c) for c in x], list(shape)):
+    for sources, targets in segments([len(c) for c in x], list(shape)):
         cells = [x[k] for k in sources]
         wanted = [shape[k] for k in targets]
         found += _segment(flow, cells, wanted)
@@ -46,7 +49,7 @@ def _segment(flow: Flow, cells: list[Cells], wanted: list[int]) -> list[Cells]:
     return [*found, flat]
 
 
-def _segments(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
+def segments(old: list[int], new: list[int]) -> list[tuple[list[int], list[int]]]:
     """Runs of old and new dimensions with equal products, as short as possible."""
     found, i, j = list[tuple[list[int], list[int]]](), 0, 0
     if 0 in old:
@@ -68,19 +71,22 @@ def moved(flow: Flow, node: fx.Node) -> Value:
     """transpose, permute, and what else returns the same dimensions in another order."""
     x = flow.of(node.args[0])
     assert x is not None
-    name, rank = op_name(node), len(x)
+    return tuple(x[d] for d in moved_order(node, len(x)))
+
+
+def moved_order(node: fx.Node, rank: int) -> list[int]:
+    """For each dimension of the result the one of a value of that rank."""
+    name = op_name(node)
     if name == "permute":
-        return tuple(x[d % rank] for d in argument(node, 1, "dims"))
+        return [d % rank for d in argument(node, 1, "dims")]
     if name in ("t", "numpy_T", "mT"):
-        order = [*range(rank - 2), *reversed(range(max(0, rank - 2), rank))]
-        return tuple(x[d] for d in order)
+        return [*range(rank - 2), *reversed(range(max(0, rank - 2), rank))]
     if name == "movedim":
-        order = _movedim(rank, argument(node, 1, "source"), argument(node, 2, "destination"))
-        return tuple(x[d] for d in order)
+        return _movedim(rank, argument(node, 1, "source"), argument(node, 2, "destination"))
     one, other = argument(node, 1, "dim0") % rank, argument(node, 2, "dim1") % rank
     order = list(range(rank))
     order[one], order[other] = order[other], order[one]
-    return tuple(x[d] for d in order)
+    return order
 
 
 def _movedim(rank: int, source: Any, destination: Any) -> list[int]:
@@ -92,19 +98,48 @@ def _movedim(rank: int, source: Any, destination: Any) -> list[int]:
 
 
 def expand(flow: Flow, node: fx.Node) -> Value:
-    """expand, expand_as: dimensions of size 1, and new ones in front, are repeated."""
+    """expand, expand_as: dimensions of size 1, and new ones in front, become as many equal ones as are needed."""
     x, shape = flow.of(node.args[0]), shape_of(node)
     assert x is not None
     given = (solid(1),) * (len(shape) - len(x)) + x
-    return tuple(c if len(c) == n else solid(n) for c, n in zip(given, shape, strict=True))
+    if op_name(node) == "expand_as":
+        other = flow.of(node.args[1])
+        assert other is not None
+        return tuple(o if len(c) == 1 else c for c, o in zip(given, other, strict=True))
+    asked = argument(node, 1, "size")
+    return tuple(_copies(flow, c, n, a) for c, n, a in zip(given, shape, asked, strict=True))
+
+
+def _copies(flow: Flow, cells: Cells, count: int, asked: Any) -> Cells:
+    """A dimension, or where its size was 1, copies of it: fixed where the graph computes how many."""
+    if len(cells) != 1 or count == 1:
+        return cells
+    return flow.atoms.fresh(count) if isinstance(asked, int) else solid(count)
 
 
 def repeat(flow: Flow, node: fx.Node) -> Value:
-    """repeat: whole dimensions one after another."""
-    x, times = flow.of(node.args[0]), shape_of(node)
+    """repeat, tile: whole dimensions one after another."""
+    x, shape, times = flow.of(node.args[0]), shape_of(node), list(argument(node, 1, "repeats"))
     assert x is not None
-    given = (solid(1),) * (len(times) - len(x)) + x
-    return tuple(np.tile(c, n // len(c)) if len(c) > 1 else solid(n) for c, n in zip(given, times, strict=True))
+    given = (solid(1),) * (len(shape) - len(x)) + x
+    times = [1] * (len(shape) - len(times)) + times
+    return tuple(np.tile(c, n // len(c)) if len(c) > 1 else _copies(flow, c, n, t)
+                 for c, n, t in zip(given, shape, times, strict=True))  # fmt: skip
+
+
+def view_as_real(flow: Flow, node: fx.Node) -> Value:
+    """view_as_real: the real and the imaginary part in a new dimension."""
+    x = flow.of(node.args[0])
+    assert x is not None
+    return (*x, solid(2))
+
+
+def view_as_complex(flow: Flow, node: fx.Node) -> Value:
+    """view_as_complex: the last dimension holds both parts."""
+    x = flow.of(node.args[0])
+    assert x is not None
+    flow.freeze(x[-1], "view_as_complex makes one number of both")
+    return x[:-1]
 
 
 def repeat_interleave(flow: Flow, node: fx.Node) -> Value | None:
@@ -239,12 +274,3 @@ def pixel_unshuffle(flow: Flow, node: fx.Node) -> Value:
     x, factor = flow.of(node.args[0]), argument(node, 1, "downscale_factor")
     assert x is not None
     return (*x[:-3], np.repeat(x[-3], factor**2), *map(solid, shape_of(node)[-2:]))
-
-
-def channel_shuffle(flow: Flow, node: fx.Node) -> Value:
-    """channel_shuffle: (groups, n) becomes (n, groups)."""
-    x, groups = flow.of(node.args[0]), argument(node, 1, "groups")
-    assert x is not None
-    outer, inner = flow.atoms.split(x[1], groups, len(x[1]) // groups)
-    flow.freeze(outer, "channel_shuffle deals them out")
-    return (x[0], flow.atoms.product(inner, outer), *x[2:])

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from tersor.network.groups import layers, shapes
+from tersor.network.groups import layers, picks, shapes
 from tersor.network.groups.atoms import solid
 from tersor.network.groups.flow import Flow, Value, number, shape_of
+from tersor.network.groups.zeros import vanishes
 from tersor.network.network import argument, op_name
 
 Rule = Callable[[Flow, fx.Node], Any]
@@ -40,17 +41,22 @@ def over(flow: Flow, node: fx.Node) -> Any:
     x, name = flow.of(node.args[0]), op_name(node)
     if x is None:
         return None
-    dims = argument(node, 2 if name in _SECOND else 1, "dim", -1 if name in ("sort", "topk") else None)
+    dims = argument(node, 2 if name in _SECOND else 1, "dim", _DIMS.get(name))
     if dims is None or not isinstance(dims, int | list | tuple) or isinstance(dims, bool):
         dims = range(len(x))
     dims = {d % max(1, len(x)) for d in ([dims] if isinstance(dims, int) else dims or range(len(x)))}
     for d in dims:
-        if d < len(x):
+        if d < len(x) and not (_sums(node) and vanishes(flow, node.args[0], d)):
             flow.freeze(x[d], f"{name} reads all of them")
     value = node.meta["val"]
     if isinstance(value, tuple | list):
         return [_fitted(x, dims, v.shape) for v in value]
     return _fitted(x, dims, value.shape)
+
+
+def _sums(node: fx.Node) -> bool:
+    """Whether zeros do not count in what it reads."""
+    return op_name(node) == "sum" or (op_name(node) in _NORMS and (argument(node, 1, "ord", 2) or 2) > 0)
 
 
 def extreme(flow: Flow, node: fx.Node) -> Any:
@@ -79,51 +85,6 @@ def places(flow: Flow, node: fx.Node) -> Any:
     return found if several else found[0]
 
 
-def index(flow: Flow, node: fx.Node) -> Value | None:
-    """x[…, indices, …]: positions chosen by number are fixed, the other dimensions stay."""
-    x, chosen = flow.of(node.args[0]), list(argument(node, 1, "indices"))
-    if x is None:
-        return None
-    where = [d for d, c in enumerate(chosen) if c is not None]
-    for d in where:
-        flow.freeze(x[d], "they are chosen by number")
-    for value in filter(None, map(flow.of, chosen)):
-        for cells in value:
-            flow.freeze(cells, "they are numbers of others")
-    shape = shape_of(node)
-    count = len(shape) - (len(x) - len(where))
-    together = where == list(range(where[0], where[-1] + 1))
-    at = where[0] if together else 0
-    new = list(map(solid, shape[at : at + count]))
-    rest = [c for d, c in enumerate(x) if d not in where]
-    return (*rest[:at], *new, *rest[at:])
-
-
-def index_put(flow: Flow, node: fx.Node) -> Value | None:
-    """A copy with other values where indices say: the dimensions that none chooses go with those of the values."""
-    x, chosen, values = flow.of(node.args[0]), list(argument(node, 1, "indices")), flow.of(node.args[2])
-    if x is None or values is None:
-        return None
-    count = len(chosen)
-    if any(c is None for c in chosen):
-        return None
-    for cells in x[:count]:
-        flow.freeze(cells, "they are chosen by number")
-    rest = x[count:]
-    own = values[len(values) - len(rest) :] if rest else ()
-    joined = flow.joined(node, (rest, own)) if rest else ()
-    return (*x[:count], *joined)
-
-
-def index_select(flow: Flow, node: fx.Node) -> Value | None:
-    """Positions of one dimension, chosen by number."""
-    x, dim = flow.of(node.args[0]), argument(node, 1, "dim")
-    if x is None:
-        return None
-    flow.freeze(x[dim], "they are chosen by number")
-    return (*x[:dim % len(x)], solid(shape_of(node)[dim]), *x[dim % len(x) + 1 :])
-
-
 def turned(flow: Flow, node: fx.Node) -> Value | None:
     """roll, flip: the turned dimensions are fixed."""
     x, dims = flow.of(node.args[0]), argument(node, 2 if op_name(node) == "roll" else 1, "dims", ())
@@ -144,14 +105,19 @@ def triangle(flow: Flow, node: fx.Node) -> Value | None:
 
 _ELEMENTWISE = (
     "add sub mul div pow dropout feature_dropout alpha_dropout hardswish to where masked_fill floor_divide log_sigmoid "
-    "__and__ __or__ __xor__ bitwise_not logical_not type_as _to_copy rrelu copy expm1 maximum minimum"
+    "__and__ __or__ __xor__ bitwise_not logical_not type_as _to_copy rrelu copy expm1 maximum minimum complex polar "
+    "real imag angle conj conj_physical resolve_conj"
 )
 _SAME = "contiguous clone detach alias lift_fresh lift_fresh_copy zero fill full_like zeros_like ones_like empty_like"
 _OVER = (
     "mean sum amax amin var std prod norm linalg_vector_norm any all logsumexp softmax log_softmax _softmax "
-    "_log_softmax cumsum cumprod sort topk argmax argmin argsort median normalize diff kthvalue"
+    "_log_softmax cumsum cumprod sort topk argmax argmin argsort median normalize diff kthvalue "
 )
-_SECOND = ("topk", "kthvalue", "norm", "linalg_vector_norm", "renorm", "diff")  # whose dimension comes third
+_FOURIER = {f"fft_{kind}{count}": dims for kind in "fft ifft rfft irfft hfft ihfft".split()
+            for count, dims in (("", (-1,)), ("2", (-2, -1)), ("n", None))}  # fmt: skip
+_SECOND = (*"topk kthvalue norm linalg_vector_norm renorm diff".split(), *_FOURIER)  # whose dimension comes third
+_NORMS = ("norm", "linalg_vector_norm")
+_DIMS = {"sort": -1, "topk": -1, "argsort": -1, "kthvalue": -1, "diff": -1} | _FOURIER
 _PLACES = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
     "adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d max_pool2d_with_indices upsample_nearest1d "
@@ -162,13 +128,15 @@ _TABLE: dict[str, Rule] = {
     _ELEMENTWISE: elementwise,
     _SAME: same,
     "zeros ones full empty new_zeros new_ones new_full new_empty": created,
-    _OVER: over,
+    _OVER + " ".join(_FOURIER): over,
     "min max": extreme,
     _PLACES: places,
-    "view reshape flatten unflatten _unsafe_view view_copy": shapes.view,
-    "transpose permute t numpy_T mT movedim swapaxes": shapes.moved,
+    " ".join(shapes.VIEWS): shapes.view,
+    " ".join(shapes.MOVED): shapes.moved,
     "expand expand_as broadcast_to": shapes.expand,
     "repeat tile": shapes.repeat,
+    "view_as_real": shapes.view_as_real,
+    "view_as_complex": shapes.view_as_complex,
     "repeat_interleave": shapes.repeat_interleave,
     "squeeze unsqueeze": shapes.squeeze,
     "slice narrow select": shapes.slice_,
@@ -180,11 +148,12 @@ _TABLE: dict[str, Rule] = {
     "pad constant_pad_nd": shapes.pad,
     "pixel_shuffle": shapes.pixel_shuffle,
     "pixel_unshuffle": shapes.pixel_unshuffle,
-    "channel_shuffle native_channel_shuffle": shapes.channel_shuffle,
     "linear": layers.linear,
     "conv1d conv2d conv3d": layers.convolution,
     "conv_transpose1d conv_transpose2d conv_transpose3d": layers.transposed,
     "embedding": layers.embedding,
+    "embedding_bag _embedding_bag_forward_only": layers.embedding_bag,
+    "bilinear": layers.bilinear,
     "matmul mm bmm mv dot": layers.product,
     "addmm baddbmm": layers.sum_and_product,
     "einsum": layers.einsum,
@@ -195,9 +164,15 @@ _TABLE: dict[str, Rule] = {
     "glu": layers.glu,
     "lstm gru rnn_tanh rnn_relu": layers.recurrent,
     "grouped_mm_fallback _grouped_mm": layers.grouped_mm,
-    "index": index,
-    "index_put": index_put,
-    "index_select": index_select,
+    "index": picks.index,
+    "index_put": picks.index_put,
+    "index_select": picks.index_select,
+    "index_add index_copy": picks.index_add,
+    "gather": picks.gather,
+    "scatter scatter_add scatter_reduce": picks.scatter,
+    "unfold": picks.unfold,
+    "im2col": picks.im2col,
+    "col2im": picks.col2im,
     "roll flip": turned,
     "tril triu": triangle,
 }  # fmt: skip

@@ -127,10 +127,16 @@ def _walk_together(
     dense: Network, small: Network, batches: list[Batch], visit: Callable[[fx.Node, fx.Node, Values, Values], None]
 ) -> None:
     """Run both node by node; ``visit`` comes before a small network's node is computed, and may change its tensors."""
-    last = {source.name: node.name for node in dense.graph.nodes for source in node.all_input_nodes}
+    twins = {n.name: n for n in small.graph.nodes}  # some operators of the dense network may have gone
+    last: dict[str, str] = {}
+    for node in dense.graph.nodes:
+        both = (*node.all_input_nodes, *(twins[node.name].all_input_nodes if node.name in twins else ()))
+        last |= dict.fromkeys((source.name for source in both), node.name)
+    ending: dict[str, list[str]] = {}
+    for name, at in last.items():
+        ending.setdefault(at, []).append(name)
     values: tuple[Values, Values] = {}, {}
     inputs = iter(range(len(batches[0])))
-    twins = {n.name: n for n in small.graph.nodes}  # some operators of the dense network may have gone
     with torch.no_grad():
         for old in dense.graph.nodes:
             if old.op == "output":
@@ -144,17 +150,21 @@ def _walk_together(
                 if (new := twins.get(old.name)) is not None:
                     visit(old, new, *values)
                     values[1][new.name] = _computed(small, new, values[1], len(batches))
-            for source in old.all_input_nodes:
-                if last[source.name] == old.name:
-                    for known in values:
-                        known.pop(source.name, None)
+            for name in ending.get(old.name, ()):
+                for known in values:
+                    known.pop(name, None)
 
 
 def _computed(network: Network, node: fx.Node, values: Values, count: int) -> list[Any]:
     """The node's value for each batch; tensors of the network are read now, since they may have been changed."""
 
     def of(source: fx.Node, number: int) -> Any:
-        return network.tensor(source) if source.op == "get_attr" else values[source.name][number]
+        if source.op == "get_attr":
+            return network.tensor(source)
+        if source.name in values:
+            return values[source.name][number]
+        look = lambda n: of(n, number)  # noqa: E731  # a size that only the small network computes
+        return call(source, map_arg(source.args, look), map_arg(source.kwargs, look))
 
     found = []
     for number in range(count):

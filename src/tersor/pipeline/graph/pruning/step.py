@@ -9,6 +9,7 @@ from tersor.errors import RecipeError
 from tersor.network.groups import Kept, Structure, branches, find, macs, parameters
 from tersor.network.groups.flow import sizes
 from tersor.network.network import Network
+from tersor.network.rewrites.fold_constants import FoldConstants
 from tersor.pipeline.graph.batches import Batch, exactly, passing, seeded
 from tersor.pipeline.graph.pruning.candidates import compiler
 from tersor.pipeline.graph.pruning.groups import Width, asked, groups_for, layers_of_group
@@ -73,8 +74,9 @@ def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
             f"the target {step.target!r} is not for a network captured as a graph; it takes {', '.join(TARGETS)}, such "
             "as `2x macs` or `30% channels`"
         )
-    dense = subject.network
-    assert dense is not None
+    assert subject.network is not None
+    dense = FoldConstants()(subject.network)  # a weight that is computed from others, as by weight_norm, cannot be cut
+    subject = replace(subject, network=dense)
     _check(step)
     with stages.stage("prune", _("finding what can go")):
         parts = _parts(step, dense, subject.seed)

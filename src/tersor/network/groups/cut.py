@@ -160,7 +160,10 @@ def _share(before: fx.Node, size: fx.Node, left: int, whole: int) -> fx.Node:
     graph, least = before.graph, gcd(left, whole)
     with graph.inserting_before(before):
         times = graph.call_function(operator.mul, (size, left // least))
-        return graph.call_function(operator.floordiv, (times, whole // least))
+        share = graph.call_function(operator.floordiv, (times, whole // least))
+    for node in (times, share):
+        node.meta["title"] = f"{title(before)}.{node.name}"
+    return share
 
 
 def _squeeze(kept: Kept, old: fx.Node, new: fx.Node) -> None:

@@ -89,8 +89,8 @@ def _given(pruned: "Compressed | str | Path") -> Narrowed:
 def _check(model: nn.Module, given: Narrowed) -> None:
     if given.branches:
         raise RewriteError(
-            f"{given.branches[0]} went as a whole, or became two layers, but the model's own code runs it: use the "
-            "graph, or prune `channels` alone"
+            f"{given.branches[0]} went as a whole, became two layers or was rearranged, but the model's own code runs "
+            "it: use the graph, or prune `channels` alone"
         )
     own = dict(_tensors(model))
     missing = [name for name in given.tensors if name not in own]

@@ -59,7 +59,7 @@ class Narrowed:
         kept: what is left of each tensor.
         sizes: the number of parts before and after of each group that lost some, by the tensor that names it.
         groups: the number of groups of each convolution whose number changed, by its weight.
-        branches: layers that went with a branch or became two, which the graph alone can do.
+        branches: layers that went with a branch, became two or were rearranged, which the graph alone can do.
         tensors: all of them, as they are now.
         inputs, outputs: a lively example, and what the network computes of it.
         names: those of the inputs, if the model is called with keywords.
@@ -178,16 +178,17 @@ def narrowed(source: Network, network: Network, prunings: tuple[Any, ...]) -> Na
     kept: Indices = {}
     for record in prunings:
         kept = composed(kept, record.kept)
-    before, after = _grouped(source), _grouped(network)
+    before, after, own = _grouped(source), _grouped(network), dict(source.tensors())
+    added = [name for name, _tensor in network.tensors() if name not in own]  # such as the order of a cut shuffle
     inputs = lively(network.example)
     out = network(*inputs)
     outputs = tuple(t for t in (out if isinstance(out, tuple) else (out,)) if isinstance(t, Tensor))
     return Narrowed(
-        base=fingerprint(dict(source.tensors())),
+        base=fingerprint(own),
         kept=kept,
         sizes={w.tensor: (w.before, w.after) for r in prunings for w in r.widths if w.after < w.before},
         groups={name: count for name, count in after.items() if before.get(name) != count},
-        branches=tuple(name for r in prunings for name in (*r.branches, *(w.layers[0] for w in r.ranks))),
+        branches=(*(name for r in prunings for name in (*r.branches, *(w.layers[0] for w in r.ranks))), *added),
         tensors=dict(network.tensors()),
         inputs=inputs,
         outputs=outputs,

@@ -47,6 +47,10 @@ class Deployed(ABC):
     def write(self, folder: Path, result: "Compressed") -> None:
         """Write the whole result into an existing, empty folder."""
 
+    def narrowed(self, subject: Subject) -> Any:
+        """The pruned float network by names of tensors."""
+        raise RecipeError("only a pruned network has a narrowed class: a folder is opened by transformers as it is")
+
     @abstractmethod
     def compile(self, subject: Subject, engine: str, threads: int | None, precision: str) -> "Deployed":
         """The result in another engine."""
@@ -114,13 +118,7 @@ class Compressed(Shown):
         Raises:
             RecipeError: the recipe has no step `prune`, or the network was loaded.
         """
-        from tersor.pipeline.graph.pruning.narrowed import narrowed
-
-        if self.subject.source is None or self.subject.floats is None:
-            raise RecipeError(
-                "nothing was pruned here: the recipe has no step `prune`, or the network was loaded from a folder"
-            )
-        return narrowed(self.subject.source, self.subject.floats, self.prunings)
+        return self.deployed.narrowed(self.subject)
 
     @property
     def trainings(self) -> tuple[Any, ...]:

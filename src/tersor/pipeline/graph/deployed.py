@@ -23,6 +23,7 @@ from tersor.network.network import Network, op_name, title
 from tersor.network.signature import Signature
 from tersor.numerics import FORMATS, QuantSpec
 from tersor.pipeline.compressed import Compressed, Deployed
+from tersor.pipeline.graph.pruning.narrowed import Narrowed, narrowed
 from tersor.pipeline.subject import Subject
 from tersor.policy import Policy
 from tersor.recipe import Recipe
@@ -73,6 +74,18 @@ class InEngine(Deployed):
             taken(tensors, of_manifest(self.inputs))
             raise
         return self.signature.build((out,) if isinstance(out, Tensor) else out)
+
+    def narrowed(self, subject: Subject) -> Narrowed:
+        """The pruned float network by names of tensors.
+
+        Raises:
+            RecipeError: nothing was pruned, or the network was loaded.
+        """
+        if subject.source is None or subject.floats is None:
+            raise RecipeError(
+                "nothing was pruned here: the recipe has no step `prune`, or the network was loaded from a folder"
+            )
+        return narrowed(subject.source, subject.floats, subject.prunings)
 
     def _by_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """The arguments by position; those by name follow in the order of the inputs."""

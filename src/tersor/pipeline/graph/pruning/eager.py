@@ -3,6 +3,7 @@
 import copy
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
@@ -65,21 +66,23 @@ def narrow(model: nn.Module, pruned: "Compressed | Narrowed | str | Path") -> nn
     for name, module in small.named_modules():
         _resize_known(module, name, given)
     certain, doubtful = candidates(small, changes)
-    errors = list[RewriteError]()
+    faults = list[Fault]()
     for flipped in chain.from_iterable(combinations(doubtful, k) for k in range(3)):
         set_integers(small, changes, certain.symmetric_difference(flipped))
-        try:
-            _compare(small, given)
-        except RewriteError as error:
-            errors.append(error)
-        else:
+        fault = _compare(small, given)
+        if fault is None:
             forget(small)
             return small.train(model.training)
-    raise next((e for e in errors if isinstance(e, Differs)), errors[0])
+        faults.append(fault)
+    raise RewriteError(next((f.text for f in faults if f.ran), faults[0].text))
 
 
-class Differs(RewriteError):
-    """A model that runs, and computes something else than the graph."""
+@dataclass(frozen=True)
+class Fault:
+    """Why a narrow model is not the graph: it does not run, or computes something else."""
+
+    text: str
+    ran: bool = False
 
 
 def _given(pruned: "Compressed | str | Path") -> Narrowed:
@@ -163,8 +166,8 @@ def _leave(inside: list[str]) -> None:
     inside.pop()
 
 
-def _compare(small: nn.Module, given: Narrowed) -> None:
-    """Run the example."""
+def _compare(small: nn.Module, given: Narrowed) -> Fault | None:
+    """Run the example; None if it gives what the graph gave."""
     inside = list[str]()
     hooks = [
         m.register_forward_pre_hook(lambda m, x, n=name: _enter(m, x, n, inside)) for name, m in small.named_modules()
@@ -177,22 +180,24 @@ def _compare(small: nn.Module, given: Narrowed) -> None:
     except (RuntimeError, IndexError, TypeError, ValueError) as error:
         where = inside[-1] if inside else ""
         kind = type(small.get_submodule(where)).__name__
-        raise RewriteError(
+        return Fault(
             f"the code of {where or 'the model'} ({kind}) fixes a size that pruning changed, in a form that is not an "
             f"attribute equal to it: {str(error).splitlines()[0]}; use the graph, or take such sizes from the tensors"
-        ) from error
+        )
     finally:
         for hook in hooks:
             hook.remove()
     found = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor)]
     if len(found) < len(given.outputs):
-        raise RewriteError(f"the narrow model returns {len(found)} tensors, the pruned graph {len(given.outputs)}")
+        return Fault(f"the narrow model returns {len(found)} tensors, the pruned graph {len(given.outputs)}", ran=True)
     for number, (one, other) in enumerate(zip(given.outputs, found, strict=False)):
         size = max(float(one.abs().max()), 1e-9) if one.numel() else 1.0
         apart = float((one - other).abs().max()) / size if one.shape == other.shape and one.numel() else 0.0
         if one.shape != other.shape or not apart <= APART:
-            raise Differs(
+            return Fault(
                 f"the narrow model's output {number} is not that of the pruned graph (difference {apart:.2g} of the "
                 "largest value): its code computes with sizes that pruning changed, such as the default scale of "
-                "attention, which is that of the size of a head; use the graph"
+                "attention, which is that of the size of a head; use the graph",
+                ran=True,
             )
+    return None

@@ -59,7 +59,7 @@ class Speed:
         Raises:
             RecipeError: nothing reaches it, with how far it got.
         """
-        before = self.clock([parts.small(gone)])[0].median if gone else 1.0
+        before = self.clock([parts.small(gone)], rounds=31)[0].median if gone else 1.0
         tried = list[tuple[float, Choice]]()
         for _number in range(TRIES if last else 1):
             choice = self._choice(offers, before, times, priced)
@@ -69,9 +69,14 @@ class Speed:
             share = self.clock([parts.small([*gone, *taken(offers, choice)])], rounds=31)[0].median
             tried.append((share, choice))
             promised = _promised(offers, choice) / self.stairs.dense
-            if 1 / times * (1 - NEAR) <= share <= 1 / times or promised <= 0:
+            if 1 / times * (1 - NEAR) <= share <= 1 / times:
                 break
-            self.factor = float(np.clip((before - share) / promised, 0.2, 5.0))
+            if promised > NEAR:
+                self.factor = float(np.clip((before - share) / promised, 0.2, 5.0))
+            elif share <= 1 / times:
+                break
+            else:  # what went before was thought to be enough
+                before = share
         enough = [t for t in tried if t[0] <= 1 / times]
         if not enough:
             best = min(tried)[0]

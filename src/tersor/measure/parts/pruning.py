@@ -25,11 +25,20 @@ class Left(ReportPart):
     why: str
 
 
+class Zeros(ReportPart):
+    """A layer's weights, and how many of them are zero."""
+
+    layer: str
+    weights: Count
+    zeros: Count
+
+
 class Pruning(ReportPart):
-    """One step `prune`.
+    """One step `prune`, or a step `train` that made weights zero.
 
     `target` is what the recipe asked for; multiply-accumulates are those of one sample of the example. `fixed` are
-    layers none of whose outputs can go, `whole` those that the score could not rate.
+    layers none of whose outputs can go, `whole` those that the score could not rate. `zeros`
+    are layers whose single weights could become zero, if the target counts these.
     """
 
     target: str
@@ -40,6 +49,7 @@ class Pruning(ReportPart):
     widths: tuple[Width, ...] = ()
     fixed: tuple[Left, ...] = ()
     whole: tuple[Left, ...] = ()
+    zeros: tuple[Zeros, ...] = ()
 
 
 def summary(pruning: Pruning) -> str:
@@ -49,6 +59,15 @@ def summary(pruning: Pruning) -> str:
     ...                 parameters_after=600, widths=(Width(layers=("a",), before=8, after=4),)))
     'pruned: 4 M → 2 M multiply-accumulates (2.00x fewer), 1.5 k → 600 parameters; 1 layer or group is narrower'
     """
+    if pruning.zeros:
+        weights, zeros = (sum(getattr(z, key) for z in pruning.zeros) for key in ("weights", "zeros"))
+        return plural(
+            "pruned: {share} of {weights} weights in {count} layer are zero",
+            "pruned: {share} of {weights} weights in {count} layers are zero",
+            len(pruning.zeros),
+            share=f"{100 * zeros / max(1, weights):.1f} %",
+            weights=count_text(weights),
+        )
     narrower = sum(w.after < w.before for w in pruning.widths)
     return plural(
         "pruned: {macs} multiply-accumulates ({times}x fewer), {parameters} parameters; {count} layer or group is "

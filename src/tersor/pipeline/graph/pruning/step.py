@@ -19,6 +19,7 @@ from tersor.pipeline.graph.pruning.facts import Facts
 from tersor.pipeline.graph.pruning.groups import Width, groups_for, layers_of_group
 from tersor.pipeline.graph.pruning.repair import repaired
 from tersor.pipeline.graph.pruning.selection import Offer, reaching, taken, uniform
+from tersor.pipeline.graph.pruning.weights import prune_weights
 from tersor.pipeline.progress import Stage, Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Prune
@@ -61,10 +62,12 @@ def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
         RecipeError: patterns that fit nothing, or a target that cannot be reached.
         RewriteError: the result is not what the network computes with zeros in place of what went.
     """
+    if step.amount[0] == "weights":
+        return prune_weights(step, subject, task, stages)
     if step.amount[0] not in TARGETS:
         raise RecipeError(
-            f"the target {step.target!r} is not for a network captured as a graph; it takes {', '.join(TARGETS)}, such "
-            "as `2x macs` or `30% channels`"
+            f"the target {step.target!r} is not for a network captured as a graph; it takes {', '.join(TARGETS)} and "
+            "weights, such as `2x macs`, `30% channels` or `90% weights`"
         )
     dense = subject.network
     assert dense is not None

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from tersor.measure import Report
-from tersor.measure.parts.pruning import Left, Pruning, Width
+from tersor.measure.parts.pruning import Left, Pruning, Width, Zeros
 from tersor.pipeline.graph.pruning.step import Pruned
+from tersor.pipeline.graph.pruning.zeros import Sparsified
 
 
-def with_prunings(report: Report, prunings: Sequence[Pruned]) -> Report:
+def with_prunings(report: Report, prunings: Sequence[Pruned | Sparsified]) -> Report:
     """The report with a record and the warnings of every pruning."""
     if not prunings:
         return report
@@ -15,7 +16,7 @@ def with_prunings(report: Report, prunings: Sequence[Pruned]) -> Report:
     return report.model_copy(update={"prunings": tuple(map(recorded, prunings)), "warnings": warnings})
 
 
-def recorded(pruned: Pruned) -> Pruning:
+def recorded(pruned: Pruned | Sparsified) -> Pruning:
     """A pruning as the report keeps it."""
     return Pruning(
         target=pruned.target,
@@ -26,4 +27,8 @@ def recorded(pruned: Pruned) -> Pruning:
         widths=tuple(Width(layers=w.layers, before=w.before, after=w.after) for w in pruned.widths),
         fixed=tuple(Left(layer=layer, why=why) for layer, why in pruned.fixed.items()),
         whole=tuple(Left(layer=layer, why=why) for layer, why in pruned.whole.items()),
+        zeros=tuple(
+            Zeros(layer=z.layer, weights=z.weights, zeros=z.zeros)
+            for z in (pruned.zeros if isinstance(pruned, Sparsified) else ())
+        ),
     )

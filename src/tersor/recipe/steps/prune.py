@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from tersor.errors import TersorError
 from tersor.recipe.steps.base import Phase, Step, Subject
@@ -21,7 +21,7 @@ _SHARE = re.compile(rf"{_NUMBER}% ({'|'.join(get_args(Share))})")
 _PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*) weights")
 
 
-def _score(value: Any, info: ValidationInfo) -> Named:
+def _score(value: Any, info: Any) -> Named:
     """An entry of SCORES; of WEIGHT_SCORES where single weights become zero."""
     table = WEIGHT_SCORES if str(info.data.get("target", "")).endswith(" weights") else SCORES
     try:
@@ -50,7 +50,8 @@ class Prune(Step):
     Args:
         target: how much less is left: ``2x macs``, ``1.5x parameters``, ``2x bytes``, ``1.5x latency`` (or ``1.5x``) on
             the engine, or ``30% channels`` of each group; ``90% weights`` become zero, ``2:4 weights`` all but 2 of
-            every 4 neighbouring inputs; of a folder in the Hugging Face layout ``25% mlp`` (columns of each MLP), ``heads``, ``experts`` or ``layers``.
+            every 4 neighbouring inputs; of a folder in the Hugging Face layout ``25% mlp`` (columns of each MLP),
+            ``heads``, ``experts`` or ``layers``.
         structure: what may go of a graph: ``channels`` (heads and hidden units, too), ``branches`` beside a shortcut.
         score: an entry of ``tersor.solvers.structured.SCORES``, which says what goes first; for single weights of
             ``tersor.solvers.weights.WEIGHT_SCORES``.

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tersor.errors import RecipeError
 from tersor.network.network import Network
+from tersor.network.sites import Plan
 from tersor.pipeline.graph.pruning.prunable import Weight
 
 
@@ -55,6 +57,21 @@ def zeros_of(network: Network, weights: Mapping[str, Weight]) -> tuple[Zeroed, .
     """The zeros of these weights of a network."""
     values = {name: network.tensor(name) for name in weights}
     return tuple(Zeroed(weights[n].layer, n, v.numel(), int((v == 0).sum())) for n, v in values.items())
+
+
+def check_formats(prunings: Iterable[Any], plan: Plan) -> None:
+    """Refuse formats without a zero for weights whose zeros stay.
+
+    Raises:
+        RecipeError: naming the layer.
+    """
+    layers = {z.layer for record in prunings if isinstance(record, Sparsified) for z in record.zeros if z.zeros}
+    for site in plan.weights():
+        if site.spec.format.name == "binary" and site.name in layers:
+            raise RecipeError(
+                f"{site.name}: binary has no code for zero, so its zeros cannot stay: take `ternary`, or leave the "
+                "layer out of what becomes zero by `keep`"
+            )
 
 
 def kept_names(prunings: Iterable[Any]) -> frozenset[str]:

@@ -11,7 +11,7 @@ from tersor.process import importing
 from tersor.solvers.fisher import blocks_of, emptied, inverse_of, without
 from tersor.solvers.weights.problem import WeightProblem
 
-_TINY = 1e-12
+_TINY, _STEP = 1e-12, 1e-6
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,12 @@ class Obs:
 
     Args:
         block: weights of one block; memory and time grow with it.
-        damping: the share of the mean of diag H that is added to it.
+        damping: the share of the mean of diag H that is added to it. It also keeps the survivors near where they were,
+            since the quadratic holds only there: without it, far moves cost more than they save.
     """
 
     block: Annotated[int, Ge(1), Le(128)] = 32
-    damping: Annotated[float, Ge(0)] = 0.01
+    damping: Annotated[float, Ge(0)] = 0.3
     needs: ClassVar[frozenset[str]] = frozenset({"blocks"})
     comparable: ClassVar[bool] = True
 
@@ -39,14 +40,16 @@ class Obs:
         trace = emptied(parts, inverses)
         # A weight that is cheap only once a dear one has gone costs the mean of both.
         slopes = torch.stack([torch.from_numpy(isotonic_regression(r).x) for r in trace.losses.cpu().double().numpy()])
-        found = torch.empty_like(parts).scatter_(1, trace.order, slopes.to(parts))
+        # Those of one mean go in order.
+        slopes = slopes.to(parts) * (1 + _STEP * torch.arange(self.block, device=parts.device))
+        found = torch.empty_like(parts).scatter_(1, trace.order, slopes)
         return found.reshape(-1)[: problem.weight.numel()].reshape(problem.weight.shape).clamp(min=0).float()
 
     def updated(self, problem: WeightProblem, keep: Tensor) -> Tensor:
         """The weight with zeros where ``keep`` is False, the others of each block at their optimum."""
         parts, inverses = self._parts(problem)
         # The padding of the last block goes, too.
-        gone = ~blocks_of(keep.reshape(1, -1), self.block).squeeze(1)
+        gone = blocks_of(keep.reshape(1, -1).double(), self.block).squeeze(1) == 0
         found = without(parts, inverses, gone).reshape(-1)[: problem.weight.numel()].reshape(problem.weight.shape)
         return found.to(problem.weight.dtype).masked_fill(~keep, 0.0)
 

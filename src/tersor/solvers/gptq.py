@@ -68,7 +68,8 @@ class Gptq:
         rounded, found = _rounding(spec), []
         zeros = _zeros(problem).chunk(len(parts))
         for part, s, z, gone in zip(parts, *(t.chunk(len(parts), 1) for t in (scale, zero)), zeros, strict=True):
-            wanted, gone = part.target.t().contiguous(), gone.t() if gone.any() else None
+            # Of a few zeros alone the others need not know: ``ask`` puts them back.
+            wanted, gone = part.target.t().contiguous(), gone.t() if gone.float().mean() > FEW else None
             coded = _swept(wanted, Coded(torch.empty_like(wanted), s.clone(), z.clone(), width, gone), part, rounded)
             if self.refine and spec.rounding == "nearest":
                 coded = refined(coded, wanted, part.hessian, rounded, self.refine, spec if free else None)
@@ -142,6 +143,10 @@ class _GroupProblem:
     columns: Tensor  # their order
     factor: Float[Tensor, "columns columns"]  # of the damped Hessian in that order
     damping: float
+
+
+FEW = 0.01
+"""The share of zeros in a weight up to which the sweep is that of a dense one."""
 
 
 def _zeros(problem: LayerProblem) -> Tensor:

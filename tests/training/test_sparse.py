@@ -313,6 +313,12 @@ def test_codes_without_a_zero_are_refused(proximal):
         trained(student, setting=Setting(roles=ROLES), sparsity=0.5, proximal=proximal)
 
 
+def test_a_loop_of_ones_own_does_not_make_zeros_silently():
+    steps = tersor.Recipe(steps=[{"quantize": "int8-static"}, {"train": {"sparsity": 0.5}}])
+    with pytest.raises(RecipeError, match="which a loop of your own does itself: leave `sparsity` out"):
+        student_of(steps=steps)
+
+
 def test_a_pattern_that_does_not_divide_is_refused(made):
     with pytest.raises(RecipeError, match=r"^0: 3 inputs are no multiple of 4, which 2:4 needs; leave this layer out"):
         trained(copy.deepcopy(made), setting=Setting(roles=ROLES), sparsity="2:4")

@@ -135,6 +135,17 @@ def test_recurrent_layers_and_products_lose_weights_and_shared_embeddings_do_not
     }  # fmt: skip
 
 
+def test_a_weight_that_two_layers_share_counts_once():
+    shared = nn.Linear(12, 12)
+    net = nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(12, 4)).eval()
+    data = [(torch.rand(8, 12, generator=torch.Generator().manual_seed(k)),) for k in range(2)]
+    task = tersor.Task("shared", net, (torch.zeros(2, 12),), lambda: data, train=lambda: data)
+    for step in ({"prune": {"target": "50% weights", "score": "obd"}}, {"train": {"sparsity": 0.5}}):
+        done, _ = floats(step, task=task)
+        assert [z.weights for z in done.prunings[0].zeros] == [144, 48]
+        assert done.prunings[0].share == pytest.approx(0.5, abs=5e-3)
+
+
 # --- what scores read ---
 
 

@@ -11,7 +11,7 @@ from tersor.training.proximal import GroupLasso, Slimming
 from tersor.training.proximal.group_lasso import Together, shrink
 from tersor.training.proximal.optimizer import ProximalOptimizer
 from tersor.training.proximal.pulls import pulled
-from tersor.training.student import Roles
+from tersor.training.roles import Roles
 
 
 def drawn(*shape, seed=0):

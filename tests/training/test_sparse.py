@@ -15,9 +15,9 @@ from tersor.errors import RecipeError
 from tersor.recipe import Train
 from tersor.training.optimizers import cosine
 from tersor.training.proximal.optimizer import ProximalOptimizer
+from tersor.training.roles import Roles
 from tersor.training.setting import Setting
 from tersor.training.sparse import Sparsifier
-from tersor.training.student import Roles
 
 WEIGHTS = {"0.weight": 1, "3.weight": 1, "7.weight": 1}
 ROLES = Roles(WEIGHTS)

@@ -24,7 +24,7 @@ from tersor.solvers.prune import PRUNERS
 from tersor.solvers.rtn import Rtn
 from tersor.solvers.sparse_gptq import SparseGptq
 from tersor.solvers.sparsity import Pruner, Sparsity
-from tersor.solvers.zeros import with_zeros
+from tersor.solvers.weights.zeros import with_zeros
 from tersor.tables import Named, allowed, described, found, made, name_of, option_names, options_of
 
 SOLVERS: dict[str, type[Solver]] = {

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tersor.tables import Named
-from tersor.training.student import Roles
+from tersor.training.roles import Roles
 
 
 class Options(Protocol):

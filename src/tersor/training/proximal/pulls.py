@@ -13,7 +13,7 @@ from tersor.training.proximal import L1, GroupLasso, Slimming
 from tersor.training.proximal.admm import Admm
 from tersor.training.proximal.group_lasso import Together, positions
 from tersor.training.proximal.optimizer import ProximalOptimizer
-from tersor.training.student import NO_ROLES, Roles
+from tersor.training.roles import NO_ROLES, Roles
 
 PULLS: dict[str, Any] = {"l1": L1(), "group-lasso": GroupLasso(), "slimming": Slimming(), "admm": Admm}
 """What a step `train` may name as ``proximal``."""

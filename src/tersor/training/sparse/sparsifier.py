@@ -15,8 +15,9 @@ from tersor.tables import made
 from tersor.training.proximal.masks import check_zero
 from tersor.training.proximal.optimizer import ProximalOptimizer
 from tersor.training.proximal.parameters import naming
+from tersor.training.roles import Roles
 from tersor.training.sparse.growth import GROWTH
-from tersor.training.student import Roles, latent_weights
+from tersor.training.student import latent_weights
 
 UPDATES = 40
 """Updates of the masks in one training, unless the options say how often."""

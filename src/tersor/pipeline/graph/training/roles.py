@@ -17,7 +17,7 @@ from tersor.solvers.weights.selection import check_pattern, check_share
 from tersor.tables import made
 from tersor.training.proximal import GroupLasso
 from tersor.training.proximal.pulls import PULLS
-from tersor.training.student import Roles
+from tersor.training.roles import Roles
 
 
 def roles_of(step: Train, subject: Subject, network: Network, student: nn.Module) -> Roles:

@@ -15,6 +15,7 @@ from benchmarks.training.quantized import Quantized
 from benchmarks.training.rows import LONG, WORK, Place, Row, finished, measured
 from benchmarks.training.safety import Kills, Processes, StepCost
 from benchmarks.training.sentences import Sentences
+from benchmarks.training.sparse import Sparse
 
 LONGER = ("alone", "logits", "attention-transfer", "hints", "dkd")
 W8A8 = Quantized("w8a8", 1, 4, "openvino")
@@ -34,7 +35,10 @@ ROWS: dict[str, Row] = {
     "w2a2-short": W2A2_SHORT,
     "w2a2-brevitas": Peer("brevitas", 2, W2A2_SHORT, 21),
     "minilm": Sentences(1, 1e-4, 10),
+    "sparse-magnitude": Sparse("magnitude", 1, 5),
+    "sparse-obs": Sparse("obs", 1, 7),
     "w3a3": Quantized("w3a3", 6, 20),
+    "sparse-90": Sparse("gradual", 10, 25),
     "ternary": Quantized("ternary", 10, 30),
     "binary": Quantized("binary", 10, 30),
     "admm-ternary": Quantized("admm-ternary", 10, 30),

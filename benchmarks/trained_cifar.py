@@ -20,6 +20,7 @@ TOP1 = {
     "ternary": ("train_weights", "ternary, 10 epochs", 90.8),
     "binary": ("train_weights", "binary, 10 epochs", 89.8),
     "w1a1": ("train_binary", "binary weights and activations, 15 epochs", 80.0),
+    "sparse-90": ("train_sparse", "90 % zeros in float, 10 epochs", 90.5),
 }
 # row of ours: (what, rows of peers)
 PEERS = {
@@ -34,8 +35,8 @@ def bench(quick: bool) -> Outcome:
     stored = {name: [d for s in range(SEEDS) if (d := read(name, s, LONG))] for name in ROWS}
     found = {name: data for name, data in stored.items() if data}
     claims = [
-        *top1(found), *in_engines(found), *admm(found), *over_peers(found), *distilled(found), *sentences(found),
-        *safety(found),
+        *top1(found), *in_engines(found), *admm(found), *sparse(found), *over_peers(found), *distilled(found),
+        *sentences(found), *safety(found),
     ]  # fmt: skip
     dates = {name: [d["date"] for d in data] for name, data in found.items()}
     hours = sum(d["seconds"] for data in found.values() for d in data) / 3600
@@ -75,6 +76,15 @@ def admm(found: Found) -> Iterator[Claim]:
             lost, spread = _under(ours[0], other[0])
             beside = f"ADMM {_mean(ours[:1], 'top1'):.2f} %, straight-through {_mean(other[:1], 'top1'):.2f} %"
             yield Claim("train_admm", _dated(name, ours[:1]), lost, 0.3, True, "points", spread, beside)
+
+
+def sparse(found: Found) -> Iterator[Claim]:
+    """What OBS gains over magnitude at the same share and as many epochs."""
+    if gain := _gain(found.get("sparse-obs"), found.get("sparse-magnitude")):
+        ours, other = found["sparse-obs"], found["sparse-magnitude"]
+        beside = f"OBS {_mean(ours[:1], 'top1'):.2f} %, magnitude {_mean(other[:1], 'top1'):.2f} %"
+        text = _dated("OBS over magnitude, 90 % zeros in two rounds of 1 epoch", ours[:1])
+        yield Claim("train_sparse", text, gain[0], 0.3, False, "points", gain[1], beside)
 
 
 def over_peers(found: Found) -> Iterator[Claim]:

@@ -71,6 +71,9 @@ def test_rows_become_claims_that_are_paired_picture_by_picture(monkeypatch, tmp_
     write("w8a8-openvino", 5, apart=0.06)
     write("ternary", 900)
     write("admm-ternary", 931)
+    write("sparse-90", 940)
+    write("sparse-magnitude", 1300)
+    write("sparse-obs", 1260)
     write("distill-alone", 2000)
     write("distill-logits", 1940)
     write("distill-hints", 2100)
@@ -81,10 +84,12 @@ def test_rows_become_claims_that_are_paired_picture_by_picture(monkeypatch, tmp_
     assert seen == [
         ("train_few_bits", "W4A4, 3 epochs, 2 seeds", 91.2, True),
         ("train_weights", "ternary, 10 epochs", 91.0, True),
+        ("train_sparse", "90 % zeros in float, 10 epochs", 90.6, True),
         ("train_w8a8", "openvino, lost", 0.05, True),
         ("train_w8a8", "openvino, lower end of that interval", 0.01, False),
         ("train_w8a8", "openvino, from its simulation", 0.06, False),
         ("train_admm", "ternary", 0.31, False),
+        ("train_sparse", "OBS over magnitude, 90 % zeros in two rounds of 1 epoch", 0.4, True),
         ("train_peers", "W4A4, 3 epochs, under brevitas", -0.01, True),
         ("train_peers", "W2A2, 5 epochs, under brevitas", 3.0, False),
         ("train_distilled", "logits, 10 epochs", 0.6, True),
@@ -129,6 +134,8 @@ def test_pictures_depend_on_the_seed_alone(shared):
         ("w8a8-openvino", {"apart", "simulated", "lost_interval", "training", "hits"}),
         ("w4a4", {"top1", "interval", "kept", "training_seconds"}),
         ("admm-ternary", {"top1", "notes"}),
+        ("sparse-90", {"top1", "zeros", "zeros_by_layer"}),
+        ("sparse-obs", {"top1", "zeros", "notes"}),
         ("distill-dkd", {"top1", "lost"}),
         ("minilm", {"float", "rounded", "spearman", "lost_interval"}),
         ("step-cost", {"ratio", "spread", "milliseconds"}),

@@ -103,8 +103,11 @@ def test_it_is_nearer_than_other_tensors_of_the_kind(proximal):
     """Proximal operators minimize ½‖v − w‖² + strength·g(v): moving away from the result never lowers it."""
     weight, strength = drawn(4, 6), 0.2
 
+    penalties = {"l1": lambda v: v.abs().sum(), "group-lasso": lambda v: v.flatten(1).norm(dim=1).sum()}
+    (name,) = [name for name, entry in PROXIMAL.items() if entry is proximal]
+
     def cost(v):
-        own = v.abs().sum() * strength if proximal is PROXIMAL["l1"] else 0.0
+        own = penalties[name](v) * strength if name in penalties else 0.0
         return float((v - weight).square().sum() / 2 + own)
 
     least = cost(proximal(weight, strength))

@@ -125,7 +125,7 @@ def figures(report: Report) -> tuple[Figure, ...]:
 
 def _pruned(report: Report) -> str | None:
     """The multiply-accumulates before and after each pruning."""
-    found = (f"{count_text(x.macs_before)} → {count_text(x.macs_after)}" for x in report.prunings)
+    found = (f"{count_text(x.macs_before)} → {count_text(x.macs_after)}" for x in report.prunings if not x.zeros)
     return "; ".join(found) or None
 
 

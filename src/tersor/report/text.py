@@ -135,7 +135,7 @@ def _prunings(report: Report) -> list[RenderableType]:
     found: list[RenderableType] = []
     for one in report.prunings:
         found += ["", pruning.sentence(one)]
-        found += [pruning.grid(one)] if any(w.after < w.before for w in one.widths) else []
+        found += [table] if (table := pruning.grid(one)) is not None else []
     return [*found, *(part for line in sentences(report) for part in ("", _styled(line)))]
 
 

@@ -24,6 +24,7 @@ from tersor.solvers.prune import PRUNERS
 from tersor.solvers.rtn import Rtn
 from tersor.solvers.sparse_gptq import SparseGptq
 from tersor.solvers.sparsity import Pruner, Sparsity
+from tersor.solvers.weights.zeros import with_zeros
 from tersor.tables import Named, allowed, described, found, made, name_of, option_names, options_of
 
 SOLVERS: dict[str, type[Solver]] = {
@@ -231,7 +232,7 @@ def ask(problem: LayerProblem, choice: Choice) -> Answer:
     try:
         _check_finite(problem)
         if choice.sparsity is None:
-            solution: LayerSolution = choice.by(problem)  # type: ignore[call-arg]
+            solution: LayerSolution = with_zeros(problem, choice.by(problem))  # type: ignore[call-arg]
             return Answer(record(problem, solution), solution.qtensor, input_range=solution.input_range)
         pruned = choice.by(problem, choice.sparsity)  # type: ignore[call-arg]
         line = LayerRecord(

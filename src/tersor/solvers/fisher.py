@@ -59,8 +59,8 @@ def prune_by_fisher(
         return {}
     size = next(iter(fishers.values())).shape[-1]
     parts = {n: blocks_of(w.detach().double().reshape(1, -1), size).squeeze(1) for n, w in weights.items()}
-    inverses = {n: _inverse(n, fishers[n], len(parts[n]), damping) for n in parts}
-    traced = [_eliminate(parts[n], inverses[n]) for n in parts]
+    inverses = {n: inverse_of(n, fishers[n], len(parts[n]), damping) for n in parts}
+    traced = [emptied(parts[n], inverses[n]) for n in parts]
     # The padding of a layer's last block is zero, so that it is removed first and costs nothing.
     total = round(share * sum(w.numel() for w in weights.values()))
     filled = sum(p.numel() for p in parts.values()) - sum(w.numel() for w in weights.values())
@@ -70,12 +70,17 @@ def prune_by_fisher(
     for (name, part), trace, count in zip(parts.items(), traced, own, strict=True):
         gone = torch.zeros_like(part, dtype=torch.bool)
         gone.scatter_(1, trace.order, torch.arange(part.shape[1], device=part.device) < count[:, None])
-        w = _without(part, inverses[name], gone).reshape(-1)
+        w = without(part, inverses[name], gone).reshape(-1)
         found[name] = w[: weights[name].numel()].reshape(weights[name].shape).to(weights[name].dtype)
     return found
 
 
-def _inverse(name: str, fisher: Tensor, count: int, damping: float) -> Tensor:
+def inverse_of(name: str, fisher: Tensor, count: int, damping: float) -> Float[Tensor, "blocks size size"]:
+    """(F + damping·I)⁻¹ of every block, float64.
+
+    Raises:
+        CalibrationError: for blocks that are not ``count``, or not finite, naming the layer.
+    """
     if fisher.ndim != 3 or len(fisher) != count or not bool(torch.isfinite(fisher).all()):
         raise CalibrationError(
             f"layer {name}: a Fisher matrix of shape {tuple(fisher.shape)} must be {count} finite blocks, as "
@@ -86,7 +91,7 @@ def _inverse(name: str, fisher: Tensor, count: int, damping: float) -> Tensor:
     return torch.linalg.inv(damped)
 
 
-def _eliminate(weight: Float[Tensor, "blocks size"], inverse: Float[Tensor, "blocks size size"]) -> Elimination:
+def emptied(weight: Float[Tensor, "blocks size"], inverse: Float[Tensor, "blocks size size"]) -> Elimination:
     """Remove all weights of every block, the cheapest first."""
     chunks = zip(weight.split(_TOGETHER), inverse.split(_TOGETHER), strict=True)
     parts = [_empty(w.clone(), i.clone()) for w, i in chunks]
@@ -112,7 +117,7 @@ def _empty(w: Tensor, inverse: Tensor) -> Elimination:
     return Elimination(order, losses / 2, w)
 
 
-def _without(w: Tensor, inverse: Tensor, gone: Bool[Tensor, "blocks size"]) -> Float[Tensor, "blocks size"]:
+def without(w: Tensor, inverse: Tensor, gone: Bool[Tensor, "blocks size"]) -> Float[Tensor, "blocks size"]:
     """Each block without its removed weights, the others at their optimum: w − F⁻¹_:Q·(F⁻¹_QQ)⁻¹·w_Q."""
     both = gone[:, :, None] & gone[:, None]
     system = torch.where(both, inverse, 0.0)

@@ -14,7 +14,7 @@ from tersor.numerics.ranges import expand
 from tersor.solvers.cholesky import upper_factor
 from tersor.solvers.output_error import MEASURED, curve, fitting_cross, fitting_grams, output_errors
 from tersor.solvers.problem import LayerProblem, LayerSolution, weight_sqnr
-from tersor.solvers.refine import INNER, OUTER, Coded, Rounding, refined
+from tersor.solvers.refine import INNER, OUTER, Coded, Rounding, refined, zeroed
 from tersor.solvers.rtn import Rtn, columns_per_scale, has_range, mse_range
 
 
@@ -66,9 +66,11 @@ class Gptq:
             for t in grid
         )
         rounded, found = _rounding(spec), []
-        for part, s, z in zip(parts, *(t.chunk(len(parts), 1) for t in (scale, zero)), strict=True):
-            wanted = part.target.t().contiguous()
-            coded = _swept(wanted, Coded(torch.empty_like(wanted), s.clone(), z.clone(), width), part, rounded)
+        zeros = _zeros(problem).chunk(len(parts))
+        for part, s, z, gone in zip(parts, *(t.chunk(len(parts), 1) for t in (scale, zero)), zeros, strict=True):
+            # Of a few zeros alone the others need not know: ``ask`` puts them back.
+            wanted, gone = part.target.t().contiguous(), gone.t() if gone.float().mean() > FEW else None
+            coded = _swept(wanted, Coded(torch.empty_like(wanted), s.clone(), z.clone(), width, gone), part, rounded)
             if self.refine and spec.rounding == "nearest":
                 coded = refined(coded, wanted, part.hessian, rounded, self.refine, spec if free else None)
             found.append(coded)
@@ -143,6 +145,16 @@ class _GroupProblem:
     damping: float
 
 
+FEW = 0.01
+"""The share of zeros in a weight up to which the sweep is that of a dense one."""
+
+
+def _zeros(problem: LayerProblem) -> Tensor:
+    """Weights that are zero, [rows, columns], which stay so where the format has a zero: later ones compensate."""
+    flat = problem.weight.detach().flatten(1)
+    return torch.zeros_like(flat, dtype=torch.bool) if problem.spec.format.name == "binary" else flat == 0
+
+
 def _has_own_scales(shape: torch.Size, spec: QuantSpec) -> bool:
     """Whether every row has its own scales, which may be refined."""
     kind, axis = spec.granularity.kind, spec.granularity.axis
@@ -176,7 +188,8 @@ def _swept(target: Tensor, coded: Coded, part: _GroupProblem, rounded: Rounding)
         for c in range(a, b, INNER):
             d = min(c + INNER, b)
             for k in range(c, d):
-                coded.codes[places[k]] = code = rounded(w[k], step[k], zero[k])
+                value = zeroed(w[k], coded.gone, places[k])
+                coded.codes[places[k]] = code = rounded(value, step[k], zero[k])
                 torch.addcmul(target[places[k]], code.sub_(zero[k]), step[k], value=-1, out=errors[k - a])
                 if k + 1 < d:
                     w[k + 1 : d].addcmul_(reach[k, k + 1 : d, None], errors[k - a])

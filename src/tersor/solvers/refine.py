@@ -25,12 +25,14 @@ class Coded:
     Attributes:
         codes: ``[columns, rows]`` float.
         scale, zero: ``[groups, rows]``; a group is ``width`` consecutive columns; the last may be partial.
+        gone: ``[columns, rows]`` bool, True for weights that are zero and stay so; None: there are none.
     """
 
     codes: Float[Tensor, "columns rows"]
     scale: Float[Tensor, "groups rows"]
     zero: Float[Tensor, "groups rows"]
     width: int
+    gone: Tensor | None = None
 
     def values(self) -> Float[Tensor, "columns rows"]:
         """The values that the codes represent."""
@@ -90,30 +92,38 @@ def refined(
                     value[own] = (codes[own] - zero[k]) * scale[k]
             columns = torch.arange(len(codes), device=codes.device)[part]
             steps, zeros = (coded.of_columns(t, columns)[: len(columns)] for t in (scale, zero))
-            _recode(square, near, codes[part], value[part], steps, zeros, rounded)
+            gone = None if coded.gone is None else coded.gone[part]
+            _recode(square, near, codes[part], value[part], steps, zeros, rounded, gone)
             slope.addmm_(hessian[:, part], value[part] - old)
     # The steps are exact up to rounding: a row that gains no more than that keeps its initial codes.
     worse = (slope * (value - target)).sum(0) >= before
     for new, start in ((codes, coded.codes), (scale, coded.scale), (zero, coded.zero)):
         new[:, worse] = start[:, worse]
-    return Coded(codes, scale, zero, coded.width)
+    return Coded(codes, scale, zero, coded.width, coded.gone)
 
 
 def _recode(
-    hessian: Tensor, slope: Tensor, codes: Tensor, value: Tensor, step: Tensor, zero: Tensor, rounded: Rounding
+    hessian: Tensor, slope: Tensor, codes: Tensor, value: Tensor, step: Tensor, zero: Tensor, rounded: Rounding,
+    gone: Tensor | None = None,
 ) -> None:
     """Move every column's codes to their optimum given the others', in place; ``slope`` is overwritten."""
     for c in range(0, len(codes), INNER):
         d = min(c + INNER, len(codes))
         moved = value[c:d].clone()
         for k in range(c, d):
-            codes[k] = code = rounded(value[k] - slope[k] / hessian[k, k], step[k], zero[k])
+            free = value[k] - slope[k] / hessian[k, k]
+            codes[k] = code = rounded(zeroed(free, gone, k), step[k], zero[k])
             new = (code - zero[k]) * step[k]
             if k + 1 < d:
                 slope[k + 1 : d].addcmul_(hessian[k + 1 : d, k, None], new - value[k])
             value[k] = new
         if d < len(codes):
             slope[d:].addmm_(hessian[d:, c:d], value[c:d] - moved)
+
+
+def zeroed(values: Tensor, gone: Tensor | None, k: int) -> Tensor:
+    """The values of column ``k``, zero where they are gone."""
+    return values if gone is None else values.masked_fill(gone[k], 0.0)
 
 
 def _rescale(

@@ -25,6 +25,7 @@ from tersor.training.proximal.pulls import pulled
 from tersor.training.resuming import Course, Saved
 from tersor.training.schedules import SCHEDULES
 from tersor.training.setting import Setting
+from tersor.training.sparse import Sparsifier, sparsified
 from tersor.training.stabilizers import STABILIZERS
 from tersor.training.state import digest_of
 from tersor.training.student import latent_weights
@@ -54,7 +55,7 @@ class _Loop:
         self.student, self.objective, self.options, self.setting = student, objective, options, setting
         self.accelerator, self.course = accelerator, Course(0, [], None, None, [])
         self.batches = Batches(train, setting.seed, accelerator.process_index, accelerator.num_processes)
-        self.total = self._steps()
+        self.total, each = self._steps()
         student.to(accelerator.device)
         objective.to(accelerator.device)
         self.optimizer = self._optimizer()
@@ -62,9 +63,12 @@ class _Loop:
         if options.proximal is not None:
             weights = list(latent_weights(student))
             asked = options.proximal, options.strength
-            self.optimizer = pulled(self.optimizer, *asked, student, weights, self.total)
+            self.optimizer = pulled(self.optimizer, *asked, student, weights, self.total, setting.roles)
+        plan = options.sparsity, self.total, each, setting.seed
+        self.optimizer, self.sparse = sparsified(self.optimizer, student, setting.roles, *plan)
         self.model, self.prepared = accelerator.prepare(student, self.optimizer)
-        self.factor, self.rates = cosine(self.total, options.warmup), [g.get("lr") for g in self._groups()]
+        self.factor = cosine(self.total, options.warmup, self.sparse.restart)
+        self.rates = [g.get("lr") for g in self._groups()]
         self.schedule = made(SCHEDULES, options.schedule, "schedule")
         self.stabilizer = made(STABILIZERS, options.oscillation, "stabilizer")(student)
         made_of = ("student", "average", *(["optimizer"] if isinstance(self.optimizer, ProximalOptimizer) else []))
@@ -105,7 +109,7 @@ class _Loop:
         held = self._judged()
         mean, seconds = shared(total / max(1, count), self.accelerator), time.perf_counter() - start
         course.epochs.append(Epoch(number + 1, course.done, mean, held, float(rate), seconds))
-        if held is not None and (course.best is None or held < course.best[1]):
+        if held is not None and self.sparse.complete and (course.best is None or held < course.best[1]):
             course.best = number + 1, held
             if self.options.patience is not None:
                 self.saved.keep()
@@ -140,8 +144,12 @@ class _Loop:
         self.prepared.step()
         self.stabilizer.step(progress)
         self.course.done = step
+        self.sparse.step(step)
         if self.average is not None:
+            if step == self.sparse.restart:
+                self.average.n_averaged.zero_()
             self.average.update_parameters(self.student)
+            self.sparse.clear(self.average.module)
         if step == 1:
             self.saved.check()
         return value
@@ -158,10 +166,12 @@ class _Loop:
     def _finish(self) -> None:
         self._choose_epoch()
         self.schedule(self.student, 1.0)
+        self.sparse.finish()
         self.course.notes += [note for note in [self.stabilizer.note()] if note]
         take_average(self.student, self.average)
         if isinstance(self.optimizer, ProximalOptimizer) and self.total:
             self._project(self.optimizer)
+        self.sparse.clear(self.student)
         if self.options.re_estimate and self.total and self.setting.judge is not None:
             batches = self.batches.epoch(self.options.epochs, self.accelerator.device)
             found = re_estimate(self.student, batches, self.objective.run, self._judge)
@@ -218,13 +228,11 @@ class _Loop:
         with averaged(self.student, self.average):
             return self._judge()
 
-    def _steps(self) -> int:
-        """The number of all steps."""
+    def _steps(self) -> tuple[int, int]:
+        """The number of all steps, and of one epoch."""
         epochs, most = self.options.epochs, self.options.steps
-        if not epochs:
-            return 0
-        each = self.batches.steps(most)
-        return min(epochs * each, most or epochs * each)
+        each = self.batches.steps(most) if epochs else 0
+        return min(epochs * each, most or epochs * each), each
 
     def _optimizer(self) -> Optimizer:
         options = self.options
@@ -254,7 +262,7 @@ class _Loop:
         """What a resumed training needs."""
         found = {
             "student": self.student, "optimizer": self.optimizer, "average": self.average,
-            "stabilizer": self.stabilizer,
+            "stabilizer": self.stabilizer, "sparse": self.sparse if isinstance(self.sparse, Sparsifier) else None,
             "distillation": self.objective.distillation,
         }  # fmt: skip
         return {name: part for name, part in found.items() if part is not None}

@@ -102,13 +102,19 @@ def users_own(hook: Callable[..., Any], named: list[tuple[str, nn.Parameter]]) -
     return found, [name for key, name in own.items() if key not in held]
 
 
-def cosine(steps: int, warmup: float) -> Callable[[int], float]:
+def cosine(steps: int, warmup: float, restart: int | None = None) -> Callable[[int], float]:
     """The factor of the learning rate at each step: a linear rise over a share of the steps, then a cosine to 0.
+
+    Args:
+        restart: the step at which the course begins anew, over the steps that are left.
 
     >>> factor = cosine(10, 0.2)
     >>> [round(factor(k), 2) for k in (0, 1, 2, 6, 10)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
     """
+    if restart is not None:
+        first, again = cosine(restart, warmup), cosine(steps - restart, warmup)
+        return lambda step: first(step) if step < restart else again(step - restart)
     rise = math.ceil(warmup * steps)
 
     def factor(step: int) -> float:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tersor.tables import Named
+from tersor.training.roles import Roles
 
 
 class Options(Protocol):
@@ -27,6 +28,7 @@ class Options(Protocol):
     re_estimate: bool
     proximal: Named | None
     strength: float
+    sparsity: Any
     schedule: Named
     oscillation: Named
     average: float | None
@@ -46,6 +48,7 @@ class Setting:
         about: what identifies the training in its folder.
         device: where it runs; None: the CPU, or where ``accelerate launch`` says.
         trackers: of accelerate, such as ``tensorboard``, which get the losses.
+        roles: what the student's parameters are, for proximal operators and zeros.
         report: called behind each step with the epoch, the steps so far, all steps, and the loss.
     """
 
@@ -56,4 +59,5 @@ class Setting:
     about: dict[str, Any] = field(default_factory=dict)
     device: torch.device | None = None
     trackers: tuple[str, ...] = ()
+    roles: Roles = field(default_factory=Roles)
     report: Callable[[int, int, int, float], None] = lambda *_: None

@@ -25,13 +25,22 @@ class Left(ReportPart):
     why: str
 
 
+class Zeros(ReportPart):
+    """A layer's weights, and how many of them are zero."""
+
+    layer: str
+    weights: Count
+    zeros: Count
+
+
 class Pruning(ReportPart):
-    """One step `prune`.
+    """One step `prune`, or a step `train` that made weights zero.
 
     `target` is what the recipe asked for; multiply-accumulates are those of one sample of the example. `fixed` are
     layers none of whose outputs can go, `whole` those that the score could not rate. `branches` went as a whole, by
     the name of their last layer; `ranks` are of layers that could become two thinner ones. `faster` is measured in the
     engine, against the network before the step, both made by the same steps behind it; None if that was not asked.
+    `zeros` are layers whose single weights could become zero, if the target counts these.
     """
 
     target: str
@@ -45,6 +54,7 @@ class Pruning(ReportPart):
     branches: tuple[str, ...] = ()
     ranks: tuple[Width, ...] = ()
     faster: Annotated[float, Field(gt=0)] | None = None
+    zeros: tuple[Zeros, ...] = ()
 
 
 def summary(pruning: Pruning) -> str:
@@ -54,6 +64,15 @@ def summary(pruning: Pruning) -> str:
     ...                 parameters_after=600, widths=(Width(layers=("a",), before=8, after=4),)))
     'pruned: 4 M → 2 M multiply-accumulates (2.00x fewer), 1.5 k → 600 parameters; 1 layer or group is narrower'
     """
+    if pruning.zeros:
+        weights, zeros = (sum(getattr(z, key) for z in pruning.zeros) for key in ("weights", "zeros"))
+        return plural(
+            "pruned: {share} of {weights} weights in {count} layer are zero",
+            "pruned: {share} of {weights} weights in {count} layers are zero",
+            len(pruning.zeros),
+            share=f"{100 * zeros / max(1, weights):.1f} %",
+            weights=count_text(weights),
+        )
     narrower, thinner = (sum(w.after < w.before for w in widths) for widths in (pruning.widths, pruning.ranks))
     told = plural(
         "pruned: {macs} multiply-accumulates ({times}x fewer), {parameters} parameters; {count} layer or group is "

@@ -90,6 +90,11 @@ def trainable_task(
     """
     check_task(task, "trainable")
     recipe = resolve(recipe)
+    if any(isinstance(step, Train) and step.sparsity is not None for step in recipe.steps):
+        raise RecipeError(
+            f"the recipe {recipe.name} makes weights zero while it trains (`sparsity`), which a loop of your own does "
+            "itself: leave `sparsity` out, and mask weights by ProximalOptimizer of tersor.training.proximal.optimizer"
+        )
     with Stages(progress) as stages:
         subject = start(task, recipe, GraphHost(find_engine(engine).policy(target)), stages)
         with unchanged(task.model, "calibration"):

@@ -36,7 +36,7 @@ def prepare(task: Task, recipe: Recipe, policy: Policy) -> Prepared:
     """Capture, fold and plan; no data is run."""
     GRAPH.check(recipe)
     found = planned(captured(task), recipe.quantize, policy)
-    if not any(isinstance(step, Prune) for step in recipe.steps):
+    if not any(isinstance(step, Prune) and step.amount[0] != "weights" for step in recipe.steps):
         return found
     note = said("the step prune makes layers narrower first: what is planned here is the network before it")
     return replace(found, original=replace(found.original, notes=(*found.original.notes, note)))

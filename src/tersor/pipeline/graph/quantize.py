@@ -10,8 +10,10 @@ from tersor.pipeline.graph.host import GRAPH
 from tersor.pipeline.graph.observing.observe import observables, observe
 from tersor.pipeline.graph.prepare import captured, planned
 from tersor.pipeline.graph.pruning.step import prune
+from tersor.pipeline.graph.pruning.zeros import check_formats
 from tersor.pipeline.graph.rewriting import rewrite_by_probe
 from tersor.pipeline.graph.solve import Solved, solve
+from tersor.pipeline.graph.training.roles import check_zeros
 from tersor.pipeline.graph.training.step import Place, train
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
@@ -46,6 +48,7 @@ class GraphHost:
         with stages.stage("capture", _("planning")):
             original = captured(task) if subject.network is None else subject.network
             prepared = planned(original, step, self.policy)
+            check_formats(subject.prunings, prepared.plan)
         prepared = rewrite_by_probe(task, step, prepared, stages, subject.seed)
         observations = observe(
             task, prepared.network, observables(step, prepared), stages, subject.seed, self.place.device
@@ -78,4 +81,5 @@ def start(task: Task, recipe: Recipe, host: Any, stages: Stages) -> Subject:
     GRAPH.check(recipe)
     with stages.stage("capture", _("capturing")):
         network = captured(task)
+        check_zeros(recipe, network)
         return Subject(task.model, host, network, source=network, seed=recipe.seed)

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator
 from tersor.errors import TersorError
 from tersor.recipe.steps.base import Phase, Step, Subject
 from tersor.solvers.structured import REPAIRS, SCORES
+from tersor.solvers.weights import WEIGHT_SCORES
 from tersor.tables import Named, checked, parsed
 from tersor.task import Task
 
@@ -17,11 +18,14 @@ Part = Literal["channels", "branches", "rank"]
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _TIMES = re.compile(rf"{_NUMBER}x(?: ({'|'.join(get_args(Times))}))?")
 _SHARE = re.compile(rf"{_NUMBER}% ({'|'.join(get_args(Share))})")
+_PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*) weights")
 
 
-def _score(value: Any) -> Named:
+def _score(value: Any, info: Any) -> Named:
+    """An entry of SCORES; of WEIGHT_SCORES where single weights become zero."""
+    table = WEIGHT_SCORES if str(info.data.get("target", "")).endswith(" weights") else SCORES
     try:
-        return checked(SCORES, parsed(value, "score"), "score")
+        return checked(table, parsed(value, "score"), "score")
     except TersorError as error:
         raise ValueError(str(error)) from error
 
@@ -45,11 +49,13 @@ class Prune(Step):
 
     Args:
         target: how much less is left: ``2x macs``, ``1.5x parameters``, ``2x bytes``, ``1.5x latency`` (or ``1.5x``) on
-            the engine, or ``30% channels`` of each group; ``90% weights`` become zero; of a folder in the Hugging Face
-            layout ``25% mlp`` (columns of each MLP), ``heads``, ``experts`` or ``layers``.
+            the engine, or ``30% channels`` of each group; ``90% weights`` become zero, ``2:4 weights`` all but 2 of
+            every 4 neighbouring inputs; of a folder in the Hugging Face layout ``25% mlp`` (columns of each MLP),
+            ``heads``, ``experts`` or ``layers``.
         structure: what may go of a graph: ``channels`` (heads and hidden units, too), ``branches`` beside a shortcut;
             or ``rank``: layers become two thinner ones, where that is faster in the engine.
-        score: an entry of ``tersor.solvers.structured.SCORES``, which says what goes first.
+        score: an entry of ``tersor.solvers.structured.SCORES``, which says what goes first; for single weights of
+            ``tersor.solvers.weights.WEIGHT_SCORES``.
         repair: an entry of ``REPAIRS``, which fits the layers that lost inputs on the calibration data; ``none``.
         rounds: in how many parts; each is scored on the network that the one before it left.
         multiple: what is left of a group is a multiple of it, where the group has so many channels.
@@ -80,11 +86,15 @@ class Prune(Step):
     @classmethod
     def _readable(cls, value: str) -> str:
         text = " ".join(value.lower().split())
-        times, share = _TIMES.fullmatch(text), _SHARE.fullmatch(text)
+        times, share, pattern = _TIMES.fullmatch(text), _SHARE.fullmatch(text), _PATTERN.fullmatch(text)
+        if pattern is not None:
+            if int(pattern[1]) >= int(pattern[2]):
+                raise ValueError(f"the target {value!r} keeps all weights: write such as `2:4 weights`")
+            return text
         if times is None and share is None:
             raise ValueError(
                 f"the target {value!r} is none of `2x macs`, `2x parameters`, `2x bytes`, `1.5x latency`, "
-                f"{', '.join(f'`30% {what}`' for what in get_args(Share))}"
+                f"`2:4 weights`, {', '.join(f'`30% {what}`' for what in get_args(Share))}"
             )
         if times is not None and float(times[1]) <= 1:
             raise ValueError(f"the target {value!r} makes nothing smaller: ask for more than 1x")
@@ -96,7 +106,15 @@ class Prune(Step):
     def amount(self) -> tuple[Times | Share, float]:
         """What the target counts, and by how much it shall fall: a factor, or a share."""
         number, what = self.target.split()
+        if self.pattern is not None:
+            return "weights", 1 - self.pattern[0] / self.pattern[1]
         return what, float(number[:-1]) / (100 if number.endswith("%") else 1)  # type: ignore[return-value]
+
+    @property
+    def pattern(self) -> tuple[int, int] | None:
+        """(n, m) of a target such as ``2:4 weights``."""
+        found = _PATTERN.fullmatch(self.target)
+        return None if found is None else (int(found[1]), int(found[2]))
 
     def __call__(self, subject: Subject, task: Task | None, stages: Any) -> Any:
         """The subject, pruned by its host."""

@@ -1,14 +1,15 @@
 """The step `train`: a network learns from its FP32 self, another teacher, or the task's own loss."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tersor.errors import TersorError
 from tersor.recipe.quantization import Strict
 from tersor.recipe.steps.base import Phase, Step, Subject
-from tersor.tables import Named, checked, made, parsed
+from tersor.recipe.steps.sparsify import Sparsify, sparsify
+from tersor.tables import Named, checked, made, name_of, parsed
 from tersor.task import Task
 from tersor.training.language.blocks import BlockTraining
 from tersor.training.losses import LOSSES
@@ -72,8 +73,11 @@ class Train(Step):
         re_estimate: measure BatchNorm's statistics again on training batches at the end, and keep them if better.
         dropout: whether dropout is active.
         proximal: ``admm`` (with its options, such as the set) pulls weights towards a quantized set instead of rounding
-            them in every step; ``l1`` makes weights zero; None: neither.
-        strength: of ``l1``.
+            them in every step; ``l1`` makes weights zero, ``group-lasso`` outputs or channels, ``slimming`` scales of
+            BatchNorms; None: none of them.
+        strength: of all but ``admm``.
+        sparsity: which weights become zero on the way, and when: a share such as 0.9, a pattern such as ``2:4``, or the
+            options of ``Sparsify``; None: none.
         schedule: an entry of ``tersor.training.schedules.SCHEDULES``: what is quantized, when.
         oscillation: an entry of ``tersor.training.stabilizers.STABILIZERS``: what stops weights that oscillate.
         average: the decay of an exponential moving average of weights and log-scales, which replaces them at the end.
@@ -108,6 +112,7 @@ class Train(Step):
     dropout: bool = False
     proximal: Annotated[Named, _named(PULLS, "proximal")] | None = None
     strength: float = Field(default=1e-4, ge=0)
+    sparsity: Annotated[Sparsify | None, BeforeValidator(sparsify)] = None
     schedule: Annotated[Named, _named(SCHEDULES, "schedule")] = "all"
     oscillation: Annotated[Named, _named(STABILIZERS, "stabilizer")] = "none"
     average: float | None = Field(default=None, gt=0, lt=1)
@@ -130,6 +135,14 @@ class Train(Step):
         if twice := next((n for n in names if names.count(n) > 1), None):
             raise ValueError(f"the loss {twice} is named twice")
         return value
+
+    @model_validator(mode="after")
+    def _rewinds_alone(self) -> Self:
+        others = {"proximal: admm": name_of(self.proximal or "") == "admm", "oscillation": self.oscillation != "none"}
+        rewinds = self.sparsity is not None and self.sparsity.rewind is not False
+        if held := next((key for key, asked in others.items() if asked and rewinds), None):
+            raise ValueError(f"`sparsity: {{rewind: …}}` takes weights back, but `{held}` does not forget them")
+        return self
 
     def __call__(self, subject: Subject, task: Task | None, stages: Any) -> Any:
         """The subject, trained by its host."""

@@ -19,6 +19,7 @@ from tersor.pipeline.graph.pruning.rank import thinned
 from tersor.pipeline.graph.pruning.rounds import Rounds
 from tersor.pipeline.graph.pruning.speed import Speed
 from tersor.pipeline.graph.pruning.stairs import Clock, measured
+from tersor.pipeline.graph.pruning.weights import prune_weights
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Prune
@@ -69,10 +70,12 @@ def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
         RecipeError: patterns that fit nothing, or a target that cannot be reached.
         RewriteError: the result is not what the network computes with zeros in place of what went.
     """
+    if step.amount[0] == "weights":
+        return prune_weights(step, subject, task, stages)
     if step.amount[0] not in TARGETS:
         raise RecipeError(
-            f"the target {step.target!r} is not for a network captured as a graph; it takes {', '.join(TARGETS)}, such "
-            "as `2x macs` or `30% channels`"
+            f"the target {step.target!r} is not for a network captured as a graph; it takes {', '.join(TARGETS)} and "
+            "weights, such as `2x macs`, `30% channels` or `90% weights`"
         )
     assert subject.network is not None
     dense = FoldConstants()(subject.network)  # a weight that is computed from others, as by weight_norm, cannot be cut

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from tersor.measure import Report
-from tersor.measure.parts.pruning import Left, Pruning, Width
+from tersor.measure.parts.pruning import Left, Pruning, Width, Zeros
 from tersor.pipeline.graph.pruning import groups as layers
 from tersor.pipeline.graph.pruning.step import Pruned
+from tersor.pipeline.graph.pruning.zeros import Sparsified
 
 
-def with_prunings(report: Report, prunings: Sequence[Pruned]) -> Report:
+def with_prunings(report: Report, prunings: Sequence[Pruned | Sparsified]) -> Report:
     """The report with a record and the warnings of every pruning."""
     if not prunings:
         return report
@@ -16,7 +17,7 @@ def with_prunings(report: Report, prunings: Sequence[Pruned]) -> Report:
     return report.model_copy(update={"prunings": tuple(map(recorded, prunings)), "warnings": warnings})
 
 
-def recorded(pruned: Pruned) -> Pruning:
+def recorded(pruned: Pruned | Sparsified) -> Pruning:
     """A pruning as the report keeps it."""
     return Pruning(
         target=pruned.target,
@@ -30,6 +31,10 @@ def recorded(pruned: Pruned) -> Pruning:
         branches=pruned.branches,
         ranks=_widths(pruned.ranks),
         faster=pruned.faster,
+        zeros=tuple(
+            Zeros(layer=z.layer, weights=z.weights, zeros=z.zeros)
+            for z in (pruned.zeros if isinstance(pruned, Sparsified) else ())
+        ),
     )
 
 

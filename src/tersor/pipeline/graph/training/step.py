@@ -17,6 +17,7 @@ from tersor.network.trainable.result import network_of
 from tersor.network.verify import rewritten, verify
 from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.graph.training.judging import Judge, Silent, difference_from, judge_of
+from tersor.pipeline.graph.training.roles import roles_of, zeros_of_training
 from tersor.pipeline.graph.training.student import float_student, quantizers_of, student_of, with_trained
 from tersor.pipeline.progress import Stage, Stages
 from tersor.pipeline.subject import Subject
@@ -91,6 +92,7 @@ def train(step: Train, subject: Subject, task: Task, stages: Stages, place: Plac
         about=_about(step, subject, task) if place.folder is not None else {},
         device=place.device,
         trackers=place.trackers,
+        roles=roles_of(step, subject, _float(subject, solved), student),
     )
     with stages.stage("train", _("training")) as bar:
         _show(bar, step, setting)
@@ -137,6 +139,12 @@ def _student(step: Train, subject: Subject, task: Task, solved: Solved | None) -
         return student_of(task, solved, quantizers_of(step), dropout=step.dropout)
     assert subject.network is not None
     return float_student(task, subject.network, dropout=step.dropout)
+
+
+def _float(subject: Subject, solved: Solved | None) -> Network:
+    """The float network whose parameters are trained."""
+    assert subject.network is not None
+    return subject.network if solved is None else solved.prepared.original
 
 
 def _teacher(task: Task) -> nn.Module:
@@ -207,7 +215,8 @@ def _settled(
     losses = [judge(module) for module in pair]
     # One that was never a number is no reason to refuse one that is.
     better = math.isfinite(losses[1]) and not losses[1] > losses[0]
-    kept = better or (solved is None and not subject.prunings)
+    # What was better with fewer zeros is not what was asked for.
+    kept = better or (solved is None and not subject.prunings) or step.sparsity is not None
     notes = student._graphs.notes
     if kept and solved is not None and stray is not None:
         notes = (*notes, *_strayed(*map(stray, (*pair, Silent(teacher)))))
@@ -219,6 +228,9 @@ def _settled(
             len(subject.history), what, *losses,
         )
         return subject
+    if step.sparsity is not None:
+        zeros = zeros_of_training(step, _float(subject, solved), student)
+        subject = replace(subject, prunings=(*subject.prunings, zeros))
     if solved is None:
         return replace(subject, network=network)
     return replace(subject, network=network, details=with_trained(solved, student, network))

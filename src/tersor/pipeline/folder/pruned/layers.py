@@ -12,10 +12,8 @@ from tersor.errors import CheckpointError, RecipeError, SavedFolderError
 from tersor.files import write_text
 from tersor.network.blocks.calls import call
 from tersor.network.blocks.chain import empty
-from tersor.network.swap import weighted_modules
 from tersor.pipeline.folder.activations import TokenBatches
-from tersor.pipeline.folder.pruned.choose import repair_product
-from tersor.pipeline.folder.pruned.observe import Product, observe, products_of
+from tersor.pipeline.folder.pruned.observe import order_of
 from tersor.pipeline.folder.pruned.stage import Pruner
 from tersor.pipeline.progress import Stage
 from tersor.words import _, said
@@ -98,28 +96,16 @@ class LayerPruner(Pruner):
             )
         if self.repair is None or (at == number and after == at + 1):
             return {"notes": []}
-        turned, added = products_of(old, first, self._matrices(old))
-        if not added:
+        products = self.products(number, old)
+        order = order_of(old, first, [p.parameter for p in products])
+        if at == number:  # nothing in front of it is gone, so only what is added behind it changes
+            products = [p for p in products if p.parameter in order.added[-1:]]
+        if not order.added:
             return {"notes": [said(
                 "{name} is not repaired: none of its products is added to the residual stream as it is", name=name
             )]}
-        for parameter in added:
-            behind = after if parameter == added[-1] else None
-            product = Product(parameter, None, turned[parameter])
-            (seen,) = observe(old, new, [product], self.both(number, behind), name).values()
-            repair_product(product, new, seen.moments, self.repair)
+        self.refit(number, old, new, products, after)
         return {"notes": []}
-
-    def _matrices(self, block: nn.Module) -> list[str]:
-        """The weights of linear layers."""
-        whole = {s.parameter for s in self.dense.slices.values() if s.whole}
-        known = {id(p): n for n, p in self.dense.model.named_parameters()}
-        found = []
-        for weighted in weighted_modules(block):
-            for key in weighted.weights if weighted.op == "linear" else ():
-                if known.get(id(weighted.module.get_parameter(key))) in whole:
-                    found.append(f"{weighted.name}.{key}".lstrip("."))
-        return found
 
 
 def _fits(name: str, pattern: str) -> bool:

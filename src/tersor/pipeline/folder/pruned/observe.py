@@ -87,6 +87,7 @@ class _Run:
     inputs: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
     streams: dict[str, Tensor] = field(default_factory=dict)
     turned: dict[str, bool] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -98,6 +99,7 @@ def _run(block: nn.Module, hidden: Tensor, arguments: Arguments, names: Iterable
         known = found.inputs.get((name, index))
         found.inputs[name, index] = rows if known is None else torch.cat((known, rows))
         found.turned[name] = turned
+        found.places.setdefault(name, (x.data_ptr(), x.numel()))
 
     def added(name: str, product: Tensor, stream: Tensor) -> None:
         found.streams.setdefault(name, stream.flatten(0, -2).float().clone())
@@ -107,13 +109,33 @@ def _run(block: nn.Module, hidden: Tensor, arguments: Arguments, names: Iterable
     return found
 
 
-def products_of(block: nn.Module, batch: Both, names: Iterable[str]) -> tuple[dict[str, bool], list[str]]:
-    """The parameters that products of the dense block read and how they are stored; and those added to the stream.
+@dataclass(frozen=True)
+class Order:
+    """How a block reads its matrices.
 
-    The second are in the order in which they are added.
+    Args:
+        groups: in the order of the products, those with one input together; without those of experts.
+        turned: whether each parameter is stored ``[in, out]``; of experts, too.
+        added: the parameters whose product is added to the residual stream as it is, in order.
     """
-    found = _run(block, batch.reference, batch.old, names)
-    return found.turned, list(found.streams)
+
+    groups: tuple[tuple[Product, ...], ...]
+    turned: dict[str, bool]
+    added: tuple[str, ...]
+
+
+def order_of(block: nn.Module, batch: Both, names: Iterable[str]) -> Order:
+    """How the dense block reads these parameters, from one batch."""
+    found, groups, before = _run(block, batch.reference, batch.old, names), list[list[Product]](), None
+    for name, index in found.inputs:
+        if index is None:
+            product = Product(name, None, found.turned[name])
+            if found.places[name] == before:
+                groups[-1].append(product)
+            else:
+                groups.append([product])
+            before = found.places[name]
+    return Order(tuple(map(tuple, groups)), found.turned, tuple(found.streams))
 
 
 @torch.no_grad()

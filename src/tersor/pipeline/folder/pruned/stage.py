@@ -1,7 +1,7 @@
 """The step `prune` over a folder: the dense and the smaller model streamed together, block by block."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ from tersor.files import write_text
 from tersor.measure.parts.folder_pruning import FolderPruning, Number
 from tersor.measure.windows import Windows
 from tersor.network.blocks.chain import empty, fill
+from tersor.network.swap import weighted_modules
 from tersor.pipeline.folder.activations import TokenBatches
 from tersor.pipeline.folder.cuts.folder import PrunedFolder
 from tersor.pipeline.folder.cuts.plan import CutPlan, plan_cut
 from tersor.pipeline.folder.journal import Journal
 from tersor.pipeline.folder.metamodel import MetaModel
 from tersor.pipeline.folder.plan import FLOAT
-from tersor.pipeline.folder.pruned.observe import Both
+from tersor.pipeline.folder.pruned.choose import repair_product
+from tersor.pipeline.folder.pruned.observe import Both, Product, observe, order_of
 from tersor.pipeline.folder.stream import Streaming
 from tersor.pipeline.folder.write import tensors_of
 from tersor.pipeline.progress import Stage
@@ -192,6 +194,37 @@ class Pruner:
         for k, (a, b, mask) in enumerate(zip(then, now, calibration.masks(), strict=True)):
             old, new = reference.arguments[k][at], calibration.arguments[k][number]
             yield Both(a, b, old, new, mask, None if wanted is None else next(wanted))
+
+    def refit(
+        self, number: int, old: nn.Module, new: nn.Module, products: Sequence[Product], after: int | None
+    ) -> None:  # fmt: skip
+        """Fit the block's products, in order, to what the dense ones give, those added to the stream to the dense sum.
+
+        Args:
+            products: which; what has lost inputs, and all others once the stream is not the dense one.
+            after: the dense block whose input the block's output shall be.
+        """
+        assert self.repair is not None
+        name = self.dense.blocks.name(self.kept[number])
+        order = order_of(old, next(self.both(number)), [p.parameter for p in products])
+        for group in order.groups:
+            behind = after if group[-1].parameter in order.added[-1:] else None
+            for product, seen in observe(old, new, group, self.both(number, behind), name).items():
+                repair_product(product, new, seen.moments, self.repair)
+
+    def products(self, number: int, old: nn.Module) -> list[Product]:
+        """The matrices of the block's linear layers, as far as the folder stores them whole."""
+        prefix = f"{self.dense.blocks.name(self.kept[number])}."
+        whole = {s.parameter for s in self.dense.slices.values() if s.whole and s.index is None}
+        names = {
+            f"{m.name}.{key}".lstrip(".")
+            for m in weighted_modules(old)
+            for key in m.weights
+            if m.op == "linear" and m.skip_reason is None
+        }
+        names = {n for n in names if f"{prefix}{n}" in whole and f"{prefix}{n}" not in self.dense.experts.routers}
+        turned = order_of(old, next(self.both(number)), sorted(names)).turned
+        return [Product(n, None, turned[n]) for n in sorted(names & turned.keys())]
 
     def copy_block(self, number: int, values: dict[str, Tensor]) -> None:
         """Set the parameters of a block of the smaller model, by their names in the block."""

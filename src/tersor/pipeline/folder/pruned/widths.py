@@ -12,7 +12,7 @@ from tersor.network.blocks.calls import call
 from tersor.pipeline.folder.cuts.groups import ARRANGEMENTS, Group, cut, groups_of
 from tersor.pipeline.folder.pruned.choose import kept_atoms, repair_product, second_moment, subset
 from tersor.pipeline.folder.pruned.experts import expert_parameters, moments_of, rank, scale_experts, without
-from tersor.pipeline.folder.pruned.observe import Both, Product, Seen, observe, products_of
+from tersor.pipeline.folder.pruned.observe import Both, Product, Seen, observe, order_of
 from tersor.pipeline.folder.pruned.stage import Pruner
 from tersor.words import said
 
@@ -36,7 +36,7 @@ class WidthPruner(Pruner):
             self.copy_block(number, values)
             return {"notes": [said("{name} stays as it is: none of its shapes follow these numbers", name=prefix)]}
         weights = [n for n in dict.fromkeys(cuts) if old.get_parameter(n).ndim > 1]
-        turned, _ = products_of(old, first, weights)
+        turned = order_of(old, first, weights).turned
         seen, differences = Products(), []
         for arrangement in range(ARRANGEMENTS):
             groups = groups_of(old, prefix, self.plan.axes, turned, arrangement)
@@ -83,18 +83,23 @@ class WidthPruner(Pruner):
         self, groups: list[Group], kept: list[Tensor], seen: Products, old: nn.Module, new: nn.Module, number: int,
         reads: list[str],
     ) -> None:  # fmt: skip
-        """Fit what reads the atoms that are left."""
+        """Fit what reads the atoms that are left, and all others once the stream is not the dense one."""
         if self.repair is None or self.texts.calibration is None:
             return
+        cut_readers = {group.reader.parameter for group in groups if group.reader is not None}
+        changed = {site.parameter for group in groups for site in group.sites} - cut_readers
+        products = [_product(g) for g in groups if g.reader is not None and g.reader.expert is None]
+        if number:
+            products += [p for p in self.products(number, old) if p.parameter not in cut_readers | changed]
+        self.refit(number, old, new, products, None)
         for group, atoms in zip(groups, kept, strict=True):
-            if group.reader is not None:
-                product = _product(group)
-                columns = group.reader.places[atoms].flatten().sort().values
-                repair_product(product, new, subset(seen[product].moments, columns), self.repair)
-            else:
+            if group.reader is None:
                 last = [n for n in reads if n in expert_parameters(group, old)][-1]
                 runs = ((b.hidden, b.new) for b in self.both(number))
                 scale_experts(group, new, last, moments_of(group, new, runs, (group, old)), self.repair)
+            elif group.reader.expert is not None:
+                product, columns = _product(group), group.reader.places[atoms].flatten().sort().values
+                repair_product(product, new, subset(seen[product].moments, columns), self.repair)
 
 
 def _product(group: Group) -> Product:

@@ -118,7 +118,7 @@ def cut(value: Tensor, parameter: str, groups: Sequence[Group], kept: Sequence[T
         for site in group.sites:
             if site.parameter != parameter:
                 continue
-            index = site.places[atoms].flatten().sort().values
+            index = site.places[atoms].flatten().sort().values.to(value.device)
             if site.expert is None:
                 value = value.index_select(site.dim, index)
             else:

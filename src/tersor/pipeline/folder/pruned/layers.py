@@ -65,8 +65,8 @@ class LayerPruner(Pruner):
                 scored.activations.read(number), scored.activations.read(number + 1), scored.masks(), strict=True
             )
             for before, after, mask in pairs:
-                turned = 1 - torch.cosine_similarity(before.float(), after.float(), dim=-1)
-                turned = turned if mask is None else turned[mask]
+                turned = (1 - torch.cosine_similarity(before.float(), after.float(), dim=-1)).cpu()
+                turned = turned if mask is None else turned[mask.cpu()]
                 total, rows = total + float(turned.sum(dtype=torch.float64)), rows + turned.numel()
             found = [*found, total / max(1.0, rows)]
             write_text(path, json.dumps(found))

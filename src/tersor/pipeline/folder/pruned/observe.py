@@ -161,7 +161,7 @@ def observe(
                 continue
             x, weight = now.inputs[key].float(), product.matrix(old).float()
             if product.expert is not None:
-                found.add(x, x @ weight.T)
+                found.add(x.cpu(), (x @ weight.T).cpu())
                 continue
             bias, stream = product.bias(old), now.streams.get(product.parameter)
             y = then.inputs[key].float() @ weight.T

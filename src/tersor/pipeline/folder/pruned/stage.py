@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tersor.checkpoints.foreign.files import read_json
 from tersor.checkpoints.layouts import LAYOUTS
-from tersor.errors import SavedFolderError
+from tersor.errors import CalibrationError, SavedFolderError
 from tersor.files import write_text
 from tersor.measure.parts.folder_pruning import FolderPruning, Number
 from tersor.measure.windows import Windows
@@ -99,10 +99,8 @@ class Pruner:
             bar.say(_("block {number} of {count}", number=number + 1, count=len(self.kept)))
             self._block(number)
         record = self._record()
-        for batches in (self.reference, self.calibration):
-            assert batches.activations is not None
-            for number in range(len(self.dense.blocks) + 1):
-                batches.activations.drop(number)
+        ends = range(len(self.dense.blocks) + 1)
+        self._drop([(batches, number) for batches in (self.reference, self.calibration) for number in ends])
         write_text(done, json.dumps({"kept": self.kept, "record": record.model_dump(mode="json")}))
         return self.small, record
 
@@ -160,14 +158,14 @@ class Pruner:
             for batches in self.streams:
                 self.old.advance(block, number, batches)
                 if number > start:
-                    assert batches.activations is not None
-                    batches.activations.drop(number)
+                    self._drop([(batches, number)])
             empty(self.dense.model)
 
     def _block(self, number: int) -> None:
         """Make one block of the smaller model, write it, and compute the next one's inputs."""
         if number == 0 and self.kept[0] > 0:
             self._advance_dense(0, self.kept[0])
+            self._drop([(t, 0) for t in self.streams])
         at, after = self.kept[number], self._old(number + 1)
         self._advance_dense(at, after)
         self.dense.load(self.dense.parameters(self.dense.blocks.name(at)), self.old.dtype)
@@ -178,11 +176,15 @@ class Pruner:
         layout = LAYOUTS["compressed-tensors"]
         names = self.small.parameters(self.small.blocks.name(number))
         self.journal.write(number, tensors_of(self.small, layout, names, {}), record)
-        for batches, k in [(self.calibration, number), *((t, at) for t in self.streams)]:
-            assert batches.activations is not None
-            batches.activations.drop(k)
+        self._drop([(self.calibration, number), *((t, at) for t in self.streams)])
         empty(self.dense.model)
         empty(self.small.model)
+
+    def _drop(self, stored: list[tuple[TokenBatches, int]]) -> None:
+        """Delete inputs of blocks that are no longer read."""
+        for batches, number in stored:
+            assert batches.activations is not None
+            batches.activations.drop(number)
 
     def both(self, number: int, after: int | None = None) -> Iterator[Both]:
         """The calibration text at a block of the smaller model, and at its dense counterpart."""
@@ -223,7 +225,10 @@ class Pruner:
             if m.op == "linear" and m.skip_reason is None
         }
         names = {n for n in names if f"{prefix}{n}" in whole and f"{prefix}{n}" not in self.dense.experts.routers}
-        turned = order_of(old, next(self.both(number)), sorted(names)).turned
+        try:
+            turned = order_of(old, next(self.both(number)), sorted(names)).turned
+        except CalibrationError:  # a product reads part of a matrix, or a copy: nothing but what is cut is fitted
+            return []
         return [Product(n, None, turned[n]) for n in sorted(names & turned.keys())]
 
     def copy_block(self, number: int, values: dict[str, Tensor]) -> None:
@@ -239,9 +244,10 @@ class Pruner:
         masks = self.calibration.masks()
         pairs = zip(self.reference.activations.read(old), self.calibration.activations.read(number), masks, strict=True)
         for wanted, found, mask in pairs:
-            real = torch.ones(1, 1, 1, device=wanted.device) if mask is None else mask[:, :, None]
-            lost += float(((found.float() - wanted.float()) * real).square().sum(dtype=torch.float64))
-            power += float((wanted.float() * real).square().sum(dtype=torch.float64))
+            real = torch.ones(1, 1, 1) if mask is None else mask[:, :, None].cpu()
+            wanted, found = wanted.cpu().float() * real, found.cpu().float() * real
+            lost += float((found - wanted).square().sum(dtype=torch.float64))
+            power += float(wanted.square().sum(dtype=torch.float64))
         return lost / power if power else 0.0
 
     def _record(self) -> FolderPruning:

@@ -117,12 +117,12 @@ def _as_dense(batches: Iterator[Both]) -> Iterator[Both]:
 def _difference(groups: list[Group], kept: list[Tensor], old: nn.Module, new: nn.Module, batch: Both) -> float:
     """How far the smaller block is from the dense one with zeros in place of what went, relative to its output."""
     with _zeroed(groups, kept, old):
-        wanted = call(old, batch.hidden, *batch.old).double()
+        wanted = call(old, batch.hidden, *batch.old).cpu().double()
     try:
-        found = call(new, batch.hidden, *batch.new).double()
+        found = call(new, batch.hidden, *batch.new).cpu().double()
     except (RuntimeError, ValueError, IndexError):  # arguments for another number of heads
         return float("inf")
-    size = (wanted - batch.hidden.double()).norm().clamp(min=torch.finfo(torch.float64).tiny)
+    size = (wanted - batch.hidden.cpu().double()).norm().clamp(min=torch.finfo(torch.float64).tiny)
     return float((found - wanted).norm() / size)
 
 

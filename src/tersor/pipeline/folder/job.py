@@ -111,15 +111,8 @@ def prepare_job(
     turned = next((p.name for p in metamodel.slices.values() if not p.whole), None)
     if turned and (step.awq or step.rotate):
         raise RecipeError(f"{turned}: transformers turns or mixes it on loading; leave `awq` and `rotate` out")
-    if needs and data is None and (step.awq or step.rotate):
-        raise RecipeError(f"`awq` and `rotate` of the recipe {recipe.name} ask for calibration text: give --data TEXT")
-    if needs and data is None and (asking := [t for t in plans if t.touched and needs_data(t)]):
-        raise RecipeError(
-            f"{asking[0].name}: the solver of the recipe {recipe.name} asks for calibration text: give --data TEXT, or "
-            "a recipe without, such as int4-weight"
-        )
-    if needs and data is None and training is not None:
-        raise RecipeError(f"`train` of the recipe {recipe.name} asks for calibration text: give --data TEXT")
+    if needs and data is None:
+        _check_without_text(recipe, plans, training)
     if unmet := next((t for t in plans if t.touched and choice_of(t).needs - COLLECTED), None):
         raise RecipeError(
             f"{unmet.name}: {choice_of(unmet).name} needs the {', '.join(choice_of(unmet).needs - COLLECTED)} of its "
@@ -135,6 +128,20 @@ def prepare_job(
     return Job(
         metamodel.folder, metamodel, recipe, layout, plans, calibration, evaluation, found, None, training, unpruned
     )
+
+
+def _check_without_text(recipe: Recipe, plans: list[WeightPlan], training: BlockTraining | None) -> None:
+    """Reject a recipe that asks for calibration text; raises RecipeError."""
+    step = quantize_step(recipe)
+    if step.awq or step.rotate:
+        raise RecipeError(f"`awq` and `rotate` of the recipe {recipe.name} ask for calibration text: give --data TEXT")
+    if asking := [t for t in plans if t.touched and needs_data(t)]:
+        raise RecipeError(
+            f"{asking[0].name}: the solver of the recipe {recipe.name} asks for calibration text: give --data TEXT, or "
+            "a recipe without, such as int4-weight"
+        )
+    if training is not None:
+        raise RecipeError(f"`train` of the recipe {recipe.name} asks for calibration text: give --data TEXT")
 
 
 def _planned_cuts(

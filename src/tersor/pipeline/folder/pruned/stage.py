@@ -99,8 +99,10 @@ class Pruner:
             bar.say(_("block {number} of {count}", number=number + 1, count=len(self.kept)))
             self._block(number)
         record = self._record()
-        ends = range(len(self.dense.blocks) + 1)
-        self._drop([(batches, number) for batches in (self.reference, self.calibration) for number in ends])
+        # An interrupted run may have left others; of the original, what stands behind the last block is read later.
+        count = len(self.dense.blocks)
+        self._drop([(batches, k) for batches in (self.calibration, *self.streams) for k in range(count)])
+        self._drop([(self.calibration, len(self.kept)), (self.reference, count)])
         write_text(done, json.dumps({"kept": self.kept, "record": record.model_dump(mode="json")}))
         return self.small, record
 

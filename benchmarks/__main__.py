@@ -28,6 +28,7 @@ BENCHES = {
     "gptq_minilm": 3,
     "llm_accuracy": 12,
     "train_llm": 20,
+    "prune_llm": 8,
     "llm_sparse": 8,
     "llm_stream": 23,
     "llm_resume": 2,

@@ -127,6 +127,11 @@ LINES: dict[str, tuple[str, str]] = {
         "as a share of GPTQ's, both on 256 windows of the training text",
         "2 bits at most 0.5",
     ),
+    "llm_pruned": (
+        "stories260k pruned without training, 128 windows of the training text, first 200 windows of the validation "
+        "text: loss over FP32 with repair as a share of that of the cut alone by the same score",
+        "a quarter of the MLP's columns, and one of five layers: at most 0.5",
+    ),
     "llm_embeddings": (
         "MiniLM at 4 and 3 bits: GPTQ's squared error of the embeddings as a share of that of rounding to nearest",
         "at most 0.5",

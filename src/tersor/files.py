@@ -31,8 +31,9 @@ _LONG = 240
 OLD = "old"
 # Everything that runs write into a working folder: nothing else is ever removed with it.
 _OWN = re.compile(
-    r"lock|job\.(json|part)|block-\d{5,}\.(safetensors|json|part)|[a-z]+-\d+\.(bin|part)|\..+\.part|out|old"
+    r"lock|job\.(json|part)|block-\d{5,}\.(safetensors|json|part)|[a-z]+-\d+\.(bin|part)|\..+\.part|out|old|prune-\d+"
 )
+_OWN_FOLDERS = re.compile(r"out|old|prune-\d+")
 
 
 @contextmanager
@@ -175,7 +176,8 @@ def _check_own(folder: Path) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise SavedFolderError(f"{folder}, where parts of the run are kept, is a link or a file: remove it yourself")
     for path in sorted(folder.iterdir()) if folder.exists() else ():
-        if path.is_symlink() or not _OWN.fullmatch(path.name) or path.is_dir() != (path.name in ("out", "old")):
+        folders = _OWN_FOLDERS.fullmatch(path.name) is not None
+        if path.is_symlink() or not _OWN.fullmatch(path.name) or path.is_dir() != folders:
             raise SavedFolderError(
                 f"{folder}, where parts of the run are kept, holds {path.name}, which no run wrote: move it away, or "
                 "choose another folder"

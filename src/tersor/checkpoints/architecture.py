@@ -103,6 +103,18 @@ def _check_built(config: Mapping[str, Any], held: Held, where: str, attention: s
         _built(model_config(config), model_class(config), attention)
 
 
+def parameter_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of the model that ``config`` describes, which is built without memory.
+
+    Raises:
+        CaptureError: it describes none.
+    """
+    with foreign(CaptureError, "the configuration does not describe a model"), offline():
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = _built(model_config(config), model_class(config), "eager")
+        return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
 def _built(loaded: Any, named: Any, attention: str) -> Any:
     # Experts as a loop over plain products, so that the input of each can be observed.
     loaded._experts_implementation = "eager"

@@ -9,6 +9,7 @@ from tersor.checkpoints.foreign.files import checked, in_folder, read_json, read
 from tersor.errors import TersorError
 from tersor.measure.formatting import number_text
 from tersor.measure.parts.base import ReportPart
+from tersor.measure.parts.folder_pruning import FolderPruning
 from tersor.measure.parts.gates import Zeros
 from tersor.measure.perplexity import Divergence, TextScore
 from tersor.measure.schema import Bytes, Environment, Seconds
@@ -86,6 +87,7 @@ class LanguageReport(Shown, ReportPart):
     weights: tuple[WeightRecord, ...]
     training: tuple[Training, ...] = ()
     zeros: Zeros | None = None
+    pruning: tuple[FolderPruning, ...] = ()
     warnings: tuple[str, ...] = ()
     timings_s: dict[str, Seconds]
     peak_bytes: Bytes

@@ -13,6 +13,7 @@ from tersor.inert import plain
 from tersor.measure.formatting import named_steps, size_text
 from tersor.measure.gates import zeros_text
 from tersor.measure.language import LanguageReport, WeightRecord
+from tersor.measure.parts.folder_pruning import folder_summary
 from tersor.report import svg
 from tersor.report.shell import rendered
 from tersor.report.tables.grid import Column, Grid
@@ -112,6 +113,9 @@ def _tiles(report: LanguageReport) -> list[tuple[str, str, str]]:
     if report.bits_per_weight is not None:
         sizes += _("; ") + _("{bits} bits per quantized weight", bits=f"{report.bits_per_weight:.2f}")
     tiles = [(_("Size"), f"{report.compression:.2f}x", sizes)]
+    for p in report.pruning:
+        times = f"{p.parameters_before / max(1, p.parameters_after):.2f}x"
+        tiles.append((_("Parameters"), times, folder_summary(p)))
     if report.original is not None and report.compressed is not None:
         a, b = report.original, report.compressed
         error = "" if b.standard_error is None else f" ± {b.standard_error:.4f}"

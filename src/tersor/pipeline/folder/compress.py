@@ -2,44 +2,32 @@
 
 import math
 import resource
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from tersor.arguments import path_of
 from tersor.checkpoints.destination import check_folder
-from tersor.checkpoints.layouts import LAYOUTS
 from tersor.errors import CheckpointError, TersorError
 from tersor.files import disk_full, working_folder
 from tersor.former_names import takes_former_name
 from tersor.measure.environment import describe_environment
 from tersor.measure.language import LanguageReport, Training
 from tersor.measure.perplexity import comparison
-from tersor.measure.windows import Windows
 from tersor.pipeline.compressed import Compressed
-from tersor.pipeline.folder.activations import TokenBatches
-from tersor.pipeline.folder.blockwise import SolvedWeight
 from tersor.pipeline.folder.deployed import InFolder
-from tersor.pipeline.folder.host import FOLDER
 from tersor.pipeline.folder.job import Job, fingerprint, prepare_job, with_padding
 from tersor.pipeline.folder.journal import Journal, journal
 from tersor.pipeline.folder.lines import record, unreached, worse
 from tersor.pipeline.folder.metamodel import quiet
-from tersor.pipeline.folder.plan import WeightPlans
-from tersor.pipeline.folder.stream import Streaming
+from tersor.pipeline.folder.running import FolderHost, Streamed
 from tersor.pipeline.folder.text import Data
-from tersor.pipeline.folder.trained.blocks import BlockTrainer
-from tersor.pipeline.folder.trained.whole import WholeModel, train_end_to_end
 from tersor.pipeline.folder.write import check_readable, finish
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
-from tersor.recipe import Quantize, Recipe
-from tersor.task import Task
+from tersor.recipe import Recipe
 from tersor.turns import in_turn
 from tersor.words import _
 
@@ -122,7 +110,10 @@ def _compressed(job: Job, notes: Journal, out: Path, force: bool, progress: bool
         try:
             for step in job.recipe.steps:
                 subject = step(subject, None, stages)
-            report = _report(job, subject.details, stages)
+            if subject.details is None:
+                subject = subject.host.float_blocks(subject, stages)
+            job = subject.host.job  # of the pruned model, if it is
+            report = _report(job, subject, stages)
             report = finish(job, notes, subject.details.outside, report, out, force)
         except (OSError, TersorError) as error:
             if not disk_full(error):
@@ -133,117 +124,9 @@ def _compressed(job: Job, notes: Journal, out: Path, force: bool, progress: bool
     return Compressed(subject.result(), job.recipe, report, InFolder(out))
 
 
-@dataclass(frozen=True)
-class Streamed:
-    """The solved weights of a folder.
-
-    Args:
-        streaming: the model after its last block, with its embeddings and head.
-        records: a line for every weight that was solved.
-        outside: the tensors that the folder stores besides its blocks.
-        original, compressed: the text to evaluate on, at the last block of either model; None without one.
-        calibration: the calibration text; None without one.
-        trained: what training gave, for each block, and for the scales end to end.
-        whole: the model with scales trained end to end; None: they were not, or to no avail.
-    """
-
-    streaming: Streaming
-    records: list[dict[str, Any]]
-    outside: dict[str, Tensor]
-    original: TokenBatches | None
-    compressed: TokenBatches | None
-    calibration: TokenBatches | None = None
-    trained: Sequence[dict[str, Any]] = ()
-    whole: WholeModel | None = None
-
-
-@dataclass(frozen=True)
-class FolderHost:
-    """Folders in the Hugging Face layout, one block in memory at a time.
-
-    Args:
-        job: the folder, its plans and its data.
-        journal: the finished blocks.
-    """
-
-    job: Job
-    journal: Journal
-    name: ClassVar[str] = FOLDER.host
-
-    def quantize(self, step: Quantize, subject: Subject, task: Task | None, stages: Stages) -> Subject:
-        """The subject with every block and the head solved; ``details`` holds a ``Streamed``."""
-        job, count = self.job, len(self.job.metamodel.blocks)
-        tokens = partial(_tokens, device=job.metamodel.device)
-        original, compressed = tokens("original", job.evaluation), tokens("compressed", job.evaluation)
-        batch = job.training.batch if job.training else None
-        calibration = tokens("calibration", job.calibration, job.token_mask, batch)
-        texts = [t for t in (calibration, original, compressed) if t is not None]
-        number = 0
-
-        def on_epoch(epoch: int, error: float) -> None:
-            bar.say(_trained_line(_block(number, count), epoch, error))
-
-        train = BlockTrainer(job.training, subject.seed, on_epoch) if job.training else None
-        streaming = Streaming(
-            job.metamodel, step, subject.seed, LAYOUTS[job.layout], job.plans, self.journal, train
-        )
-        done = streaming.finished([])
-        if texts:
-            with stages.stage("record", _("embedding the text")):
-                streaming.begin(texts, done)
-                # The files show where the last run stopped; their sizes follow from the first block's input.
-                done = streaming.finished(texts)
-        with stages.stage("solve", _block(done, count), sum(t.touched for t in job.plans)) as bar:
-            bar.at(sum(len(self.journal.record(k)["weights"]) for k in range(done)))
-
-            def on_weight(weight: SolvedWeight) -> None:
-                bar.say(_line(weight, min(number, count - 1), count))
-                bar.advance()
-
-            for number in range(done, count):
-                streaming.block(number, calibration, original, compressed, on_weight)
-            streaming.load_outside()
-            head = streaming.solve_head(calibration, on_weight)
-            outside = streaming.outside(head)
-        found = [self.journal.record(k) for k in range(count)]
-        records = [*(row for block in found for row in block["weights"]), *(weight.row() for weight in head)]
-        trained = [block["training"] for block in found if block["training"]]
-        streamed = Streamed(streaming, records, outside, original, compressed, calibration, trained)
-        history = (*subject.history, step)
-        return replace(subject, plan=WeightPlans(job.plans), history=history, details=streamed)
-
-    def train(self, step: Any, subject: Subject, task: Task | None, stages: Stages) -> Subject:
-        """The subject with its scales trained end to end; ``quantize`` has trained its blocks, one after the other."""
-        streamed, options = subject.details, self.job.training
-        if options is not None and options.end_to_end_epochs and streamed.calibration is not None:
-            with stages.stage("train", _("scales, end to end"), options.end_to_end_epochs) as bar:
-
-                def on_epoch(epoch: int, error: float) -> None:
-                    bar.at(epoch)
-                    bar.say(_trained_line(_("scales, end to end"), epoch, error))
-
-                whole, row = train_end_to_end(self.job, streamed.streaming, streamed.calibration, on_epoch)
-            notes, rows = ([row], []) if isinstance(row, str) else ([], [row])
-            streamed.streaming.notes += notes
-            subject = replace(subject, details=replace(streamed, whole=whole, trained=[*streamed.trained, *rows]))
-        return replace(subject, history=(*subject.history, step))
-
-
-def _tokens(
-    name: str,
-    windows: Windows | None,
-    token_mask: Tensor | None = None,
-    batch: int | None = None,
-    *,
-    device: torch.device,
-) -> TokenBatches | None:
-    if windows is None:
-        return None
-    return TokenBatches(name, windows.ids.to(device), None if token_mask is None else token_mask.to(device), batch)
-
-
-def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
+def _report(job: Job, subject: Subject, stages: Stages) -> LanguageReport:
     """Measure on the held-out text, and assemble all figures."""
+    found: Streamed = subject.details
     streaming, scores = found.streaming, {}
     if job.evaluation is not None and found.original and found.compressed:
         with stages.stage("measure", _("perplexity"), len(job.evaluation)) as bar:
@@ -255,7 +138,7 @@ def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
     weights = tuple(record(t, by_name.get(t.name), job) for t in job.plans)
     quantized = [(w, t) for w, t in zip(weights, job.plans, strict=True) if w.format and t.spec]
     elements = sum(math.prod(t.shape) for _, t in quantized)
-    before = job.source.nbytes
+    stored = job.source.nbytes
     saved = sum(job.source.entries[t.slice.name].nbytes - w.bytes for w, t in quantized)
     return LanguageReport(
         model=job.source.path.resolve().name,
@@ -267,27 +150,20 @@ def _report(job: Job, found: Streamed, stages: Stages) -> LanguageReport:
         ),
         seed=job.recipe.seed,
         calibration=str(job.calibration.protocol) if job.calibration else None,
-        original_bytes=before,
-        compressed_bytes=before - saved + sum(t.nbytes for t in streaming.untied.values()),
+        original_bytes=job.dense.folder.nbytes,
+        compressed_bytes=stored - saved + sum(t.nbytes for t in streaming.untied.values()),
         bits_per_weight=8 * sum(w.bytes for w, _ in quantized) / elements if elements else None,
         weights=weights,
         training=tuple(Training(**row) for row in found.trained),
-        warnings=(*job.preflight.warnings, *streaming.notes, *unreached(found.records), *worse(found.trained)),
+        pruning=tuple(subject.prunings),
+        warnings=(
+            *job.preflight.warnings,
+            *(note for p in subject.prunings for note in p.notes),
+            *streaming.notes,
+            *unreached(found.records),
+            *worse(found.trained),
+        ),
         timings_s=stages.seconds,
         peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         **scores,
     )
-
-
-def _line(weight: SolvedWeight, number: int, count: int) -> str:
-    error = weight.record.output_error if weight.record else None
-    line = _("{name}: {text}", name=_block(number, count), text=weight.plan.name.rsplit(".", 2)[-1])
-    return line if error is None else _(", ").join((line, _("error {error}", error=f"{error:.2e}")))
-
-
-def _trained_line(what: str, epoch: int, error: float) -> str:
-    return _("{name}: {text}", name=what, text=_("epoch {epoch}, error {error}", epoch=epoch, error=f"{error:.3g}"))
-
-
-def _block(number: int, count: int) -> str:
-    return _("block {number} of {count}", number=number + 1, count=count)

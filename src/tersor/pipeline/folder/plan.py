@@ -11,13 +11,15 @@ from tersor.network.swap import WeightedModule, weighted_modules
 from tersor.numerics import QuantSpec
 from tersor.pipeline.folder.host import FOLDER
 from tersor.pipeline.folder.metamodel import MetaModel, TensorSlice
-from tersor.recipe import Decision, Quantization, Quantize, Recipe, decide, with_names
+from tersor.recipe import Decision, Prune, Quantization, Quantize, Recipe, decide, with_names
 from tersor.solvers import Sparsity
 from tersor.tables import Named
 from tersor.terminal import Shown
 from tersor.words import said
 
 _DEFAULT = QuantSpec("int8", "channel")
+FLOAT = Quantize(weights=Quantization(format="fp32"), activations=Quantization(format="fp32"), bias_correction=False)
+"""The step `quantize` that leaves all as it is, for recipes that only prune."""
 _FORMATS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -99,13 +101,8 @@ def plan_weights(metamodel: MetaModel, recipe: Recipe, fits: LayoutFit) -> list[
         RecipeError: a rule that matches nothing, activations that are not float, a key that is for graphs, a weight
             that does not fit, experts of one layer that differ.
     """
-    step = recipe.quantize
-    if step.activations.when != "never":
-        raise RecipeError(
-            f"the recipe {recipe.name} quantizes activations; a folder is compressed in its weights only: use "
-            "int4-gptq, int4-weight, int8-weight, or `activations: {format: fp32}`"
-        )
-    FOLDER.check(recipe)
+    step = quantize_step(recipe)
+    check_recipe(recipe)
     found = list(_candidates(metamodel))
     names = [(t.name, "linear") for t in found]
     left = list(_left(metamodel, {t.slice.name for t in found}))
@@ -115,6 +112,23 @@ def plan_weights(metamodel: MetaModel, recipe: Recipe, fits: LayoutFit) -> list[
     _check_experts(plans, fits.layout.fused_experts_alike)
     order = {name: k for k, name in enumerate([*metamodel.slices, *metamodel.unused])}
     return sorted([*plans, *left], key=lambda t: order[t.slice.name])
+
+
+def quantize_step(recipe: Recipe) -> Quantize:
+    """The step `quantize`; one that leaves all in float, if the recipe only prunes."""
+    prunes = any(isinstance(step, Prune) for step in recipe.steps)
+    found = next((step for step in recipe.steps if isinstance(step, Quantize)), FLOAT if prunes else None)
+    return recipe.quantize if found is None else found
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Reject a recipe that quantizes activations or has options that are not for folders; raises RecipeError."""
+    if quantize_step(recipe).activations.when != "never":
+        raise RecipeError(
+            f"the recipe {recipe.name} quantizes activations; a folder is compressed in its weights only: use "
+            "int4-gptq, int4-weight, int8-weight, or `activations: {format: fp32}`"
+        )
+    FOLDER.check(recipe)
 
 
 def _check_rules(step: Quantize, names: Sequence[tuple[str, str]], left: Sequence[WeightPlan]) -> None:

@@ -1,7 +1,7 @@
 """Predictions before a run: memory, disk, what stays float, what will run fast."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -57,7 +57,7 @@ class Preflight:
         """
         folder = next(p for p in (out.parent, *out.parent.parents) if p.exists())
         partial = parts_of(out)
-        there = sum(p.stat().st_size for p in partial.glob("*") if p.is_file()) if partial.is_dir() else 0
+        there = sum(p.stat().st_size for p in _stored(partial)) if partial.is_dir() else 0
         free, needed = shutil.disk_usage(folder).free, max(0, self.compressed + self.disk - there)
         if free < needed:
             raise CheckpointError(
@@ -65,6 +65,11 @@ class Preflight:
                 f"{size_text(self.compressed)}, activations {size_text(self.disk)}); make room, choose another folder, "
                 "or give fewer --samples"
             )
+
+
+def _stored(partial: Path) -> list[Path]:
+    """The files of an interrupted run, and of its steps `prune`."""
+    return [p for pattern in ("*", "prune-*/*") for p in partial.glob(pattern) if p.is_file()]
 
 
 def preflight(
@@ -108,6 +113,19 @@ def preflight(
             *_warnings(metamodel, plans, layout, calibration, sparse),
             *_same(calibration, evaluation),
         ),
+    )
+
+
+def with_pruning(found: Preflight, dense: MetaModel, small: MetaModel) -> Preflight:
+    """The predictions of a run that prunes: the smaller blocks are stored twice, and both models are streamed."""
+    block = dense.folder.nbytes // len(dense.blocks)
+    inputs = {p.shape[-1] for p in dense.model.parameters() if p.ndim > 1 and p.shape[-1] < 2**16}
+    moments = 4 * 8 * max(inputs, default=0) ** 2
+    return replace(
+        found,
+        original=dense.folder.nbytes,
+        memory=max(found.memory, 3 * block + moments),
+        disk=found.disk + found.disk // 2 + small.folder.nbytes,
     )
 
 

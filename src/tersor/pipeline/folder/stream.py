@@ -145,14 +145,14 @@ class Streaming:
         names = metamodel.parameters(name)
         metamodel.load(names, self.dtype)
         if original is not None:
-            self._advance(block, number, original)
+            self.advance(block, number, original)
         plans = [t for t in self.plans if not t.tail and t.touched and t.slice.parameter.startswith(name + ".")]
         if calibration is not None:
             self._rewrite(block, name, number, calibration, plans)
         tensors = {n: get_tensor(metamodel.model, n) for n in names}
         weights = BlockWeights(block, {n: p for n, p in tensors.items() if isinstance(p, torch.nn.Parameter)})
         original_weights = self._original_block(weights, name, number)
-        run = partial(self._batch_runs, block, number, calibration, original_weights) if calibration else list
+        run = partial(self.batch_runs, block, number, calibration, original_weights) if calibration else list
         solved = solve_block(weights, plans, run, self.step, self.seed, on_weight, original_weights)
         training = None
         if self.train and calibration and original_weights and self.reference:
@@ -160,7 +160,7 @@ class Streaming:
             solved, training = self.train(weights, original_weights, solved, calls)
         for batches in (calibration, compressed):
             if batches is not None:
-                self._advance(block, number, batches)
+                self.advance(block, number, batches)
         record = {"weights": [w.row() for w in solved], "training": training}
         self.journal.write(number, self._tensors(names, solved), record)
         for batches in (original, calibration, compressed, self.reference):
@@ -189,12 +189,13 @@ class Streaming:
         if self.reference is None:
             return None
         module = copy.deepcopy(weights.module)
-        self._advance(module, number, self.reference)
+        self.advance(module, number, self.reference)
         return BlockWeights(module, {n: module.get_parameter(n.removeprefix(name + ".")) for n in weights.parameters})
 
-    def _batch_runs(
+    def batch_runs(
         self, block: torch.nn.Module, number: int, batches: TokenBatches, original_weights: BlockWeights | None = None
     ) -> Iterator[BatchRun]:  # fmt: skip
+        """Each batch through a block's module, which is loaded."""
         assert batches.activations is not None
         inputs = zip(batches.activations.read(number), batches.arguments, batches.masks(), strict=True)
         originals = None
@@ -207,9 +208,10 @@ class Streaming:
                 original = partial(call, original_weights.module, next(originals), args, kwargs)
             yield BatchRun(partial(call, block, hidden, args, kwargs), mask, original)
 
-    def _advance(self, block: torch.nn.Module, number: int, batches: TokenBatches) -> None:
+    def advance(self, block: torch.nn.Module, number: int, batches: TokenBatches) -> None:
+        """Compute the next block's inputs with this block's module, which is loaded."""
         assert batches.activations is not None
-        batches.activations.write(number + 1, (step.compute() for step in self._batch_runs(block, number, batches)))
+        batches.activations.write(number + 1, (step.compute() for step in self.batch_runs(block, number, batches)))
 
     def _tensors(self, parameters: list[str], solved: list[SolvedWeight]) -> dict[str, Tensor]:
         codes = {w.plan.slice.name: w.qtensor for w in solved if w.qtensor is not None}

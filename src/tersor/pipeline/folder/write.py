@@ -50,7 +50,7 @@ def check_readable(job: Job) -> None:
             encoded[key] = layout.encode("x.weight", _zeros(*key), dtype)
         parts = {f"{plan.name}.{n.removeprefix('x.')}": t for n, t in encoded[key].items()}
         tensors |= {n: torch.empty(t.shape, dtype=t.dtype, device="meta") for n, t in parts.items()}
-    if job.recipe.quantize.rotate:
+    if job.quantize.rotate:
         for name, place in job.metamodel.tied_to.items():
             entry = job.source.entries[place]
             tensors[name] = torch.empty(entry.shape, dtype=entry.dtype, device="meta")
@@ -202,7 +202,7 @@ def folder_config(job: Job, solved: Collection[str]) -> dict[str, Any]:
     plans = sorted(job.plans, key=lambda t: t.slice.index is None)
     stored = {t.name: t.spec for t in plans if t.spec and t.name in solved}
     parted = bool(job.metamodel.untied) and not job.metamodel.ties
-    source = _untied(job.source.config) if job.recipe.quantize.rotate or parted else job.source.config
+    source = _untied(job.source.config) if job.quantize.rotate or parted else job.source.config
     if not stored:
         return source
     specs = {f"{name}.weight": spec for name, spec in stored.items()}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.graph.compress import compress
     from tersor.pipeline.graph.finetune import finetune
     from tersor.pipeline.graph.outliers import outliers
-    from tersor.pipeline.graph.pruning.eager import narrow
+    from tersor.pipeline.graph.pruning.named.eager import narrow
     from tersor.pipeline.graph.recording import convert, prepare, prepare_qat
     from tersor.pipeline.load import load
     from tersor.pipeline.modules.dynamic import dynamic_plan, quantize_dynamic
@@ -74,7 +74,7 @@ _DEFINED_IN = {
     "finetune": "tersor.pipeline.graph.finetune",
     "load": "tersor.pipeline.load",
     "merge_lora": "tersor.pipeline.folder.trained.lora",
-    "narrow": "tersor.pipeline.graph.pruning.eager",
+    "narrow": "tersor.pipeline.graph.pruning.named.eager",
     "outliers": "tersor.pipeline.graph.outliers",
     "prepare": "tersor.pipeline.graph.recording",
     "prepare_qat": "tersor.pipeline.graph.recording",

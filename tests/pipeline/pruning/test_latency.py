@@ -12,7 +12,7 @@ from tersor.network.groups.costs import macs_of
 from tersor.pipeline.graph.prepare import captured
 from tersor.pipeline.graph.pruning import step
 from tersor.pipeline.graph.pruning.selection import Offer, allowed, bought, reaching, taken, uniform
-from tersor.pipeline.graph.pruning.stairs import Clock, Share
+from tersor.pipeline.graph.pruning.timed.stairs import Clock, Share
 from tersor.recipe import Prune, Quantize, Recipe
 from tests.pipeline.pruning.test_prune import FLOAT, run, task_of
 
@@ -32,7 +32,7 @@ class MadeUp(Clock):
 
     tells = staticmethod(blocks)
 
-    def __init__(self, compile, dense):
+    def __init__(self, compiled, dense):
         self.dense, self.asked = self.tells(dense), 0
 
     def __call__(self, networks, rounds=0, seconds=0.0):

@@ -8,7 +8,7 @@ from torch import nn
 
 import tersor
 from tersor.errors import RecipeError, RewriteError, SavedFolderError, TaskError
-from tersor.pipeline.graph.pruning.narrowed import composed
+from tersor.pipeline.graph.pruning.named.narrowed import composed
 from tests.network.groups.nets import made
 from tests.pipeline.pruning.test_prune import run, task_of
 

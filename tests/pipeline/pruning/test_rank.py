@@ -7,7 +7,7 @@ from torch import nn
 import tersor
 from tersor.errors import RecipeError
 from tersor.pipeline.graph.pruning import step
-from tersor.pipeline.graph.pruning.stairs import Share
+from tersor.pipeline.graph.pruning.timed.stairs import Share
 from tersor.report.text import text
 from tests.pipeline.pruning.test_latency import MadeUp
 from tests.pipeline.pruning.test_prune import run

@@ -138,10 +138,10 @@ def in_engine(
     """The network compressed for one engine, and compiled."""
     module = find_engine(engine)
     _log.info("engine %s %s, recipe %s, %d threads, %s", engine, module.version(), recipe.name, threads, precision)
-    compile = partial(module.compile, threads=threads, precision=precision)
-    subject = start(task, recipe, GraphHost(module.policy(target), place, compile), stages)
+    compiled = partial(module.compile, threads=threads, precision=precision)
+    subject = start(task, recipe, GraphHost(module.policy(target), place, compiled), stages)
     with unchanged(task.model, "calibration"):
         subject = through(recipe.steps, subject, task, stages)
     solved: Solved = subject.details
     with stages.stage("compile", _("compiling")):
-        return Choice(engine, subject, compile(solved.network))
+        return Choice(engine, subject, compiled(solved.network))

@@ -23,7 +23,7 @@ from tersor.network.network import Network, op_name, title
 from tersor.network.signature import Signature
 from tersor.numerics import FORMATS, QuantSpec
 from tersor.pipeline.compressed import Compressed, Deployed
-from tersor.pipeline.graph.pruning.narrowed import Narrowed, narrowed
+from tersor.pipeline.graph.pruning.named.narrowed import Narrowed, narrowed
 from tersor.pipeline.subject import Subject
 from tersor.policy import Policy
 from tersor.recipe import Recipe

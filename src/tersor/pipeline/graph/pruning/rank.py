@@ -17,7 +17,7 @@ from tersor.pipeline.graph.pruning.facts import Facts
 from tersor.pipeline.graph.pruning.groups import Width, asked, layer_of
 from tersor.pipeline.graph.pruning.rows import Layer, layers_of
 from tersor.pipeline.graph.pruning.selection import Choice, Offer, reaching, uniform
-from tersor.pipeline.graph.pruning.stairs import Clock, beyond_noise
+from tersor.pipeline.graph.pruning.timed.stairs import Clock, beyond_noise
 from tersor.recipe import Prune
 from tersor.solvers.structured import SCORES
 from tersor.solvers.structured.low_rank import Factors, factors

@@ -16,7 +16,7 @@ from tersor.pipeline.graph.pruning.facts import Facts
 from tersor.pipeline.graph.pruning.parts import Parts
 from tersor.pipeline.graph.pruning.repair import repaired
 from tersor.pipeline.graph.pruning.selection import Choice, Offer, allowed, reaching, taken, uniform
-from tersor.pipeline.graph.pruning.speed import Speed
+from tersor.pipeline.graph.pruning.timed.speed import Speed
 from tersor.pipeline.progress import Stage
 from tersor.recipe import Prune
 from tersor.solvers.structured import REPAIRS, SCORES

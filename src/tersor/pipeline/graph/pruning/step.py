@@ -11,14 +11,14 @@ from tersor.network.groups.flow import sizes
 from tersor.network.network import Network
 from tersor.network.rewrites.fold_constants import FoldConstants
 from tersor.pipeline.graph.batches import Batch, exactly, passing, seeded
-from tersor.pipeline.graph.pruning.candidates import compiler
 from tersor.pipeline.graph.pruning.groups import Width, asked, groups_for, layers_of_group
-from tersor.pipeline.graph.pruning.narrowed import Indices, indices
+from tersor.pipeline.graph.pruning.named.narrowed import Indices, indices
 from tersor.pipeline.graph.pruning.parts import Parts
 from tersor.pipeline.graph.pruning.rank import thinned
 from tersor.pipeline.graph.pruning.rounds import Rounds
-from tersor.pipeline.graph.pruning.speed import Speed
-from tersor.pipeline.graph.pruning.stairs import Clock, measured
+from tersor.pipeline.graph.pruning.timed.candidates import compiler
+from tersor.pipeline.graph.pruning.timed.speed import Speed
+from tersor.pipeline.graph.pruning.timed.stairs import Clock, measured
 from tersor.pipeline.graph.pruning.weights import prune_weights
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tersor.errors import RecipeError
 from tersor.pipeline.graph.pruning.parts import Parts
 from tersor.pipeline.graph.pruning.selection import Choice, Offer, bought, reaching, taken, uniform
-from tersor.pipeline.graph.pruning.stairs import Clock, Stairs
+from tersor.pipeline.graph.pruning.timed.stairs import Clock, Stairs
 from tersor.pipeline.progress import Stage
 from tersor.words import _
 

@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 
 from tersor.errors import RewriteError, TaskError
 from tersor.pipeline.compressed import Compressed
-from tersor.pipeline.graph.pruning.integers import Changes, candidates, forget, scopes, set_integers
-from tersor.pipeline.graph.pruning.narrowed import Narrowed, fingerprint
+from tersor.pipeline.graph.pruning.named.integers import Changes, candidates, forget, scopes, set_integers
+from tersor.pipeline.graph.pruning.named.narrowed import Narrowed, fingerprint
 
 APART = 1e-4
 """The largest difference of an output from the graph's, over the largest value: other layouts take other kernels."""

@@ -64,17 +64,17 @@ class Clock:
     """Networks timed side by side in the engine.
 
     Args:
-        compile: makes a network run.
+        compiled: makes a network run.
         dense: the network that all are compared with.
     """
 
-    def __init__(self, compile: Compile, dense: Network) -> None:
-        self.compile, self.inputs = compile, single(dense)
-        self.dense = compile(dense)
+    def __init__(self, compiled: Compile, dense: Network) -> None:
+        self.compiled, self.inputs = compiled, single(dense)
+        self.dense = compiled(dense)
 
     def __call__(self, networks: Sequence[Network], rounds: int = 15, seconds: float = 0.02) -> list["Share"]:
         """The latency of each network over that of the dense one."""
-        runners = {"dense": self.dense, **{str(k): self.compile(n) for k, n in enumerate(networks)}}
+        runners = {"dense": self.dense, **{str(k): self.compiled(n) for k, n in enumerate(networks)}}
         calls = {name: (lambda r=run: r(*self.inputs)) for name, run in runners.items()}
         times = interleave(calls, rounds=rounds, min_time=seconds)
         return [_share(times[str(k)], times["dense"]) for k in range(len(networks))]

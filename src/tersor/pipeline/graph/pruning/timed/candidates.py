@@ -7,7 +7,7 @@ from typing import Any
 from tersor.errors import RecipeError
 from tersor.network.network import Network
 from tersor.pipeline.graph.batches import Batch
-from tersor.pipeline.graph.pruning.stairs import Compile
+from tersor.pipeline.graph.pruning.timed.stairs import Compile
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Quantize
@@ -25,15 +25,15 @@ def compiler(subject: Subject, task: Task, batches: list[Batch]) -> Compile:
     Raises:
         RecipeError: the host knows no engine, or several.
     """
-    compile: Callable[[Network], Any] | None = getattr(subject.host, "compile", None)
-    if compile is None:
+    compiled: Callable[[Network], Any] | None = getattr(subject.host, "compile", None)
+    if compiled is None:
         raise RecipeError(
             "a target in latency is measured in the engine that the network is for: name one engine, such as "
             "`--engine openvino`"
         )
     step = next((s for s in subject.ahead if isinstance(s, Quantize)), None)
     if step is None:
-        return compile
+        return compiled
     weights = step.weights.model_copy(update={"solver": "rtn", "range": "minmax"})
     static = step.activations.when == "static"
     activations = step.activations.model_copy(update={"range": "minmax"}) if static else step.activations
@@ -48,6 +48,6 @@ def compiler(subject: Subject, task: Task, batches: list[Batch]) -> Compile:
 
     def run(network: Network) -> Any:
         made = subject.host.quantize(quick, replace(subject, network=network), sample, Stages(False))
-        return compile(made.network)
+        return compiled(made.network)
 
     return run

@@ -101,7 +101,7 @@ def _product(flow: Flow, node: fx.Node, one: fx.Node, other: fx.Node) -> Value:
     if len(b) == 1:
         flow.contract(node, a[-1], b[0])
         return a[:-1]
-    flow.contract(node, a[-1], b[-2])
+    flow.contract(node, a[-1], b[-2])  # type: ignore[misc]
     if len(a) == 1:
         return (*b[:-2], *b[-1:])
     return (*flow.joined(node, (a[:-2], b[:-2])), *a[-2:-1], *b[-1:])

@@ -1,6 +1,7 @@
 """Rules of operators that choose positions by numbers, or read places in windows."""
 
 from math import prod
+from typing import Any
 
 import numpy as np
 from torch import fx
@@ -76,7 +77,8 @@ def gather(flow: Flow, node: fx.Node) -> Value | None:
 
 def scatter(flow: Flow, node: fx.Node) -> Value | None:
     """scatter, scatter_add, scatter_reduce: values put where numbers say."""
-    x, dim, numbers, values = (flow.of(a) if k != 1 else a for k, a in enumerate(node.args[:4]))
+    read: list[Any] = [flow.of(a) if k != 1 else a for k, a in enumerate(node.args[:4])]
+    x, dim, numbers, values = read
     if x is None or numbers is None or not x:
         return None
     dim %= len(x)

@@ -26,7 +26,7 @@ def kept_atoms(group: Group, block: nn.Module, score: Score, seen: Seen | None, 
         assert seen.zeros is not None
         zeros = (seen.zeros / seen.moments.rows)[group.reader.places].mean(1)
     reader = Reader(weight, group.reader.places, gram)
-    problem = GroupProblem(group.name, tuple(written), None, (reader,), (), zeros, seed)
+    problem = GroupProblem(group.name, tuple(written), readers=(reader,), zeros=zeros, seed=seed)
     ranking = (score if rated else Magnitude())(problem)
     gone = group.count - group.axis.after
     return ranking.order[gone:].sort().values, rated

@@ -28,7 +28,7 @@ def rank(group: Group, block: nn.Module, score: Score, gram: Tensor | None, seed
     """In which order experts go: an atom's values are its weights, and its input is what it gives, routed."""
     written = tuple(block.get_parameter(n).detach().float().cpu().flatten(1) for n in expert_parameters(group, block))
     reader = Reader(torch.ones(1, group.count), torch.arange(group.count)[:, None], gram)
-    return score(GroupProblem(group.name, written, None, (reader,), (), None, seed))
+    return score(GroupProblem(group.name, written, readers=(reader,), seed=seed))
 
 
 @torch.no_grad()

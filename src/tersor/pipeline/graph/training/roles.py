@@ -56,8 +56,9 @@ def zeros_of_training(step: Train, network: Network, student: nn.Module) -> Spar
         for name, w in weights.items()
         if name in trained
     )
-    costs = macs(network), parameters(network)
-    return Sparsified(step.sparsity.target, (costs[0],) * 2, (costs[1],) * 2, zeros, weights_of(network)[1])
+    products, values = macs(network), parameters(network)
+    same = (products, products), (values, values)
+    return Sparsified(step.sparsity.target, *same, zeros, weights_of(network)[1])
 
 
 def check_zeros(recipe: Recipe, network: Network) -> None:

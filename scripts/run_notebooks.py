@@ -20,7 +20,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 # Bars of other packages, which a saved notebook would show half-way, and their wish for ipywidgets.
 _QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
 _BAR = re.compile(r"[^\r\n]*\d%\|[^\r\n]*")
-SECONDS = 300  # of a cell; a whole notebook takes less than 60 on two cores
+SECONDS = 900  # of a cell; a whole notebook takes less than 60 on two cores
 
 
 def notebooks() -> list[Path]:

@@ -35,7 +35,7 @@ def run(*command: object, folder: Path | None = None, **variables: str) -> str:
     """What a command prints; a failure tells all that it printed."""
     environment = {**os.environ, **variables}
     done = subprocess.run(
-        list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, f"{command}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
     return done.stdout

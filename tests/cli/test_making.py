@@ -23,7 +23,7 @@ def task():
 
 def _streams(*words, folder):
     done = subprocess.run(
-        [sys.executable, "-m", "tersor.cli", *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "tersor.cli", *map(str, words)], cwd=folder, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     return done.stdout, done.stderr

@@ -119,7 +119,7 @@ def test_another_process_makes_the_same_bytes(written, tmp_path):
 
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
     command = [sys.executable, "-m", "tests.checkpoints.forms", str(tmp_path)]
-    subprocess.run(command, check=True, env=environment, cwd=ROOT, timeout=300)
+    subprocess.run(command, check=True, env=environment, cwd=ROOT, timeout=900)
     for form in FORMS:
         assert digests(tmp_path / form) == digests(written(form)[0]), form
 

@@ -135,7 +135,7 @@ def serves(command: list[str], folder: Path, variables: dict[str, str], x: np.nd
                     break
                 assert server.poll() is None, server.stderr.read().decode()
                 time.sleep(0.5)
-            connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+            connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=300)
             connection.request("POST", "/predict", json.dumps(x.tolist()), {"content-type": "application/json"})
             with contextlib.closing(connection):
                 np.testing.assert_allclose(json.load(connection.getresponse()), expected, rtol=0, atol=1e-5)

@@ -143,7 +143,7 @@ def run(line: str, folder: Path) -> None:
     """One line as a shell runs it; what is the same in every folder runs once."""
     command = line.partition("#")[0].strip()
     if command not in ALIKE or command not in _ran:
-        done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(line, shell=True, cwd=folder, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     _ran.add(command)
 

@@ -49,6 +49,6 @@ def run(line: str, folder: Path) -> str:
     tersor = ["-c", "from tersor.cli import main; main()"]
     command = [sys.executable, *(tersor if words[0] == "tersor" else []), *words[1:]]
     environment = {**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=900)
     assert done.returncode == 0, f"{line}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     return done.stdout

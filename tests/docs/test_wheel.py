@@ -15,7 +15,7 @@ KINDS = (".j2", ".html", ".css", ".js", ".mo", ".safetensors", ".md", ".typed", 
 
 def pip(*words: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words, "--quiet", "--no-deps"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -137,7 +137,7 @@ def test_in_a_browser_names_run_nothing_and_the_page_works(kind, tmp_path):
     for evil in HOSTILE[:4]:
         page.write_text(PAGES[kind](evil), encoding="utf-8")
         command = [program, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
         assert "<title>owned" not in done.stdout
         assert "Content Security Policy" not in done.stderr  # nothing of ours was refused, nothing of theirs was tried
         assert "<form hidden" not in done.stdout  # our script has run

@@ -56,7 +56,7 @@ def site(tmp_path_factory):
     command = [sys.executable, "-m", "mkdocs", "build", "-q", "-d", str(folder)]
     # Whether the documentation is right, other tests say.
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
+                          capture_output=True, text=True, timeout=900)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     (folder / "report.html").write_text(html(resnet50()), encoding="utf-8")
     (folder / "compare.html").write_text(comparison(folder), encoding="utf-8")
@@ -76,7 +76,7 @@ def lighthouse():
 
     def install(folder: Path) -> None:
         command = [npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder), PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
         if done.returncode:
             pytest.skip(f"npm cannot install {PACKAGE}: {done.stderr[-300:]}")
 
@@ -92,7 +92,7 @@ def test_marks(site, lighthouse, tmp_path, name):
     ]  # fmt: skip
     environment = {**os.environ, "CHROME_PATH": program()}
     for _ in range(2):  # on a busy machine a page may not paint in time
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
         if done.returncode == 0:
             break
     assert done.returncode == 0, done.stderr[-2000:]

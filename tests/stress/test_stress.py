@@ -34,7 +34,7 @@ def test_memory_that_a_run_keeps_is_seen(monkeypatch):
 @pytest.mark.parametrize(("kind", "name", "count"), [("folder", "KILL", 1), ("save", "KILL", 2), ("save", "TERM", 2)])
 def test_a_killed_run_loses_tears_and_leaves_nothing(kind, name, count):
     command = [sys.executable, "-m", "tests.stress.kills", kind, name, str(count), "3"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=True)
     found = Row(**json.loads(done.stdout.splitlines()[-1]))
     assert not found.wrong, found
 

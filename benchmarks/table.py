@@ -158,15 +158,15 @@ LINES: dict[str, tuple[str, str]] = {
     ),
     "train_few_bits": (
         "the same with few bits, the ends in 8, top-1 of the last epoch and its 95 % interval",
-        "W4A4 in 3 epochs at least 91.2 %, W3A3 in 6 at least 90.6 %, W2A2 in 15 at least 88.5 %",
+        "W4A4 in 3 epochs at least 91.2 %, W3A3 in 6 at least 90.6 %, W2A2 in 5 at least 88.5 %",
     ),
     "train_weights": (
-        "the same with ternary and binary weights, activations in float, 10 epochs",
+        "the same with ternary and binary weights, activations in float, 5 epochs",
         "ternary at least 90.8 %, binary at least 89.8 %",
     ),
-    "train_binary": ("the same with binary weights and activations, 15 epochs", "at least 80 %"),
+    "train_binary": ("the same with binary weights and activations, 10 epochs", "at least 80 %"),
     "train_admm": (
-        "ADMM under the straight-through estimator, ternary and binary weights, the same 10 epochs",
+        "ADMM under the straight-through estimator, ternary and binary weights, the same 5 epochs",
         "at most 0.3 points",
     ),
     "train_sparse": (

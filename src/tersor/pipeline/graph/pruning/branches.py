@@ -12,22 +12,23 @@ from tersor.pipeline.graph.batches import Batch, some
 SAMPLES = 128
 
 
-def losses(network: Network, branches: Sequence[Branch], batches: list[Batch]) -> list[float]:
-    """For each branch the mean divergence of the outputs when its mean stands in its place, in units of ``Fisher``.
+def losses(dense: Network, network: Network, branches: Sequence[Branch], batches: list[Batch]) -> list[float]:
+    """For each branch by how much the outputs' divergence from the dense ones grows when its mean stands in its place.
 
     A mean can be added to what follows, so that it is not lost; of classes the divergence is Kullback and Leibler's, of
-    other outputs half the squared difference over their variance.
+    other outputs half the squared difference over their variance: in units of ``Fisher``.
     """
     first = list(some(iter(batches), SAMPLES))
     samples = sum(len(batch[0]) for batch in first)
     means = _means(network, branches, first)
     total = [0.0] * len(branches)
     for batch in first:
-        wanted = _floats(walk(network, batch))
+        wanted = _floats(walk(dense, batch))
+        before = sum(map(divergence, wanted, _floats(walk(network, batch))))
         for number, branch in enumerate(branches):
             found = _floats(walk(network, batch, lambda node, value, b=branch: _meant(node, value, b, means)))
-            total[number] += sum(map(divergence, wanted, found))
-    return [loss / samples for loss in total]
+            total[number] += sum(map(divergence, wanted, found)) - before
+    return [max(0.0, loss / samples) for loss in total]
 
 
 def divergence(wanted: Tensor, found: Tensor) -> float:

@@ -117,9 +117,10 @@ class Rounds:
             return []
         branches = self.parts.dropped(left)
         found = list[Offer]()
-        for part, branch, loss in zip(left, branches, losses(small, branches, self.batches), strict=True):
+        found_losses = losses(structure.network, small, branches, self.batches)
+        for part, branch, loss in zip(left, branches, found_losses, strict=True):
             inside = tuple(
-                at for k, at in place.items() if _lies_in(structure, structure.groups[k], branch.operators)
+                at for k, at in place.items() if lies_in(structure, structure.groups[k], branch.operators)
             )
             if self.speed is not None:
                 saved = self.speed.of_branch(-1 - part) - sum(
@@ -165,7 +166,7 @@ def present(structure: Structure, group: Group, gone: list[int], small: Network)
     return Group(group.atoms[rows], sites)
 
 
-def _lies_in(structure: Structure, group: Group, operators: frozenset[str]) -> bool:
+def lies_in(structure: Structure, group: Group, operators: frozenset[str]) -> bool:
     """Whether all that reads a group's tensors goes with a branch."""
     names = {name for name, _dim in group.sites}
     readers = {

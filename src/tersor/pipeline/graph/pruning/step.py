@@ -6,7 +6,7 @@ from math import prod
 import torch
 
 from tersor.errors import RecipeError
-from tersor.network.groups import Kept, Structure, branches, find, macs, parameters
+from tersor.network.groups import Kept, branches, find, macs, parameters
 from tersor.network.groups.flow import sizes
 from tersor.network.network import Network
 from tersor.network.rewrites.fold_constants import FoldConstants
@@ -15,7 +15,7 @@ from tersor.pipeline.graph.pruning.groups import Width, asked, groups_for, layer
 from tersor.pipeline.graph.pruning.named.narrowed import Indices, indices
 from tersor.pipeline.graph.pruning.parts import Parts
 from tersor.pipeline.graph.pruning.rank import thinned
-from tersor.pipeline.graph.pruning.rounds import Rounds
+from tersor.pipeline.graph.pruning.rounds import Rounds, lies_in
 from tersor.pipeline.graph.pruning.timed.candidates import compiler
 from tersor.pipeline.graph.pruning.timed.speed import Speed
 from tersor.pipeline.graph.pruning.timed.stairs import Clock, measured
@@ -96,7 +96,7 @@ def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
         step.target,
         (macs(dense), macs(small)),
         (parameters(dense), parameters(small)),
-        _widths(parts.structure, set(work.gone)),
+        _widths(parts, work.gone),
         {name.rpartition(".")[0]: why for (name, dim), why in parts.structure.fixed.items() if dim == 0},
         work.whole,
         _notes(step, task, dense, batches),
@@ -194,9 +194,11 @@ def _affordable(network: Network) -> int:
     return max(1, int(MEMORY / (LIVE * 4 * largest)))
 
 
-def _widths(structure: Structure, gone: set[int]) -> tuple[Width, ...]:
-    found = []
+def _widths(parts: Parts, gone: list[int]) -> tuple[Width, ...]:
+    """Of every group; 0 is left of those that went with a branch."""
+    structure, lost, found = parts.structure, set(gone), list[Width]()
     for group in structure.groups:
-        left = sum(atom not in gone for atom in group.atoms.tolist())
+        within = any(lies_in(structure, group, b.operators) for b in parts.dropped(gone))
+        left = 0 if within else sum(atom not in lost for atom in group.atoms.tolist())
         found.append(Width(layers_of_group(group, structure.network), len(group), left, group.name))
     return tuple(found)

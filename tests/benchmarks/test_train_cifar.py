@@ -83,7 +83,8 @@ def test_rows_become_claims_that_are_paired_picture_by_picture(monkeypatch, tmp_
     seen = [(c.line, c.what.split(" (")[0], round(c.ours, 2), c.reached) for c in claims]
     assert seen == [
         ("train_few_bits", "W4A4, 3 epochs, 2 seeds", 91.2, True),
-        ("train_weights", "ternary, 10 epochs", 91.0, True),
+        ("train_few_bits", "W2A2, 5 epochs", 85.0, False),
+        ("train_weights", "ternary, 5 epochs", 91.0, True),
         ("train_sparse", "90 % zeros in float, 10 epochs", 90.6, True),
         ("train_w8a8", "openvino, lost", 0.05, True),
         ("train_w8a8", "openvino, lower end of that interval", 0.01, False),

@@ -40,7 +40,7 @@ def test_python_runs(page):
         if ">>>" not in text:
             compile(text, f"{page.name}:{line}", "exec")
             continue
-        test = doctest.DocTestParser().get_doctest(text, session, page.name, str(page), line)
+        test = doctest.DocTestParser().get_doctest(text, session, f"{page.stem}-{line}", str(page), line)
         runner.run(test, clear_globs=False)
         session = test.globs
     assert runner.failures == 0, f"{runner.failures} examples of {page.name} fail, see the output above"

@@ -22,7 +22,7 @@ from tersor.pipeline.folder.cuts.plan import plan_cut
 from tersor.pipeline.folder.metamodel import MetaModel, quiet
 from tersor.pipeline.folder.plan import LayoutFit, WeightPlan, check_recipe, plan_weights, quantize_step
 from tersor.pipeline.folder.preflight import Preflight, preflight, with_pruning
-from tersor.pipeline.folder.sparse import check_sparse, layouts_of
+from tersor.pipeline.folder.solving.sparse import check_sparse, layouts_of
 from tersor.pipeline.folder.text import Data, positions, windows
 from tersor.recipe import Prune, Quantize, Recipe, Train, resolve
 from tersor.solvers.structured import SCORES

@@ -24,7 +24,7 @@ from tersor.numerics import QTensor, QuantSpec
 from tersor.pipeline.folder.job import Job
 from tersor.pipeline.folder.journal import Journal, save
 from tersor.pipeline.folder.metamodel import MetaModel
-from tersor.pipeline.folder.sparse import SparseWeights
+from tersor.pipeline.folder.solving.sparse import SparseWeights
 from tersor.report.card import CARD, model_card, name_of, original_card
 from tersor.report.language import language_html
 from tersor.words import said

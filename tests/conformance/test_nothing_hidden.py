@@ -201,6 +201,11 @@ def prune_iteratively(model, folder, tmp_path):
     tersor.prune_iteratively(model, data, "50%", loss=lambda net, batch: net(*batch).square().mean(), steps=2)
 
 
+def pruned(model):
+    recipe = tersor.Recipe(steps=[{"prune": {"target": "30% channels", "score": "magnitude"}}, {"quantize": {}}])
+    return tersor.compress(task_of(model), recipe, "torch", report=False, progress=False)
+
+
 def merge_lora(model, folder, tmp_path):
     tersor.compress_folder(folder, tmp_path / "small", "int4-weight", evaluate=None, progress=False)
     tersor.merge_lora(tmp_path / "small", adapter_of(tmp_path / "small", tmp_path / "adapter"), tmp_path / "merged")
@@ -227,6 +232,7 @@ CALLS = {
     "finetune": lambda model, *_: tersor.finetune(training_task(model), engine="torch", **OPTIONS),
     "load": load,
     "merge_lora": merge_lora,
+    "narrow": lambda model, *_: tersor.narrow(model, pruned(model)),
     "outliers": lambda model, *_: tersor.outliers(task_of(model), 8),
     "prepare": lambda model, *_: tersor.prepare(model, example=(torch.zeros(1, *SHAPE),)),
     "prepare_qat": prepare_qat,
@@ -285,6 +291,7 @@ RAISE = {
     "finetune": lambda m, *_: tersor.finetune(replace(training_task(m), loss=wrong), engine="torch", **OPTIONS),
     "load": load_what_is_damaged,
     "merge_lora": lambda m, folder, path: tersor.merge_lora(folder, path, path / "merged"),
+    "narrow": lambda m, folder, path: tersor.narrow(m, folder),
     "outliers": lambda m, *_: tersor.outliers(breaking_off(m)),
     "prepare": lambda m, *_: tersor.prepare(m, example=(torch.zeros(1, 4),)),
     "prepare_qat": lambda m, *_: tersor.prepare_qat(m, example=(torch.zeros(1, 4),), progress=False),

@@ -13,11 +13,11 @@ from tersor.numerics import QuantSpec, qparams, quantize_tensor
 from tersor.solvers import LayerProblem, Rtn
 from tersor.solvers.rtn import granules, mse_range
 from tersor.tables import made
-from tersor.training.proximal import L1, PROXIMAL, Binary, Bits, PowerOfTwo, Ternary
+from tersor.training.proximal import L1, PROXIMAL, Binary, Bits, PowerOfTwo, Projection, Ternary
 from tersor.training.proximal.bits import alternate
 from tersor.training.proximal.levels import best_scale
 
-SETS = [name for name in PROXIMAL if name != "l1"]
+SETS = [name for name, entry in PROXIMAL.items() if isinstance(entry, Projection)]
 
 
 def drawn(*shape, seed=0, dtype=torch.float32):

@@ -174,7 +174,7 @@ def smallest(tensor: Shaped[Tensor, "..."], bits: int) -> tuple[str, Stored] | N
 
     >>> name, stored = smallest(torch.tensor([0.0, 1.5, 0.0, -2.0]).repeat(1000), 32)
     >>> name, stored.nbytes
-    ('2:4', 8375)
+    ('1:2', 8250)
     """
     if tensor.is_complex() or not tensor.ndim:
         return None

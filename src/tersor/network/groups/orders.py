@@ -26,9 +26,9 @@ def orders(network: Network) -> tuple[dict[fx.Node, Order], set[fx.Node]]:
     >>> class Shuffle(torch.nn.Module):
     ...     def forward(self, x):
     ...         return x.view(-1, 2, 3).transpose(1, 2).reshape(-1, 6)
-    >>> (found,), _ = orders(capture(Shuffle().eval(), (torch.zeros(4, 6),)))
-    >>> orders(capture(Shuffle().eval(), (torch.zeros(4, 6),)))[0][found].order.tolist()
-    [0, 3, 1, 4, 2, 5]
+    >>> found, _ = orders(capture(Shuffle().eval(), (torch.zeros(4, 6),)))
+    >>> [order.order.tolist() for order in found.values()]
+    [[0, 3, 1, 4, 2, 5]]
     """
     found: dict[fx.Node, Order] = {}
     inside: set[fx.Node] = set()

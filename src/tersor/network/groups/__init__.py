@@ -2,7 +2,7 @@
 
 from tersor.network.groups.branches import Branch, branches, live, settled, without
 from tersor.network.groups.check import checked
-from tersor.network.groups.costs import macs, macs_left, parameters, parameters_left
+from tersor.network.groups.costs import macs, macs_left, parameters
 from tersor.network.groups.cut import Kept, cut, zeroed
 from tersor.network.groups.found import Group, Structure, find
 
@@ -19,7 +19,6 @@ __all__ = [
     "macs",
     "macs_left",
     "parameters",
-    "parameters_left",
     "settled",
     "without",
     "zeroed",

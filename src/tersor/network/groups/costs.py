@@ -55,18 +55,10 @@ def macs(network: Network, shape: Shape = shape_of, names: Collection[str] | Non
     return sum(macs_of(node, shape) for node in nodes) // _batch(network)
 
 
-def macs_left(kept: Kept) -> int:
-    """Those of the network that would be left, without making it."""
+def macs_left(kept: Kept, names: Collection[str] | None = None) -> int:
+    """Those of the network that would be left, without making it; of the operators with these names, by default all."""
     values, network = kept.structure.flow.values, kept.structure.network
-    return macs(network, lambda node: [kept.count(cells) for cells in values[node]])
-
-
-def parameters_left(kept: Kept) -> int:
-    """The number of values that would be left."""
-    network = kept.structure.network
-    floats = {name for name, t in network.tensors() if t.is_floating_point()}
-    tensors = kept.structure.flow.tensors.items()
-    return sum(prod(kept.count(cells) for cells in value) for name, value in tensors if name in floats)
+    return macs(network, lambda node: [kept.count(cells) for cells in values[node]], names)
 
 
 def _batch(network: Network) -> int:

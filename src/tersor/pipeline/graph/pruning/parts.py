@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from math import prod
 
-from tersor.network.groups import Branch, Kept, Structure, cut, live, macs, without
+from tersor.network.groups import Branch, Kept, Structure, cut, live, macs_left, without
 from tersor.network.network import Network
 
 
@@ -41,7 +41,7 @@ class Parts:
         network, flow = self.structure.network, self.structure.flow
         kept, alive = Kept(self.structure, gone), live(network, self.dropped(gone))
         if what == "macs":
-            return macs(network, lambda node: [kept.count(c) for c in flow.values[node]], alive)
+            return macs_left(kept, alive)
         read = {str(n.target) for n in network.graph.nodes if n.op == "get_attr" and n.name in alive}
         tensors = {name: t for name, t in network.tensors() if name in read and t.is_floating_point()}
         each = {name: t.element_size() if what == "bytes" else 1 for name, t in tensors.items()}

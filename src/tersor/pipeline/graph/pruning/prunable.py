@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import fx
 
@@ -13,20 +12,13 @@ from tersor.network.network import (
     LINEARS,
     TRANSPOSED,
     Network,
-    aten,
     title,
     weight_node,
 )
 from tersor.network.trainable.graphs import RECURRENT
 from tersor.pipeline.graph.pruning.groups import layer_of, some
+from tersor.pipeline.graph.pruning.rows import PRODUCTS
 from tersor.tables import nearest
-
-# Products with a weight that is stored [columns, outputs]: where the input and the weight are.
-_PRODUCTS: dict[Any, tuple[int, int]] = {
-    aten.addmm.default: (1, 2),
-    aten.mm.default: (0, 1),
-    aten.matmul.default: (0, 1),
-}
 
 
 @dataclass(frozen=True)
@@ -122,8 +114,9 @@ def _places(node: fx.Node) -> list[tuple[fx.Node, int, fx.Node | None]] | None:
         if weight is None or not isinstance(source, fx.Node):
             return None
         return [(weight, 0 if turned else 1, None if turned else source)]
-    if node.target in _PRODUCTS:
-        source, weight = (node.args[k] for k in _PRODUCTS[node.target])
+    if node.target in PRODUCTS:
+        _bias, *read = PRODUCTS[node.target]
+        source, weight = (node.args[k] for k in read)
         if not (isinstance(source, fx.Node) and isinstance(weight, fx.Node) and weight.op == "get_attr"):
             return None
         return [(weight, 0, source)] if weight.meta["val"].ndim == 2 else None

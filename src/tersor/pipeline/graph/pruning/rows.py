@@ -24,7 +24,7 @@ from tersor.solvers.patches import patches
 
 _EVERY = 1 << 40  # more rows than there are
 # Products with a weight that is stored [columns, outputs]: where the bias, the input and the weight are.
-_PRODUCTS: dict[Any, tuple[int | None, int, int]] = {
+PRODUCTS: dict[Any, tuple[int | None, int, int]] = {
     aten.addmm.default: (0, 1, 2),
     aten.mm.default: (None, 0, 1),
     aten.matmul.default: (None, 0, 1),
@@ -95,9 +95,9 @@ def _layer(node: fx.Node) -> Layer | None:
         if weight is None or groups_of(node) != 1 or (bias is None and given is not None):
             return None
         return Layer(node, node.args[0], str(weight.target), bias and str(bias.target))  # type: ignore[arg-type]
-    if node.target not in _PRODUCTS or node.kwargs:  # such as alpha and beta
+    if node.target not in PRODUCTS or node.kwargs:  # such as alpha and beta
         return None
-    at, source, weight = (None if k is None else node.args[k] for k in _PRODUCTS[node.target])
+    at, source, weight = (None if k is None else node.args[k] for k in PRODUCTS[node.target])
     if not isinstance(source, fx.Node) or source.op == "get_attr" or not isinstance(weight, fx.Node):
         return None
     if weight.op != "get_attr" or weight.meta["val"].ndim != 2:

@@ -22,11 +22,12 @@ from tersor.measure.speed import simulated
 from tersor.network.network import Network
 from tersor.pipeline.graph.auto import Choice
 from tersor.pipeline.graph.measuring import ROUNDS, Subjects, single
+from tersor.pipeline.graph.pruning.timed.candidates import plain
 from tersor.pipeline.graph.reporting.zeros import LEAST, Weight, filled, pattern_of, share_of_zeros, weights_of
 from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
-from tersor.recipe import Quantize, Recipe
+from tersor.recipe import Recipe
 from tersor.task import Task
 from tersor.task.unchanged import unchanged
 from tersor.words import _, said
@@ -45,7 +46,7 @@ def with_gates(report: Report, subjects: Subjects, recipe: Recipe, made: Choice,
     wanted: list[tuple[Literal["zeros", "channels"], Any]] = []
     if zeros is not None:
         wanted.append(("zeros", lambda: filled(solved.network)))
-    if made.subject.prunings:
+    if any(record.macs[1] < record.macs[0] for record in made.subject.prunings):
         wanted.append(("channels", lambda: unpruned(subjects.task, recipe, made.subject)))
     for what, make in [] if simulated(report) else wanted:
         with stages.stage("measure", _("timing beside the network without its pruning"), ROUNDS) as bar:
@@ -117,13 +118,11 @@ def unpruned(task: Task, recipe: Recipe, subject: Subject) -> Network:
     """
     if subject.source is None or subject.host is None:
         raise TersorError("the network before pruning is not known: compress the task itself")
-    step = recipe.quantize
-    plain: Quantize = step.model_copy(update={"weights": step.weights.without_data(), "bias_correction": False})
     whole = Subject(task.model, subject.host, subject.source, source=subject.source, seed=subject.seed)
 
     def first() -> Iterable[Any]:
         return islice(iter(task.calibration()), 1)
 
     with unchanged(task.model, "calibration"):
-        made = subject.host.quantize(plain, whole, replace(task, calibration=first), Stages(False))
+        made = subject.host.quantize(plain(recipe.quantize), whole, replace(task, calibration=first), Stages(False))
     return made.details.network

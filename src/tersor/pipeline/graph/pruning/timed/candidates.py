@@ -16,6 +16,18 @@ from tersor.task import Task, batch_size
 SAMPLES = 8
 
 
+def plain(step: Quantize) -> Quantize:
+    """The step without what changes numbers alone: the time of a call depends on shapes and formats."""
+    static = step.activations.when == "static"
+    activations = step.activations.model_copy(update={"range": "minmax"}) if static else step.activations
+    return step.model_copy(
+        update={
+            "weights": step.weights.without_data(), "activations": activations, "bias_correction": False,
+            "equalize": False, "smooth": False,
+        }
+    )  # fmt: skip
+
+
 def compiler(subject: Subject, task: Task, batches: list[Batch]) -> Compile:
     """Compile a float network for the subject's engine, quantized as the next step ``quantize`` says.
 
@@ -34,15 +46,7 @@ def compiler(subject: Subject, task: Task, batches: list[Batch]) -> Compile:
     step = next((s for s in subject.ahead if isinstance(s, Quantize)), None)
     if step is None:
         return compiled
-    weights = step.weights.model_copy(update={"solver": "rtn", "range": "minmax"})
-    static = step.activations.when == "static"
-    activations = step.activations.model_copy(update={"range": "minmax"}) if static else step.activations
-    quick = step.model_copy(
-        update={
-            "weights": weights, "activations": activations, "bias_correction": False, "equalize": False,
-            "smooth": False,
-        }
-    )  # fmt: skip
+    quick = plain(step)
     few = tuple(x[:SAMPLES] if x.ndim and batch_size(batches[0]) > SAMPLES else x for x in batches[0])
     sample = replace(task, calibration=lambda: [few])
 

@@ -1,6 +1,6 @@
 """What is known of each group before anything goes: weights, inputs, gradients, as a ``GroupProblem``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -63,15 +63,14 @@ class Facts:
         changes = list[Tensor]()
         norms, statistics = _norm_weights(network), _statistics(network)
         readers = []
+        for layer, columns in self.readers(group):
+            name = layer.weight
+            readers.append(Reader(layer.matrix(network), columns, self.grams.get(name), self.rows.get(name)))
         for (name, dim), found in group.sites.items():
             tensor, places = network.tensor(name), torch.from_numpy(found)
             if not tensor.is_floating_point():
                 continue
-            layer = self.layers.get(name)
-            if layer is not None and dim == layer.columns:
-                each = 1 if layer.turned else tensor[0, 0].numel()
-                columns = (places[:, :, None] * each + torch.arange(each)).flatten(1)
-                readers.append(Reader(layer.matrix(network), columns, self.grams.get(name), self.rows.get(name)))
+            if self._reads(name, dim):
                 zeros = self.zeros[name][places].mean(1) if name in self.zeros else zeros
             elif name in norms:
                 slopes.append(tensor[places])
@@ -86,6 +85,18 @@ class Facts:
             group.name, tuple(written), scales, tuple(readers), tuple(squares) if whole else (),
             torch.stack(changes).sum(0) if whole else None, zeros, self.seed,
         )  # fmt: skip
+
+    def readers(self, group: Group) -> Iterator[tuple[Layer, Tensor]]:
+        """The layers that sum over a group's atoms, and the columns of each atom: ``[atoms, each]``."""
+        for (name, dim), found in group.sites.items():
+            if self._reads(name, dim):
+                layer, weight = self.layers[name], self.structure.network.tensor(name)
+                each = 1 if layer.turned else weight[0, 0].numel()
+                yield layer, (torch.from_numpy(found)[:, :, None] * each + torch.arange(each)).flatten(1)
+
+    def _reads(self, name: str, dim: int) -> bool:
+        layer = self.layers.get(name)
+        return layer is not None and dim == layer.columns
 
     def _unseen(self) -> dict[int, str]:
         """Atoms that an operator sums over whose inputs and weight are no rows and matrix, and its name."""

@@ -11,12 +11,13 @@ from tersor.network.groups.costs import macs_of_tensors, share_of_atoms, sizes_o
 from tersor.network.network import Network
 from tersor.network.verify import verify
 from tersor.pipeline.graph.batches import Batch
-from tersor.pipeline.graph.pruning.branches import losses
+from tersor.pipeline.graph.pruning import branches, widths
 from tersor.pipeline.graph.pruning.facts import Facts
 from tersor.pipeline.graph.pruning.parts import Parts
 from tersor.pipeline.graph.pruning.repair import repaired
 from tersor.pipeline.graph.pruning.selection import Choice, Offer, allowed, reaching, taken, uniform
 from tersor.pipeline.graph.pruning.timed.speed import Speed
+from tersor.pipeline.graph.pruning.trials import losses
 from tersor.pipeline.progress import Stage
 from tersor.recipe import Prune
 from tersor.solvers.structured import REPAIRS, SCORES
@@ -105,7 +106,9 @@ class Rounds:
             offers.append(
                 Offer(group.atoms[order].tolist(), counts, loss[counts], saved[counts], len(whole) - len(group))
             )
-        offers += self._branches(small, offers, place)
+        if self.parts.left(self.gone):
+            offers = widths.measured(offers, [groups[k] for k in place], facts, structure.network, self.batches)
+            offers += self._branches(small, offers, place)
         if not offers and not self.gone:
             raise RecipeError(f"no group can be rated: {next(iter(self.whole.values()), 'each has one channel left')}")
         return offers
@@ -113,12 +116,10 @@ class Rounds:
     def _branches(self, small: Network, offers: list[Offer], place: dict[int, int]) -> list[Offer]:
         """What the branches offer that are still there."""
         structure, left = self.parts.structure, self.parts.left(self.gone)
-        if not left:
-            return []
-        branches = self.parts.dropped(left)
-        found = list[Offer]()
-        found_losses = losses(structure.network, small, branches, self.batches)
-        for part, branch, loss in zip(left, branches, found_losses, strict=True):
+        dropped, found = self.parts.dropped(left), list[Offer]()
+        trials = branches.without(small, dropped, self.batches)
+        lost = losses(structure.network, small, trials, self.batches)
+        for part, branch, loss in zip(left, dropped, lost, strict=True):
             inside = tuple(
                 at for k, at in place.items() if lies_in(structure, structure.groups[k], branch.operators)
             )

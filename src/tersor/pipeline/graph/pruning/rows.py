@@ -64,8 +64,11 @@ class Layer:
 
     def put(self, network: Network, matrix: Tensor) -> None:
         """Replace its weight in an edited network."""
-        shape = network.tensor(self.weight).shape
-        set_tensor(network, self.weight, matrix.T.contiguous() if self.turned else matrix.reshape(shape))
+        set_tensor(network, self.weight, self.shaped(network, matrix))
+
+    def shaped(self, network: Network, matrix: Tensor) -> Tensor:
+        """The matrix in the shape of the weight."""
+        return matrix.T.contiguous() if self.turned else matrix.reshape(network.tensor(self.weight).shape)
 
     def inputs(self, network: Network, x: Tensor) -> Tensor:
         """What its columns are multiplied by: [rows, columns]."""

@@ -11,6 +11,7 @@ import torch
 from benchmarks.common import THREADS, say
 from benchmarks.training.distilled import FITTING, Distilled
 from benchmarks.training.peer import Peer
+from benchmarks.training.pruned import Pruned
 from benchmarks.training.quantized import Quantized
 from benchmarks.training.rows import LONG, WORK, Place, Row, finished, measured
 from benchmarks.training.safety import Kills, Processes, StepCost
@@ -37,6 +38,9 @@ ROWS: dict[str, Row] = {
     "minilm": Sentences(1, 1e-4, 10),
     "sparse-magnitude": Sparse("magnitude", 1, 5),
     "sparse-obs": Sparse("obs", 1, 7),
+    "pruned-halved": Pruned("halved", 5, 20),
+    "pruned-two-fifths": Pruned("two-fifths", 5, 20),
+    "pruned-faster": Pruned("faster", 5, 25),
     "w3a3": Quantized("w3a3", 6, 20),
     "sparse-90": Sparse("gradual", 10, 25),
     "ternary": Quantized("ternary", 5, 8),

@@ -22,6 +22,12 @@ TOP1 = {
     "w1a1": ("train_binary", "binary weights and activations, 10 epochs", 80.0),
     "sparse-90": ("train_sparse", "90 % zeros in float, 10 epochs", 90.5),
 }
+# row: (what, at least)
+PRUNED = {
+    "pruned-halved": ("half of the multiply-accumulates, 5 epochs", 93.0),
+    "pruned-two-fifths": ("1/2.5 of the multiply-accumulates, 5 epochs", 92.7),
+    "pruned-faster": ("target 1.5x latency, 5 epochs", 93.0),
+}
 # row of ours: (what, rows of peers)
 PEERS = {
     "w8a8-openvino": ("W8A8, 1 epoch", ("w8a8-brevitas", "w8a8-torchao")),
@@ -35,8 +41,8 @@ def bench(quick: bool) -> Outcome:
     stored = {name: [d for s in range(SEEDS) if (d := read(name, s, LONG))] for name in ROWS}
     found = {name: data for name, data in stored.items() if data}
     claims = [
-        *top1(found), *in_engines(found), *admm(found), *sparse(found), *over_peers(found), *distilled(found),
-        *sentences(found), *safety(found),
+        *top1(found), *in_engines(found), *admm(found), *sparse(found), *pruned(found), *over_peers(found),
+        *distilled(found), *sentences(found), *safety(found),
     ]  # fmt: skip
     dates = {name: [d["date"] for d in data] for name, data in found.items()}
     hours = sum(d["seconds"] for data in found.values() for d in data) / 3600
@@ -85,6 +91,20 @@ def sparse(found: Found) -> Iterator[Claim]:
         beside = f"OBS {_mean(ours[:1], 'top1'):.2f} %, magnitude {_mean(other[:1], 'top1'):.2f} %"
         text = _dated("OBS over magnitude, 90 % zeros in two rounds of 1 epoch", ours[:1])
         yield Claim("train_sparse", text, gain[0], 0.3, False, "points", gain[1], beside)
+
+
+def pruned(found: Found) -> Iterator[Claim]:
+    """ResNet-56 in OpenVINO int8, narrower and trained back: top-1, speed, distance to the simulation."""
+    for row, (what, least) in PRUNED.items():
+        if not (data := found.get(row)):
+            continue
+        first, text = data[0]["figures"], _dated(f"ResNet-56, {what}", data)
+        low, high = first["interval"]
+        beside = f"FP32 {first['float_top1']:.2f} %, before training {first['before']:.4g} lost on held-out pictures"
+        yield Claim("train_pruned", f"{text}, int8", _mean(data, "top1"), least, False, "%", (low, high), beside)
+        reach, faster = (1.5 if row == "pruned-faster" else None), f"{text}, speed over dense int8"
+        yield Claim("train_pruned", faster, first["faster"], reach, False, "x", first["spread"])
+        yield Claim("train_pruned", f"{text}, engine from simulation", _mean(data, "apart"), 0.1, True, "points")
 
 
 def over_peers(found: Found) -> Iterator[Claim]:

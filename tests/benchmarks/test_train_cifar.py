@@ -74,6 +74,9 @@ def test_rows_become_claims_that_are_paired_picture_by_picture(monkeypatch, tmp_
     write("sparse-90", 940)
     write("sparse-magnitude", 1300)
     write("sparse-obs", 1260)
+    faster = {"faster": 1.6, "spread": [1.5, 1.7], "apart": 0.02, "before": 0.1}
+    write("pruned-halved", 710, **faster)
+    write("pruned-faster", 690, **faster)
     write("distill-alone", 2000)
     write("distill-logits", 1940)
     write("distill-hints", 2100)
@@ -91,6 +94,12 @@ def test_rows_become_claims_that_are_paired_picture_by_picture(monkeypatch, tmp_
         ("train_w8a8", "openvino, from its simulation", 0.06, False),
         ("train_admm", "ternary", 0.31, False),
         ("train_sparse", "OBS over magnitude, 90 % zeros in two rounds of 1 epoch", 0.4, True),
+        ("train_pruned", "ResNet-56, half of the multiply-accumulates, 5 epochs", 92.9, False),
+        ("train_pruned", "ResNet-56, half of the multiply-accumulates, 5 epochs", 1.6, None),
+        ("train_pruned", "ResNet-56, half of the multiply-accumulates, 5 epochs", 0.02, True),
+        ("train_pruned", "ResNet-56, target 1.5x latency, 5 epochs", 93.1, True),
+        ("train_pruned", "ResNet-56, target 1.5x latency, 5 epochs", 1.6, True),
+        ("train_pruned", "ResNet-56, target 1.5x latency, 5 epochs", 0.02, True),
         ("train_peers", "W4A4, 3 epochs, under brevitas", -0.01, True),
         ("train_peers", "W2A2, 5 epochs, under brevitas", 3.0, False),
         ("train_distilled", "logits, 10 epochs", 0.6, True),
@@ -137,6 +146,7 @@ def test_pictures_depend_on_the_seed_alone(shared):
         ("admm-ternary", {"top1", "notes"}),
         ("sparse-90", {"top1", "zeros", "zeros_by_layer"}),
         ("sparse-obs", {"top1", "zeros", "notes"}),
+        ("pruned-halved", {"top1", "simulated", "faster", "macs"}),
         ("distill-dkd", {"top1", "lost"}),
         ("minilm", {"float", "rounded", "spearman", "lost_interval"}),
         ("step-cost", {"ratio", "spread", "milliseconds"}),

@@ -173,12 +173,10 @@ def test_a_squeeze_takes_no_dimension_that_is_left_with_one():
     assert done(torch.randn(4, 3, 6, 6)).shape == (4, 3)
 
 
-def test_fewer_samples_and_unread_masks_are_told(monkeypatch):
+def test_fewer_samples_are_told(monkeypatch):
     monkeypatch.setattr("tersor.pipeline.graph.pruning.step.MEMORY", 4096.0)
     net, batches = mlp(4, 16, 3), drawn(8, 4)
-    data = {"calibration": lambda: ((b,) for b in batches), "token_mask": lambda x: x > 0}
-    task = tersor.Task("t", net.eval(), (torch.randn(2, 4),), **data)
+    task = tersor.Task("t", net.eval(), (torch.randn(2, 4),), calibration=lambda: ((b,) for b in batches))
     recipe = Recipe(steps=(Prune(target="30% channels", rounds=1), FLOAT), name="p")
     notes = tersor.compress(task, recipe, "torch", report=False, progress=False).prunings[0].notes
     assert "pruning read 8 of 512 samples" in notes[0]
-    assert "token_mask" in notes[1]

@@ -8,6 +8,7 @@ from torch import Tensor, fx
 from tersor.network.groups import Branch
 from tersor.network.network import CONVOLUTIONS, Network, walk
 from tersor.pipeline.graph.batches import Batch, some
+from tersor.pipeline.graph.pruning.padding import real
 from tersor.pipeline.graph.pruning.trials import SAMPLES, Trial
 
 
@@ -20,17 +21,20 @@ def without(network: Network, branches: Sequence[Branch], batches: list[Batch]) 
 def _means(network: Network, branches: Sequence[Branch], batches: list[Batch]) -> dict[str, Tensor]:
     """The mean of each branch's value by channel, in a shape that can be added."""
     names = {branch.value: _channels(network, branch) for branch in branches}
-    found: dict[str, Tensor] = {}
+    found, counts, shapes = dict[str, Tensor](), dict[str, int](), dict[str, list[int]]()
 
     def see(node: fx.Node, value: Any) -> None:
         if node.name in names:
-            dims = [d for d in range(value.ndim) if d != names[node.name] % value.ndim]
-            mean = value.double().mean(dims, keepdim=True) / len(batches)
-            found[node.name] = found.get(node.name, 0) + mean
+            dim = names[node.name]
+            last = value.movedim(dim, -1)
+            rows = last.reshape(-1, last.shape[-1])[real(reading, value, dim)].double()
+            found[node.name] = found.get(node.name, 0) + rows.sum(0)
+            counts[node.name] = counts.get(node.name, 0) + len(rows)
+            shapes[node.name] = [-1 if d == dim % value.ndim else 1 for d in range(value.ndim)]
 
-    for batch in batches:
-        walk(network, batch, see)
-    return {name: mean.float() for name, mean in found.items()}
+    for reading in batches:
+        walk(network, reading, see)
+    return {n: (total / max(1, counts[n])).float().view(shapes[n]) for n, total in found.items()}
 
 
 def _channels(network: Network, branch: Branch) -> int:

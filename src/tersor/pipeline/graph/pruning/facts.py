@@ -9,8 +9,9 @@ from torch import Tensor, fx
 
 from tersor.errors import CalibrationError, RecipeError
 from tersor.network.groups.found import Group, Site, Structure
-from tersor.network.network import Network, op_name, title, walk
+from tersor.network.network import CONVOLUTIONS, Network, op_name, title, walk
 from tersor.pipeline.graph.batches import Batch
+from tersor.pipeline.graph.pruning.padding import real, real_tokens
 from tersor.pipeline.graph.pruning.rows import Layer, layers_of, some_rows
 from tersor.solvers.structured import GroupProblem, Moments, Reader
 
@@ -122,11 +123,14 @@ class Facts:
         def see(node: fx.Node, value: Any) -> None:
             for layer in readers.get(node.name, ()):
                 rows = layer.inputs(network, value)
+                if layer.node.target not in CONVOLUTIONS:
+                    rows = rows[real(reading, value)]
                 moments[layer.weight].add(rows[some_rows(rows, ROWS, self.seed)])
-                zeros.setdefault(layer.weight, []).append((layer.outputs(value) == 0).float().mean(0))
+                there = layer.outputs(value)[real(reading, value, layer.channels)]
+                zeros.setdefault(layer.weight, []).append((there == 0).float().mean(0))
 
-        for batch in batches:
-            walk(network, batch, see)
+        for reading in batches:
+            walk(network, reading, see)
             on_batch()
         for name, found in moments.items():
             if not found.finite:
@@ -146,7 +150,7 @@ class Facts:
         samples = 0
         for batch in batches:
             watched, leaves, out = _run(network, batch, set(names))
-            loss = _surprise(out, self.seed + samples)
+            loss = _surprise([real_tokens(batch, y) for y in out], self.seed + samples)
             if not loss.requires_grad:
                 raise RecipeError(
                     "the network returns no floating-point values that its weights decide, so there are no gradients "

@@ -12,6 +12,7 @@ from tersor.errors import CalibrationError, RecipeError
 from tersor.network.network import CONVOLUTIONS, Network, groups_of, walk
 from tersor.pipeline.graph.batches import Batch
 from tersor.pipeline.graph.observing.grams import layer_problem
+from tersor.pipeline.graph.pruning.padding import real, real_tokens, sample_of
 from tersor.pipeline.graph.pruning.prunable import Weight
 from tersor.solvers.patches import patches
 from tersor.solvers.weights import Curvature
@@ -48,7 +49,8 @@ def curvature(
         gathered: dict[str, list[Tensor]] = {}
         for sample in _samples(batch, network.dynamic_batch):
             out = walk(network, sample, tensors=leaves, gradients=True)
-            loss = drawn_loss([t for t in out if isinstance(t, Tensor) and t.is_floating_point()], generator)
+            floats = [t for t in out if isinstance(t, Tensor) and t.is_floating_point()]
+            loss = drawn_loss([real_tokens(sample, t) for t in floats], generator)
             if not loss.requires_grad:
                 raise RecipeError(
                     "the network returns no floating-point values that its weights decide, so there are no gradients "
@@ -78,7 +80,7 @@ def _samples(batch: Batch, dynamic: bool) -> Iterator[Batch]:
         yield batch
         return
     for k in range(batch_size(batch)):
-        yield tuple(x[k : k + 1] if x.ndim else x for x in batch)
+        yield sample_of(batch, k)
 
 
 def drawn_loss(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
@@ -124,12 +126,14 @@ def input_norms(
 
     def see(node: fx.Node, value: Any) -> None:
         for weight in readers.get(node.name, ()):
+            if weight.node.target not in CONVOLUTIONS:
+                value = value.reshape(-1, value.shape[-1])[real(reading, value)]
             squares, count = _squares(network, weight, value, seed)
             sums[weight.name] = sums.get(weight.name, torch.zeros(())) + squares
             counts[weight.name] = counts.get(weight.name, 0) + count
 
-    for batch in batches:
-        walk(network, batch, see)
+    for reading in batches:
+        walk(network, reading, see)
         on_batch()
     found = {name: (total / max(1, counts[name])).sqrt() for name, total in sums.items()}
     if bad := next((n for n, value in found.items() if not value.isfinite().all()), None):

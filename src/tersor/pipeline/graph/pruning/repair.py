@@ -16,6 +16,7 @@ from tersor.errors import CalibrationError
 from tersor.network.groups.cut import Kept
 from tersor.network.network import Network, argument, aten, call, op_name, set_tensor, title
 from tersor.pipeline.graph.batches import Batch
+from tersor.pipeline.graph.pruning.padding import real
 from tersor.pipeline.graph.pruning.rows import Layer, layers_of, some_rows
 from tersor.solvers.structured import Moments, Repair
 
@@ -45,7 +46,7 @@ def repaired(
             return
         if new.name in behind or not kept.mask(kept.structure.flow.tensors[layer.weight][layer.columns]).all():
             on_layer()
-            _fit(kept, small, layer, old, before, now, repair)
+            _fit(kept, small, layer, old, before, now, repair, batches)
 
     _walk_together(kept.structure.network, small, batches, visit)
     return small
@@ -61,7 +62,8 @@ def _behind_gaps(small: Network) -> set[str]:
 
 
 def _fit(
-    kept: Kept, small: Network, layer: Layer, old: fx.Node, before: Values, now: Values, repair: Repair
+    kept: Kept, small: Network, layer: Layer, old: fx.Node, before: Values, now: Values, repair: Repair,
+    batches: list[Batch],
 ) -> None:
     """Fit one layer of the small network."""
     weight, norm = layer.matrix(small), _norm_behind(layer.node, layer.channels)
@@ -74,9 +76,10 @@ def _fit(
         if shortcut is not None:
             apart = before[shortcut][number].index_select(dim, left) - now[shortcut][number]
             wanted = wanted + (apart if slope is None else apart / slope.view(-1, *[1] * (apart.ndim - 2)))
-        rows = layer.outputs(wanted)
+        there = real(batches[number], wanted, dim)
+        rows, read = layer.outputs(wanted)[there], layer.inputs(small, x)[there]
         chosen = some_rows(rows, ROWS, number)
-        moments.add(layer.inputs(small, x)[chosen], rows[chosen])
+        moments.add(read[chosen], rows[chosen])
     if not moments.finite:
         raise CalibrationError(
             f"{title(layer.node)}: its inputs or outputs on the calibration data are NaN or infinite, so it cannot be "

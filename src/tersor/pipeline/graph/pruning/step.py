@@ -13,6 +13,7 @@ from tersor.network.rewrites.fold_constants import FoldConstants
 from tersor.pipeline.graph.batches import Batch, exactly, passing, seeded
 from tersor.pipeline.graph.pruning.groups import Width, asked, groups_for, layers_of_group
 from tersor.pipeline.graph.pruning.named.narrowed import Indices, indices
+from tersor.pipeline.graph.pruning.padding import padded
 from tersor.pipeline.graph.pruning.parts import Parts
 from tersor.pipeline.graph.pruning.rank import thinned
 from tersor.pipeline.graph.pruning.rounds import Rounds, lies_in
@@ -99,7 +100,7 @@ def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
         _widths(parts, work.gone),
         {name.rpartition(".")[0]: why for (name, dim), why in parts.structure.fixed.items() if dim == 0},
         work.whole,
-        _notes(step, task, dense, batches),
+        _notes(step, dense, batches),
         tuple(branch.name for branch in parts.dropped(work.gone)),
         None if speed is None or speed.reached is None else 1 / speed.reached,
         indices(Kept(parts.structure, work.gone)),
@@ -122,7 +123,7 @@ def _with_two_for_one(
         found = thinned(step, dense, batches, subject.seed, clock, bar.advance)
     record = Pruned(
         step.target, (macs(dense), macs(found.network)), (parameters(dense), parameters(found.network)), (),
-        found.kept, {}, _notes(step, task, dense, batches), faster=found.faster, ranks=found.widths,
+        found.kept, {}, _notes(step, dense, batches), faster=found.faster, ranks=found.widths,
     )  # fmt: skip
     made = replace(subject, network=found.network, history=(*subject.history, step))
     return replace(made, prunings=(*subject.prunings, record))
@@ -173,17 +174,16 @@ def _batches(step: Prune, task: Task, network: Network, seed: int) -> list[Batch
 
 def _some_batches(task: Task, network: Network, seed: int, samples: int = 16) -> list[Batch]:
     with seeded(seed):
-        return list(exactly(passing(task, network), min(samples, _affordable(network)), network.dynamic_batch))
+        read = exactly(passing(task, network), min(samples, _affordable(network)), network.dynamic_batch)
+        return [padded(task, batch) for batch in read]
 
 
-def _notes(step: Prune, task: Task, network: Network, batches: list[Batch]) -> tuple[str, ...]:
+def _notes(step: Prune, network: Network, batches: list[Batch]) -> tuple[str, ...]:
     """What a user could not know of the data that was used."""
     found, samples = list[str](), _affordable(network)
     if batches and samples < step.samples:
         found.append(said("pruning read {samples} of {asked} samples, as many as its memory holds",
                           samples=samples, asked=step.samples))  # fmt: skip
-    if batches and task.token_mask is not None:
-        found.append(said("pruning rated padding tokens like all others: it does not read token_mask"))
     return tuple(found)
 
 

@@ -1,6 +1,6 @@
 """Changes that are tried: how far they take a network's outputs from the dense ones."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 from tersor.network.network import Network, walk
 from tersor.pipeline.graph.batches import Batch, some
+from tersor.pipeline.graph.pruning.padding import real_tokens
 
 SAMPLES = 128
 
@@ -31,7 +32,7 @@ class Trial:
             made = self.values.get(node.name)
             return None if made is None else made(value)
 
-        return floats(walk(network, batch, change, tensors=self.tensors))
+        return outputs(network, batch, change, self.tensors)
 
 
 def losses(dense: Network, network: Network, trials: Iterable[Trial], batches: list[Batch]) -> list[float]:
@@ -42,8 +43,8 @@ def losses(dense: Network, network: Network, trials: Iterable[Trial], batches: l
     """
     first = list(some(iter(batches), SAMPLES))
     samples = sum(len(batch[0]) for batch in first)
-    wanted = [floats(walk(dense, batch)) for batch in first]
-    before = [sum(map(divergence, y, floats(walk(network, b)))) for y, b in zip(wanted, first, strict=True)]
+    wanted = [outputs(dense, batch) for batch in first]
+    before = [sum(map(divergence, y, outputs(network, b))) for y, b in zip(wanted, first, strict=True)]
     found = list[float]()
     for trial in trials:
         apart = (sum(map(divergence, y, trial.run(network, b))) for y, b in zip(wanted, first, strict=True))
@@ -65,6 +66,10 @@ def divergence(wanted: Tensor, found: Tensor) -> float:
     return float(((wanted - found).double() / spread).square().sum()) / 2
 
 
-def floats(values: Sequence[Any]) -> list[Tensor]:
-    """Those of floating point."""
-    return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+def outputs(
+    network: Network, batch: Batch, change: Callable[[fx.Node, Any], Any] | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> list[Tensor]:
+    """The outputs of floating point, without those of padding tokens."""
+    values = walk(network, batch, change, tensors=tensors)
+    return [real_tokens(batch, v) for v in values if isinstance(v, Tensor) and v.is_floating_point()]

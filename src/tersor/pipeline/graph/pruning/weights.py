@@ -10,6 +10,7 @@ from tersor.network.groups import macs, parameters
 from tersor.network.network import Network, finish, set_tensor
 from tersor.network.verify import verify
 from tersor.pipeline.graph.batches import Batch, exactly, passing, seeded
+from tersor.pipeline.graph.pruning.padding import padded
 from tersor.pipeline.graph.pruning.prunable import Weight, chosen
 from tersor.pipeline.graph.pruning.reading import curvature, input_norms
 from tersor.pipeline.graph.pruning.zeros import Sparsified, zeros_of
@@ -42,7 +43,8 @@ def prune_weights(step: Prune, subject: Subject, task: Task, stages: Stages) -> 
     batches = list[Batch]()
     if score.needs:
         with seeded(subject.seed):
-            batches = list(exactly(passing(task, dense), step.samples, dense.dynamic_batch))
+            read = exactly(passing(task, dense), step.samples, dense.dynamic_batch)
+            batches = [padded(task, batch) for batch in read]
     network = dense
     with stages.stage("prune", _("pruning"), rounds * max(1, len(batches))) as bar:
         for number in range(1, rounds + 1):

@@ -16,7 +16,7 @@ from tersor.recipe import Prune, Recipe
 REACH = 0.5
 # What goes, and the scores; layers have one of their own.
 TARGETS: dict[str, tuple[str, ...]] = {
-    "25% mlp": ("obs", "wanda", "magnitude"), "20% layers": ("obs",), "25% heads": ("obs",),
+    "25% mlp": ("obs", "wanda", "magnitude"), "20% layers": ("obs",), "50% heads": ("obs",),
 }  # fmt: skip
 JUDGED = {("25% mlp", "obs"), ("20% layers", "obs")}
 

@@ -36,6 +36,7 @@ NOT_RUN = {
     "import lightning": "not installed here",
     "tersor finetune task.py --device ": "needs a GPU",
     "tersor finetune task.py --tracker ": "needs tensorboard",
+    "tersor finetune task.py --recipe faster-trained": "its target is for branches; a long bench runs it",
 }
 # Lines that do the same whatever the page: run for the first of them.
 ALIKE = ("tersor demo", "tersor engines")
@@ -69,7 +70,7 @@ COMMANDS = {
 }
 TUTORIAL = ROOT / "docs/en/tutorials/training.md"
 # Pages whose task is that of the tutorial on training.
-TUTORIALS_TASK = {"train-on-several-processes"}
+TUTORIALS_TASK = {"train-on-several-processes", "prune-and-train"}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -184,12 +185,13 @@ def test_every_block_of_the_page_runs(page, folder, request):
 
 
 @pytest.mark.slow
-def test_the_pictures_of_the_tutorial_on_training_are_recognized(folder, shared, monkeypatch):
+@pytest.mark.parametrize("name", ["training", "prune-and-train"])
+def test_the_pictures_of_a_tutorial_are_recognized(name, folder, shared, monkeypatch):
     """Normalized as the network expects, and held out from those that train."""
     monkeypatch.setenv("TERSOR_SHARED", str(shared))
     monkeypatch.setattr(sys, "path", [*sys.path])
     found: dict = {}
-    exec(compile(block_of(TUTORIAL, "# cifar.py"), TUTORIAL.name, "exec"), found)
+    exec(compile(block_of(TUTORIAL.with_stem(name), "# cifar.py"), name, "exec"), found)
     assert [len(found[f"{part}_pictures"]) for part in ("train", "held_out", "test")] == [45_000, 5_000, 10_000]
     with torch.no_grad():
         right = found["network"](found["test_pictures"][:500]).argmax(1) == found["test_labels"][:500]

@@ -386,6 +386,14 @@ def test_what_needs_a_text_says_so(source, tmp_path):
         pruned(source, tmp_path / "out", "33% layers", None)
 
 
+def test_a_number_of_heads_that_transformers_refuses_is_told_with_those_it_takes(tmp_path):
+    """It wants the width of the stream to be a multiple of it."""
+    heads = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8}
+    source = written(tmp_path / "llama", t.LlamaForCausalLM(t.LlamaConfig(**LM | heads)))
+    with pytest.raises(RecipeError, match=r"leaves 3 of 4 key-value heads, .* it takes 2, 1: ask for `50% heads`"):
+        pruned(source, tmp_path / "out", "25% heads", score="magnitude")
+
+
 def test_heads_that_share_keys_and_heads_of_derived_width_stay(tmp_path):
     shared = t.LlamaForCausalLM(t.LlamaConfig(**LM | {"num_key_value_heads": 1}))
     with pytest.raises(RecipeError, match="share one key-value head"):

@@ -178,14 +178,25 @@ class _Planner:
                 )
             left = self._left("heads", f"{groups[0] if groups else heads[0]} {count}", count, share)
             queries = heads[1] // count
-            edits = {heads[0]: left * queries} | ({groups[0]: left} if groups else {}) | {"head_dim": each}
-            if sites := self._followers(part, edits):
+            edits = [self._fewer(n, queries, each, heads[0], groups and groups[0]) for n in range(count)]
+            if sites := self._followers(part, edits[left]):
                 sizes = heads[1] * each, count * each, count * each
-                return [Axis(heads[0], "heads", part, count, left, edits, sites, sizes)]
+                return [Axis(heads[0], "heads", part, count, left, edits[left], sites, sizes)]
+            if found := [n for n in range(count - 1, 0, -1) if self._followers(part, edits[n])]:
+                raise RecipeError(
+                    f"the target {self.step.target!r} leaves {left} of {count} key-value heads, and transformers takes "
+                    f"no such {self.name}; it takes {', '.join(map(str, found))}: ask for "
+                    f"`{100 * (1 - found[0] / count):.3g}% heads`"
+                )
         raise RecipeError(
             f"the heads of {self.name} cannot be fewer: transformers derives their width from that of the residual "
             "stream and their number, and reads no head_dim; prune `mlp` or `layers`"
         )
+
+    @staticmethod
+    def _fewer(left: int, queries: int, each: int, heads: str, groups: str | None) -> dict[str, int]:
+        """The numbers of a configuration with so many key-value heads, under their names in it."""
+        return {heads: left * queries} | ({groups: left} if groups else {}) | {"head_dim": each}
 
     def _experts(self, share: float) -> list[Axis]:
         for part in self.parts:

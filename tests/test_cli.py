@@ -102,6 +102,17 @@ def test_outliers_are_listed_drawn_and_written(task_file, tmp_path):
     assert found["samples"] == 8
 
 
+def test_sensitivities_are_listed_drawn_and_written(task_file, tmp_path):
+    said = _run("sensitivity", task_file, "--out", tmp_path / "page.html", "--samples", "4", "--metric")
+    assert "quantized, one kind after the other" in said.output
+    assert "Open" in said.output
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<svg ") >= 3
+    found = json.loads(_run("sensitivity", task_file, "--measured", "0", "--engine", "torch", "--json").output)
+    assert {layer["divergence"] for layer in found["layers"]} == {None}
+    assert found["metric"] is None
+    assert found["whole"] > 0
+
+
 def test_engines_says_what_the_cpu_means():
     said = _run("engines").output
     assert "openvino" in said

@@ -52,7 +52,7 @@ def _run(*words):
 
 
 COMMANDS = ("engines", "recipes", "recipes show int8-static", "inspect {task}", "calibrate {task}", "outliers {task}",
-            "report {folder}/one", "compare {folder}/one {folder}/two", "--version")  # fmt: skip
+            "sensitivity {task}", "report {folder}/one", "compare {folder}/one {folder}/two", "--version")  # fmt: skip
 
 
 def _words(command, task_file, folder):

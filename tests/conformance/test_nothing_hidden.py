@@ -339,6 +339,7 @@ COMMANDS = {
     "run": "run {made} --input {x} --output {tmp}/y.npy --threads 1",
     "calibrate": "calibrate {task}",
     "outliers": "outliers {task} --samples 8",
+    "sensitivity": "sensitivity {task} --samples 8",
     "engines": "engines",
     "demo": "demo -o {tmp}/demo -e torch",
 }
@@ -353,6 +354,7 @@ WRONG_COMMANDS = {
     "run": "run {made} --input {tmp}/none.npy --output {tmp}/y.npy --threads 1",
     "calibrate": "calibrate {task} -r none",
     "outliers": "outliers {tmp}/none.py",
+    "sensitivity": "sensitivity {task} -r none",
     "engines": "engines more",
     "demo": "demo -o {tmp}/demo -e none",
 }

@@ -1,5 +1,6 @@
 """The error of every layer in dB, local and accumulated through the network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,15 +50,15 @@ def _chunk_noise(
 
     def visit(node: fx.Node, value: Any) -> None:
         if node.name in names and isinstance(exact.get(node.name), Tensor):
-            local = _local(node, exact, quantized)
+            local = own_value(node, exact, quantized)
             noise_of[node.name] = LayerNoise(compare(exact[node.name], local), compare(exact[node.name], value))
 
     walk(quantized, inputs, visit)
     return noise_of
 
 
-def _local(node: fx.Node, exact: dict[str, Any], quantized: Network) -> Any:
-    """The node's value with exact inputs and its own quantizers."""
+def own_value(node: fx.Node, exact: Mapping[str, Any], quantized: Network) -> Any:
+    """The value of a node of the quantized network, with exact inputs and its own quantizers."""
 
     def value(source: fx.Node) -> Any:
         if source.op == "get_attr":

@@ -56,14 +56,14 @@ class Outliers(Shown):
         return json.dumps({"task": self.task, "samples": self.samples, "layers": layers}, allow_nan=False)
 
 
-def page_file(path: Path | str) -> Path:
-    """The checked path of the page: itself if it ends in ``.html``, otherwise ``outliers.html`` in that folder.
+def page_file(path: Path | str, name: str = "outliers.html") -> Path:
+    """The checked path of a page: itself if it ends in ``.html``, otherwise ``name`` in that folder.
 
     Raises:
         SavedFolderError: it cannot be written there.
     """
     path = path_of("page", path, SavedFolderError)
-    return check_file(path if path.suffix == ".html" else path / "outliers.html", ".html")
+    return check_file(path if path.suffix == ".html" else path / name, ".html")
 
 
 @in_turn

@@ -12,7 +12,7 @@ from tersor.inert import one_line, plain
 from tersor.measure.formatting import size_text
 from tersor.measure.headline import diagnose
 from tersor.measure.schema import Report
-from tersor.report import compare, language, outliers
+from tersor.report import compare, language, outliers, sensitivity
 from tersor.report.tables import calibration
 from tersor.report.tables.grid import Column, Grid
 from tersor.report.tables.plan import plan_table, weights_grid
@@ -104,6 +104,10 @@ def _line_of_outliers(found: Any) -> str:
     return f"in {found.task}, {len(found.layers)} layers over {found.samples} samples: {advice}"
 
 
+def _line_of_sensitivity(found: Any) -> str:
+    return f"of {found.task} by {found.recipe}: {len(found.layers)} operators over {found.samples} samples"
+
+
 def _calibrated(found: Any) -> RenderableType:
     return Group(calibration.ranges(found), calibration.verdict(found))
 
@@ -124,5 +128,6 @@ VIEWS = {
     "ModulePlans": View(_line_of_modules, _modules),
     "Comparison": View(lambda found: f"of {len(found.runs)} runs: {', '.join(found.runs)}", compare.table),
     "Outliers": View(_line_of_outliers, lambda found: outliers.table(found.layers)),
+    "Sensitivity": View(_line_of_sensitivity, sensitivity.table),
     "Calibrated": View(_line_of_calibration, _calibrated),
 }

@@ -128,7 +128,7 @@ def test_a_layer_whose_input_has_outliers_is_found_and_worth_keeping(tmp_path):
 def test_kinds_are_quantized_one_after_the_other_up_to_the_whole_network():
     task = demo.task()
     found = sensitivity(task, samples=16, measured=2, metric=True, progress=False)
-    assert [s.kind for s in found.stages] == ["ffn", "convolution", "other"]
+    assert [s.kind for s in found.stages] == ["projection", "convolution", "other"]
     assert found.stages[-1].layers == len(found.layers)
     assert found.stages[-1].divergence == pytest.approx(found.whole, rel=1e-6)
     assert all(0.9 < s.metric <= 1 for s in found.stages)

@@ -86,8 +86,9 @@ def kind_of(node: fx.Node, network: Network) -> Kind:
     if op_name(node) in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
         return "recurrent"
     if weight is not None and node.target in LINEARS:
-        rows, columns = network.tensor(weight).shape[:2]
-        return "ffn" if max(rows, columns) >= WIDE * min(rows, columns) and min(rows, columns) > 1 else "projection"
+        small, large = sorted(network.tensor(weight).shape[:2])
+        last = any(user.op == "output" for user in node.users)
+        return "ffn" if large >= WIDE * small > WIDE and not last else "projection"
     if weight is not None:
         depthwise = node.target in CONVOLUTIONS and groups_of(node) == network.tensor(weight).shape[0] > 1
         return "depthwise" if depthwise else "convolution"

@@ -14,7 +14,7 @@ from tersor.report.shell import rendered
 from tersor.report.tables.grid import Column, Grid
 from tersor.words import _, shown
 
-DECADES = 6
+DECADES = 4
 """Costs are drawn over so many powers of ten below the largest."""
 
 
@@ -105,8 +105,8 @@ def advice(found: Found) -> str:
             names=names, before=_cost(found.whole), after=_cost(found.without),
         )  # fmt: skip
     return _(
-        "Worth keeping in float: {names}. With them the divergence falls from {before} to {after} (measured); they are "
-        "{macs} of the multiply-accumulates. Write `rules: [{rules}]` into the step quantize.",
+        "Worth keeping in float: {names}. The divergence then falls from {before} to {after} (measured), for {macs} of "
+        "the multiply-accumulates. Write `rules: [{rules}]` into the step quantize.",
         names=names, before=_cost(found.whole), after=_cost(found.without), macs=_percent(macs),
         rules=", ".join(f"{{layer: {layer.name}, keep: fp32}}" for layer in found.kept),
     )  # fmt: skip

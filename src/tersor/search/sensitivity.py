@@ -115,7 +115,7 @@ def sensitivity(
     >>> data = [(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)),)]
     >>> found = sensitivity(tersor.Task("mlp", net, (torch.zeros(1, 8),), lambda: data), engine="torch", progress=False)
     >>> [layer.name for layer in found.layers], [stage.kind for stage in found.stages]
-    (['0', '2'], ['ffn'])
+    (['0', '2'], ['ffn', 'projection'])
     """
     check_task(task, "sensitivity")
     samples = whole("samples", samples, 1, None, "64 rank layers", CalibrationError)

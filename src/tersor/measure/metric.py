@@ -162,7 +162,7 @@ def paired_interval(
     return bootstrap(drops.numpy(), seed=seed)
 
 
-def tango(worse: int, better: int, samples: int) -> tuple[float, float]:
+def tango(worse: float, better: float, samples: int) -> tuple[float, float]:
     """Tango's 95 % score interval of (worse − better) / samples, from the counts of changed samples.
 
     >>> [round(bound, 3) for bound in tango(worse=12, better=2, samples=50)]

@@ -110,6 +110,62 @@ def test_ridge_is_the_closed_form(shifted):
     torch.testing.assert_close(shift, y.mean(0) - wanted @ x.mean(0) if shifted else torch.zeros(3).double())
 
 
+def fresh_error(weight, shift, truth, shifted):
+    """On rows that no fit has seen."""
+    x = drawn(4000, truth.shape[1], seed=7) + 2
+    y = x @ truth.T + 2 * drawn(4000, len(truth), seed=8) + (5 if shifted else 0)
+    return float((y - x @ weight.double().T - shift.double()).square().mean())
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_few_rows_are_not_learned_by_heart(shifted):
+    truth = drawn(3, 60, seed=3)
+    old = truth + 0.1 * drawn(3, 60, seed=4)
+    x = drawn(120, 60, seed=5) + 2
+    y = x @ truth.T + 2 * drawn(120, 3, seed=6) + (5 if shifted else 0)
+    few = Moments(60, 3)
+    for part in zip(x.split(12), y.split(12), strict=True):
+        few.add(*part)
+    assert few.held.rows == 24
+    plain = Moments(60, 3)
+    plain.add(x, y)  # one batch: nothing is held out
+    assert plain.held is None
+    errors = [fresh_error(*Ridge()(m, old, shifted=shifted), truth, shifted) for m in (few, plain)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_with_many_rows_a_ridge_has_the_strength_that_was_asked_for():
+    x, y, old = drawn(400, 4), drawn(400, 3, seed=1), drawn(3, 4, seed=2)
+    whole = Moments(4, 3)
+    for part in zip(x.split(40), y.split(40), strict=True):
+        whole.add(*part)
+    again = Moments(4, 3)
+    again.add(x, y)
+    for one, other in zip(*(Ridge()(m, old, shifted=True) for m in (whole, again)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_moments_without_the_held_out_rows_are_those_of_the_others():
+    x, y = drawn(80, 5) + 100, drawn(80, 2, seed=1)
+    whole, rest = Moments(5, 2), Moments(5, 2)
+    for number, part in enumerate(zip(x.split(10), y.split(10), strict=True), 1):
+        whole.add(*part)
+        if number % 4:
+            rest.add(*part)
+    for one, other in zip(whole.without(whole.held).centred(), rest.centred(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
+    some = whole.of(torch.tensor([3, 1]))
+    torch.testing.assert_close(some.centred()[2], whole.centred()[2][[3, 1]][:, [3, 1]])
+    weight, shift = drawn(2, 5, seed=2), drawn(2, 1, seed=3)[:, 0]
+    held = torch.cat((x[30:40], x[70:80])), torch.cat((y[30:40], y[70:80]))
+
+    def error(weight, shift):
+        return float((held[1] - held[0] @ weight.T - shift).square().sum(1).mean())
+
+    apart = whole.held.error(weight, shift) - whole.held.error(0 * weight, 0 * shift)
+    assert apart == pytest.approx(error(weight, shift) - error(0 * weight, 0 * shift), rel=1e-8)
+
+
 def test_a_shift_makes_the_means_right_and_leaves_the_weight():
     x, y, old = drawn(100, 4) + 2, drawn(100, 3, seed=1), drawn(3, 4, seed=2)
     found, shift = Shift()(moments(x, y), old, shifted=True)

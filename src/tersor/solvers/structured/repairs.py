@@ -7,6 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+HELD, SMALL = 4, 4096
+"""Every fourth batch is held out beside, where a layer has at most so many columns."""
+SCARCE, STRENGTHS = 20, (1e-2, 1e-1, 1.0)
+"""With fewer rows for each column, these strengths of a ridge are tried, too, on what is held out."""
+
 
 @dataclass
 class Moments:
@@ -14,13 +19,16 @@ class Moments:
 
     Args:
         columns, outputs: the sizes of a row of inputs and of wanted outputs.
+
+    Attributes:
+        held: the sums of some of the batches, which are in all of these, too; None: there were too few batches.
     """
 
     columns: int
     outputs: int = 0
 
     def __post_init__(self) -> None:
-        self.rows = 0
+        self.rows, self.batches, self.held = 0, 0, None
         self.from_x, self.from_y = torch.zeros(self.columns), torch.zeros(self.outputs)
         self.x, self.y = torch.zeros(self.columns).double(), torch.zeros(self.outputs).double()
         self.xx = torch.zeros(self.columns, self.columns).double()
@@ -31,13 +39,56 @@ class Moments:
         if not self.rows and len(x):
             self.from_x = x.mean(0)
             self.from_y = self.from_y if y is None else y.mean(0)
-        self.rows += len(x)
+        self.batches += 1
         x, y = x - self.from_x, None if y is None else y - self.from_y
+        self._sum(x, y)
+        if y is not None and self.columns <= SMALL and self.batches % HELD == 0:
+            if self.held is None:
+                self.held = self._like(slice(None))
+            self.held._sum(x, y)
+
+    def _sum(self, x: Tensor, y: Tensor | None) -> None:
+        self.rows += len(x)
         self.x += x.sum(0).double()
         self.xx += (x.T @ x).double()
         if y is not None:
             self.y += y.sum(0).double()
             self.xy += (x.T @ y).double()
+
+    def _like(self, columns: Tensor | slice) -> "Moments":
+        """Without rows, less the same means."""
+        found = Moments(len(self.from_x[columns]), self.outputs)
+        found.from_x, found.from_y = self.from_x[columns], self.from_y
+        return found
+
+    def of(self, columns: Tensor) -> "Moments":
+        """The moments of some of the inputs."""
+        found = self._like(columns)
+        found.rows, found.batches = self.rows, self.batches
+        found.x, found.y = self.x[columns], self.y
+        found.xx, found.xy = self.xx[columns][:, columns], self.xy[columns]
+        found.held = None if self.held is None else self.held.of(columns)
+        return found
+
+    @property
+    def scarce(self) -> bool:
+        """Whether there are few rows for so many columns, and some that are held out."""
+        return self.held is not None and self.rows < SCARCE * self.columns and self.held.rows < self.rows
+
+    def without(self, other: "Moments") -> "Moments":
+        """The rows that are not among these, which are less the same means."""
+        found = self._like(slice(None))
+        found.rows = self.rows - other.rows
+        for name in ("x", "y", "xx", "xy"):
+            setattr(found, name, getattr(self, name) - getattr(other, name))
+        return found
+
+    def error(self, weight: Tensor, shift: Tensor) -> float:
+        """mean|y − W·x − shift|² over these rows, less what no weight changes."""
+        x, y, xx, xy = self.centred()
+        weight = weight.double()
+        apart = y - weight @ x - shift.double()
+        return float((weight @ xx * weight).sum() - 2 * (weight * xy.T).sum() + apart.square().sum())
 
     @property
     def finite(self) -> bool:
@@ -77,7 +128,9 @@ class Repair(Protocol):
 
 @dataclass(frozen=True)
 class Ridge:
-    """Least squares, drawn towards the present weight.
+    """Least squares, drawn towards the present weight; more so where few rows would be learned by heart.
+
+    With fewer than ``SCARCE`` rows for each column, stronger draws are tried on batches that are held out.
 
     Args:
         strength: of the draw, as a share of the mean variance of the inputs.
@@ -93,14 +146,28 @@ class Ridge:
 
     def __call__(self, moments: Moments, weight: Float[Tensor, "outputs columns"], *, shifted: bool) -> Fitted:
         """The fit."""
-        x, y, xx, xy = moments.centred()
-        if not shifted:
-            xx, xy = xx + torch.outer(x, x), xy + torch.outer(x, y)
-        pull = self.strength * xx.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-        xx.diagonal().add_(pull)
-        fitted = torch.linalg.solve(xx, xy + pull * weight.double().T).T
-        shift = y - fitted @ x if shifted else torch.zeros_like(y)
+        strength = self._best(moments, weight, shifted) if moments.scarce else self.strength
+        fitted, shift = _drawn(moments, weight, shifted, strength)
         return fitted.to(weight.dtype), shift.to(weight.dtype)
+
+    def _best(self, moments: Moments, weight: Tensor, shifted: bool) -> float:
+        """The strength with the least error on what is held out."""
+        held = moments.held
+        assert held is not None
+        rest = moments.without(held)
+        tried = [self.strength, *(s for s in STRENGTHS if s > self.strength)]
+        return min(tried, key=lambda strength: held.error(*_drawn(rest, weight, shifted, strength)))
+
+
+def _drawn(moments: Moments, weight: Tensor, shifted: bool, strength: float) -> tuple[Tensor, Tensor]:
+    """Weight and shift of a ridge, in float64."""
+    x, y, xx, xy = moments.centred()
+    if not shifted:
+        xx, xy = xx + torch.outer(x, x), xy + torch.outer(x, y)
+    pull = strength * xx.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    xx.diagonal().add_(pull)
+    fitted = torch.linalg.solve(xx, xy + pull * weight.double().T).T
+    return fitted, y - fitted @ x if shifted else torch.zeros_like(y)
 
 
 @dataclass(frozen=True)

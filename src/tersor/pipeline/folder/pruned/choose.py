@@ -38,16 +38,6 @@ def second_moment(moments: Moments, shifted: bool) -> Tensor:
     return covariance if shifted else covariance + torch.outer(mean, mean)
 
 
-def subset(moments: Moments, columns: Tensor) -> Moments:
-    """The moments of some of the inputs."""
-    found = Moments(len(columns), moments.outputs)
-    found.rows = moments.rows
-    found.from_x, found.from_y = moments.from_x[columns], moments.from_y
-    found.x, found.y = moments.x[columns], moments.y
-    found.xx, found.xy = moments.xx[columns][:, columns], moments.xy[columns]
-    return found
-
-
 @torch.no_grad()
 def repair_product(product: Product, block: nn.Module, moments: Moments, repair: Repair) -> None:
     """Fit a product's weight, and its bias if it has one, in place; one that no token reached stays as it is."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tersor.errors import RewriteError
 from tersor.network.blocks.calls import call
 from tersor.pipeline.folder.cuts.groups import ARRANGEMENTS, Group, cut, groups_of
-from tersor.pipeline.folder.pruned.choose import kept_atoms, repair_product, second_moment, subset
+from tersor.pipeline.folder.pruned.choose import kept_atoms, repair_product, second_moment
 from tersor.pipeline.folder.pruned.experts import expert_parameters, moments_of, rank, scale_experts, without
 from tersor.pipeline.folder.pruned.observe import Both, Product, Seen, observe, order_of
 from tersor.pipeline.folder.pruned.stage import Pruner
@@ -99,7 +99,7 @@ class WidthPruner(Pruner):
                 scale_experts(group, new, last, moments_of(group, new, runs, (group, old)), self.repair)
             elif group.reader.expert is not None:
                 product, columns = _product(group), group.reader.places[atoms].flatten().sort().values
-                repair_product(product, new, subset(seen[product].moments, columns), self.repair)
+                repair_product(product, new, seen[product].moments.of(columns), self.repair)
 
 
 def _product(group: Group) -> Product:

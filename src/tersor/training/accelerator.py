@@ -61,6 +61,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def processes() -> int:
+    """How many processes a launcher started; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def check_accelerator(trackers: Sequence[str]) -> None:
     """Refuse what ``accelerated`` could not make.
 

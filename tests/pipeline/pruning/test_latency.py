@@ -32,7 +32,7 @@ class MadeUp(Clock):
 
     tells = staticmethod(blocks)
 
-    def __init__(self, compiled, dense):
+    def __init__(self, compiled, dense, store=None):
         self.dense, self.asked = self.tells(dense), 0
 
     def __call__(self, networks, rounds=0, seconds=0.0):

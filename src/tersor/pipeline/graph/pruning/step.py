@@ -5,7 +5,9 @@ from math import prod
 
 import torch
 
+from tersor.engines.targets import cpuinfo
 from tersor.errors import RecipeError
+from tersor.measure.environment import cpu_name
 from tersor.network.groups import Kept, branches, find, macs, parameters
 from tersor.network.groups.flow import sizes
 from tersor.network.network import Network
@@ -20,6 +22,7 @@ from tersor.pipeline.graph.pruning.rounds import Rounds, lies_in
 from tersor.pipeline.graph.pruning.timed.candidates import compiler
 from tersor.pipeline.graph.pruning.timed.speed import Speed
 from tersor.pipeline.graph.pruning.timed.stairs import Clock, measured
+from tersor.pipeline.graph.pruning.timed.store import Store
 from tersor.pipeline.graph.pruning.weights import prune_weights
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
@@ -27,6 +30,7 @@ from tersor.recipe import Prune
 from tersor.solvers.structured import SCORES
 from tersor.tables import made, name_of
 from tersor.task import Task, batch_size
+from tersor.training.accelerator import is_first_process, processes
 from tersor.words import _, said
 
 TARGETS = ("macs", "parameters", "bytes", "latency", "channels")
@@ -118,7 +122,7 @@ def _with_two_for_one(
     clock = None
     if getattr(subject.host, "compile", None) is not None:
         sample = batches or _some_batches(task, dense, subject.seed)
-        clock = Clock(compiler(subject, task, sample), dense)
+        clock = Clock(compiler(subject, task, sample), dense, _store(subject))
     with stages.stage("prune", _("choosing ranks"), len(batches)) as bar:
         found = thinned(step, dense, batches, subject.seed, clock, bar.advance)
     record = Pruned(
@@ -162,8 +166,32 @@ def _speed(
     assert subject.network is not None
     sample = batches or _some_batches(task, subject.network, subject.seed)
     with stages.stage("prune", _("measuring the engine"), 1) as bar:
-        clock = Clock(compiler(subject, task, sample), subject.network)
+        clock = Clock(compiler(subject, task, sample), subject.network, _store(subject))
         return Speed(clock, measured(parts, clock, bar.at))
+
+
+def _store(subject: Subject) -> Store:
+    """What was measured before, if the host keeps its state in a folder.
+
+    Raises:
+        RecipeError: several processes would each measure, and choose networks of their own.
+    """
+    place, first = getattr(subject.host, "place", None), is_first_process()
+    folder = getattr(place, "folder", None)
+    if folder is None:
+        if processes() > 1:
+            raise RecipeError(
+                "a step `prune` that measures latencies runs on several processes only with a folder, in which the "
+                "first one tells the others what it measured: give `folder=`, or `--folder`"
+            )
+        return Store()
+    policy = subject.host.policy
+    options = getattr(subject.host.compile, "keywords", {})
+    about = {
+        "engine": f"{policy.engine} {policy.target}", "options": {k: str(v) for k, v in options.items()},
+        "cpu": cpu_name(cpuinfo()), "steps": [step.model_dump(mode="json") for step in subject.ahead],
+    }  # fmt: skip
+    return Store(folder / f"step-{len(subject.history) + 1}" / "latencies.json", about, first)
 
 
 def _batches(step: Prune, task: Task, network: Network, seed: int) -> list[Batch]:

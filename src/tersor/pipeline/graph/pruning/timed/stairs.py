@@ -18,6 +18,7 @@ from tersor.network.groups.flow import shape_of
 from tersor.network.network import Network, op_name
 from tersor.pipeline.graph.measuring import single
 from tersor.pipeline.graph.pruning.parts import Parts
+from tersor.pipeline.graph.pruning.timed.store import Store, shape_of_work
 
 EIGHTHS, FEWER = (7, 6, 5, 4, 3, 2, 1), (6, 4, 2)
 CANDIDATES, TOGETHER = 70, 6
@@ -66,22 +67,34 @@ class Clock:
     Args:
         compiled: makes a network run.
         dense: the network that all are compared with.
+        store: of what was measured before.
     """
 
-    def __init__(self, compiled: Compile, dense: Network) -> None:
-        self.compiled, self.inputs = compiled, single(dense)
+    def __init__(self, compiled: Compile, dense: Network, store: Store | None = None) -> None:
+        self.compiled, self.inputs, self.store = compiled, single(dense), store or Store()
         self.dense = compiled(dense)
 
     def __call__(self, networks: Sequence[Network], rounds: int = 15, seconds: float = 0.02) -> list["Share"]:
         """The latency of each network over that of the dense one."""
-        runners = {"dense": self.dense, **{str(k): self.compiled(n) for k, n in enumerate(networks)}}
-        calls = {name: (lambda r=run: r(*self.inputs)) for name, run in runners.items()}
-        times = interleave(calls, rounds=rounds, min_time=seconds)
-        return [_share(times[str(k)], times["dense"]) for k in range(len(networks))]
+
+        def measure(places: list[int]) -> list[tuple[float, float]]:
+            runners = {"dense": self.dense, **{str(k): self.compiled(networks[k]) for k in places}}
+            calls = {name: (lambda r=run: r(*self.inputs)) for name, run in runners.items()}
+            times = interleave(calls, rounds=rounds, min_time=seconds)
+            shares = [_share(times[str(k)], times["dense"]) for k in places]
+            return [(share.median, share.high) for share in shares]
+
+        keys = [f"{shape_of_work(network)}-{rounds}" for network in networks]
+        return [Share(median, high) for median, high in self.store.each(keys, measure)]
 
     def milliseconds(self) -> float:
         """Of the dense network."""
-        return interleave({"dense": lambda: self.dense(*self.inputs)}, min_time=0.02)["dense"].median
+
+        def measure(_places: list[int]) -> list[float]:
+            return [interleave({"dense": lambda: self.dense(*self.inputs)}, min_time=0.02)["dense"].median]
+
+        (found,) = self.store.each(["dense"], measure)
+        return found
 
 
 def kinds(parts: Parts) -> tuple[dict[object, list[int]], dict[object, list[int]]]:

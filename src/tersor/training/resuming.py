@@ -92,7 +92,8 @@ class Saved:
             return Course(**{**values, "epochs": [Epoch(*epoch) for epoch in values["epochs"]]})
         except Exception as error:
             raise CheckpointError(
-                f"{self.folder}: the state does not fit this training ({error!s:.300}): give another folder, or remove it"
+                f"{self.folder}: the state does not fit this training ({error!s:.300}): give another folder, or remove "
+                "it"
             ) from error
 
     def _states(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tersor.errors import TaskError
-from tersor.measure.contract import Allowed, Verdict, halves, judged
+from tersor.measure.choosing.contract import Allowed, Verdict, halves, judged
 from tersor.measure.metric import tango
 
 

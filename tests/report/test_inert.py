@@ -24,6 +24,7 @@ from sample_report import layers, resnet20
 import tersor
 from tersor.errors import RecipeError, TersorError
 from tersor.inert import plain
+from tersor.measure.choosing.sensitivity import LayerCost, Stage
 from tersor.measure.language import LanguageReport, WeightRecord
 from tersor.measure.schema import Environment
 from tersor.network.calibrate import Calibrated, Calibration
@@ -45,8 +46,11 @@ from tersor.report.language import language_html, print_language_report
 from tersor.report.notebook.views import VIEWS
 from tersor.report.outliers import page as outliers_page
 from tersor.report.outliers import table as outliers_table
+from tersor.report.sensitivity import page as sensitivity_page
+from tersor.report.sensitivity import table as sensitivity_table
 from tersor.report.shell import rendered
 from tersor.report.tables.plan import folder_table
+from tersor.search.sensitivity import Sensitivity
 from tersor.terminal import Inert, Terminal
 
 # Ends every context of a page; markup and links of rich; escapes, C1 codes, directions, nothing seen, a lone surrogate.
@@ -96,6 +100,12 @@ def some_outliers(evil):
     return [dataclasses.replace(layer, name=evil, op=evil) for layer in found_outliers().layers]
 
 
+def sensitivity_of(evil):
+    cost = LayerCost(evil, evil, "ffn", evil, 1, 30.0, 1e-3, 2e-3)
+    stages = (Stage("ffn", 1, 2e-3, 0.5),)
+    return Sensitivity(evil, evil, evil, 3, (cost,), 2e-3, (cost,), 1e-4, stages, evil)
+
+
 def comparison_of(evil):
     return side_by_side({evil: figures(network_report(evil)), "other": figures(resnet20())})
 
@@ -105,12 +115,14 @@ PAGES = {
     "language": lambda evil: language_html(language_report(evil)),
     "compare": lambda evil: compare_page(comparison_of(evil)),
     "outliers": lambda evil: outliers_page(evil, 3, some_outliers(evil)),
+    "sensitivity": lambda evil: sensitivity_page(sensitivity_of(evil)),
 }
 TABLES = {
     "report": lambda evil, to: print_report(network_report(evil), to),
     "language": lambda evil, to: print_language_report(language_report(evil), to),
     "compare": lambda evil, to: to.print(Inert(compare_table(comparison_of(evil)))),
     "outliers": lambda evil, to: to.print(Inert(outliers_table(some_outliers(evil)))),
+    "sensitivity": lambda evil, to: to.print(Inert(sensitivity_table(sensitivity_of(evil)))),
 }
 
 
@@ -246,6 +258,7 @@ VALUES = {
     ),
     "Comparison": comparison_of,
     "Outliers": lambda evil: Outliers(evil, 3, tuple(some_outliers(evil))),
+    "Sensitivity": sensitivity_of,
     "Calibrated": calibrated,
 }
 

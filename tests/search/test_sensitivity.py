@@ -10,7 +10,7 @@ import tersor
 from tersor import demo
 from tersor.engines import engine
 from tersor.errors import RecipeError
-from tersor.measure.sensitivity import LayerCost, worth_keeping
+from tersor.measure.choosing.sensitivity import LayerCost, worth_keeping
 from tersor.network.network import title, walk
 from tersor.pipeline.graph.pruning.trials import divergence
 from tersor.pipeline.graph.quantize import GraphHost, start

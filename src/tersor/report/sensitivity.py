@@ -7,8 +7,8 @@ from typing import Any, Protocol, runtime_checkable
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from tersor.measure.choosing.sensitivity import KINDS, LayerCost, Stage
 from tersor.measure.formatting import db_text
-from tersor.measure.sensitivity import KINDS, LayerCost, Stage
 from tersor.report import svg
 from tersor.report.shell import rendered
 from tersor.report.tables.grid import Column, Grid
@@ -106,7 +106,7 @@ def advice(found: Found) -> str:
         )  # fmt: skip
     return _(
         "Worth keeping in float: {names}. The divergence then falls from {before} to {after} (measured), for {macs} of "
-        "the multiply-accumulates. Write `rules: [{rules}]` into the step quantize.",
+        "the multiply-accumulates. Rules of the step quantize that do so: {rules}.",
         names=names, before=_cost(found.whole), after=_cost(found.without), macs=_percent(macs),
         rules=", ".join(f"{{layer: {layer.name}, keep: fp32}}" for layer in found.kept),
     )  # fmt: skip

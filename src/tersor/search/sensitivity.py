@@ -12,10 +12,10 @@ from tersor.arguments import whole
 from tersor.checkpoints.destination import write_page
 from tersor.engines import engine as find_engine
 from tersor.errors import CalibrationError, RecipeError
+from tersor.measure.choosing.sensitivity import KINDS, LayerCost, Stage, cost_of, kind_of, worth_keeping
 from tersor.measure.fidelity import SignalNoise, compare
 from tersor.measure.layers import own_value
 from tersor.measure.metric import evaluate_metric
-from tersor.measure.sensitivity import KINDS, LayerCost, Stage, cost_of, kind_of, worth_keeping
 from tersor.network.network import Network, title, walk
 from tersor.pipeline.graph.batches import Batch, exactly, passing, seeded
 from tersor.pipeline.graph.outliers import page_file

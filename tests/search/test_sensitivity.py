@@ -140,6 +140,22 @@ def test_a_recipe_that_quantizes_nothing_is_refused():
         sensitivity(made("block"), Recipe(weights={"format": "fp32"}, activations={"format": "fp32"}), progress=False)
 
 
+def test_a_network_of_labels_is_refused_and_a_training_left_out():
+    class Labels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(x).argmax(1)
+
+    data = [(torch.randn(8, 4),)]
+    task = tersor.Task("labels", Labels().eval(), (torch.zeros(1, 4),), lambda: data)
+    with pytest.raises(RecipeError, match="let the model return scores"):
+        sensitivity(task, progress=False)
+    assert sensitivity(made("block"), "int8-qat", samples=4, measured=0, progress=False).layers
+
+
 def test_few_layers_are_worth_keeping_and_never_all():
     def cost(name, value):
         return LayerCost(name, "linear", "ffn", "int8", 1, 30.0, value)

@@ -26,7 +26,7 @@ from tersor.pipeline.graph.quantize import GraphHost, start
 from tersor.pipeline.graph.solve import Solved
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import through
-from tersor.recipe import Quantize, Recipe, resolve
+from tersor.recipe import Quantize, Recipe, Train, resolve
 from tersor.report.sensitivity import page
 from tersor.search.partly import Partly, parts_of, quantized_operators
 from tersor.task import Task, batch_size, check_task
@@ -97,7 +97,8 @@ def sensitivity(
     output's SQNR, and an estimate of how far the network's outputs move, (gᵀe)²/2 for its error e and the gradient g
     of a prediction drawn from the network. For the worst the divergence is measured: Kullback and Leibler's of
     classes, half the squared difference over the variance of other outputs. Last, one kind of layer is quantized
-    after the other, feed-forward layers first. Biases are not corrected: that depends on all layers in front.
+    after the other, feed-forward layers first. Biases are not corrected: that depends on all layers in front. Steps
+    `train` of the recipe are left out.
 
     Args:
         engine: whose rules the plan follows.
@@ -151,7 +152,8 @@ def sensitivity(
 
 def _solved(task: Task, recipe: Recipe, engine: str, stages: Stages) -> Solved:
     # Corrected biases compensate for the errors of all layers in front, which are not there when one is alone.
-    steps = [s.model_copy(update={"bias_correction": False}) if isinstance(s, Quantize) else s for s in recipe.steps]
+    untrained = [step for step in recipe.steps if not isinstance(step, Train)]
+    steps = [s.model_copy(update={"bias_correction": False}) if isinstance(s, Quantize) else s for s in untrained]
     subject = start(task, recipe, GraphHost(find_engine(engine).policy(None)), stages)
     with unchanged(task.model, "calibration"):
         found = through(steps, subject, task, stages).details
@@ -178,6 +180,11 @@ def _of_batch(
 
         outputs = [y for y in walk(floats, part, see, gradients=True) if isinstance(y, Tensor)]
         loss = drawn_loss([y for y in outputs if y.requires_grad], generator)
+        if not loss.requires_grad:
+            raise RecipeError(
+                "the network returns no floating-point values that its layers decide, so there is nothing to rate them "
+                "by: let the model return scores"
+            )
         watched = [n.name for n in operators if isinstance(values[n.name], Tensor) and values[n.name].requires_grad]
         slopes = dict(
             zip(watched, torch.autograd.grad(loss, [values[n] for n in watched], allow_unused=True), strict=True)

@@ -175,8 +175,7 @@ LINES: dict[str, tuple[str, str]] = {
         "at least 90.5 %; at least 0.3 points",
     ),
     "train_pruned": (
-        "ResNet-56 pruned, trained back by its dense self in 5 epochs, and quantized: top-1 in OpenVINO int8 with half "
-        "of the MACs, with 1/2.5, and with a target of 1.5x latency; its speed over the dense int8 network",
+        "ResNet-56 pruned, trained back in 5 epochs, in OpenVINO int8: 1/2 and 1/2.5 of the MACs; 1.5x latency; speed",
         "at least 93.0 %, 92.7 %, 93.0 %; at least 1.5x",
     ),
     "train_peers": (

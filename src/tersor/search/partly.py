@@ -10,6 +10,7 @@ from torch.fx.node import map_arg
 from tersor.measure.layers import own_value
 from tersor.network.network import Network, call, op_name
 from tersor.network.quantize import is_quantizer
+from tersor.pipeline.graph.pruning.padding import part_of
 from tersor.policy.operators import MOVES
 from tersor.task import batch_size
 
@@ -65,7 +66,7 @@ def parts_of(inputs: tuple[Tensor, ...], network: Network) -> Iterator[tuple[Ten
     """The inputs, a few samples at a time; all at once where the batch size is fixed."""
     size = CHUNK if network.dynamic_batch else batch_size(inputs)
     for first in range(0, batch_size(inputs), size):
-        yield tuple(x[first : first + size] if x.ndim else x for x in inputs)
+        yield part_of(inputs, first, first + size)
 
 
 def quantized_operators(floats: Network, quantized: Network) -> list[fx.Node]:

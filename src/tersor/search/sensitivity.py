@@ -179,7 +179,7 @@ def _of_batch(
             values[node.name] = value
 
         outputs = [y for y in walk(floats, part, see, gradients=True) if isinstance(y, Tensor)]
-        loss = drawn_loss([y for y in outputs if y.requires_grad], generator)
+        loss = drawn_loss([real_tokens(part, y) for y in outputs if y.requires_grad], generator)
         if not loss.requires_grad:
             raise RecipeError(
                 "the network returns no floating-point values that its layers decide, so there is nothing to rate them "

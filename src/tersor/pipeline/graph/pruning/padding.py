@@ -30,13 +30,13 @@ def padded(task: Task, batch: Batch) -> Batch:
     return made
 
 
-def sample_of(batch: Batch, number: int) -> Batch:
-    """One sample of a batch, as a batch."""
-    sample = tuple(x[number : number + 1] if x.ndim else x for x in batch)
+def part_of(batch: Batch, start: int, end: int) -> Batch:
+    """Some samples of a batch, as a batch, with their part of its mask."""
+    samples = tuple(x[start:end] if x.ndim else x for x in batch)
     if not isinstance(batch, Padded):
-        return sample
-    found = Padded(sample)
-    found.mask = batch.mask[number : number + 1]
+        return samples
+    found = Padded(samples)
+    found.mask = batch.mask[start:end]
     return found
 
 

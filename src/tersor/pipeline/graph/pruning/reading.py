@@ -12,7 +12,7 @@ from tersor.errors import CalibrationError, RecipeError
 from tersor.network.network import CONVOLUTIONS, Network, groups_of, walk
 from tersor.pipeline.graph.batches import Batch
 from tersor.pipeline.graph.observing.grams import layer_problem
-from tersor.pipeline.graph.pruning.padding import real, real_tokens, sample_of
+from tersor.pipeline.graph.pruning.padding import part_of, real, real_tokens
 from tersor.pipeline.graph.pruning.prunable import Weight
 from tersor.solvers.patches import patches
 from tersor.solvers.weights import Curvature
@@ -80,7 +80,7 @@ def _samples(batch: Batch, dynamic: bool) -> Iterator[Batch]:
         yield batch
         return
     for k in range(batch_size(batch)):
-        yield sample_of(batch, k)
+        yield part_of(batch, k, k + 1)
 
 
 def drawn_loss(outputs: list[Tensor], generator: torch.Generator) -> Tensor:

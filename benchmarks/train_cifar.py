@@ -44,11 +44,11 @@ ROWS: dict[str, Row] = {
     "w3a3": Quantized("w3a3", 6, 20),
     "sparse-90": Sparse("gradual", 10, 25),
     "ternary": Quantized("ternary", 5, 8),
-    "binary": Quantized("binary", 5, 8),
+    "binary": Quantized("binary", 8, 12),
     "admm-ternary": Quantized("admm-ternary", 5, 8),
     "admm-binary": Quantized("admm-binary", 5, 8),
     "w1a1": Quantized("w1a1", 10, 20),
-    **{f"distill-{loss}": Distilled(loss, 10, 25) for loss in LONGER},
+    **{f"distill-{loss}": Distilled(loss, 10, 12) for loss in LONGER},
     **{f"distill-{loss}-short": Distilled(loss, 1, 3) for loss in ("alone", *FITTING) if loss not in LONGER[1:]},
 }
 """All rows by name."""

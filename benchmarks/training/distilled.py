@@ -10,7 +10,8 @@ from tersor.recipe import Quantization, Quantize, Recipe, Train
 from tersor.training.losses import LOSSES
 
 # Of the first ResNets on CIFAR-10 (arXiv 1512.03385), with twice the decay, as papers on distillation take them.
-SCRATCH: dict[str, Any] = {"optimizer": "sgd", "rate": 0.1, "weight_decay": 5e-4}
+# BF16 halves the time where the CPU computes in it.
+SCRATCH: dict[str, Any] = {"optimizer": "sgd", "rate": 0.1, "weight_decay": 5e-4, "precision": "bf16"}
 # Those of Transformers read what a ResNet does not have.
 FITTING = tuple(name for name in LOSSES if name not in ("hidden-states", "attention-maps"))
 

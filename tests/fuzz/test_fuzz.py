@@ -17,7 +17,7 @@ from tests.fuzz.trying import in_processes, tried
 
 QUICK = (
     "manifest", "network with an LSTM", "network without its zeros", "folder without its zeros", "report", "recipe",
-    "array", "gptq", "records", "gguf",
+    "array", "gptq", "records", "gguf", "narrowed",
 )  # fmt: skip
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),

@@ -104,6 +104,17 @@ def _check(model: nn.Module, given: Narrowed) -> None:
         )
     if fingerprint({name: own[name] for name in given.tensors}) != given.base:
         raise TaskError("the model's tensors have other shapes or dtypes than those of the model that was pruned")
+    for name, tensor in given.tensors.items():
+        sizes = list(own[name].shape)
+        for dim, left in given.kept.get(name, {}).items():
+            if not 0 <= dim < len(sizes) or left != sorted(set(left)) or left[-1:] >= [sizes[dim]]:
+                raise TaskError(f"the pruning of {name} keeps positions of dimension {dim} that it does not have")
+            sizes[dim] = len(left)
+        if list(tensor.shape) != sizes or tensor.dtype != own[name].dtype:
+            raise TaskError(
+                f"{name} is {list(tensor.shape)} of {tensor.dtype}, and what the pruning kept of it is {sizes} of "
+                f"{own[name].dtype}: it belongs to another pruning"
+            )
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -177,12 +188,12 @@ def _compare(small: nn.Module, given: Narrowed) -> Fault | None:
     try:
         with torch.no_grad():
             out = small(**keywords) if keywords else small(*inputs)
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:  # of the model's own code, which may check sizes in its own way
         where = inside[-1] if inside else ""
         kind = type(small.get_submodule(where)).__name__
         return Fault(
             f"the code of {where or 'the model'} ({kind}) fixes a size that pruning changed, in a form that is not an "
-            f"attribute equal to it: {str(error).splitlines()[0]}; use the graph, or take such sizes from the tensors"
+            f"attribute equal to it: {(str(error) or type(error).__name__).splitlines()[0]}; use the graph, or take such sizes from the tensors"
         )
     finally:
         for hook in hooks:

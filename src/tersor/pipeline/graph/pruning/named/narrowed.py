@@ -6,15 +6,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tersor.checkpoints.destination import check_folder, put_in_place
+from tersor.checkpoints.foreign.files import inside
 from tersor.checkpoints.manifest import (
     FORMAT,
     MANIFEST,
@@ -37,15 +38,18 @@ Indices = dict[str, dict[int, list[int]]]
 """For each tensor that lost positions, and each dimension of it, those that were kept."""
 
 
+Size = Annotated[int, Field(ge=1, lt=2**31)]
+
+
 class Stored(BaseModel):
     """The manifest's entry ``pruning``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str
-    kept: Indices
-    sizes: dict[str, tuple[int, int]] = {}
-    groups: dict[str, int] = {}
+    kept: dict[str, dict[int, list[Annotated[int, Field(ge=0, lt=2**31)]]]]
+    sizes: dict[str, tuple[Size, Annotated[int, Field(ge=0, lt=2**31)]]] = {}
+    groups: dict[str, Size] = {}
     branches: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
 
@@ -120,12 +124,17 @@ class Narrowed:
         verify(folder, manifest)
         try:
             stored = Stored.model_validate(manifest["pruning"])
-            tensors, check = load_file(folder / TENSORS), load_file(folder / CHECK)
+            tensors, check = (load_file(inside(folder, name, SavedFolderError)) for name in (TENSORS, CHECK))
         except (OSError, KeyError, ValidationError, SafetensorError) as error:
             raise SavedFolderError(f"{folder} holds no pruned model that can be read: {error}") from error
         held = [
             tuple(check[f"{what}{k}"] for k in range(len(check)) if f"{what}{k}" in check) for what in (_INPUT, _OUTPUT)
         ]
+        if not held[0] or len(stored.names) not in (0, len(held[0])):
+            raise SavedFolderError(
+                f"{folder} holds no pruned model that can be read: {CHECK} has {len(held[0])} inputs, and the manifest "
+                f"names {len(stored.names)}"
+            )
         return cls(
             stored.base, stored.kept, stored.sizes, stored.groups, stored.branches, tensors, *held, names=stored.names
         )

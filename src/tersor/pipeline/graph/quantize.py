@@ -9,8 +9,8 @@ from tersor.network.network import Network
 from tersor.pipeline.graph.host import GRAPH
 from tersor.pipeline.graph.observing.observe import observables, observe
 from tersor.pipeline.graph.prepare import captured, planned
+from tersor.pipeline.graph.pruning.record import check_formats
 from tersor.pipeline.graph.pruning.step import prune
-from tersor.pipeline.graph.pruning.zeros import check_formats
 from tersor.pipeline.graph.rewriting import rewrite_by_probe
 from tersor.pipeline.graph.solve import Solved, solve
 from tersor.pipeline.graph.training.roles import check_zeros

@@ -1,6 +1,6 @@
 """The step `prune` for graphs: what may go, rounds of scoring, choosing, cutting and repair, and the record of them."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -14,10 +14,11 @@ from tersor.network.network import Network
 from tersor.network.rewrites.fold_constants import FoldConstants
 from tersor.pipeline.graph.batches import Batch, exactly, passing, seeded
 from tersor.pipeline.graph.pruning.groups import Width, asked, groups_for, layers_of_group
-from tersor.pipeline.graph.pruning.named.narrowed import Indices, indices
+from tersor.pipeline.graph.pruning.named.narrowed import indices
 from tersor.pipeline.graph.pruning.padding import padded
 from tersor.pipeline.graph.pruning.parts import Parts
 from tersor.pipeline.graph.pruning.rank import thinned
+from tersor.pipeline.graph.pruning.record import Pruned
 from tersor.pipeline.graph.pruning.rounds import Rounds, lies_in
 from tersor.pipeline.graph.pruning.timed.candidates import compiler
 from tersor.pipeline.graph.pruning.timed.speed import Speed
@@ -36,36 +37,6 @@ from tersor.words import _, said
 TARGETS = ("macs", "parameters", "bytes", "latency", "channels")
 MEMORY, LIVE = 4e9, 8
 """Bytes that the values of both networks may take, and how many of the largest size are there at once."""
-
-
-@dataclass(frozen=True)
-class Pruned:
-    """What happened in one step `prune`.
-
-    Args:
-        target: what was asked for.
-        macs, parameters: of one sample, before and after.
-        widths: of every group that could lose something.
-        fixed: layers none of whose outputs can go, and why.
-        whole: groups that the score cannot rate, and why; they stay whole.
-        notes: warnings for the report.
-        branches: those that went, by the name of their last layer.
-        faster: for a target in latency how many times as fast the network was measured in the engine.
-        kept: what is left of each tensor that lost something.
-        ranks: of every layer that could become two thinner ones.
-    """
-
-    target: str
-    macs: tuple[int, int]
-    parameters: tuple[int, int]
-    widths: tuple[Width, ...]
-    fixed: dict[str, str]
-    whole: dict[str, str]
-    notes: tuple[str, ...] = ()
-    branches: tuple[str, ...] = ()
-    faster: float | None = None
-    kept: Indices = field(default_factory=dict)
-    ranks: tuple[Width, ...] = ()
 
 
 def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:

@@ -13,7 +13,7 @@ from tersor.pipeline.graph.batches import Batch, exactly, passing, seeded
 from tersor.pipeline.graph.pruning.padding import padded
 from tersor.pipeline.graph.pruning.prunable import Weight, chosen
 from tersor.pipeline.graph.pruning.reading import curvature, input_norms
-from tersor.pipeline.graph.pruning.zeros import Sparsified, zeros_of
+from tersor.pipeline.graph.pruning.record import Pruned, zeros_of
 from tersor.pipeline.progress import Stage, Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Prune
@@ -58,7 +58,7 @@ def prune_weights(step: Prune, subject: Subject, task: Task, stages: Stages) -> 
     network = verify(network, "pruning")
     weights = {name: weight for name, weight in weights.items() if weight.layer not in left}
     counts = (macs(dense), macs(network)), (parameters(dense), parameters(network))
-    record = Sparsified(step.target, *counts, zeros_of(network, weights), left)
+    record = Pruned(step.target, *counts, zeros=zeros_of(network, weights), whole=left)
     found = replace(subject, network=network, history=(*subject.history, step))
     return replace(found, prunings=(*subject.prunings, record))
 

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from tersor.measure import Report
 from tersor.measure.parts.pruning import Left, Pruning, Width, Zeros
 from tersor.pipeline.graph.pruning import groups as layers
-from tersor.pipeline.graph.pruning.step import Pruned
-from tersor.pipeline.graph.pruning.zeros import Sparsified
+from tersor.pipeline.graph.pruning.record import Pruned
 
 
-def with_prunings(report: Report, prunings: Sequence[Pruned | Sparsified]) -> Report:
+def with_prunings(report: Report, prunings: Sequence[Pruned]) -> Report:
     """The report with a record and the warnings of every pruning."""
     if not prunings:
         return report
@@ -17,7 +16,7 @@ def with_prunings(report: Report, prunings: Sequence[Pruned | Sparsified]) -> Re
     return report.model_copy(update={"prunings": tuple(map(recorded, prunings)), "warnings": warnings})
 
 
-def recorded(pruned: Pruned | Sparsified) -> Pruning:
+def recorded(pruned: Pruned) -> Pruning:
     """A pruning as the report keeps it."""
     return Pruning(
         target=pruned.target,
@@ -31,10 +30,7 @@ def recorded(pruned: Pruned | Sparsified) -> Pruning:
         branches=pruned.branches,
         ranks=_widths(pruned.ranks),
         faster=pruned.faster,
-        zeros=tuple(
-            Zeros(layer=z.layer, weights=z.weights, zeros=z.zeros)
-            for z in (pruned.zeros if isinstance(pruned, Sparsified) else ())
-        ),
+        zeros=tuple(Zeros(layer=z.layer, weights=z.weights, zeros=z.zeros) for z in pruned.zeros),
     )
 
 

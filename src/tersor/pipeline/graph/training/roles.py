@@ -9,8 +9,8 @@ from tersor.errors import RecipeError
 from tersor.network.groups import find, macs, parameters
 from tersor.network.network import Network, op_name
 from tersor.pipeline.graph.pruning.prunable import Weight, chosen, weights_of
+from tersor.pipeline.graph.pruning.record import Pruned, Zeroed, kept_names
 from tersor.pipeline.graph.pruning.weights import checked_weights
-from tersor.pipeline.graph.pruning.zeros import Sparsified, Zeroed, kept_names
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Prune, Recipe, Train
 from tersor.solvers.weights.selection import check_pattern, check_share
@@ -43,7 +43,7 @@ def roles_of(step: Train, subject: Subject, network: Network, student: nn.Module
     )
 
 
-def zeros_of_training(step: Train, network: Network, student: nn.Module) -> Sparsified:
+def zeros_of_training(step: Train, network: Network, student: nn.Module) -> Pruned:
     """The record of a step with the option `sparsity`.
 
     Args:
@@ -58,7 +58,7 @@ def zeros_of_training(step: Train, network: Network, student: nn.Module) -> Spar
     )
     products, values = macs(network), parameters(network)
     same = (products, products), (values, values)
-    return Sparsified(step.sparsity.target, *same, zeros, weights_of(network)[1])
+    return Pruned(step.sparsity.target, *same, zeros=zeros, whole=weights_of(network)[1])
 
 
 def check_zeros(recipe: Recipe, network: Network) -> None:

@@ -190,10 +190,10 @@ def _compare(small: nn.Module, given: Narrowed) -> Fault | None:
             out = small(**keywords) if keywords else small(*inputs)
     except Exception as error:  # of the model's own code, which may check sizes in its own way
         where = inside[-1] if inside else ""
-        kind = type(small.get_submodule(where)).__name__
+        kind, told = type(small.get_submodule(where)).__name__, (str(error) or type(error).__name__).splitlines()[0]
         return Fault(
             f"the code of {where or 'the model'} ({kind}) fixes a size that pruning changed, in a form that is not an "
-            f"attribute equal to it: {(str(error) or type(error).__name__).splitlines()[0]}; use the graph, or take such sizes from the tensors"
+            f"attribute equal to it: {told}; use the graph, or take such sizes from the tensors"
         )
     finally:
         for hook in hooks:

@@ -1,12 +1,13 @@
-"""What a step made zero, weight by weight, and which zeros later steps keep."""
+"""The record of a pruning, and which of its zeros later steps keep."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from tersor.errors import RecipeError
 from tersor.network.network import Network
 from tersor.network.sites import Plan
+from tersor.pipeline.graph.pruning.groups import Width
+from tersor.pipeline.graph.pruning.named.narrowed import Indices
 from tersor.pipeline.graph.pruning.prunable import Weight
 
 
@@ -28,28 +29,35 @@ class Zeroed:
 
 
 @dataclass(frozen=True)
-class Sparsified:
-    """What happened in a step that made single weights zero; a sibling of ``Pruned`` with the same fields.
+class Pruned:
+    """What happened in one step `prune`, or in a step `train` that made weights zero.
 
     Args:
         target: what was asked for.
-        macs, parameters: of one sample, before and after: zeros are counted.
+        macs, parameters: of one sample, before and after; zeros are counted.
+        widths: of every group that could lose something.
+        fixed: layers none of whose outputs can go, and why.
+        whole: groups and layers that the score cannot rate, and why; they stay whole.
+        notes: warnings for the report.
+        branches: those that went, by the name of their last layer.
+        faster: for a target in latency how many times as fast the network was measured in the engine.
+        kept: what is left of each tensor that lost something.
+        ranks: of every layer that could become two thinner ones.
         zeros: of every weight that could lose some.
-        whole: layers that the score cannot rate, or whose weights cannot become zero, and why.
     """
 
     target: str
     macs: tuple[int, int]
     parameters: tuple[int, int]
-    zeros: tuple[Zeroed, ...]
-    whole: dict[str, str]
-    widths: tuple[()] = ()
+    widths: tuple[Width, ...] = ()
     fixed: dict[str, str] = field(default_factory=dict)
+    whole: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    branches: tuple[()] = ()
-    faster: None = None
-    kept: dict[str, dict[int, list[int]]] = field(default_factory=dict)
-    ranks: tuple[()] = ()
+    branches: tuple[str, ...] = ()
+    faster: float | None = None
+    kept: Indices = field(default_factory=dict)
+    ranks: tuple[Width, ...] = ()
+    zeros: tuple[Zeroed, ...] = ()
 
     @property
     def share(self) -> float:
@@ -63,13 +71,13 @@ def zeros_of(network: Network, weights: Mapping[str, Weight]) -> tuple[Zeroed, .
     return tuple(Zeroed(weights[n].layer, n, v.numel(), int((v == 0).sum())) for n, v in values.items())
 
 
-def check_formats(prunings: Iterable[Any], plan: Plan) -> None:
+def check_formats(prunings: Iterable[Pruned], plan: Plan) -> None:
     """Refuse formats without a zero for weights whose zeros stay.
 
     Raises:
         RecipeError: naming the layer.
     """
-    layers = {z.layer for record in prunings if isinstance(record, Sparsified) for z in record.zeros if z.zeros}
+    layers = {z.layer for record in prunings for z in record.zeros if z.zeros}
     for site in plan.weights():
         if site.spec.format.name == "binary" and site.name in layers:
             raise RecipeError(
@@ -78,7 +86,6 @@ def check_formats(prunings: Iterable[Any], plan: Plan) -> None:
             )
 
 
-def kept_names(prunings: Iterable[Any]) -> frozenset[str]:
+def kept_names(prunings: Iterable[Pruned]) -> frozenset[str]:
     """The names of the weights whose zeros stay zero in later steps, from the records of a subject."""
-    records = (p for p in prunings if isinstance(p, Sparsified))
-    return frozenset(z.tensor for record in records for z in record.zeros if z.zeros)
+    return frozenset(z.tensor for record in prunings for z in record.zeros if z.zeros)

@@ -82,6 +82,22 @@ def test_training_loses_less_than_the_solver_alone(source, held, trained, tmp_pa
     assert trained.report.compressed_bytes == alone.report.compressed_bytes
 
 
+def test_what_pruning_left_is_trained(source, held, tmp_path):
+    found = {}
+    for name, blocks in (("alone", None), ("trained", BLOCKS)):
+        steps = ({"prune": {"target": "25% mlp"}}, *recipe(blocks).steps)
+        found[name] = tersor.compress_folder(
+            source, tmp_path / name, Recipe(steps=steps), TOKENS, evaluate=held, progress=False
+        )
+    alone, trained = found.values()
+    assert [step.name for step in trained.subject.history] == ["prune", "quantize", "train"]
+    assert trained.report.divergence.nats < alone.report.divergence.nats
+    assert trained.report.compressed_bytes == alone.report.compressed_bytes
+    assert all(line.after < line.before for line in trained.report.training)
+    assert trained.prunings == alone.prunings
+    assert nats(tersor.load(trained.folder).model, held) == pytest.approx(trained.report.compressed.nats, rel=1e-5)
+
+
 @pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_that_was_stopped_is_taken_up_to_the_same_bytes(number, source, held, trained, tmp_path, monkeypatch):
     write = Journal.write

@@ -49,6 +49,42 @@ def made_up(monkeypatch):
     monkeypatch.setattr(step, "Clock", MadeUp)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target": "1.3x latency", "rounds": 2}, {"target": "1.5x macs", "structure": ["channels", "branches"]},
+        {"target": "1.2x macs", "structure": "branches", "rounds": 1}, {"target": "40% channels", "score": "magnitude"},
+    ],
+)  # fmt: skip
+def test_what_was_chosen_is_made_again_without_choosing(made_up, options, monkeypatch):
+    task = task_of()
+    first = run(task, **options)
+    pinned = first.prunings[0].pinned
+    assert pinned.target == "widths"
+    monkeypatch.setattr(step, "Clock", None)
+    recipe = Recipe.from_yaml(Recipe(steps=[pinned, Quantize(**FLOAT)]).to_yaml())
+    again = tersor.compress(task, recipe, "torch", report=False, progress=False, threads=1)
+    assert again.prunings[0].kept == first.prunings[0].kept
+    assert again.prunings[0].branches == first.prunings[0].branches
+    assert again.prunings[0].pinned == pinned
+    for (name, a), (_, b) in zip(again.network.tensors(), first.network.tensors(), strict=True):
+        assert np.array_equal(a, b), name
+
+
+def test_widths_of_another_network_are_refused():
+    wide = {"target": "widths", "rounds": 1}
+    with pytest.raises(RecipeError, match=r"no group or branch .* named nothing"):
+        run(task_of(), **wide, widths={"nothing": [3]})
+    with pytest.raises(RecipeError, match="no group or branch"):
+        run(task_of(), **wide, dropped={"0": 1})
+    with pytest.raises(ValueError, match="go together"):
+        run(task_of(), **wide)
+    with pytest.raises(ValueError, match="one for each of 1 rounds"):
+        run(task_of(), **wide, widths={"0.weight": [3, 2]})
+    with pytest.raises(ValueError, match="round 2 of 1"):
+        run(task_of(), **wide, dropped={"0": 2})
+
+
 def test_what_the_engine_rewards_is_taken_and_nothing_else(made_up):
     task = task_of()
     done = run(task, target="1.3x latency", rounds=2)

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_serializer, model_validator
 
 from tersor.errors import TersorError
 from tersor.recipe.steps.base import Phase, Step, Subject
@@ -15,6 +15,8 @@ from tersor.task import Task
 Times = Literal["macs", "parameters", "bytes", "latency"]
 Share = Literal["channels", "weights", "mlp", "heads", "experts", "layers"]
 Part = Literal["channels", "branches", "rank"]
+GIVEN = "widths"
+"""The target of a pruning whose result is written out."""
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _TIMES = re.compile(rf"{_NUMBER}x(?: ({'|'.join(get_args(Times))}))?")
 _SHARE = re.compile(rf"{_NUMBER}% ({'|'.join(get_args(Share))})")
@@ -50,8 +52,8 @@ class Prune(Step):
     Args:
         target: how much less is left: ``2x macs``, ``1.5x parameters``, ``2x bytes``, ``1.5x latency`` (or ``1.5x``) on
             the engine, or ``30% channels`` of each group; ``90% weights`` become zero, ``2:4 weights`` all but 2 of
-            every 4 neighbouring inputs; of a folder in the Hugging Face layout ``25% mlp`` (columns of each MLP),
-            ``heads``, ``experts`` or ``layers``.
+            every 4 neighbouring inputs; ``widths``: those that are given; of a folder in the Hugging Face layout
+            ``25% mlp`` (columns of each MLP), ``heads``, ``experts`` or ``layers``.
         structure: what may go of a graph: ``channels`` (heads and hidden units, too), ``branches`` beside a shortcut;
             or ``rank``: layers become two thinner ones, where that is faster in the engine.
         score: an entry of ``tersor.solvers.structured.SCORES``, which says what goes first; for single weights of
@@ -63,6 +65,10 @@ class Prune(Step):
         layers: patterns of the names of layers whose outputs may go; empty: all.
         keep: patterns of layers that stay as they are.
         samples: of the calibration data that are used.
+        widths: for the target ``widths`` how many are left of a group behind each round, by the tensor that names the
+            group; groups that are not named stay whole. The record of a pruning has its own, so that what was chosen
+            by measuring is made again without it.
+        dropped: for the target ``widths`` the round in which a branch goes, by the name of its last layer.
 
     >>> Prune(target="2x macs").amount
     ('macs', 2.0)
@@ -81,11 +87,15 @@ class Prune(Step):
     layers: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
     keep: Annotated[tuple[str, ...], BeforeValidator(_patterns)] = ()
     samples: int = Field(default=512, ge=1)
+    widths: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] = Field(default_factory=dict)
+    dropped: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
 
     @field_validator("target")
     @classmethod
     def _readable(cls, value: str) -> str:
         text = " ".join(value.lower().split())
+        if text == GIVEN:
+            return text
         times, share, pattern = _TIMES.fullmatch(text), _SHARE.fullmatch(text), _PATTERN.fullmatch(text)
         if pattern is not None:
             if int(pattern[1]) >= int(pattern[2]):
@@ -94,7 +104,7 @@ class Prune(Step):
         if times is None and share is None:
             raise ValueError(
                 f"the target {value!r} is none of `2x macs`, `2x parameters`, `2x bytes`, `1.5x latency`, "
-                f"`2:4 weights`, {', '.join(f'`30% {what}`' for what in get_args(Share))}"
+                f"`2:4 weights`, `widths`, {', '.join(f'`30% {what}`' for what in get_args(Share))}"
             )
         if times is not None and float(times[1]) <= 1:
             raise ValueError(f"the target {value!r} makes nothing smaller: ask for more than 1x")
@@ -102,9 +112,29 @@ class Prune(Step):
             raise ValueError(f"the target {value!r} is no share between 0% and 100% of the {share[2]}")
         return f"{times[1]}x latency" if times is not None and times[2] is None else text
 
+    @model_validator(mode="after")
+    def _whole(self) -> "Prune":
+        if (self.target == GIVEN) != bool(self.widths or self.dropped):
+            raise ValueError("the target `widths` and the options `widths` or `dropped` go together")
+        for name, left in self.widths.items():
+            if len(left) != self.rounds or list(left) != sorted(left, reverse=True):
+                raise ValueError(
+                    f"widths of {name} are {list(left)}: give one for each of {self.rounds} rounds, falling"
+                )
+        if late := [name for name, number in self.dropped.items() if number > self.rounds]:
+            raise ValueError(f"{late[0]} is dropped in round {self.dropped[late[0]]} of {self.rounds}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: Any) -> dict[str, Any]:
+        """Files of versions without ``widths`` are written back unchanged."""
+        return {k: v for k, v in handler(self).items() if v or k not in ("widths", "dropped")}
+
     @property
-    def amount(self) -> tuple[Times | Share, float]:
+    def amount(self) -> tuple[Times | Share | Literal["widths"], float]:
         """What the target counts, and by how much it shall fall: a factor, or a share."""
+        if self.target == GIVEN:
+            return "widths", 1.0
         number, what = self.target.split()
         if self.pattern is not None:
             return "weights", 1 - self.pattern[0] / self.pattern[1]

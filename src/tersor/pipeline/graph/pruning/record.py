@@ -9,6 +9,7 @@ from tersor.network.sites import Plan
 from tersor.pipeline.graph.pruning.groups import Width
 from tersor.pipeline.graph.pruning.named.narrowed import Indices
 from tersor.pipeline.graph.pruning.prunable import Weight
+from tersor.recipe import Prune
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Pruned:
         kept: what is left of each tensor that lost something.
         ranks: of every layer that could become two thinner ones.
         zeros: of every weight that could lose some.
+        pinned: the step that makes the same network without choosing anything; None: the step itself.
     """
 
     target: str
@@ -58,6 +60,7 @@ class Pruned:
     kept: Indices = field(default_factory=dict)
     ranks: tuple[Width, ...] = ()
     zeros: tuple[Zeroed, ...] = ()
+    pinned: Prune | None = None
 
     @property
     def share(self) -> float:

@@ -1,6 +1,7 @@
 """Parts of a pruning: each is scored on what the one before it left, and repaired against the dense network."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -15,11 +16,12 @@ from tersor.pipeline.graph.pruning import branches, widths
 from tersor.pipeline.graph.pruning.facts import Facts
 from tersor.pipeline.graph.pruning.parts import Parts
 from tersor.pipeline.graph.pruning.repair import repaired
-from tersor.pipeline.graph.pruning.selection import Choice, Offer, allowed, reaching, taken, uniform
+from tersor.pipeline.graph.pruning.selection import Choice, Offer, allowed, given, reaching, taken, uniform
 from tersor.pipeline.graph.pruning.timed.speed import Speed
 from tersor.pipeline.graph.pruning.trials import losses
 from tersor.pipeline.progress import Stage
 from tersor.recipe import Prune
+from tersor.recipe.steps.prune import GIVEN
 from tersor.solvers.structured import REPAIRS, SCORES
 from tersor.tables import made
 from tersor.words import _
@@ -40,6 +42,7 @@ class Rounds:
     Attributes:
         gone: what has gone so far.
         whole: groups that the score cannot rate, and why.
+        ends: how much had gone behind each round.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Rounds:
         self.rounds = step.rounds if self.score.needs else 1  # weights alone are rated once
         self.gone: list[int] = []
         self.whole: dict[str, str] = {}
+        self.ends: list[int] = []
 
     def run(self, bar: Stage) -> Network:
         """The small network.
@@ -61,7 +65,8 @@ class Rounds:
         small, rounds = self.parts.structure.network, self.rounds
         for number in range(1, rounds + 1):
             offers = self._offers(small, number, bar)
-            self.gone += taken(offers, self._chosen(offers, number / rounds, bar))
+            self.gone += taken(offers, self._chosen(offers, number, bar))
+            self.ends.append(len(self.gone))
             small = self.parts.small(self.gone)
             if number == rounds and difference(self.parts.structure, [a for a in self.gone if a >= 0]) > TOLERANCE:
                 raise RewriteError(
@@ -104,9 +109,14 @@ class Rounds:
                 counts, saved = self.speed.of_group(k, len(group), counts)
             place[k] = len(offers)
             offers.append(
-                Offer(group.atoms[order].tolist(), counts, loss[counts], saved[counts], len(whole) - len(group))
-            )
-        if self.parts.left(self.gone):
+                Offer(
+                    group.atoms[order].tolist(), counts, loss[counts], saved[counts], len(whole) - len(group),
+                    name=whole.name,
+                )
+            )  # fmt: skip
+        if self.step.target == GIVEN:
+            offers += self._named_branches(number)
+        elif self.parts.left(self.gone):
             offers = widths.measured(offers, [groups[k] for k in place], facts, structure.network, self.batches)
             offers += self._branches(small, offers, place)
         if not offers and not self.gone:
@@ -130,13 +140,40 @@ class Rounds:
             else:
                 what = self.step.amount[0]
                 saved = self.parts.cost(what, self.gone) - self.parts.cost(what, [*self.gone, part])
-            worth = np.array([0.0, max(0.0, saved)])
-            found.append(Offer([part], (0, 1), np.array([0.0, loss]), worth, branch=True, inside=inside))
+            cost, worth = np.array([0.0, loss]), np.array([0.0, max(0.0, saved)])
+            found.append(Offer([part], (0, 1), cost, worth, branch=True, inside=inside, name=branch.name))
         return found
 
-    def _chosen(self, offers: list[Offer], part: float, bar: Stage) -> Choice:
-        """How many go in this part."""
-        amount, factor = self.step.amount
+    def _named_branches(self, number: int) -> list[Offer]:
+        """The branches that the step drops in this round; what they cost does not matter."""
+        left = self.parts.left(self.gone)
+        found = [
+            Offer([part], (0, 1), np.zeros(2), np.zeros(2), branch=True, name=branch.name)
+            for part, branch in zip(left, self.parts.dropped(left), strict=True)
+        ]
+        return [offer for offer in found if self.step.dropped.get(offer.name) == number]
+
+    def pinned(self) -> Prune:
+        """The step that makes the same network without choosing anything."""
+        names = [branch.name for branch in self.parts.branches]
+        left, dropped = dict[str, tuple[int, ...]](), dict[str, int]()
+        for group in self.parts.structure.groups:
+            atoms = set(group.atoms.tolist())
+            counts = tuple(len(atoms - set(self.gone[:end])) for end in self.ends)
+            if counts[-1] < len(group):
+                left[group.name] = counts
+        for number, (first, last) in enumerate(pairwise([0, *self.ends]), 1):
+            dropped |= {names[-1 - part]: number for part in self.gone[first:last] if part < 0}
+        if not (left or dropped):
+            return self.step
+        given = {"target": GIVEN, "rounds": self.rounds, "widths": left, "dropped": dropped}
+        return Prune.model_validate(self.step.model_dump() | given)
+
+    def _chosen(self, offers: list[Offer], number: int, bar: Stage) -> Choice:
+        """How many go in this round."""
+        (amount, factor), part = self.step.amount, number / self.rounds
+        if amount == GIVEN:
+            return given(offers, self.step.widths, self.step.dropped, number)
         if amount == "channels":
             return uniform(offers, factor * part)
         priced = self.score.comparable

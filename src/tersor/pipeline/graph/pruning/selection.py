@@ -1,6 +1,6 @@
 """How much of each group goes: the same share of all, or as much as one price buys everywhere."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ class Offer:
         gone: how many went before.
         branch: whether it goes as a whole.
         inside: the places of the offers that go with a branch.
+        name: of the group, or of the branch.
 
     >>> Offer([7, 3, 5], (0, 2), np.array([0.0, 1.0]), np.array([0.0, 4.0])).first(2)
     [7, 3]
@@ -33,6 +34,7 @@ class Offer:
     gone: int = 0
     branch: bool = False
     inside: tuple[int, ...] = ()
+    name: str = ""
 
     def first(self, count: int) -> list[int]:
         """What goes if ``count`` go."""
@@ -60,6 +62,20 @@ def uniform(offers: Sequence[Offer], share: float) -> Choice:
         0 if o.branch else min(o.counts, key=lambda n, w=w: (abs(n - w), n))
         for o, w in zip(offers, wanted, strict=True)
     ]
+
+
+def given(
+    offers: Sequence[Offer], widths: Mapping[str, Sequence[int]], dropped: Mapping[str, int], number: int
+) -> Choice:
+    """What goes in a round, by how many are left behind it."""
+    found = Choice()
+    for offer in offers:
+        if offer.branch:
+            found.append(int(dropped.get(offer.name) == number))
+            continue
+        left = widths.get(offer.name, (len(offer.order),) * number)[number - 1]
+        found.append(max(0, len(offer.order) - left))
+    return found
 
 
 def bought(offers: Sequence[Offer], price: float) -> Choice:

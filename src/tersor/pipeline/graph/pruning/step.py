@@ -28,13 +28,14 @@ from tersor.pipeline.graph.pruning.weights import prune_weights
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Prune
+from tersor.recipe.steps.prune import GIVEN
 from tersor.solvers.structured import SCORES
 from tersor.tables import made, name_of
 from tersor.task import Task, batch_size
 from tersor.training.accelerator import is_first_process, processes
 from tersor.words import _, said
 
-TARGETS = ("macs", "parameters", "bytes", "latency", "channels")
+TARGETS = ("macs", "parameters", "bytes", "latency", "channels", GIVEN)
 MEMORY, LIVE = 4e9, 8
 """Bytes that the values of both networks may take, and how many of the largest size are there at once."""
 
@@ -59,6 +60,7 @@ def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
     _check(step)
     with stages.stage("prune", _("finding what can go")):
         parts = _parts(step, dense, subject.seed)
+        _check_given(step, parts)
         batches = _batches(step, task, dense, subject.seed)
     if "rank" in step.structure:
         return _with_two_for_one(step, subject, task, batches, stages)
@@ -79,6 +81,7 @@ def prune(step: Prune, subject: Subject, task: Task, stages: Stages) -> Subject:
         tuple(branch.name for branch in parts.dropped(work.gone)),
         None if speed is None or speed.reached is None else 1 / speed.reached,
         indices(Kept(parts.structure, work.gone)),
+        pinned=work.pinned(),
     )
     found = replace(subject, network=small, history=(*subject.history, step))
     return replace(found, prunings=(*subject.prunings, record))
@@ -106,13 +109,27 @@ def _with_two_for_one(
 
 def _check(step: Prune) -> None:
     score = made(SCORES, step.score, "score")
-    if "rank" in step.structure and len(step.structure) > 1:
+    if "rank" in step.structure and (len(step.structure) > 1 or step.target == GIVEN):
         raise RecipeError("`rank` is a step of its own: write another step `prune` for channels and branches")
     if "branches" in step.structure and not score.comparable:
         raise RecipeError(
             f"the score {name_of(step.score)} rates channels of one group alone, so branches cannot compete with them: "
             "take obs or fisher, or leave `branches` out of `structure`"
         )
+
+
+def _check_given(step: Prune, parts: Parts) -> None:
+    """Widths and branches that are given by name belong to this network."""
+    sizes = {group.name: len(group) for group in parts.structure.groups}
+    known = {branch.name for branch in parts.branches}
+    if unknown := [name for name in step.widths if name not in sizes] + sorted(step.dropped.keys() - known):
+        raise RecipeError(
+            f"no group or branch of this network is named {unknown[0]}, to which the step gives a width: take the "
+            "recipe of a result that was pruned from this network, with `branches` in its `structure` where some go"
+        )
+    for name, left in step.widths.items():
+        if left[0] > sizes[name]:
+            raise RecipeError(f"{name} has {sizes[name]} channels, and {left[0]} of them are to stay")
 
 
 def _parts(step: Prune, network: Network, seed: int) -> Parts:

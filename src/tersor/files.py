@@ -32,8 +32,9 @@ OLD = "old"
 # Everything that runs write into a working folder: nothing else is ever removed with it.
 _OWN = re.compile(
     r"lock|job\.(json|part)|block-\d{5,}\.(safetensors|json|part)|[a-z]+-\d+\.(bin|part)|\..+\.part|out|old|prune-\d+"
+    r"|trial-[0-9a-f]+|state"
 )
-_OWN_FOLDERS = re.compile(r"out|old|prune-\d+")
+_OWN_FOLDERS = re.compile(r"out|old|prune-\d+|trial-[0-9a-f]+|state")
 
 
 @contextmanager
@@ -247,6 +248,17 @@ def _parents(path: Path, kind: type[TersorError] = SavedFolderError) -> Iterator
             with suppress(OSError):
                 folder.rmdir()
         raise
+
+
+@contextmanager
+def exclusively(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is created; wait while another process, or thread, holds it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def _locked_file(folder: Path) -> int | None:

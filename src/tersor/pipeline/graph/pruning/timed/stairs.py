@@ -6,11 +6,13 @@ narrower in the whole network, all groups of the kind at once, and the widths th
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from tersor.measure import interleave
+from tersor.measure.choosing.device import alone_on_the_device
 from tersor.measure.latency import Latency, quantile
 from tersor.network.groups import Branch, Group
 from tersor.network.groups.costs import macs_of_tensors, share_of_atoms
@@ -80,7 +82,8 @@ class Clock:
         def measure(places: list[int]) -> list[tuple[float, float]]:
             runners = {"dense": self.dense, **{str(k): self.compiled(networks[k]) for k in places}}
             calls = {name: (lambda r=run: r(*self.inputs)) for name, run in runners.items()}
-            times = interleave(calls, rounds=rounds, min_time=seconds)
+            with alone_on_the_device():
+                times = interleave(calls, rounds=rounds, min_time=seconds)
             shares = [_share(times[str(k)], times["dense"]) for k in places]
             return [(share.median, share.high) for share in shares]
 
@@ -118,21 +121,27 @@ def measured(parts: Parts, clock: Clock, advance: Callable[[int, int], None] = l
     """
     groups, branches = kinds(parts)
     eighths = EIGHTHS if len(groups) * len(EIGHTHS) <= CANDIDATES else FEWER
-    wanted: list[tuple[object, int, list[int]]] = []
-    for kind, members in groups.items():
-        size = len(parts.structure.groups[members[0]])
-        for width in sorted({max(1, round(size * k / 8)) for k in eighths} - {size}, reverse=True):
-            gone = [a for m in members for a in parts.structure.groups[m].atoms[: size - width].tolist()]
-            wanted.append((kind, width, gone))
-    wanted += [(kind, 0, [-1 - m for m in members]) for kind, members in branches.items()]
-    shares = list[Share]()
-    for first in range(0, len(wanted), TOGETHER):
-        shares += clock([parts.small(gone) for _, _, gone in wanted[first : first + TOGETHER]])
-        advance(len(shares), len(wanted))
-    dense, each = clock.milliseconds(), dict[object, dict[int, Share]]()
-    for (kind, width, _), share in zip(wanted, shares, strict=True):
-        each.setdefault(kind, {})[width] = share
-    found = {kind: beyond_noise(of) for kind, of in each.items()}
+    sizes = {kind: len(parts.structure.groups[members[0]]) for kind, members in groups.items()}
+    widths = {kind: sorted({max(1, round(n * k / 8)) for k in eighths} - {n}) for kind, n in sizes.items()}
+    each: dict[object, dict[int, Share]] = {kind: {} for kind in (*groups, *branches)}
+    count, done = sum(map(len, widths.values())) + len(branches), 0
+
+    def timed(wanted: list[tuple[object, int]]) -> None:
+        for first in range(0, len(wanted), TOGETHER):
+            part = wanted[first : first + TOGETHER]
+            networks = [parts.small(_narrower(parts, kind, width, groups, branches)) for kind, width in part]
+            for (kind, width), share in zip(part, clock(networks), strict=True):
+                each[kind][width] = share
+            advance(done + min(first + TOGETHER, len(wanted)), count)
+
+    # Between two widths that take as long there is nothing to find, so only the others are halved.
+    wanted = [(kind, found[0]) for kind, found in widths.items() if found] + [(kind, 0) for kind in branches]
+    while wanted:
+        timed(wanted)
+        done += len(wanted)
+        wanted = [(kind, w) for kind, found in widths.items() for w in _between(found, each[kind], sizes[kind])]
+    dense = clock.milliseconds()
+    found = {kind: beyond_noise(dict(sorted(of.items(), reverse=True))) for kind, of in each.items()}
     of_group = {m: (kind, len(members)) for kind, members in groups.items() for m in members}
     of_branch = {m: (kind, len(members)) for kind, members in branches.items() for m in members}
     return Stairs(
@@ -143,6 +152,33 @@ def measured(parts: Parts, clock: Clock, advance: Callable[[int, int], None] = l
         ),
         tuple(dense * found.get(of_branch[k][0], {}).get(0, 0.0) / of_branch[k][1] for k in range(len(parts.branches))),
     )
+
+
+def _narrower(
+    parts: Parts, kind: object, width: int, groups: Mapping[object, list[int]], branches: Mapping[object, list[int]]
+) -> list[int]:
+    """What goes if all groups of a kind are so wide, or all branches of a kind go."""
+    if kind in branches:
+        return [-1 - member for member in branches[kind]]
+    found = (parts.structure.groups[member] for member in groups[kind])
+    return [a for group in found for a in group.atoms[: len(group) - width].tolist()]
+
+
+def _between(widths: Sequence[int], known: Mapping[int, Share], size: int) -> list[int]:
+    """Of rising widths the middle ones between neighbours whose latencies differ.
+
+    >>> _between([2, 4, 6, 8, 10], {2: Share(0.5, 0.5)}, 12)
+    [8]
+    >>> _between([2, 4, 6, 8, 10], {2: Share(0.5, 0.5), 8: Share(0.5, 0.5)}, 12)
+    [10]
+    """
+    ends = [*(w for w in widths if w in known), size]
+    shares, found = {**{w: share.median for w, share in known.items()}, size: 1.0}, list[int]()
+    for low, high in pairwise(ends):
+        between = [w for w in widths if low < w < high]
+        if between and shares[high] - shares[low] >= GAIN:
+            found.append(between[len(between) // 2])
+    return found
 
 
 def beyond_noise(shares: Mapping[int, Share]) -> dict[int, float]:

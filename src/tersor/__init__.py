@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.modules.loops import prune_iteratively
     from tersor.pipeline.trainable import trainable
     from tersor.recipe import Quantization, Recipe, Rule
+    from tersor.search.optimize import optimize
     from tersor.task import Task
 
 __version__ = "0.1.0"
@@ -45,6 +46,7 @@ __all__ = [
     "merge_lora",
     "metrics",
     "narrow",
+    "optimize",
     "outliers",
     "prepare",
     "prepare_qat",
@@ -75,6 +77,7 @@ _DEFINED_IN = {
     "load": "tersor.pipeline.load",
     "merge_lora": "tersor.pipeline.folder.trained.lora",
     "narrow": "tersor.pipeline.graph.pruning.named.eager",
+    "optimize": "tersor.search.optimize",
     "outliers": "tersor.pipeline.graph.outliers",
     "prepare": "tersor.pipeline.graph.recording",
     "prepare_qat": "tersor.pipeline.graph.recording",

@@ -156,6 +156,7 @@ def folder(tmp_path_factory):
 
 
 OPTIONS = {"report": False, "progress": False}
+ASKED = {"max_drop": 100, "engine": "torch", "narrower": False, "progress": False, "threads": 1}
 TOKENS = torch.arange(3, 35).reshape(4, 8)
 
 
@@ -233,6 +234,7 @@ CALLS = {
     "load": load,
     "merge_lora": merge_lora,
     "narrow": lambda model, *_: tersor.narrow(model, pruned(model)),
+    "optimize": lambda model, *_: tersor.optimize(task_of(model), **ASKED),
     "outliers": lambda model, *_: tersor.outliers(task_of(model), 8),
     "prepare": lambda model, *_: tersor.prepare(model, example=(torch.zeros(1, *SHAPE),)),
     "prepare_qat": prepare_qat,
@@ -292,6 +294,7 @@ RAISE = {
     "load": load_what_is_damaged,
     "merge_lora": lambda m, folder, path: tersor.merge_lora(folder, path, path / "merged"),
     "narrow": lambda m, folder, path: tersor.narrow(m, folder),
+    "optimize": lambda m, *_: tersor.optimize(task_of(m, wrong), **ASKED),
     "outliers": lambda m, *_: tersor.outliers(breaking_off(m)),
     "prepare": lambda m, *_: tersor.prepare(m, example=(torch.zeros(1, 4),)),
     "prepare_qat": lambda m, *_: tersor.prepare_qat(m, example=(torch.zeros(1, 4),), progress=False),
@@ -340,6 +343,7 @@ COMMANDS = {
     "calibrate": "calibrate {task}",
     "outliers": "outliers {task} --samples 8",
     "sensitivity": "sensitivity {task} --samples 8",
+    "optimize": "optimize {task} --max-drop 100 -e torch --same-shape --threads 1 -o {tmp}/best",
     "engines": "engines",
     "demo": "demo -o {tmp}/demo -e torch",
 }
@@ -355,6 +359,7 @@ WRONG_COMMANDS = {
     "calibrate": "calibrate {task} -r none",
     "outliers": "outliers {tmp}/none.py",
     "sensitivity": "sensitivity {task} -r none",
+    "optimize": "optimize {task} -o {tmp}/best",
     "engines": "engines more",
     "demo": "demo -o {tmp}/demo -e none",
 }

@@ -76,7 +76,16 @@ def audited(evil):
 
 def network_report(evil):
     changed = [dict(x, name=evil, op=evil, note=evil, weight_format=evil) for x in layers(5)]
-    return resnet20(layers=changed, task=evil, recipe=evil, engine=evil, warnings=[evil], audit=[audited(evil)])
+    tried = [
+        {"name": evil, "speedup": 2.0, "over_first": 1.0, "bytes": 9, "drop": 0.001, "seconds": 1.0, "front": True},
+        {"name": evil, "speedup": 3.0, "over_first": 1.5, "bytes": 8, "drop": 0.004, "seconds": 1.0, "chosen": True,
+         "folder": evil},
+        {"name": evil, "seconds": 1.0, "error": evil},
+    ]  # fmt: skip
+    contract = {"goal": [evil], "kept": True, "proven": False, "verdict": [evil, evil], "evaluations": 5,
+                "seconds": 9.0, "budget": 60.0, "tried": tried}  # fmt: skip
+    return resnet20(layers=changed, task=evil, recipe=evil, engine=evil, warnings=[evil], audit=[audited(evil)],
+                    contract=contract)  # fmt: skip
 
 
 def language_report(evil):

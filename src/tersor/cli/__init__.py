@@ -13,7 +13,7 @@ from tersor.cli.language import Command, Group
 from tersor.cli.making import calibrate, compress, demo, inspect, outliers
 from tersor.cli.recipes import recipes
 from tersor.cli.saved import compare, export, generate, report, run
-from tersor.cli.searching import sensitivity
+from tersor.cli.searching import optimize, sensitivity
 from tersor.cli.signals import ending
 from tersor.cli.task_file import load_task
 from tersor.cli.training import finetune
@@ -67,8 +67,8 @@ def engines() -> dict[str, Any]:
 app.callback(invoke_without_command=True)(everywhere(_program))
 # In the order of `tersor --help`: each command, and whether it prints a table, which may be wide.
 _COMMANDS = {
-    inspect: True, compress: True, finetune: True, generate: False, export: False, report: True, compare: True,
-    run: False, calibrate: True, outliers: True, sensitivity: True, engines: False, demo: True,
+    inspect: True, compress: True, finetune: True, optimize: True, generate: False, export: False, report: True,
+    compare: True, run: False, calibrate: True, outliers: True, sensitivity: True, engines: False, demo: True,
 }  # fmt: skip
 for _command, _tabular in _COMMANDS.items():
     app.command(cls=Command)(everywhere(_command, _tabular))

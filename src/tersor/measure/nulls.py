@@ -8,7 +8,7 @@ from tersor.words import said
 # Null means "absent" for these, not "unknown", and needs no warning.
 _MAY_BE_ABSENT = re.compile(
     r"(\.energy_joules|\.note|^layers\.weight_(format|bytes)|^ratios\.speedup_spread|^audit\.planned|^headline)$"
-    r"|^(one_step|zeros)$"
+    r"|^(one_step|zeros|contract)$|^contract\."
     r"|^environment\.target$|^calibration(\.|$)|^layers\.(accumulated_)?sqnr_db$"  # of a layer without error or signal
     r"|\.(milliseconds|channels|weights)$|^prunings\.faster$"
     r"|^trainings\.|^timings_s\.train$"  # a loss that is no number

@@ -11,6 +11,7 @@ from tersor.checkpoints.foreign.files import checked, in_folder, read_json
 from tersor.errors import TersorError
 from tersor.measure.nulls import missing_explanations
 from tersor.measure.parts.base import ReportPart
+from tersor.measure.parts.contract import Contract
 from tersor.measure.parts.gates import Pair, Zeros
 from tersor.measure.parts.pruning import Pruning
 from tersor.measure.parts.training import Training
@@ -259,6 +260,7 @@ class Report(Shown, ReportPart):
     zeros: Zeros | None = None
     pairs: tuple[Pair, ...] = ()
     trainings: tuple[Training, ...] = ()
+    contract: Contract | None = None
     timings_s: Timings
     peak_memory_bytes: Bytes | None
     warnings: tuple[str, ...]
@@ -283,15 +285,12 @@ class Report(Shown, ReportPart):
 
 
 def read_report(path: Path | str) -> Report:
-    """Read a `report.json`, or the one in a folder.
-
-    Raises TersorError if it is missing, not JSON, of another schema version or malformed.
-    """
+    """Read a `report.json`, or the one in a folder; raises TersorError if it is missing, malformed or too new."""
     path = in_folder(Path(path), "report.json", TersorError)
-    content = read_json(path, TersorError, "pass a folder that `compress` wrote")
     what = f"{path}: not a report of schema version {SCHEMA_VERSION}"
     remedy = "compress again, or read it with the version of tersor that wrote it"
-    return checked(Report, content, what, TersorError, remedy)
+    found = read_json(path, TersorError, "pass a folder that `compress` wrote")
+    return checked(Report, found, what, TersorError, remedy)
 
 
 def json_schema() -> str:

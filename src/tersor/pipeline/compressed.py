@@ -9,6 +9,7 @@ from typing import Any
 from tersor.checkpoints.destination import check_folder, put_in_place
 from tersor.errors import EngineError, RecipeError
 from tersor.files import working_folder, writing
+from tersor.measure.parts.contract import Tried
 from tersor.network.network import Network
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Recipe
@@ -141,6 +142,18 @@ class Compressed(Shown):
     def folder(self) -> Path | None:
         """The folder that a language model runs from; None for a network."""
         return self.deployed.folder
+
+    @property
+    def front(self) -> tuple[Tried, ...]:
+        """Of a search the candidates that no other beats in speed and in what is lost, the fastest first.
+
+        Raises:
+            RecipeError: it was compressed by one recipe.
+        """
+        contract = getattr(self.report, "contract", None)
+        if contract is None:
+            raise RecipeError("only a result of tersor.optimize has a front: this one was compressed by one recipe")
+        return tuple(sorted((t for t in contract.tried if t.front), key=lambda t: -(t.speedup or 0.0)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it. It is called like the model and returns the same structure, also when loaded from a folder.

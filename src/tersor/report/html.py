@@ -9,7 +9,7 @@ from tersor.measure.headline import diagnose, fallbacks, fell_back
 from tersor.measure.onestep import deviating, finding_of, summary, unchecked
 from tersor.measure.schema import Report
 from tersor.measure.speed import simulated
-from tersor.report import layers, pruning, training
+from tersor.report import contract, layers, pruning, training
 from tersor.report.advice import next_step
 from tersor.report.charts import charts, tiles, timings
 from tersor.report.shell import rendered
@@ -50,6 +50,7 @@ def _view(report: Report) -> dict[str, object]:
         "timings": timings(report),
         "prunings": [(x, pruning.sentence(x), pruning.rows(x)) for x in report.prunings],
         "gates": sentences(report),
+        "contract": None if report.contract is None else _contract(report),
         "trainings": [(x, training.sentence(x), training.curves(x), training.rows(x)) for x in report.trainings],
         "simulated": simulated(report),
         "one_step": None if check is None else shown(check),
@@ -57,6 +58,21 @@ def _view(report: Report) -> dict[str, object]:
         "precision_text": precision_text,
         "size_text": size_text,
         "time_text": time_text,
+    }
+
+
+def _contract(report: Report) -> dict[str, object]:
+    """The search that the network comes from."""
+    found, fraction = report.contract, is_fraction(report.metric.name, report.original.metric)
+    assert found is not None
+    return {
+        "found": found,
+        "goal": contract.goal(found),
+        "verdict": contract.verdict(found),
+        "trail": contract.trail(found),
+        "heads": contract.heads(),
+        "rows": [(one, contract.cells(one, fraction)) for one in found.tried],
+        "picture": contract.picture(found, fraction),
     }
 
 

@@ -26,7 +26,7 @@ from tersor.measure.onestep import deviating, finding_of, summary
 from tersor.measure.parts.training import complaint
 from tersor.measure.schema import Latency, Layer, Report
 from tersor.measure.speed import Speed, simulated, speed, speed_over_eager
-from tersor.report import pruning, training
+from tersor.report import contract, pruning, training
 from tersor.report.tables.grid import Column, Grid
 from tersor.terminal import Inert, Terminal
 from tersor.words import _, shown
@@ -70,6 +70,7 @@ def _body(report: Report, top: int) -> list[RenderableType]:
         "",
         _figures(report),
         _ratios(report),
+        *_contract(report),
         *_prunings(report),
         *_trainings(report),
         "",
@@ -129,6 +130,15 @@ def _ratios(report: Report) -> Text:
     if (found := speed(report)) is not None:
         parts.append(_("speed-up {interval} over the rounds", interval=found.interval))
     return _styled(_("; ").join(parts), "dim")
+
+
+def _contract(report: Report) -> list[RenderableType]:
+    found = report.contract
+    if found is None:
+        return []
+    told = _styled(f"{contract.goal(found)}: {contract.verdict(found)}", "bold green" if found.kept else "bold yellow")
+    fraction = is_fraction(report.metric.name, report.original.metric)
+    return ["", told, contract.grid(found, fraction), _styled(contract.trail(found), "dim")]
 
 
 def _prunings(report: Report) -> list[RenderableType]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tersor.errors import TaskError
 from tersor.measure.metric import paired_interval, tango
-from tersor.words import _
+from tersor.words import said
 
 _DROP = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(%?)\s*")
 MOST = 10**9
@@ -45,6 +45,9 @@ class Allowed:
                 "accuracy, or the metric's own unit), or a share of the metric, such as 0.5%"
             )
         return cls(float(found[1]), bool(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.amount:g}%" if self.relative else f"{self.amount:g}"
 
     def bound(self, before: float, fraction: bool) -> float:
         """The drop that is allowed, in the metric's own unit.
@@ -102,19 +105,19 @@ class Verdict:
         low, high = (_amount(value, fraction) for value in self.interval)
         facts = {"drop": drop, "bound": bound, "low": low, "high": high, "samples": self.samples}
         if self.proven:
-            return _("The contract is kept: {drop} of {bound} lost ({low} to {high}, {samples} samples).", **facts)
+            return said("The contract is kept: {drop} of {bound} lost ({low} to {high}, {samples} samples).", **facts)
         if self.broken:
-            return _("The contract is broken: {drop} of {bound} lost ({low} to {high}, {samples} samples).", **facts)
+            return said("The contract is broken: {drop} of {bound} lost ({low} to {high}, {samples} samples).", **facts)
         if self.needed is None:
-            return _("Not kept: {drop} of {bound} lost; chance may explain it ({low} to {high}, {samples} samples).",
+            return said("Not kept: {drop} of {bound} lost; chance may explain it ({low} to {high}, {samples} samples).",
                      **facts)  # fmt: skip
-        return _("Not proven with {samples} samples: {drop} of {bound} lost ({low} to {high}); {needed} would do.",
+        return said("Not proven with {samples} samples: {drop} of {bound} lost ({low} to {high}); {needed} would do.",
                  **facts, needed=self.needed)  # fmt: skip
 
 
 def _amount(value: float, fraction: bool) -> str:
     """A drop as it is shown: in points for a fraction."""
-    return _("{value} points", value=f"{100 * value:.2f}") if fraction else f"{value:.4g}"
+    return said("{value} points", value=f"{100 * value:.2f}") if fraction else f"{value:.4g}"
 
 
 def judged(before: Tensor, after: Tensor, bound: float, *, higher_is_better: bool, seed: int = 0) -> Verdict:

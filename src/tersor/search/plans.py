@@ -1,0 +1,121 @@
+"""What to try next: formats first, layer by layer, then ever narrower networks, by what the trials so far came to."""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Any
+
+from tersor.recipe import Prune, Quantize, Recipe, Rule
+from tersor.search.judge import Judge
+from tersor.search.trial import Candidate, Trial
+from tersor.words import said
+
+FIRST, STEP, NEAREST, MOST = 1.25, 1.2, 1.05, 7
+"""The first speed that narrower networks are to gain, how much more each time, where halving ends, and how many."""
+AGAIN = 1.02
+"""A speed or size that was missed is tried again with so much more than what was missing."""
+
+Plans = Generator[Candidate, Trial, None]
+Kept = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Menu:
+    """What a search chooses from.
+
+    Args:
+        first: the recipe that it starts with.
+        floats: the names of layers that stay in float, for ever more latency; measured when it is first called.
+        narrower: whether layers may become narrower.
+        structure: what may go.
+    """
+
+    first: Recipe
+    floats: Callable[[], Sequence[Kept]]
+    narrower: bool = True
+    structure: tuple[str, ...] = ("channels", "branches")
+
+    def in_float(self, kept: Kept) -> Recipe:
+        """The first recipe, with these layers in float."""
+        rules = tuple(Rule(layer=name, keep="fp32") for name in kept)
+        return self._with([s.model_copy(update={"rules": (*s.rules, *rules)}) if isinstance(s, Quantize) else s
+                           for s in self.first.steps])  # fmt: skip
+
+    def pruned(self, target: str, kept: Kept) -> Recipe:
+        """The recipe behind a pruning; what stays in float stays whole."""
+        step: dict[str, Any] = {"target": target, "structure": self.structure, "keep": tuple(kept), "samples": 1024}
+        return self._with([Prune.model_validate(step), *self.in_float(kept).steps])
+
+    def _with(self, steps: list[Any]) -> Recipe:
+        return self.first.model_copy(update={"steps": tuple(steps)})
+
+
+def plans(menu: Menu, judge: Judge) -> Plans:
+    """Candidates, one after another; each trial decides which comes next."""
+    first = yield Candidate(menu.first.name or "first", menu.first)
+    if judge.goal.fastest:
+        yield from _fastest(menu, judge, first)
+    else:
+        yield from _truest(menu, judge, first)
+
+
+def _fastest(menu: Menu, judge: Judge, first: Trial) -> Plans:
+    """As fast as possible within what may be lost."""
+    kept: Kept = ()
+    if not judge.loses_little(first):
+        for kept in menu.floats():
+            trial = yield _floats(menu, kept)
+            if judge.loses_little(trial):
+                break
+        else:
+            return
+    if menu.narrower:
+        yield from _narrower(menu, judge, kept)
+
+
+def _narrower(menu: Menu, judge: Judge, kept: Kept) -> Plans:
+    """Ever faster networks until too much is lost; then between the last two."""
+    good, bad, times = 1.0, None, FIRST
+    for _number in range(MOST):
+        trial = yield _pruned(menu, f"{times:.3g}x latency", kept)
+        if judge.loses_little(trial):
+            good = times
+        else:
+            bad = times
+        if bad is not None and bad / good <= NEAREST:
+            return
+        times = good * STEP if bad is None else sqrt(good * bad)
+
+
+def _truest(menu: Menu, judge: Judge, first: Trial) -> Plans:
+    """As little loss as possible for a speed or size."""
+    if judge.fits(first):
+        for kept in menu.floats():
+            trial = yield _floats(menu, kept)
+            if not judge.fits(trial):
+                return
+        return
+    if not menu.narrower or first.failed:
+        return
+    goal, last = judge.goal, first
+    what, target = "latency", 1.0
+    for _number in range(MOST):
+        missing = 1.0 if goal.min_speedup is None else goal.min_speedup / last.facts.speedup
+        larger = 1.0 if goal.max_bytes is None else last.facts.bytes / goal.max_bytes
+        if last is first:
+            what = "latency" if missing >= larger else "bytes"
+        target *= max(1.0, missing, larger) * AGAIN
+        last = yield _pruned(menu, f"{target:.3g}x {what}", ())
+        if last.failed or judge.fits(last):
+            return
+
+
+def _floats(menu: Menu, kept: Kept) -> Candidate:
+    name = said("one layer in float") if len(kept) == 1 else said("{count} layers in float", count=len(kept))
+    return Candidate(name, menu.in_float(kept), "floats")
+
+
+def _pruned(menu: Menu, target: str, kept: Kept) -> Candidate:
+    name = said("pruned by {target}", target=target)
+    found = Candidate(name, menu.pruned(target, kept), "pruned")
+    return found if not kept else replace(found, name=f"{name}, {_floats(menu, kept).name}")

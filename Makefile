@@ -81,10 +81,11 @@ stress: setup
 bench: $(VENV)/.bench
 	$(PY) -m benchmarks
 
-# Eight hours on two idle cores, resumable row by row and epoch by epoch; `make bench` shows what is done.
-# Some rows: $(PY) -m benchmarks.train_cifar w4a4 w3a3
+# Twelve hours on two idle cores, resumable row by row and epoch by epoch; `make bench` shows what is done.
+# Some rows: $(PY) -m benchmarks.train_cifar w4a4 w3a3, or $(PY) -m benchmarks.contracts contract-resnet20-0.5
 bench-long: $(VENV)/.bench
 	$(PY) -m benchmarks.train_cifar
+	$(PY) -m benchmarks.contracts
 
 clean:
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis

@@ -18,7 +18,7 @@ TOP1 = {
     "w3a3": ("train_few_bits", "W3A3, 6 epochs", 90.6),
     "w2a2-short": ("train_few_bits", "W2A2, 5 epochs", 88.5),
     "ternary": ("train_weights", "ternary, 5 epochs", 90.8),
-    "binary": ("train_weights", "binary, 5 epochs", 89.8),
+    "binary": ("train_weights", "binary, 8 epochs", 89.8),
     "w1a1": ("train_binary", "binary weights and activations, 10 epochs", 80.0),
     "sparse-90": ("train_sparse", "90 % zeros in float, 10 epochs", 90.5),
 }

@@ -49,7 +49,7 @@ def inspect(
     from tersor.recipe import resolve
     from tersor.report.tables.plan import plan_data, plan_table
 
-    _check_source(context, task)
+    check_source(context, task)
     if task.is_dir():
         return _inspect_folder(task, recipe or _FOR_FOLDERS, layout)
     found, asked = load_task(task), resolve(recipe or _FOR_TASKS)
@@ -90,7 +90,7 @@ def compress(
     """
     from tersor.checkpoints.destination import check_folder
 
-    _check_source(context, task)
+    check_source(context, task)
     check_folder(out, force, () if task.is_dir() else (find_task(task)[0],))
     if task.is_dir():
         options = {"evaluate": valid, "layout": layout, "samples": samples, "length": length, "device": device}
@@ -152,18 +152,21 @@ def _what_resumes(out: Path) -> str:
     )
 
 
-def _check_source(context: typer.Context, source: Path) -> None:
+def check_source(context: typer.Context, source: Path) -> None:
     """Refuse a source that does not exist, and options that its kind would ignore."""
     folder = source.is_dir()
     if not folder:
         find_task(source)
-    of_tasks = ("engine", "target", "precision", "evaluate")
-    of_folders = ("data", "valid", "samples", "length", "layout")
+    of_tasks = (
+        "engine", "target", "precision", "evaluate", "max_drop", "min_speedup", "max_bytes", "budget", "narrower",
+    )  # fmt: skip
+    of_folders = ("data", "valid", "samples", "length", "layout", "bits")
     for name in of_tasks if folder else of_folders:
         given = context.get_parameter_source(name)
         if given is not None and given.name == "COMMANDLINE":
             kinds = ("tasks", "folder of a language model") if folder else ("language models", "task")
-            raise TaskError(f"--{name} is an option for {kinds[0]}, but {source} is a {kinds[1]}; leave it out")
+            option = name.replace("_", "-")
+            raise TaskError(f"--{option} is an option for {kinds[0]}, but {source} is a {kinds[1]}; leave it out")
 
 
 def _inspect_folder(folder: Path, recipe: str, layout: str) -> dict[str, Any]:

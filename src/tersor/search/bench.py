@@ -148,7 +148,8 @@ class Bench:
         return Facts(
             name=candidate.name, seconds=time.monotonic() - start, speedup=speed.value, low=speed.low, high=speed.high,
             over_first=1.0 if runner is self.first else ratio(times["first"], times["this"]).value,
-            bytes=size, metric=found.value,
+            predicted=next((p.faster for p in made.subject.prunings[::-1] if p.faster), None), bytes=size,
+            metric=found.value,
         )  # fmt: skip
 
     @staticmethod

@@ -18,8 +18,8 @@ from tersor.pipeline.graph.quantize import GraphHost
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Prune, Quantize, Recipe, Rule, Train
-from tersor.search.allocate import Option, allocate
 from tersor.search.sensitivity import sensitivity
+from tersor.solvers.allocation import Option, allocate
 from tersor.task import Task
 from tersor.words import _
 

@@ -62,24 +62,26 @@ def plans(menu: Menu, judge: Judge) -> Plans:
 def _fastest(menu: Menu, judge: Judge, first: Trial) -> Plans:
     """As fast as possible within what may be lost."""
     kept: Kept = ()
+    whole = first
     if not judge.loses_little(first):
         for kept in menu.floats():
-            trial = yield _floats(menu, kept)
-            if judge.loses_little(trial):
+            whole = yield _floats(menu, kept)
+            if judge.loses_little(whole):
                 break
         else:
             return
     if menu.narrower:
-        yield from _narrower(menu, judge, kept)
+        yield from _narrower(menu, judge, kept, whole)
 
 
-def _narrower(menu: Menu, judge: Judge, kept: Kept) -> Plans:
-    """Ever faster networks until too much is lost; then between the last two."""
+def _narrower(menu: Menu, judge: Judge, kept: Kept, whole: Trial) -> Plans:
+    """Ever faster networks until too much is lost; then between the last two. What is asked may be exceeded by far,
+    where whole branches go, and what was reached counts."""
     good, bad, times = 1.0, None, FIRST
     for _number in range(MOST):
         trial = yield _pruned(menu, f"{times:.3g}x latency", kept)
         if judge.loses_little(trial):
-            good = times
+            good = max(times, trial.facts.over_first / whole.facts.over_first)
         else:
             bad = times
         if bad is not None and bad / good <= NEAREST:

@@ -70,7 +70,7 @@ def rows(judge: Judge, trials: Sequence[Trial], best: Trial) -> tuple[Tried, ...
         found.append(
             Tried(
                 name=t.facts.name, seconds=t.facts.seconds, speedup=t.facts.speedup, over_first=t.facts.over_first,
-                bytes=t.facts.bytes, drop=lost[id(t)], front=front, chosen=t is best,
+                predicted=t.facts.predicted, bytes=t.facts.bytes, drop=lost[id(t)], front=front, chosen=t is best,
                 folder=f"{number:02}-{_slug(t.facts.name)}" if front and t is not best else "",
             )
         )  # fmt: skip

@@ -51,7 +51,8 @@ class Facts(BaseModel):
     """What was measured of a candidate; only `error` and `seconds` where it could not be made.
 
     `speedup` is over the original network, `over_first` over the first candidate, both in the same rounds; `low` and
-    `high` are the 10th and 90th percentile of the rounds.
+    `high` are the 10th and 90th percentile of the rounds. `predicted` is what the pruning had measured of its choice,
+    over the network that was not pruned; None without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -62,6 +63,7 @@ class Facts(BaseModel):
     low: Positive = 1.0
     high: Positive = 1.0
     over_first: Positive = 1.0
+    predicted: Positive | None = None
     bytes: Annotated[int, Field(ge=0)] = 0
     metric: float = 0.0
     error: str = ""

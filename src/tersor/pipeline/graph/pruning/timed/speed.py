@@ -11,6 +11,7 @@ from tersor.pipeline.graph.pruning.parts import Parts
 from tersor.pipeline.graph.pruning.selection import Choice, Offer, bought, reaching, taken, uniform
 from tersor.pipeline.graph.pruning.timed.stairs import Clock, Stairs
 from tersor.pipeline.progress import Stage
+from tersor.solvers.allocation import Option, Pair, allocate
 from tersor.words import _
 
 TRIES, NEAR = 4, 0.03
@@ -91,11 +92,43 @@ class Speed:
         def cost(choice: Choice) -> float:
             return before - self.factor * _promised(offers, choice) / self.stairs.dense
 
-        if not priced and cost(uniform(offers, 1.0)) > 1 / times:
-            return uniform(offers, 1.0)
-        if priced and cost(bought(offers, 1e18)) > 1 / times:  # measure how far all gets
-            return bought(offers, 1e18)
-        return reaching(offers, 1 / times, cost, "the share of the latency", priced=priced)
+        most = bought(offers, 1e18) if priced else uniform(offers, 1.0)
+        if cost(most) > 1 / times:  # measure how far all gets
+            return most
+        if not priced:
+            return reaching(offers, 1 / times, cost, "the share of the latency", priced=False)
+        missing = (before - 1 / times) * self.stairs.dense / self.factor
+        return cheapest(offers, missing) or reaching(offers, 1 / times, cost, "the share of the latency", priced=True)
+
+
+def cheapest(offers: Sequence[Offer], saved: float) -> Choice | None:
+    """What goes so that at least so much is saved and least is lost, by an integer program; None if it finds nothing.
+
+    A branch that goes takes its groups along: what these would save and lose by themselves is taken back.
+
+    >>> one = Offer([1, 2], (0, 1, 2), np.array([0.0, 1.0, 3.0]), np.array([0.0, 2.0, 4.0]))
+    >>> two = Offer([5], (0, 1), np.array([0.0, 1.5]), np.array([0.0, 3.0]))
+    >>> cheapest([one, two], 3.0), cheapest([one, two], 4.5), cheapest([one, two], 9.0)
+    ([0, 1], [1, 1], None)
+    """
+    units: list[list[Option]] = [
+        [{"loss": float(loss), "ms": -float(gain)} for loss, gain in zip(o.loss, o.saved, strict=True)] for o in offers
+    ]
+    pairs = [
+        Pair((number, 1), (inside, k), {"loss": -min(0.0, float(offers[inside].loss[k])),
+                                        "ms": float(offers[inside].saved[k])})
+        for number, offer in enumerate(offers) if offer.branch
+        for inside in offer.inside
+        for k in range(1, len(offers[inside].counts))
+    ]  # fmt: skip
+    chosen = allocate(units, "loss", {"ms": -saved}, pairs)
+    if chosen is None:
+        return None
+    found = [offer.counts[k] for offer, k in zip(offers, chosen, strict=True)]
+    for offer, count in zip(offers, found, strict=True):
+        if offer.branch and count:
+            found = [0 if k in offer.inside else n for k, n in enumerate(found)]
+    return found
 
 
 def _promised(offers: list[Offer], choice: Choice) -> float:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.search.allocate import Pair, allocate
+from tersor.solvers.allocation import Pair, allocate
 
 COST = st.integers(-20, 20).map(lambda k: k / 4)
 OPTION = st.fixed_dictionaries({"loss": COST, "ms": COST, "bytes": COST})

@@ -1,5 +1,6 @@
 """A target in latency, with an engine whose latencies are made up: it buys what is rewarded, and checks promises."""
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from tersor.network.groups.costs import macs_of
 from tersor.pipeline.graph.prepare import captured
 from tersor.pipeline.graph.pruning import step
 from tersor.pipeline.graph.pruning.selection import Offer, allowed, bought, reaching, taken, uniform
+from tersor.pipeline.graph.pruning.timed.speed import cheapest
 from tersor.pipeline.graph.pruning.timed.stairs import Clock, Share
 from tersor.recipe import Prune, Quantize, Recipe
 from tests.pipeline.pruning.test_prune import FLOAT, run, task_of
@@ -184,3 +186,34 @@ def test_a_recipe_says_1_5x():
     recipe = Recipe(steps=(Prune(target="1.5x"), Quantize(**FLOAT)))
     assert recipe.steps[0].amount == ("latency", 1.5)
     assert tersor.Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_other_choice_saves_as_much_and_loses_less(seed):
+    """All choices tried; a branch that goes takes its groups along."""
+    rng = np.random.default_rng(seed)
+    offers = []
+    for number in range(4):
+        counts = (0, 1, 2) if number < 3 else (0, 1, 3, 4)
+        loss, saved = (np.concatenate(([0.0], rng.uniform(0.1, 1, len(counts) - 1).cumsum())) for _ in range(2))
+        offers.append(Offer(list(range(10 * number, 10 * number + 4)), counts, loss, saved))
+    for inside in ((0, 1), (2,)):
+        saved = sum(float(offers[k].saved[-1]) for k in inside) + 0.5
+        offers.append(Offer([-1 - inside[0]], (0, 1), np.array([0.0, rng.uniform(0.5, 2)]), np.array([0.0, saved]),
+                            branch=True, inside=inside))  # fmt: skip
+
+    def of(choice, what):
+        return sum(float(getattr(o, what)[o.counts.index(n)]) for o, n in zip(offers, choice, strict=True))
+
+    def apart(choice):
+        return all(not n or not any(choice[k] for k in o.inside) for o, n in zip(offers, choice, strict=True))
+
+    wanted = rng.uniform(0.5, 5)
+    allowed = [
+        choice for choice in itertools.product(*(o.counts for o in offers))
+        if apart(choice) and of(choice, "saved") >= wanted - 1e-9
+    ]  # fmt: skip
+    found = cheapest(offers, wanted)
+    assert apart(found)
+    assert of(found, "saved") >= wanted - 1e-6
+    assert of(found, "loss") == pytest.approx(min(of(choice, "loss") for choice in allowed), abs=1e-6)

@@ -56,7 +56,7 @@ def test_the_speed_at_which_too_much_is_lost_is_found(limit):
     good = max(times for times, _, t in found if judge.loses_little(t))
     assert best.facts.over_first == pytest.approx(good)
     assert limit / 1.08 <= good <= limit
-    assert len(found) <= 9
+    assert len(found) <= 10
 
 
 def test_layers_stay_in_float_first_where_the_formats_alone_lose_too_much():
@@ -76,6 +76,19 @@ def test_where_nothing_keeps_the_contract_the_nearest_is_given():
     best = judge.best([t for _, _, t in found])
     assert best is found[-1][2]
     assert not judge.loses_little(best)
+
+
+@pytest.mark.parametrize("better", [("branches",), ("channels", "branches")])
+def test_what_loses_less_at_first_is_gone_on_with(better):
+    found, each = [], plans(Menu(resolve("int8-static"), lambda: CHOICES), judge_of(0.5, None, None))
+    candidate = next(each)
+    for _ in range(6):
+        prunes = [s for s in candidate.recipe.steps if isinstance(s, Prune)]
+        lost = 0.0 if not prunes or prunes[0].structure == better else 0.004
+        found.append(prunes[0].structure if prunes else None)
+        candidate = each.send(trial_of(metric=BASE - lost, over_first=1.0 if not prunes else prunes[0].amount[1]))
+    assert found[:3] == [None, ("branches",), ("channels", "branches")]
+    assert set(found[3:]) == {better}
 
 
 def test_what_fails_counts_as_too_much():

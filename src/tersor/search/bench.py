@@ -43,8 +43,9 @@ class Bench:
         stages: shows the progress.
 
     Attributes:
-        evaluations: how often the whole evaluation ran in this run.
-        slowest: the seconds of the longest one.
+        slowest: the seconds of the longest evaluation.
+        first: the first candidate, which all others are compared with.
+        latest, best: the candidate that was made last, and the best one, with the digests of their recipes.
     """
 
     task: Task
@@ -54,10 +55,10 @@ class Bench:
     target: str | None
     ledger: Ledger
     stages: Stages
-    evaluations: int = 0
     slowest: float = 0.0
     first: Runner | None = field(default=None, init=False)
     latest: tuple[str, Choice] | None = field(default=None, init=False)
+    best: tuple[str, Choice] | None = field(default=None, init=False)
 
     @cached_property
     def network(self) -> Network:
@@ -79,20 +80,19 @@ class Bench:
         start = time.monotonic()
         with self.stages.stage("measure", _("evaluating {what}", what=what)), unchanged(self.task.model, "evaluate"):
             found = evaluate_metric(self.task.evaluate, predictor(self.network, runner), what)
-        self.evaluations += 1
         self.slowest = max(self.slowest, time.monotonic() - start)
         return found
 
     def made(self, recipe: Recipe) -> Choice:
-        """What a recipe makes; the latest one is kept, for it may be asked for again."""
+        """What a recipe makes; the latest one and the best one are there already."""
         digest = Candidate("", recipe).digest
-        if self.latest is None or self.latest[0] != digest:
-            place = Place(self.ledger.folder / STATE)
-            made = in_engine(
-                self.task, recipe, self.engine, self.threads, self.precision, self.stages, self.target, place
-            )
-            self.latest = digest, made
-        return self.latest[1]
+        for known in (self.latest, self.best):
+            if known is not None and known[0] == digest:
+                return known[1]
+        place = Place(self.ledger.folder / STATE)
+        made = in_engine(self.task, recipe, self.engine, self.threads, self.precision, self.stages, self.target, place)
+        self.latest = digest, made
+        return made
 
     def known(self, candidate: Candidate) -> Trial | None:
         """What came of a candidate in an earlier run, if it was tried; the first one is compared with all others."""
@@ -122,6 +122,7 @@ class Bench:
                 )
             facts, recipe = self._measured(candidate, made, scores, start), pinned(candidate.recipe, made)
             trial = Trial(candidate, facts, recipe, scores.scores)
+            self.latest = Candidate("", recipe).digest, made
             self.ledger.write(trial, self.result(made, recipe).save)
             return trial
         self.ledger.write(trial)

@@ -243,6 +243,8 @@ class Search:
             if not trials and trial.failed:
                 raise RecipeError(f"the recipe {candidate.recipe.name} cannot be made: {trial.facts.error}")
             trials.append(trial)
+            if self.judge.best(trials) is trial:
+                self.bench.best = self.bench.latest
             _log.info("%s: %s", candidate.name, trial.facts)
             try:
                 candidate = each.send(trial)

@@ -15,8 +15,14 @@ FIRST, STEP, NEAREST, MOST = 1.25, 1.2, 1.05, 7
 AGAIN = 1.02
 """A speed or size that was missed is tried again with so much more than what was missing."""
 
+SAMPLES = 1024
+"""By which narrower networks are repaired, if the task has so many."""
+
 Plans = Generator[Candidate, Trial, None]
 Kept = Sequence[str]
+Structure = tuple[str, ...]
+BRANCHES, ALL = ("branches",), ("channels", "branches")
+"""What may go. Branches alone often lose less: what many narrower layers lose together is underestimated."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,11 @@ class Menu:
         first: the recipe that it starts with.
         floats: the names of layers that stay in float, for ever more latency; measured when it is first called.
         narrower: whether layers may become narrower.
-        structure: what may go.
     """
 
     first: Recipe
     floats: Callable[[], Sequence[Kept]]
     narrower: bool = True
-    structure: tuple[str, ...] = ("channels", "branches")
 
     def in_float(self, kept: Kept) -> Recipe:
         """The first recipe, with these layers in float."""
@@ -41,9 +45,9 @@ class Menu:
         return self._with([s.model_copy(update={"rules": (*s.rules, *rules)}) if isinstance(s, Quantize) else s
                            for s in self.first.steps])  # fmt: skip
 
-    def pruned(self, target: str, kept: Kept) -> Recipe:
+    def pruned(self, target: str, kept: Kept, structure: Structure) -> Recipe:
         """The recipe behind a pruning; what stays in float stays whole."""
-        step: dict[str, Any] = {"target": target, "structure": self.structure, "keep": tuple(kept), "samples": 1024}
+        step: dict[str, Any] = {"target": target, "structure": structure, "keep": tuple(kept), "samples": SAMPLES}
         return self._with([Prune.model_validate(step), *self.in_float(kept).steps])
 
     def _with(self, steps: list[Any]) -> Recipe:
@@ -77,9 +81,13 @@ def _fastest(menu: Menu, judge: Judge, first: Trial) -> Plans:
 def _narrower(menu: Menu, judge: Judge, kept: Kept, whole: Trial) -> Plans:
     """Ever faster networks until too much is lost; then between the last two. What is asked may be exceeded by far,
     where whole branches go, and what was reached counts."""
-    good, bad, times = 1.0, None, FIRST
-    for _number in range(MOST):
-        trial = yield _pruned(menu, f"{times:.3g}x latency", kept)
+    good, bad, times, structure = 1.0, None, FIRST, BRANCHES
+    for number in range(MOST):
+        trial = yield _pruned(menu, f"{times:.3g}x latency", kept, structure)
+        if number == 0:
+            other = yield _pruned(menu, f"{times:.3g}x latency", kept, ALL)
+            if trial.failed or (not other.failed and judge.drop(other)[0] < judge.drop(trial)[0]):
+                structure, trial = ALL, other
         if judge.loses_little(trial):
             good = max(times, trial.facts.over_first / whole.facts.over_first)
         else:
@@ -107,7 +115,7 @@ def _truest(menu: Menu, judge: Judge, first: Trial) -> Plans:
         if last is first:
             what = "latency" if missing >= larger else "bytes"
         target *= max(1.0, missing, larger) * AGAIN
-        last = yield _pruned(menu, f"{target:.3g}x {what}", ())
+        last = yield _pruned(menu, f"{target:.3g}x {what}", (), ALL)
         if last.failed or judge.fits(last):
             return
 
@@ -117,7 +125,10 @@ def _floats(menu: Menu, kept: Kept) -> Candidate:
     return Candidate(name, menu.in_float(kept), "floats")
 
 
-def _pruned(menu: Menu, target: str, kept: Kept) -> Candidate:
-    name = said("pruned by {target}", target=target)
-    found = Candidate(name, menu.pruned(target, kept), "pruned")
+def _pruned(menu: Menu, target: str, kept: Kept, structure: Structure) -> Candidate:
+    if structure == BRANCHES:
+        name = said("{target} by branches", target=target)
+    else:
+        name = said("pruned by {target}", target=target)
+    found = Candidate(name, menu.pruned(target, kept, structure), "pruned")
     return found if not kept else replace(found, name=f"{name}, {_floats(menu, kept).name}")

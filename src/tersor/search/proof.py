@@ -20,6 +20,8 @@ from tersor.search.trial import NETWORK, Ledger, Trial
 from tersor.words import said
 
 FRONT = "front"
+OTHERS = 5
+"""Evaluations beside those of candidates: the original twice, and three networks for the report."""
 
 
 def proved(bench: Bench, judge: Judge, trials: Sequence[Trial], time: Budget, *, ended: bool) -> Compressed:
@@ -28,7 +30,6 @@ def proved(bench: Bench, judge: Judge, trials: Sequence[Trial], time: Budget, *,
     assert best is not None and best.candidate is not None
     found = bench.result(bench.made(best.recipe), best.recipe, report=True)
     report = found.report
-    bench.evaluations += 3  # of the report
     verdict = judge.verdict(best)
     kept, proven = _kept(judge, best, report, verdict)
     contract = Contract(
@@ -42,7 +43,7 @@ def proved(bench: Bench, judge: Judge, trials: Sequence[Trial], time: Budget, *,
         samples=None if verdict is None else verdict.samples,
         needed=None if verdict is None else verdict.needed,
         apart=judge.apart,
-        evaluations=bench.evaluations,
+        evaluations=OTHERS + sum(not t.failed for t in trials),
         seconds=time.used,
         budget=time.seconds,
         tried=rows(judge, trials, best),

@@ -1,6 +1,7 @@
 """What is tried, with made-up results: what is lost rises with speed, and each layer in float wins some of it back."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,19 @@ def test_what_loses_less_at_first_is_gone_on_with(better):
         candidate = each.send(trial_of(metric=BASE - lost, over_first=1.0 if not prunes else prunes[0].amount[1]))
     assert found[:3] == [None, ("branches",), ("channels", "branches")]
     assert set(found[3:]) == {better}
+
+
+def test_a_search_ends_where_the_same_network_comes_again():
+    each, recipe = plans(Menu(resolve("int8-static"), lambda: CHOICES), judge_of(0.5, None, None)), resolve("fp16")
+    candidate, asked = next(each), []
+    while True:
+        asked.append(candidate.name)
+        made = trial_of(metric=BASE - 0.04 * (len(asked) > 1), over_first=1.2)
+        try:
+            candidate = each.send(replace(made, recipe=recipe))
+        except StopIteration:
+            break
+    assert len(asked) == 4  # the first, both kinds at 1.25x, and one try below
 
 
 def test_what_fails_counts_as_too_much():

@@ -82,6 +82,7 @@ def _narrower(menu: Menu, judge: Judge, kept: Kept, whole: Trial) -> Plans:
     """Ever faster networks until too much is lost; then between the last two. What is asked may be exceeded by far,
     where whole branches go, and what was reached counts."""
     good, bad, times, structure = 1.0, None, FIRST, BRANCHES
+    seen = list[tuple[Any, ...]]()
     for number in range(MOST):
         trial = yield _pruned(menu, f"{times:.3g}x latency", kept, structure)
         if number == 0:
@@ -90,8 +91,11 @@ def _narrower(menu: Menu, judge: Judge, kept: Kept, whole: Trial) -> Plans:
                 structure, trial = ALL, other
         if judge.loses_little(trial):
             good = max(times, trial.facts.over_first / whole.facts.over_first)
+        elif trial.recipe.steps in seen:  # nothing less can go
+            return
         else:
             bad = times
+            seen.append(trial.recipe.steps)
         if bad is not None and bad / good <= NEAREST:
             return
         times = good * STEP if bad is None else sqrt(good * bad)

@@ -36,7 +36,7 @@ def printed(report):
 
 def test_a_terminal_tells_the_verdict_and_every_candidate():
     text = printed(resnet20(contract=ASKED))
-    assert "at most 0.5 points lost: Not proven with 5000 samples" in text
+    assert "At most 0.5 points lost: Not proven with 5000 samples" in text
     told = "int8-static", "pruned by 1.12x latency", "+0.30 points", "the target was not reached", "8 evaluations"
     for words in told:
         assert words in text

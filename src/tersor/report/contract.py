@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from tersor.inert import plain
-from tersor.measure.formatting import metric_text, ratio_text, size_text, time_text
+from tersor.measure.formatting import metric_text, size_text, time_text
 from tersor.measure.parts.contract import Contract, Tried
 from tersor.report.figures import Figure
 from tersor.report.scatter import TradeOff, drawing
@@ -12,8 +12,9 @@ from tersor.words import _, plural, said, shown
 
 
 def goal(contract: Contract) -> str:
-    """What was asked."""
-    return _("; ").join(shown(part) for part in contract.goal)
+    """What was asked, with a capital."""
+    words = _("; ").join(shown(part) for part in contract.goal)
+    return words[:1].upper() + words[1:]
 
 
 def verdict(contract: Contract) -> str:
@@ -44,7 +45,8 @@ def cells(one: Tried, fraction: bool) -> list[str]:
     if one.error:
         return [f"{name}: {plain(one.error)}", "–", "–", "–", "–", seconds]
     lost = metric_text(one.drop, fraction, signed=True)
-    return [name, ratio_text(one.speedup), ratio_text(one.over_first), size_text(one.bytes), lost, seconds]
+    speeds = (f"{value:.2f}x" for value in (one.speedup or 0.0, one.over_first or 0.0))  # whose differences matter
+    return [name, *speeds, size_text(one.bytes), lost, seconds]
 
 
 def grid(contract: Contract, fraction: bool) -> Grid:

@@ -15,6 +15,7 @@ from tersor.pipeline.graph import measuring
 from tersor.pipeline.graph.pruning import step
 from tersor.search import bench as benches
 from tersor.search import optimize as optimizing
+from tersor.search.formats import Floats
 from tests.pipeline.pruning.test_latency import MadeUp
 
 SAMPLES = 400
@@ -139,6 +140,23 @@ def test_an_interruption_ends_with_the_best_so_far(tmp_path, monkeypatch):
     done = search(task, max_drop=8, folder=tmp_path / "best")
     assert len(done.report.contract.tried) == 1
     assert read_report(tmp_path / "best").contract == done.report.contract
+
+
+def test_layers_are_rated_on_as_many_samples_as_there_is_time_for(monkeypatch):
+    asked = []
+
+    def rated(task, recipe, engine, compiled, samples, stages, *, target):
+        asked.append(samples)
+        return Floats((), ())
+
+    monkeypatch.setattr(optimizing, "floats", rated)
+    task, _ = made()
+    for seconds, budget in ((0.2, "100s"), (0.001, "100s"), (3.0, "100s")):
+        monkeypatch.setattr(benches.Bench, "seconds_of_a_sample", lambda self, s=seconds: s)
+        search(task, min_speedup=0.001, budget=budget, narrower=False)
+    assert len(asked) == 2
+    assert asked[0] <= 5
+    assert asked[1] == 64
 
 
 def test_the_budget_ends_the_search():

@@ -83,6 +83,14 @@ class Bench:
         self.slowest = max(self.slowest, time.monotonic() - start)
         return found
 
+    def seconds_of_a_sample(self) -> float:
+        """One run of the original in PyTorch, on one sample; the second is timed."""
+        inputs = single(self.network)
+        self.network(*inputs)
+        start = time.monotonic()
+        self.network(*inputs)
+        return max(1e-6, time.monotonic() - start)
+
     def made(self, recipe: Recipe) -> Choice:
         """What a recipe makes; the latest one and the best one are there already."""
         digest = Candidate("", recipe).digest

@@ -33,9 +33,11 @@ from tersor.search.trial import Candidate, Facts, Ledger, Trial
 from tersor.task import Task, check_task
 from tersor.turns import in_turn
 
-RATED = 64
-"""Samples by which layers are rated."""
-UNKNOWN = {"plain": 1.0, "floats": 1.5, "pruned": 4.0}
+RATED, FEWEST, RUNS = 64, 4, 30
+"""Samples by which layers are rated, at most and at least, and about how many runs of each it takes."""
+SHARE = 0.3
+"""Of the time that is left, for rating layers."""
+UNKNOWN = {"plain": 1.0, "floats": 1.5, "pruned": 20.0}
 """How many times as long as the first candidate those of a kind take, until one was made."""
 REPORT = 4
 """The report evaluates three networks; so many evaluations and one candidate are left for it."""
@@ -253,15 +255,19 @@ class Search:
                 return trials
 
     def floats(self) -> list[tuple[str, ...]]:
-        """The choices of layers that stay in float."""
-        bench = self.bench
+        """The choices of layers that stay in float, rated on as many samples as there is time for."""
+        bench, left = self.bench, self.time.seconds - self.time.used
 
         def measured() -> Any:
+            samples = min(RATED, int(SHARE * left / (RUNS * bench.seconds_of_a_sample())))
+            if samples < FEWEST:
+                return None
             return floats(
-                bench.task, self.recipe, bench.engine, bench.compiled, RATED, bench.stages, target=bench.target
+                bench.task, self.recipe, bench.engine, bench.compiled, samples, bench.stages, target=bench.target
             ).to_json()
 
-        return Floats.from_json(bench.ledger.memo("floats", measured)).choices()
+        rows = bench.ledger.memo("floats", measured)
+        return [] if rows is None else Floats.from_json(rows).choices()
 
     def _expected(self, candidate: Candidate, trials: list[Trial]) -> float:
         """Seconds until this candidate is measured and the best one is reported."""

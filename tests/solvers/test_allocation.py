@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tersor.solvers.allocation import Pair, allocate
+from tersor.solvers.structured.allocation import Pair, allocate
 
 COST = st.integers(-20, 20).map(lambda k: k / 4)
 OPTION = st.fixed_dictionaries({"loss": COST, "ms": COST, "bytes": COST})

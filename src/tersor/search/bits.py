@@ -23,7 +23,7 @@ from tersor.pipeline.folder.plan import WeightPlan
 from tersor.pipeline.folder.text import Data
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantization, Recipe, Rule, resolve
-from tersor.solvers.allocation import Option, allocate
+from tersor.solvers.structured.allocation import Option, allocate
 from tersor.turns import in_turn
 from tersor.words import _
 

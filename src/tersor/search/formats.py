@@ -19,7 +19,7 @@ from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
 from tersor.recipe import Prune, Quantize, Recipe, Rule, Train
 from tersor.search.sensitivity import sensitivity
-from tersor.solvers.allocation import Option, allocate
+from tersor.solvers.structured.allocation import Option, allocate
 from tersor.task import Task
 from tersor.words import _
 

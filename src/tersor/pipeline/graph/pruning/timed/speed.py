@@ -11,7 +11,7 @@ from tersor.pipeline.graph.pruning.parts import Parts
 from tersor.pipeline.graph.pruning.selection import Choice, Offer, bought, reaching, taken, uniform
 from tersor.pipeline.graph.pruning.timed.stairs import Clock, Stairs
 from tersor.pipeline.progress import Stage
-from tersor.solvers.allocation import Option, Pair, allocate
+from tersor.solvers.structured.allocation import Option, Pair, allocate
 from tersor.words import _
 
 TRIES, NEAR = 4, 0.03

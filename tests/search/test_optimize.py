@@ -150,11 +150,12 @@ def test_layers_are_rated_on_as_many_samples_as_there_is_time_for(monkeypatch):
         return Floats((), ())
 
     monkeypatch.setattr(optimizing, "floats", rated)
-    monkeypatch.setattr(optimizing, "proved", lambda *_args, **_options: None)
+    monkeypatch.setattr(optimizing, "proved", lambda *_args, **_options: 1 / 0)
     task, _ = made()
     for seconds, budget in ((0.2, "100s"), (0.001, "100s"), (3.0, "100s")):
         monkeypatch.setattr(benches.Bench, "seconds_of_a_sample", lambda self, s=seconds: s)
-        search(task, min_speedup=0.001, budget=budget, narrower=False)
+        with pytest.raises(ZeroDivisionError):
+            search(task, min_speedup=0.001, budget=budget, narrower=False)
     assert len(asked) == 2
     assert asked[0] <= 5
     assert asked[1] == 64

@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tersor.checkpoints.tensors import save_tensors
 from tersor.errors import CheckpointError, SavedFolderError
 from tersor.files import (
     disk_full,
+    exclusively,
     parts_of,
     temporary_folder,
     whole_file,
@@ -228,3 +230,21 @@ def full(*_):
 def small_task():
     model = torch.nn.Sequential(torch.nn.Linear(4, 2)).eval()
     return tersor.Task("t", model, (torch.zeros(1, 4),), lambda: [(torch.ones(8, 4),)])
+
+
+def test_a_lock_is_waited_for_but_not_for_ever(tmp_path):
+    seen = []
+
+    def second():
+        with exclusively(tmp_path / "x", seconds=5):
+            seen.append("second")
+
+    with exclusively(tmp_path / "x"):
+        other = threading.Thread(target=second)
+        other.start()
+        time.sleep(0.2)
+        seen.append("first")
+    other.join()
+    assert seen == ["first", "second"]
+    with exclusively(tmp_path / "x"), exclusively(tmp_path / "x", seconds=0.1):
+        pass

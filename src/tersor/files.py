@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -251,13 +252,15 @@ def _parents(path: Path, kind: type[TersorError] = SavedFolderError) -> Iterator
 
 
 @contextmanager
-def exclusively(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is created; wait while another process, or thread, holds it."""
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+def exclusively(path: Path, seconds: float = 60.0) -> Iterator[None]:
+    """Hold the lock of a file, which is created; wait, but not for ever, while another process or thread holds it."""
+    file, end = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), time.monotonic() + seconds
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while not _lock(file) and time.monotonic() < end:
+            time.sleep(0.05)
         yield
     finally:
+        fcntl.flock(file, fcntl.LOCK_UN)  # a process that was forked meanwhile has the file, too
         os.close(file)
 
 

@@ -11,7 +11,7 @@ from tersor.files import exclusively
 
 @contextmanager
 def alone_on_the_device() -> Iterator[None]:
-    """Wait until no other search of this user times anything on this machine; others wait meanwhile.
+    """Wait until no other search of this user times anything here, a minute at most; others wait meanwhile.
 
     >>> with alone_on_the_device():
     ...     pass

@@ -256,7 +256,10 @@ def exclusively(path: Path, seconds: float = 60.0) -> Iterator[None]:
     """Hold the lock of a file, which is created; wait, but not for ever, while another process or thread holds it."""
     file, end = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), time.monotonic() + seconds
     try:
-        while not _lock(file) and time.monotonic() < end:
+        while not _lock(file):
+            if time.monotonic() > end:
+                _log.warning("%s is still held by another process; going on beside it", path)
+                break
             time.sleep(0.05)
         yield
     finally:

@@ -105,3 +105,9 @@ def test_the_command_line_asks_for_bits(source, tmp_path):
     assert "--bits" in str(found.exception)
     wrong = CliRunner().invoke(app, ["optimize", str(source), "-o", str(tmp_path / "o"), "--max-drop", "1"])
     assert "--max-drop is an option for tasks" in str(wrong.exception)
+
+
+def test_a_model_that_does_not_fit_into_memory_is_refused(source, monkeypatch):
+    monkeypatch.setattr("tersor.search.bits.free_bytes", lambda device: 1000)
+    with pytest.raises(TaskError, match=r"takes .* kB, and 1.00 kB are free"):
+        bit_costs(source, recipe(), TOKENS, progress=False)

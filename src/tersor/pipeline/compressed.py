@@ -2,8 +2,10 @@
 
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tersor.checkpoints.destination import check_folder, put_in_place
@@ -229,8 +231,13 @@ class Compressed(Shown):
         raise AttributeError(f"neither Compressed nor the report has an attribute {name!r}{hint}")
 
 
-def save_in(parts: Path, result: Compressed, folder: Path, force: bool) -> Path:
+def save_in(
+    parts: Path, result: Compressed, folder: Path, force: bool, others: Mapping[str, Path] = MappingProxyType({})
+) -> Path:
     """Save ``result`` in ``folder``, whose working folder ``parts`` is locked by this run.
+
+    Args:
+        others: folders that are copied into it, by their paths there; they belong to the result.
 
     Raises:
         SavedFolderError: as ``Compressed.save``.
@@ -240,6 +247,8 @@ def save_in(parts: Path, result: Compressed, folder: Path, force: bool) -> Path:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
+            for name, other in others.items():
+                shutil.copytree(other, staging / name)
             result.deployed.write(staging, result)
             put_in_place(staging, folder, force)
         finally:

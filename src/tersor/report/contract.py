@@ -67,11 +67,15 @@ def picture(contract: Contract, fraction: bool) -> dict[str, object] | None:
     if len(made) < 2:
         return None
     scale, unit = (100, said("points")) if fraction else (1, "")
-    x = [Figure(said("latency"), 1 / (one.speedup or 1), "%") for _k, one in made]
+    x = [Figure(said("latency"), 1 / (one.speedup or 1), "%", interval=_inverse(one.spread)) for _k, one in made]
     y = [Figure(said("lost"), scale * (one.drop or 0.0), unit, higher_is_better=False) for _k, one in made]
     numbers = tuple(k + 1 for k, _one in made)
     found = TradeOff(said("latency"), _names([one for _k, one in made]), numbers, tuple(x), tuple(y))
     return drawing(found, [""] * len(contract.tried))
+
+
+def _inverse(spread: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if spread is None else (1 / spread[1], 1 / spread[0])
 
 
 def _names(made: Sequence[Tried]) -> tuple[str, ...]:

@@ -19,7 +19,6 @@ from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.graph.auto import Choice
 from tersor.pipeline.graph.compress import in_engine
 from tersor.pipeline.graph.measuring import predictor, single
-from tersor.pipeline.graph.prepare import captured
 from tersor.pipeline.graph.reporting.completed import completed
 from tersor.pipeline.graph.training.step import Place
 from tersor.pipeline.progress import Stages
@@ -37,7 +36,8 @@ class Bench:
     """One task in one engine.
 
     Args:
-        task: the network and its data.
+        task: the model and its data.
+        network: the original.
         engine, threads, precision, target: as in ``compress``.
         ledger: keeps what was measured.
         stages: shows the progress.
@@ -49,6 +49,7 @@ class Bench:
     """
 
     task: Task
+    network: Network
     engine: str
     threads: int
     precision: str
@@ -59,11 +60,6 @@ class Bench:
     first: Runner | None = field(default=None, init=False)
     latest: tuple[str, Choice] | None = field(default=None, init=False)
     best: tuple[str, Choice] | None = field(default=None, init=False)
-
-    @cached_property
-    def network(self) -> Network:
-        """The original."""
-        return captured(self.task)
 
     @cached_property
     def original(self) -> Runner:
@@ -155,7 +151,7 @@ class Bench:
             runner.save(folder)
             size = shipped_bytes(folder)
         return Facts(
-            name=candidate.name, seconds=time.monotonic() - start, speedup=speed.value, low=speed.low, high=speed.high,
+            name=candidate.name, seconds=time.monotonic() - start, speedup=speed.value, spread=(speed.low, speed.high),
             over_first=1.0 if runner is self.first else ratio(times["first"], times["this"]).value,
             predicted=next((p.faster for p in made.subject.prunings[::-1] if p.faster), None), bytes=size,
             metric=found.value,

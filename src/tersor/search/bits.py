@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from tersor.arguments import whole
 from tersor.checkpoints.destination import check_folder
 from tersor.errors import RecipeError, TaskError
+from tersor.measure.formatting import size_text
 from tersor.network.blocks.calls import plain
-from tersor.network.blocks.chain import get_tensor, move_buffers
+from tersor.network.blocks.chain import get_tensor
 from tersor.numerics import FORMATS, QuantSpec, quantize_tensor
 from tersor.pipeline.compressed import Compressed
 from tersor.pipeline.folder.blockwise import oriented
@@ -21,6 +23,7 @@ from tersor.pipeline.folder.job import Job, prepare_job
 from tersor.pipeline.folder.metamodel import quiet
 from tersor.pipeline.folder.plan import WeightPlan
 from tersor.pipeline.folder.text import Data
+from tersor.pipeline.folder.trained.whole import free_bytes
 from tersor.pipeline.progress import Stages
 from tersor.recipe import Quantization, Recipe, Rule, resolve
 from tersor.solvers.structured.allocation import Option, allocate
@@ -114,7 +117,7 @@ def mixed_bits(costs: Sequence[WeightCost], recipe: Recipe | str | Path, bits: f
             f"{bits:g} bits for each weight are fewer than the smallest format has: ask for {least} or more"
         )
     rules = tuple(
-        Rule(layer=_literal(cost.name), weights=Quantization(format=formats[k]))
+        Rule(layer=escape(cost.name), weights=Quantization(format=formats[k]))
         for cost, k in zip(costs, chosen, strict=True)
     )
     return recipe.model_copy(update={"name": f"{recipe.name}-{bits:g}bits", "rules": (*recipe.quantize.rules, *rules)})
@@ -146,15 +149,15 @@ def optimize_folder(
     return compress_folder(source, out, mixed, data, length=length, progress=progress, **options)
 
 
-def _literal(name: str) -> str:
-    """A pattern that matches this name alone."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
 def _loaded(job: Job) -> nn.Module:
     metamodel = job.metamodel
+    needed, free = (4 * sum(p.numel() for p in metamodel.model.parameters()), free_bytes(metamodel.device))
+    if needed > free:
+        raise TaskError(
+            f"bits are chosen with the whole model in memory, which takes {size_text(needed)}, and {size_text(free)} "
+            "are free: choose on a larger machine, and give the recipe that it wrote to `compress`"
+        )
     metamodel.load([*metamodel.outside(), *metamodel.parameters(metamodel.blocks.path)], torch.float32)
-    move_buffers(metamodel.model, metamodel.device)
     return metamodel.model
 
 
@@ -181,6 +184,6 @@ class _Judge:
     def _outputs(self, row: Tensor) -> Tensor:
         device = next(self.model.parameters()).device
         logits = self.model(**plain(self.model, {"input_ids": row.to(device)})).logits
-        return logits.double().log_softmax(-1).flatten(0, 1)
+        return logits.float().log_softmax(-1).flatten(0, 1)
 
 

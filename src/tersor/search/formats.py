@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from glob import escape
 from typing import Any
 
 from tersor.engines import engine as find_engine
@@ -17,7 +18,7 @@ from tersor.pipeline.graph.pruning.timed.candidates import SAMPLES, plain
 from tersor.pipeline.graph.quantize import GraphHost
 from tersor.pipeline.progress import Stages
 from tersor.pipeline.subject import Subject
-from tersor.recipe import Prune, Quantize, Recipe, Rule, Train
+from tersor.recipe import Prune, Quantize, Recipe, Rule
 from tersor.search.sensitivity import sensitivity
 from tersor.solvers.structured.allocation import Option, allocate
 from tersor.task import Task
@@ -84,7 +85,7 @@ def floats(
         compiled: makes a quantized network run in the engine.
         samples: by which layers are rated.
     """
-    steps = tuple(step for step in recipe.steps if not isinstance(step, (Prune, Train)))
+    steps = tuple(step for step in recipe.steps if not isinstance(step, Prune))
     bare = recipe.model_copy(update={"steps": steps})
     rated = sensitivity(task, bare, engine, samples=samples, measured=RATED, progress=False)
     worst = sorted((layer for layer in rated.layers if layer.divergence is not None), key=lambda x: -x.cost)
@@ -95,7 +96,7 @@ def floats(
     host, quick = GraphHost(find_engine(engine).policy(target)), plain(bare.quantize)
 
     def made(names: Sequence[str]) -> Any:
-        rules = tuple(Rule(layer=name, keep="fp32") for name in names)
+        rules = tuple(Rule(layer=escape(name), keep="fp32") for name in names)
         step: Quantize = quick.model_copy(update={"rules": (*quick.rules, *rules)})
         subject = Subject(task.model, host, network, source=network, seed=recipe.seed)
         found = host.quantize(step, subject, sample, Stages(False)).network

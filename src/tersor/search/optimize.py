@@ -111,7 +111,8 @@ def optimize(
     with ExitStack() as stack:
         parts = stack.enter_context(temporary_folder() if out is None else working_folder(out))
         stages = stack.enter_context(Stages(progress))
-        about = {"version": tersor.__version__, "network": signature(captured(task)), "engine": engine,
+        network = captured(task)
+        about = {"version": tersor.__version__, "network": signature(network), "engine": engine,
                  "threads": threads, "precision": precision, "target": target, "cpu": cpu_name(cpuinfo()),
                  "recipe": recipe.model_dump(mode="json"), "task": task.name}  # fmt: skip
         ledger = Ledger(parts, about)
@@ -120,7 +121,7 @@ def optimize(
             engine = ledger.memo(
                 "engine", lambda: choose_engine(task, recipe, threads, precision, stages, target=target).engine
             )
-        bench = Bench(task, engine, threads, precision, target, ledger, stages)
+        bench = Bench(task, network, engine, threads, precision, target, ledger, stages)
         with _kept(ledger, time):
             before = _original(bench, goal, time)
             fraction = is_fraction(task.metric, before.value) or _of_hits(before)
@@ -195,7 +196,7 @@ def _original(bench: Bench, goal: Goal, time: Budget) -> MetricResult:
     if apart > REPEATABLE * allowed:
         raise TaskError(
             f"evaluate gave {found.value:.6g} and then {again.value:.6g} for the same network, which is more than a "
-            "hundredth of what may be lost: let it score the same samples in the same order, with a fixed seed"
+            "fiftieth of what may be lost: let it score the same samples in the same order, with a fixed seed"
         )
     facts = Facts(name=candidate.name, seconds=bench.slowest, metric=found.value)
     bench.ledger.write(Trial(candidate, facts, recipe, found.scores))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
+from glob import escape
 from math import sqrt
 from typing import Any
 
@@ -41,13 +42,14 @@ class Menu:
 
     def in_float(self, kept: Kept) -> Recipe:
         """The first recipe, with these layers in float."""
-        rules = tuple(Rule(layer=name, keep="fp32") for name in kept)
+        rules = tuple(Rule(layer=escape(name), keep="fp32") for name in kept)
         return self._with([s.model_copy(update={"rules": (*s.rules, *rules)}) if isinstance(s, Quantize) else s
                            for s in self.first.steps])  # fmt: skip
 
     def pruned(self, target: str, kept: Kept, structure: Structure) -> Recipe:
         """The recipe behind a pruning; what stays in float stays whole."""
-        step: dict[str, Any] = {"target": target, "structure": structure, "keep": tuple(kept), "samples": SAMPLES}
+        step: dict[str, Any] = {"target": target, "structure": structure, "samples": SAMPLES}
+        step["keep"] = tuple(map(escape, kept))
         return self._with([Prune.model_validate(step), *self.in_float(kept).steps])
 
     def _with(self, steps: list[Any]) -> Recipe:
@@ -84,9 +86,9 @@ def _narrower(menu: Menu, judge: Judge, kept: Kept, whole: Trial) -> Plans:
     good, bad, times, structure = 1.0, None, FIRST, BRANCHES
     seen = list[tuple[Any, ...]]()
     for number in range(MOST):
-        trial = yield _pruned(menu, f"{times:.3g}x latency", kept, structure)
+        trial = yield _pruned(menu, f"{_factor(times)}x latency", kept, structure)
         if number == 0:
-            other = yield _pruned(menu, f"{times:.3g}x latency", kept, ALL)
+            other = yield _pruned(menu, f"{_factor(times)}x latency", kept, ALL)
             if trial.failed or (not other.failed and judge.drop(other)[0] < judge.drop(trial)[0]):
                 structure, trial = ALL, other
         if judge.loses_little(trial):
@@ -119,9 +121,18 @@ def _truest(menu: Menu, judge: Judge, first: Trial) -> Plans:
         if last is first:
             what = "latency" if missing >= larger else "bytes"
         target *= max(1.0, missing, larger) * AGAIN
-        last = yield _pruned(menu, f"{target:.3g}x {what}", (), ALL)
+        last = yield _pruned(menu, f"{_factor(target)}x {what}", (), ALL)
         if last.failed or judge.fits(last):
             return
+
+
+def _factor(times: float) -> str:
+    """A factor as recipes write it.
+
+    >>> _factor(1.25), _factor(1.118034), _factor(8620.0)
+    ('1.25', '1.118', '8620')
+    """
+    return f"{times:.3f}".rstrip("0").rstrip(".")
 
 
 def _floats(menu: Menu, kept: Kept) -> Candidate:

@@ -1,18 +1,15 @@
 """The end of a search: the best candidate with its report, the verdict, and the alternatives in a folder."""
 
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tersor.checkpoints.destination import put_in_place
-from tersor.files import writing
 from tersor.measure import Report
 from tersor.measure.choosing.contract import Verdict
 from tersor.measure.formatting import metric_text, ratio_text, size_text
 from tersor.measure.parts.contract import Contract, Tried
-from tersor.pipeline.compressed import Compressed
+from tersor.pipeline.compressed import Compressed, save_in
 from tersor.search.bench import Bench
 from tersor.search.goal import Budget
 from tersor.search.judge import Judge
@@ -27,7 +24,7 @@ OTHERS = 5
 def proved(bench: Bench, judge: Judge, trials: Sequence[Trial], time: Budget, *, ended: bool) -> Compressed:
     """The best trial, measured once more with its whole report, and judged."""
     best = judge.best(trials)
-    assert best is not None and best.candidate is not None
+    assert best is not None
     found = bench.result(bench.made(best.recipe), best.recipe, report=True)
     report = found.report
     verdict = judge.verdict(best)
@@ -70,8 +67,9 @@ def rows(judge: Judge, trials: Sequence[Trial], best: Trial) -> tuple[Tried, ...
         front = not beaten(t)
         found.append(
             Tried(
-                name=t.facts.name, seconds=t.facts.seconds, speedup=t.facts.speedup, over_first=t.facts.over_first,
-                predicted=t.facts.predicted, bytes=t.facts.bytes, drop=lost[id(t)], front=front, chosen=t is best,
+                name=t.facts.name, seconds=t.facts.seconds, speedup=t.facts.speedup, spread=t.facts.spread,
+                over_first=t.facts.over_first, predicted=t.facts.predicted, bytes=t.facts.bytes, drop=lost[id(t)],
+                front=front, chosen=t is best,
                 folder=f"{number:02}-{_slug(t.facts.name)}" if front and t is not best else "",
             )
         )  # fmt: skip
@@ -80,18 +78,12 @@ def rows(judge: Judge, trials: Sequence[Trial], best: Trial) -> tuple[Tried, ...
 
 def saved(found: Compressed, trials: Sequence[Trial], ledger: Ledger, parts: Path, out: Path, force: bool) -> None:
     """Write the result into its folder, and the alternatives below ``front``."""
-    staging = parts / "out"
-    with writing(out):
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        for trial, row in zip(trials, found.report.contract.tried, strict=True):
-            if row.folder:
-                shutil.copytree(ledger.place(trial.candidate) / NETWORK, staging / FRONT / row.folder)
-        try:
-            found.deployed.write(staging, found)
-            put_in_place(staging, out, force)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    others = {
+        f"{FRONT}/{row.folder}": ledger.place(trial.candidate) / NETWORK
+        for trial, row in zip(trials, found.report.contract.tried, strict=True)
+        if row.folder
+    }
+    save_in(parts, found, out, force, others)
 
 
 def _kept(judge: Judge, best: Trial, report: Report, verdict: Verdict | None) -> tuple[bool, bool]:

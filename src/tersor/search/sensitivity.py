@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class Sensitivity(Shown):
 
     def rules(self) -> list[dict[str, str]]:
         """The rules of a step ``quantize`` that keep these layers in float."""
-        return [{"layer": layer.name, "keep": "fp32"} for layer in self.kept]
+        return [{"layer": escape(layer.name), "keep": "fp32"} for layer in self.kept]
 
     def to_html(self, path: Path | str) -> Path:
         """Write one self-contained page with a chart of the layers, and return its path.

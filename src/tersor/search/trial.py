@@ -50,9 +50,9 @@ class Candidate:
 class Facts(BaseModel):
     """What was measured of a candidate; only `error` and `seconds` where it could not be made.
 
-    `speedup` is over the original network, `over_first` over the first candidate, both in the same rounds; `low` and
-    `high` are the 10th and 90th percentile of the rounds. `predicted` is what the pruning had measured of its choice,
-    over the network that was not pruned; None without one.
+    `speedup` is over the original network, `over_first` over the first candidate, both in the same rounds; `spread` is
+    the 10th and 90th percentile of the former over the rounds. `predicted` is what the pruning had measured of its
+    choice, over the network that was not pruned; None without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -60,8 +60,7 @@ class Facts(BaseModel):
     name: str
     seconds: Annotated[float, Field(ge=0)]
     speedup: Positive = 1.0
-    low: Positive = 1.0
-    high: Positive = 1.0
+    spread: tuple[Positive, Positive] = (1.0, 1.0)
     over_first: Positive = 1.0
     predicted: Positive | None = None
     bytes: Annotated[int, Field(ge=0)] = 0

@@ -11,13 +11,14 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Tried(ReportPart):
-    """One candidate: its speed over the original's and over the first candidate's, what a pruning had measured of its
-    choice over the network that it began with (`predicted`), its size, and the mean drop on the samples that chose, in
-    the metric's own unit; `error` says why it could not be made. `front`: no other is faster and loses less; `folder`
-    holds it then, below `front` of the result's folder."""
+    """One candidate: its speed over the original's with p10 and p90 of the rounds, and over the first candidate's, what
+    a pruning had measured of its choice over the network that it began with (`predicted`), its size, and the mean drop
+    on the samples that chose, in the metric's own unit; `error` says why it could not be made. `front`: no other is
+    faster and loses less; `folder` holds it then, below `front` of the result's folder."""
 
     name: str
     speedup: Positive | None = None
+    spread: tuple[Positive, Positive] | None = None
     over_first: Positive | None = None
     predicted: Positive | None = None
     bytes: Count | None = None

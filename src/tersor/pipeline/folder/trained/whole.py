@@ -92,7 +92,7 @@ def train_end_to_end(
     """
     assert job.training is not None
     journal, last = streaming.journal, len(job.metamodel.blocks)
-    needed, free = _needed(job), _free(job.metamodel.device)
+    needed, free = _needed(job), free_bytes(job.metamodel.device)
     if not journal.done(last) and needed > free:
         return None, said(
             "scales were not trained end to end: the whole model in memory takes {needed}, and {free} are free",
@@ -164,7 +164,7 @@ def _needed(job: Job) -> int:
     return sum(size * p.numel() for n, p in job.metamodel.model.named_parameters() if n.startswith(inside))
 
 
-def _free(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Bytes that are free where the model is computed."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
